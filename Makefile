@@ -1,0 +1,53 @@
+# make all: environment and the whole experiment of config.yaml. make test: environment and tests.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+EXPERIMENT ?= demo
+
+.PHONY: all install install-test test lint schema sync workspace lock clean
+
+all: install
+	$(BIN)/snakemake --cores $(CORES) all
+
+install: $(VENV)/.installed
+
+# PyTorch first and pinned: pip then takes a CPU build where one is offered (an index or a --find-links folder of yours)
+# and nothing later replaces it.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slurm]'
+	touch $@
+
+install-test: $(VENV)/.installed-test
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slurm,test]'
+	touch $@
+
+test: install-test
+	$(BIN)/python -m pytest
+
+lint: install-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/lint-imports
+
+# The JSON schema and docs/configuration.md, from the models in src/icprobe/config.py.
+schema: install
+	$(BIN)/python -m icprobe.schema
+
+sync: install
+	$(BIN)/python -m icprobe.tracking sync results/$(EXPERIMENT)
+
+workspace: install
+	$(BIN)/python -m icprobe.tracking workspace --experiment $(EXPERIMENT)
+
+lock:
+	$(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu$$//' | grep -viE '^(nvidia|triton)' > constraints.txt
+
+clean:
+	rm -rf results logs resources/models .snakemake

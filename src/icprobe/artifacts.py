@@ -1,0 +1,208 @@
+"""Files that appear only when complete, are what their manifest says, and know which code made them."""
+
+import ast
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from icprobe.errors import ArtifactError
+
+PACKAGE = Path(__file__).parent
+MANIFEST = "manifest.json"
+
+# What watches a job but cannot change its result; an edit here must not repeat a month of GPU work.
+OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress"})
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write a file or a directory to; renamed to `path` when the block ends without error.
+
+    Nothing stands under the final name before it is complete and on disk. On any error what was written is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept: writers choose the format by it.
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield aside
+        _sync(aside)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(aside, path)
+        _sync(path.parent, inside=False)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def _sync(path: Path, inside: bool = True) -> None:
+    if inside and path.is_dir():
+        for child in path.iterdir():
+            _sync(child)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`value` as indented JSON with sorted keys, written atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """`text` in UTF-8, written atomically."""
+    with atomic_path(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: str | Path, table: Any) -> None:
+    """A pandas table as CSV without its index, unrounded, written atomically."""
+    with atomic_path(path) as aside:
+        table.to_csv(aside, index=False, lineterminator="\n")
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 over the canonical JSON of a plain value, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode()).hexdigest()
+
+
+def content_digest(path: str | Path) -> str:
+    """SHA-256 of a file, or of what the manifest of a directory says (its files' names and digests)."""
+    path = Path(path)
+    if not path.is_dir():
+        return file_digest(path)
+    return digest(read_manifest(path)["files"])
+
+
+# --- directories with a manifest --------------------------------------------------------------------------------
+
+
+def write_manifest(directory: str | Path, **facts: Any) -> None:
+    """manifest.json of a directory: size and SHA-256 of every file, and whatever facts are given."""
+    directory = Path(directory)
+    files = {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    write_json(directory / MANIFEST, {**facts, "files": files})
+
+
+def read_manifest(directory: str | Path) -> dict[str, Any]:
+    """The manifest of a directory. Raises ArtifactError where there is none."""
+    path = Path(directory) / MANIFEST
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({error}). Remove {directory} so that it is made anew.") from None
+
+
+def verify(directory: str | Path, contents: bool = True) -> dict[str, Any]:
+    """The manifest, after checking every file's size and, with `contents`, its SHA-256.
+
+    Raises ArtifactError naming the first file that is missing, truncated or changed.
+    """
+    manifest = read_manifest(directory)
+    for name, expected in manifest["files"].items():
+        path = Path(directory) / name
+        if not path.is_file():
+            what = "is missing"
+        elif path.stat().st_size != expected["bytes"]:
+            what = f"has {path.stat().st_size} bytes where the manifest says {expected['bytes']}"
+        elif contents and file_digest(path) != expected["sha256"]:
+            what = "has another SHA-256 than the manifest says"
+        else:
+            continue
+        raise ArtifactError(f"{path}: {what}. Remove {directory} so that it is made anew.")
+    return manifest
+
+
+# --- what is partial --------------------------------------------------------------------------------------------
+
+
+def partial_directory(experiment_directory: str | Path, *identity: Any) -> Path:
+    """Where a long job keeps unfinished work, outside its declared outputs, which Snakemake wipes before a rerun.
+
+    identity: plain values that the work depends upon (digests of inputs, params); another identity is another folder.
+    """
+    directory = Path(experiment_directory) / ".partial" / digest(identity)[:32]
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def temporary_directory() -> tempfile.TemporaryDirectory:
+    """A private directory in TMPDIR, gone at the end of the `with` block."""
+    return tempfile.TemporaryDirectory(prefix="icprobe-")
+
+
+# --- which code made it -----------------------------------------------------------------------------------------
+
+
+def fingerprint(script: str | Path, modules: Iterable[str] = ()) -> str:
+    """Digest of a script, of `modules` and of all first-party modules that these reach by import.
+
+    Modules that only watch (`OBSERVERS`) do not count. Snakemake takes it as a param, so that a job reruns when code
+    that it runs has changed, and only then.
+    """
+    script = Path(script)
+    names = closure({*_imports(script, script.stat().st_mtime_ns), *modules})
+    sources = {name: file_digest(_module_path(name)) for name in sorted(names)}
+    return digest([file_digest(script), sources])[:16]
+
+
+def closure(modules: Iterable[str]) -> set[str]:
+    """First-party modules reached by import from `modules`, themselves included, observers excluded."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name not in OBSERVERS:
+            path = _module_path(name)
+            found.add(name)
+            waiting += _imports(path, path.stat().st_mtime_ns)
+    return found
+
+
+@functools.cache
+def _imports(path: Path, _modified: int) -> frozenset[str]:
+    """First-party modules that a source file imports anywhere, functions included."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            # `from icprobe import data` names a module, `from icprobe.data import read` a function in one.
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = {name for name in below if name.startswith("icprobe.") and _exists(name)}
+            names |= modules if len(modules) == len(below) else modules | {node.module}
+    return frozenset(name for name in names if name.split(".")[0] == "icprobe" and name != "icprobe")
+
+
+def _exists(name: str) -> bool:
+    base = PACKAGE.joinpath(*name.split(".")[1:])
+    return base.with_suffix(".py").exists() or (base / "__init__.py").exists()
+
+
+def _module_path(name: str) -> Path:
+    base = PACKAGE.joinpath(*name.split(".")[1:])
+    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
