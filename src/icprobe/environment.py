@@ -1,0 +1,43 @@
+"""With what a result was computed: versions, machine, commit, seconds and memory."""
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+PACKAGES = ["icprobe", "torch", "transformers", "tokenizers", "peft", "trl", "numpy", "scipy", "pandas", "snakemake"]
+
+
+def describe() -> dict[str, Any]:
+    """Names and values that a result may depend upon, as a flat mapping."""
+    facts: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "absent"
+    return {**facts, "cores": len(os.sched_getaffinity(0)), "commit": commit()}
+
+
+def commit() -> str:
+    """The git commit of the working directory, with "+" where tracked files differ; "unknown" outside git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(["git", "diff", "--quiet", "HEAD"], capture_output=True, check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+" if dirty else "")
+
+
+def measured(logs: Path) -> dict[str, list[tuple[float, float]]]:
+    """{rule: [(seconds, peak MB) of each of its jobs]} from the benchmark files under logs/{experiment}/{rule}…."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for path in sorted(logs.rglob("*.benchmark.tsv")):
+        rule = path.relative_to(logs).parts[0].removesuffix(".benchmark.tsv")
+        rows = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
+        found.setdefault(rule, []).append((float(rows["s"].iloc[0]), float(rows["max_rss"].iloc[0])))
+    return found

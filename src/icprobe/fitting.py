@@ -1,0 +1,115 @@
+"""Which rows fit the models' contexts, and what becomes of those that do not."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from icprobe.errors import DataError
+from icprobe.prompts import Prompts
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model as far as texts are concerned: its name, tokenizer and longest sequence (None: no limit)."""
+
+    model: str
+    tokenizer: Any
+    max_positions: int | None
+
+    def counts(self, texts: list[str]) -> list[int]:
+        """Token count of each text."""
+        return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+
+
+def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFrame:
+    """Table id, n_query, n_target: tokens of each row's query and target, in this model's tokens."""
+    rows = frame.to_dict("records")
+    queries = reader.counts([prompts.query(row) for row in rows])
+    documents = reader.counts([prompts.document(row) for row in rows])
+    targets = [whole - query for whole, query in zip(documents, queries, strict=True)]
+    return pd.DataFrame({"id": frame["id"], "n_query": queries, "n_target": targets}).astype(
+        {"n_query": "int32", "n_target": "int32"}
+    )
+
+
+def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
+    """The tasks that fit every model's context zero-shot; see `fit`."""
+    return fit(tasks, readers, on_too_long, prompts.document, {reader.model: 0 for reader in readers}, "tasks")
+
+
+def fit_train(
+    train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str
+) -> pd.DataFrame:
+    """The examples that fit every model's context together with the longest task; see `fit`."""
+    texts = [prompts.separator + prompts.document(task) for task in tasks.to_dict("records")]
+    longest = {reader.model: max(reader.counts(texts)) for reader in readers}
+    return fit(train, readers, on_too_long, prompts.one_shot_prefix, longest, "train")
+
+
+def fit(
+    frame: pd.DataFrame, readers: list[Reader], on_too_long: str, text: Any, besides: dict[str, int], what: str
+) -> pd.DataFrame:
+    """Rows whose `text(row)` and `besides[model]` more tokens fit every model; one too long for one is so for all.
+
+    on_too_long: "error" raises DataError with the ids, "drop" drops these rows, "truncate" cuts their outputs by whole
+    words. `frame.attrs["too_long"]` of the result counts them.
+    """
+    rows = frame.to_dict("records")
+    over: dict[int, tuple[str, int]] = {}
+    for reader in readers:
+        if reader.max_positions is None:
+            continue
+        room = reader.max_positions - besides[reader.model]
+        for place, count in enumerate(reader.counts([text(row) for row in rows])):
+            if count > room:
+                over.setdefault(place, (reader.model, count + besides[reader.model]))
+    if over and on_too_long == "error":
+        ids = ", ".join(rows[place]["id"] for place in list(over)[:5])
+        model, count = next(iter(over.values()))
+        limit = next(r.max_positions for r in readers if r.model == model)
+        raise DataError(
+            f"data.{what}: {len(over)} rows do not fit a model's context, first of {ids}: {count} tokens where {model} "
+            f"takes {limit}. Shorten them, or set data.on_too_long: truncate or drop."
+        )
+    if on_too_long == "truncate":
+        for place in over:
+            rows[place]["output"] = _truncated(rows[place], readers, text, besides)
+            if not rows[place]["output"]:
+                raise DataError(
+                    f"data.{what}: the query of row {rows[place]['id']} alone does not fit; remove the row."
+                )
+        result = frame.assign(output=[row["output"] for row in rows])
+    else:
+        result = frame.drop(index=frame.index[list(over)]).reset_index(drop=True)
+    if result.empty:
+        raise DataError(f"data.{what}: no row fits the context of {', '.join(r.model for r in readers)}.")
+    result.attrs["too_long"] = len(over)
+    return result
+
+
+def _truncated(row: dict[str, Any], readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
+    words = row["output"].split()
+    low, high = 0, len(words)  # the longest number of words that fits lies in [low, high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        shorter = text({**row, "output": " ".join(words[:middle])})
+        fits = all(
+            r.max_positions is None or r.counts([shorter])[0] + besides[r.model] <= r.max_positions for r in readers
+        )
+        low, high = (middle, high) if fits else (low, middle)
+    return " ".join(words[:low])
+
+
+def check_prompts(frame: pd.DataFrame, prompts: Prompts, readers: list[Reader], max_new_tokens: int) -> None:
+    """Raises DataError for eval prompts whose query leaves no room for max_new_tokens."""
+    queries = [prompts.query(row) for row in frame.to_dict("records")]
+    for reader in readers:
+        limit = reader.max_positions
+        long = [i for i, n in enumerate(reader.counts(queries)) if limit is not None and n + max_new_tokens > limit]
+        if long:
+            ids = ", ".join(frame["id"].iloc[long[:5]])
+            raise DataError(
+                f"data.eval: the prompts {ids} ({len(long)} in all) leave no room for evaluation.max_new_tokens: "
+                f"{max_new_tokens} within the {limit} tokens of {reader.model}; shorten or remove them."
+            )
