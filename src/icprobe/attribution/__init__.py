@@ -1,0 +1,41 @@
+"""The registry of methods. Adding one is a file beside this one and a line here; everything later picks it up.
+
+Each module offers `attribute(inputs, batches, **settings)`; see icprobe.attribution.matrix.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """What the DAG has to know of a method.
+
+    module: where its `attribute` is. settings: keys of the configuration's `attribution` section that it uses.
+    together: the methods whose matrices come out of the same pass. needs_model: its job reads a model, tasks and texts
+    beside the examples' lengths. per_task: the matrix has a column for each task, not one named `score`. dtype: fixed
+    arithmetic, whatever the configuration says. unit: of the matrix's entries, for axes. may_skip: NaN means "not
+    evaluated" rather than an error.
+    """
+
+    module: str
+    unit: str
+    settings: tuple[str, ...] = ()
+    together: tuple[str, ...] = ()
+    needs_model: bool = True
+    per_task: bool = True
+    dtype: str | None = None
+    may_skip: bool = False
+
+
+_ENGINE = ("dtype", "device", "tf32", "batch_tokens")
+_GRADIENTS = (*_ENGINE, "memory_budget_gb")
+_INFLUENCE = ("influence", "influence_log")
+
+METHODS: dict[str, Method] = {
+    "icp": Method("icprobe.attribution.icp", "nats", _ENGINE),
+    "influence": Method("icprobe.attribution.influence", "nats²", _GRADIENTS, together=_INFLUENCE),
+    "influence_log": Method("icprobe.attribution.influence", "signed log", _GRADIENTS, together=_INFLUENCE),
+    "one_step": Method("icprobe.attribution.one_step", "nats", (*_ENGINE[1:], "one_step"), dtype="float32"),
+    "length": Method("icprobe.attribution.baselines", "tokens", needs_model=False, per_task=False),
+    "random": Method("icprobe.attribution.baselines", "uniform", needs_model=False, per_task=False),
+}

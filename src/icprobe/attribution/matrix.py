@@ -1,0 +1,81 @@
+"""What all methods share: their inputs, how examples form batches and shards, and the matrix as a table."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icprobe.errors import ScoreError
+from icprobe.prompts import Prompts
+
+
+@dataclass
+class Inputs:
+    """What a method is given.
+
+    train, tasks: tables with id, instruction, input, output. lengths: table id, n_query, n_target of the examples in
+    the model's tokens. model, tokenizer: of transformers, None for methods that need none.
+    """
+
+    train: pd.DataFrame
+    tasks: pd.DataFrame
+    lengths: pd.DataFrame
+    prompts: Prompts
+    model: Any = None
+    tokenizer: Any = None
+    seed: int = 0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def examples(self) -> list[dict[str, Any]]:
+        return self.train.to_dict("records")
+
+
+# (method, row indices of a batch, block [rows, tasks] float32)
+Block = tuple[str, np.ndarray, np.ndarray]
+Blocks = Iterator[Block]
+
+
+def batches(lengths: pd.DataFrame, batch_tokens: int) -> list[np.ndarray]:
+    """Row indices of all examples in runs of (length, id) order; a run's longest times its number ≤ batch_tokens.
+
+    They depend on all examples and on nothing else, so that no number depends on how the work is cut into shards.
+    """
+    total = (lengths["n_query"] + lengths["n_target"]).to_numpy()
+    order = sorted(range(len(total)), key=lambda row: (total[row], lengths["id"].iloc[row]))
+    runs: list[list[int]] = []
+    for row in order:
+        # Lengths ascend: this row is the longest so far.
+        if runs and (len(runs[-1]) + 1) * total[row] <= batch_tokens:
+            runs[-1].append(row)
+        else:
+            runs.append([row])
+    return [np.array(run) for run in runs]
+
+
+def shard_of(runs: Sequence[np.ndarray], lengths: pd.DataFrame, number: int, of: int) -> list[int]:
+    """Indices of the batches in shard `number` (from 1) of `of`: consecutive batches, balanced by tokens."""
+    total = (lengths["n_query"] + lengths["n_target"]).to_numpy()
+    tokens = np.array([total[run].sum() for run in runs], dtype=float)
+    middle = (np.cumsum(tokens) - tokens / 2) / tokens.sum()
+    return np.flatnonzero(np.minimum((middle * of).astype(int), of - 1) == number - 1).tolist()
+
+
+def to_table(ids: Sequence[str], columns: Sequence[str], values: np.ndarray) -> pd.DataFrame:
+    """Attribution matrix [N, M] as a table: id, then one float32 column for each task."""
+    return pd.concat(
+        [pd.DataFrame({"id": list(ids)}), pd.DataFrame(values.astype(np.float32, copy=False), columns=list(columns))],
+        axis=1,
+    )
+
+
+def check_finite(method: str, ids: Sequence[str], values: np.ndarray) -> None:
+    """Raises ScoreError naming the examples whose attributions are NaN or infinite."""
+    bad = [example for example, finite in zip(ids, np.isfinite(values).all(axis=1), strict=True) if not finite]
+    if bad:
+        raise ScoreError(
+            f"{method}: the attributions of {len(bad)} examples are NaN or infinite, first of {', '.join(bad[:5])}; "
+            "look at their texts, or compute with attribution.dtype: float32."
+        )

@@ -1,0 +1,129 @@
+"""One step of fine-tuning on one example: by how much does it change each task's likelihood?"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from icprobe.attribution.influence import encode_documents
+from icprobe.attribution.matrix import Blocks, Inputs
+from icprobe.gradients import Layer, layers_of, loss_backward, spans, tapped
+from icprobe.likelihood import Suffix, packed_log_likelihoods
+from icprobe.packing import Network
+from icprobe.prompts import encode
+
+Factors = list[tuple[Tensor, Tensor]]  # per layer: inputs [T, d_in], output gradients [T, d_out]
+
+
+def attribute(
+    inputs: Inputs,
+    method: str,
+    runs: Sequence[np.ndarray],
+    batch_tokens: int = 1024,
+    learning_rate: float = 1e-4,
+) -> Blocks:
+    """A[z, t] = ll(t; θ − η·g_z) − ll(t; θ), in nats, zero-shot; the one-step check of arXiv 2407.12259.
+
+    The update of a linear layer by one example has rank T (its tokens): it is added to the layer's output, or to a
+    copy of its weight where that is cheaper; the model's own weights never change. Needs a float32 model.
+    """
+    network = Network(inputs.model)
+    layers = layers_of(network)
+    documents = encode_documents(inputs)
+    encoded = [
+        encode(inputs.tokenizer, inputs.prompts.query(t), inputs.prompts.target(t))
+        for t in inputs.tasks.to_dict("records")
+    ]
+    # Rows of tasks are fixed, so that before and after differ by the update alone.
+    packs = _packs([Suffix(e.ids, e.n_context) for e in encoded], batch_tokens)
+    before = _task_likelihoods(network, packs)
+    for rows in runs:
+        block = np.empty((len(rows), len(encoded)), dtype=np.float32)
+        sequences = [documents[row] for row in rows]
+        where = spans(sequences)
+        taken: dict[int, tuple[Tensor, Tensor]] = {}
+        with tapped(network, layers, lambda index, a, delta, taken=taken: taken.update({index: (a, delta)})):
+            loss_backward(network, sequences)
+        for place, span in enumerate(where):
+            factors = [(taken[index][0][span], taken[index][1][span]) for index in range(len(layers))]
+            with updated(layers, factors, learning_rate, sum(len(s.ids) for s in packs[0])):
+                block[place] = (_task_likelihoods(network, packs) - before).numpy()
+        yield method, rows, block
+
+
+def _packs(suffixes: Sequence[Suffix], batch_tokens: int) -> list[list[Suffix]]:
+    packs: list[list[Suffix]] = [[]]
+    for suffix in suffixes:
+        if packs[-1] and sum(len(s.ids) for s in packs[-1]) + len(suffix.ids) > batch_tokens:
+            packs.append([])
+        packs[-1].append(suffix)
+    return packs
+
+
+def _task_likelihoods(network: Network, packs: Sequence[Sequence[Suffix]]) -> Tensor:
+    return torch.cat([packed_log_likelihoods(network, [((), pack)])[0] for pack in packs])
+
+
+@contextmanager
+def updated(layers: Sequence[Layer], factors: Factors, learning_rate: float, tokens: int) -> Iterator[None]:
+    """Within the block the layers compute with W − η·δᵀa and b − η·Σδ.
+
+    tokens: how many go through each forward pass. Adding x aᵀ δ costs T·(d_in + d_out) for each of them, forming δᵀa
+    once T·d_in·d_out; the cheaper way is taken, layer by layer.
+    """
+    widest = max(layer.weight_size for layer in layers)
+    scratch = torch.empty(widest, device=factors[0][0].device)
+    handles = []
+    kept: list[tuple[nn.Module, nn.Parameter]] = []
+    for layer, (a, delta) in zip(layers, factors, strict=True):
+        if tokens * (layer.d_in + layer.d_out) > layer.weight_size:
+            kept.append((layer.module, layer.module.weight))
+            handles.append(
+                layer.module.register_forward_pre_hook(_materialise(layer, a, delta, learning_rate, scratch))
+            )
+            handles.append(layer.module.register_forward_hook(_restore(layer.module.weight)))
+            low_rank = False
+        else:
+            low_rank = True
+        if low_rank or layer.bias:
+            handles.append(layer.module.register_forward_hook(_add(layer, a, delta, learning_rate, low_rank)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, weight in kept:
+            module.weight = weight
+
+
+def _materialise(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, scratch: Tensor):
+    transposed = isinstance(layer.module, Conv1D)
+    left, right = (a, delta) if transposed else (delta, a)
+
+    def hook(module: nn.Module, _inputs: tuple) -> None:
+        out = scratch[: layer.weight_size].view(module.weight.shape)
+        torch.addmm(module.weight, left.T, right, alpha=-learning_rate, out=out)
+        module.weight = nn.Parameter(out, requires_grad=False)
+
+    return hook
+
+
+def _restore(weight: nn.Parameter):
+    def hook(module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        module.weight = weight
+
+    return hook
+
+
+def _add(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, low_rank: bool):
+    shift = delta.sum(dim=0).mul_(learning_rate) if layer.bias else None
+
+    def hook(_module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if low_rank:
+            output = output - ((inputs[0] @ a.T) @ delta).mul_(learning_rate)
+        return output if shift is None else output - shift
+
+    return hook

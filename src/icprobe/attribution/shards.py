@@ -1,0 +1,96 @@
+"""One shard of a method's matrix: only its own batches, resumed from what an earlier try has finished."""
+
+import importlib
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icprobe.artifacts import atomic_path
+from icprobe.attribution.matrix import Inputs, batches, check_finite, shard_of, to_table
+from icprobe.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+SAVE_SECONDS = 20.0  # a killed job loses about this much work
+
+
+def compute(
+    module: str,
+    methods: Sequence[str],
+    inputs: Inputs,
+    settings: dict[str, Any],
+    shard: int,
+    shards: int,
+    batch_tokens: int,
+    partial: Path,
+    per_task: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """{method: rows of its attribution matrix} of one shard, in (length, id) order.
+
+    module: where the method's `attribute` is; settings: its keyword arguments. shard: from 1 to shards. partial: a
+    folder for finished batches, which belongs to exactly these inputs and settings. per_task: the matrix has a column
+    for each task, not one named `score`. Raises ScoreError for NaN.
+    """
+    runs = batches(inputs.lengths, batch_tokens)
+    mine = shard_of(runs, inputs.lengths, shard, shards)
+    saved = _Saved(partial)
+    position = {tuple(runs[index]): index for index in mine}
+    waiting = [index for index in mine if not all((method, index) in saved.blocks for method in methods)]
+    total = sum(len(runs[index]) for index in mine)
+    done = total - sum(len(runs[index]) for index in waiting)
+    if done:
+        logger.info("resumed: %d of %d examples were finished before", done, total)
+    attribute = importlib.import_module(module).attribute
+    with Progress(total=total, initial=done, desc="+".join(methods), unit="example") as progress:
+        finished: dict[int, int] = {}
+        for method, rows, block in attribute(inputs, methods[0], [runs[i] for i in waiting], **settings):
+            index = position[tuple(rows)]
+            saved.add(method, index, block)
+            finished[index] = finished.get(index, 0) + 1
+            if finished[index] == len(methods):
+                progress.update(len(rows))
+    saved.write()
+    rows = np.concatenate([runs[index] for index in mine]) if mine else np.array([], dtype=int)
+    tables = {}
+    for method in methods:
+        blocks = [saved.blocks[method, index] for index in mine]
+        columns = list(inputs.tasks["id"]) if per_task else ["score"]
+        values = np.concatenate(blocks) if blocks else np.empty((0, len(columns)), dtype=np.float32)
+        ids = inputs.lengths["id"].iloc[rows]
+        check_finite(method, list(ids), values)
+        tables[method] = to_table(ids, columns, values)
+    return tables
+
+
+class _Saved:
+    """Finished blocks by (method, batch index), on disk in files of some seconds of work each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.blocks: dict[tuple[str, int], np.ndarray] = {}
+        self._fresh: dict[str, np.ndarray] = {}
+        self._written = time.monotonic()
+        for path in sorted(folder.glob("blocks-*.npz")):
+            with np.load(path) as file:
+                for key in file.files:
+                    method, index = key.rsplit("/", 1)
+                    self.blocks[method, int(index)] = file[key]
+
+    def add(self, method: str, index: int, block: np.ndarray) -> None:
+        self.blocks[method, index] = block
+        self._fresh[f"{method}/{index}"] = block
+        if time.monotonic() - self._written > SAVE_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        if self._fresh:
+            name = f"blocks-{len(list(self.folder.glob('blocks-*.npz'))):06d}.npz"
+            with atomic_path(self.folder / name) as aside:
+                np.savez(aside, **self._fresh)
+            self._fresh = {}
+        self._written = time.monotonic()

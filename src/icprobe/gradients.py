@@ -1,0 +1,133 @@
+"""Per-sequence gradients of the linear layers, from hooks, one layer at a time; no parameter requires grad.
+
+In the backward pass each linear layer hands over its inputs a [S, d_in] and output gradients δ [S, d_out] for a packed
+row of sequences. The gradient of sequence z is δ_zᵀ a_z (and Σδ_z for a bias); it is formed, used and overwritten.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from icprobe.likelihood import HEAD_ROWS
+from icprobe.models import linear_layers
+from icprobe.packing import Network, Row
+from icprobe.prompts import Encoded
+
+# (layer index, inputs [S, d_in], output gradients [S, d_out]) → None; called once per layer in the backward pass
+Consumer = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer y = x Wᵀ + b in nn.Linear's orientation, whichever way its module stores W."""
+
+    name: str
+    module: nn.Module
+    d_in: int
+    d_out: int
+    bias: bool
+
+    @property
+    def weight_size(self) -> int:
+        return self.d_in * self.d_out
+
+    @property
+    def size(self) -> int:
+        """Elements of weight and bias together."""
+        return self.weight_size + (self.d_out if self.bias else 0)
+
+
+def layers_of(network: Network) -> list[Layer]:
+    """The layers that gradients are taken for, in the model's order."""
+    found = []
+    for name, module in linear_layers(network.model).items():
+        d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
+        found.append(Layer(name, module, d_in, d_out, module.bias is not None))
+    return found
+
+
+@contextmanager
+def tapped(network: Network, layers: Sequence[Layer], consume: Consumer) -> Iterator[None]:
+    """Within the block every backward pass calls `consume` for each layer, from the last to the first."""
+
+    def of_row(tensor: Tensor) -> Tensor:
+        flat = tensor.flatten(0, -2)
+        return flat if network.places is None else flat[network.places]
+
+    def tap(index: int) -> Callable:
+        def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            a = inputs[0].detach()
+            output.register_hook(lambda delta: consume(index, of_row(a), of_row(delta)))
+
+        return forward_hook
+
+    handles = [layer.module.register_forward_hook(tap(index)) for index, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
+    """Backward pass of Σ −log p(target | context) over sequences packed in one row; hooks see the gradients.
+
+    A document's loss over all tokens after the first is an `Encoded` with n_context = 1.
+    """
+    row, predictors, targets = Row(), [], []
+    for sequence in sequences:
+        segment = row.add(sequence.ids)
+        predictors += row.predictors(segment, sequence.n_context)
+        targets += sequence.ids[sequence.n_context :]
+    with torch.enable_grad():
+        states = network.hidden(row)
+    delta = torch.zeros_like(states)
+    delta[torch.tensor(predictors, device=states.device)] = _loss_gradient(
+        network, states.detach()[torch.tensor(predictors, device=states.device)], targets
+    )
+    states.backward(delta)
+
+
+@torch.no_grad()
+def _loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> Tensor:
+    """d(Σ −log p(target_i | state_i)) / d(state), [n, d]: (softmax − one-hot) W, a few rows of logits at a time.
+
+    Written out so that neither logits nor their gradient [n, V] are ever kept whole.
+    """
+    wanted = torch.tensor(targets, device=states.device)
+    weight = network.head.weight  # [V, d]
+    parts = []
+    for chunk, ids in zip(states.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True):
+        error = network.head(chunk).float().softmax(dim=1)
+        error[torch.arange(len(ids), device=ids.device), ids] -= 1
+        parts.append(error.to(weight.dtype) @ weight)
+    return torch.cat(parts)
+
+
+def spans(sequences: Sequence[Encoded]) -> list[slice]:
+    """Where each sequence lies in a packed row."""
+    ends = [0]
+    for sequence in sequences:
+        ends.append(ends[-1] + len(sequence.ids))
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def form(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Tensor) -> Tensor:
+    """Gradients of all sequences for one layer into out[:n, :layer.size] (weight, then bias); returns that view."""
+    view = out[: len(where), : layer.size]
+    for row, span in zip(view, where, strict=True):
+        torch.mm(delta[span].T, a[span], out=row[: layer.weight_size].view(layer.d_out, layer.d_in))
+        if layer.bias:
+            torch.sum(delta[span], dim=0, out=row[layer.weight_size :])
+    return view
+
+
+def parameters(layer: Layer) -> list[slice]:
+    """The slices of a formed gradient that are one parameter tensor each: weight and, where there is one, bias."""
+    weight = slice(0, layer.weight_size)
+    return [weight, slice(layer.weight_size, layer.size)] if layer.bias else [weight]

@@ -1,0 +1,231 @@
+"""Many token sequences in one row without padding, their attention confined to a tree of segments.
+
+The row goes through any transformers model whose attention is pluggable: linear layers, norms and embeddings see one
+long sequence, `segment_attention` sees the tree. Other models take padded batches (`Network.packs` is False).
+"""
+
+import logging
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from icprobe.errors import ModelError
+
+logger = logging.getLogger(__name__)
+
+NAME = "icprobe_segments"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, end) of a row, which see themselves causally and the segments of `ancestors` wholly."""
+
+    start: int
+    end: int
+    position: int
+    ancestors: tuple[int, ...] = ()
+
+
+@dataclass
+class Row:
+    """A packed row under construction: token ids and the segments they form."""
+
+    ids: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    cached_mask: Tensor | None = None
+
+    def add(self, ids: Sequence[int], parent: int | None = None) -> int:
+        """Appends a segment behind `parent` (index of a segment; None: at position 0). Returns its index."""
+        ancestors, position = (), 0
+        if parent is not None:
+            above = self.segments[parent]
+            ancestors, position = (*above.ancestors, parent), above.position + above.end - above.start
+        self.segments.append(Segment(len(self.ids), len(self.ids) + len(ids), position, ancestors))
+        self.ids += ids
+        return len(self.segments) - 1
+
+    def positions(self) -> list[int]:
+        """Position of each token within its own sequence."""
+        return [s.position + i for s in self.segments for i in range(s.end - s.start)]
+
+    def predictors(self, segment: int, first: int) -> list[int]:
+        """Row indices of the tokens whose outputs predict tokens first, first+1, … of a segment."""
+        s = self.segments[segment]
+        before = s.start + first - 1 if first else self.segments[s.ancestors[-1]].end - 1
+        return [before, *range(s.start + first, s.end - 1)]
+
+    def mask(self, device: torch.device | None = None) -> Tensor:
+        """Which token sees which, as a dense boolean matrix [S, S]."""
+        owner = torch.repeat_interleave(
+            torch.arange(len(self.segments)), torch.tensor([s.end - s.start for s in self.segments])
+        )
+        sees = torch.eye(len(self.segments), dtype=torch.bool)
+        for index, s in enumerate(self.segments):
+            sees[index, list(s.ancestors)] = True
+        mask = sees[owner][:, owner]
+        causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+        return torch.where(owner[:, None] == owner[None, :], causal, mask).to(device)
+
+
+_segments: ContextVar[Row | None] = ContextVar("segments", default=None)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, heads, S, d]
+    key: Tensor,  # [1, key heads, S, d]
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **unsupported: Any,
+) -> tuple[Tensor, None]:
+    """Exact attention within the tree of segments of the row at hand; transformers' attention interface.
+
+    On the CPU each segment is one small product against its ancestors and itself, so that the work is that of the
+    tree and not S². On CUDA one call with a dense boolean mask fills the device better.
+    """
+    for name in ("softcap", "s_aux", "position_bias"):
+        if unsupported.get(name) is not None:
+            raise NotImplementedError(f"segment attention has no {name}")
+    row = _segments.get()
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if query.is_cuda:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=row.cached_mask, scale=scaling)
+        return out.transpose(1, 2), None
+    parts = []
+    for s in row.segments:
+        if s.ancestors:
+            spans = [slice(row.segments[a].start, row.segments[a].end) for a in s.ancestors]
+            seen_key = torch.cat([*(key[:, :, span] for span in spans), key[:, :, s.start : s.end]], dim=2)
+            seen_value = torch.cat([*(value[:, :, span] for span in spans), value[:, :, s.start : s.end]], dim=2)
+            length = s.end - s.start
+            mask = torch.ones(length, s.position + length, dtype=torch.bool).tril(s.position)
+            causal = False
+        else:
+            seen_key, seen_value = key[:, :, s.start : s.end], value[:, :, s.start : s.end]
+            mask, causal = None, True
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, s.start : s.end], seen_key, seen_value, attn_mask=mask, is_causal=causal, scale=scaling
+            )
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, segment_attention)
+
+
+class Network:
+    """A causal LM as the engines use it: final hidden states of packed or padded rows, and the LM head apart.
+
+    model: in evaluation mode, parameters frozen. `packs` says whether packed rows give what separate sequences give
+    (tried out once, on a few tokens); if not, `hidden` works through padded batches instead and the log says so.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.device = model.device
+        self.head = model.get_output_embeddings()
+        self.embed = model.get_input_embeddings()
+        self._try_head()
+        # Where the row's tokens lie in the batch that the model sees (flattened); None where the batch is the row.
+        self.places: Tensor | None = None
+        self.packs = self._try_packing()
+
+    @torch.no_grad()
+    def _try_head(self) -> None:
+        ids = torch.tensor([[5, 6, 7, 8]], device=self.device)
+        whole = self.model(input_ids=ids, use_cache=False).logits
+        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        if self.head is None or not torch.allclose(self.head(states), whole, rtol=1e-3, atol=1e-3):
+            raise ModelError(
+                f"{type(self.model).__name__}: its logits are not its output embedding of its last hidden state; "
+                "such a model is not supported."
+            )
+
+    @torch.no_grad()
+    def _try_packing(self) -> bool:
+        name = type(self.model).__name__
+        before = self.model.config._attn_implementation
+        a, b, c = [5, 6, 7], [8, 9], [7, 5, 6]
+        separate = [self._padded([a + b])[0], self._padded([a + c])[0]]
+        try:
+            self.model.set_attn_implementation(NAME)
+            row = Row()
+            root = row.add(a)
+            row.add(b, root), row.add(c, root)
+            packed = self.hidden(row)
+            together = torch.cat([packed[:3], packed[3:5], packed[5:8]])
+            same = torch.allclose(together, torch.cat([separate[0], separate[1][3:]]), rtol=1e-2, atol=1e-2)
+            window = getattr(self.model.config, "sliding_window", None)
+            if same and not window:
+                return True
+            reason = "its attention has a window" if same else "packed and separate sequences differ"
+        except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+        self.model.set_attn_implementation(before)
+        logger.info("%s: sequences are not packed but padded (%s)", name, reason)
+        return False
+
+    def hidden(self, row: Row) -> Tensor:
+        """Final hidden states [S, d] of a packed row, differentiable with respect to the layers' inputs."""
+        if not self.packs_now():
+            return self._unpacked(row)
+        device = self.device
+        ids = torch.tensor([row.ids], device=device)
+        positions = torch.tensor([row.positions()], device=device)
+        if device.type == "cuda":
+            row.cached_mask = row.mask(device)[None, None]
+        token = _segments.set(row)
+        try:
+            states = self.model.base_model(
+                inputs_embeds=self._embedded(ids), position_ids=positions, use_cache=False
+            ).last_hidden_state
+        finally:
+            _segments.reset(token)
+        return states[0]
+
+    def packs_now(self) -> bool:
+        """Whether the model at this moment runs with segment attention."""
+        return self.model.config._attn_implementation == NAME
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        # Parameters are frozen; gradients flow from here on, to the linear layers' hooks.
+        embedded = self.embed(ids)
+        return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
+
+    def _unpacked(self, row: Row) -> Tensor:
+        """The same states as a packed row's, from a right-padded batch with one sequence for each segment."""
+        sequences = []
+        for s in row.segments:
+            spans = [row.segments[a] for a in s.ancestors]
+            sequences.append([t for span in (*spans, s) for t in row.ids[span.start : span.end]])
+        states = self._padded(sequences)
+        longest = max(map(len, sequences))
+        self.places = torch.tensor(
+            [
+                number * longest + i
+                for number, (s, sequence) in enumerate(zip(row.segments, sequences, strict=True))
+                for i in range(s.position, len(sequence))
+            ],
+            device=self.device,
+        )
+        return torch.cat([h[s.position :] for h, s in zip(states, row.segments, strict=True)])
+
+    def _padded(self, sequences: list[list[int]]) -> list[Tensor]:
+        longest = max(map(len, sequences))
+        ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=self.device)
+        mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=self.device)
+        states = self.model.base_model(
+            inputs_embeds=self._embedded(ids), attention_mask=mask, use_cache=False
+        ).last_hidden_state
+        return [h[: len(s)] for h, s in zip(states, sequences, strict=True)]

@@ -1,0 +1,23 @@
+"""Texts as points: mean hidden states, for choosing tasks that differ."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from icprobe.packing import Network, Row
+from icprobe.progress import Progress
+
+
+@torch.no_grad()
+def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+    """Mean of the final hidden states over the tokens of each text: [texts, d] float32."""
+    network = Network(model)
+    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    points = []
+    for ids in Progress(encoded, desc="hidden states", unit="text"):
+        row = Row()
+        row.add(ids)
+        points.append(network.hidden(row).float().mean(dim=0).cpu().numpy())
+    return np.stack(points)

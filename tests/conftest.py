@@ -1,0 +1,76 @@
+"""A tokenizer and tiny random models, made once per session; no network, no GPU."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "resources" / "demo"
+
+SIZES = {
+    "llama": {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "gpt_neox": {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4},
+    "gpt2": {"hidden_size": 48, "num_attention_heads": 4, "n_positions": 1024},
+}
+
+
+def demo_rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (DEMO / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    from icprobe.models import train_tokenizer
+
+    rows = demo_rows("train")
+    return train_tokenizer([f"{r['instruction']} {r['input']} {r['output']}" for r in rows], 512)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer):
+    """architecture → a random model, its weights scaled up so that predictions differ from uniform."""
+    from icprobe.models import random_model
+
+    made = {}
+
+    def make(architecture: str):
+        if architecture not in made:
+            model = random_model(architecture, SIZES[architecture], 1, tokenizer)
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.data.mul_(4)
+                elif architecture != "llama":
+                    parameter.data.add_(0.05)  # biases are zero at first; tests must see them
+            made[architecture] = model.requires_grad_(False)
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts():
+    from icprobe.config import Templates
+    from icprobe.prompts import Prompts
+
+    return Prompts(Templates().model_dump())
+
+
+@pytest.fixture(scope="session")
+def few(tokenizer, prompts):
+    """7 examples and 3 tasks of the demo data, of different lengths, with the examples' token counts."""
+    from icprobe.prompts import encode
+
+    train = pd.DataFrame(demo_rows("train")[:7])[["id", "instruction", "input", "output"]]
+    tasks = pd.DataFrame(demo_rows("tasks")[:3])[["id", "instruction", "input", "output"]]
+    encoded = [encode(tokenizer, prompts.query(r), prompts.target(r)) for r in train.to_dict("records")]
+    lengths = pd.DataFrame(
+        {"id": train["id"], "n_query": [e.n_context for e in encoded], "n_target": [e.n_target for e in encoded]}
+    )
+    return train, tasks, lengths
