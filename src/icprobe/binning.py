@@ -1,0 +1,169 @@
+"""Bins: ICP's by threshold, and for any other method the same number of examples from the same end."""
+
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+
+from icprobe.errors import ConfigError, ScoreError
+
+PREFIXES = {"<=": "le", ">": "gt"}
+OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance"]
+
+
+def parse_threshold(threshold: str) -> tuple[str, float]:
+    """`>0.85` as (">", 0.85). Raises ConfigError unless it is `<=` or `>` and a decimal in [0, 1]."""
+    match = re.fullmatch(r"\s*(<=|>)\s*(\d+(?:\.\d+)?|\.\d+)\s*", threshold, re.ASCII)
+    if not match or float(match[2]) > 1:
+        raise ConfigError(
+            f"bins: {threshold!r} is no bin. Write '<=' or '>' and a share of tasks in [0, 1], as in '>0.85'."
+        )
+    return match[1], float(match[2])
+
+
+def bin_name(threshold: str) -> str:
+    """The bin's name in paths: `<=0.5` is `le-0.50`, `>0.85` is `gt-0.85`. At least two decimals, more if
+    needed."""
+    sign, _ = parse_threshold(threshold)
+    number = Decimal(threshold.split(sign)[1].strip()).normalize()
+    decimals = max(2, -number.as_tuple().exponent)
+    return f"{PREFIXES[sign]}-{number:.{decimals}f}"
+
+
+def threshold_of(name: str) -> str:
+    """The threshold that a bin's name stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other
+    names."""
+    signs = {prefix: sign for sign, prefix in PREFIXES.items()}
+    prefix, _, number = name.partition("-")
+    if prefix not in signs or not re.fullmatch(r"\d\.\d{2,}", number, re.ASCII):
+        raise ConfigError(f"{name!r} is no bin's name. Bins are called as in 'le-0.50' and 'gt-0.85'.")
+    threshold = f"{signs[prefix]}{Decimal(number).normalize():f}"
+    parse_threshold(threshold)
+    return threshold
+
+
+def check_thresholds(thresholds: Sequence[str]) -> None:
+    """Raises ConfigError where a threshold cannot be read or two of them name the same bin."""
+    names = {}
+    for threshold in thresholds:
+        name = bin_name(threshold)
+        if name in names:
+            raise ConfigError(f"bins: {names[name]!r} and {threshold!r} are the same bin; keep one of them.")
+        names[name] = threshold
+
+
+def members(scores: pd.DataFrame, threshold: str, reference: pd.DataFrame) -> list[str]:
+    """The ids in a method's bin, best fitting first.
+
+    scores: the method's `id`, `score` [N]; reference: those of ICP (share of tasks helped), of the same
+    examples. k is how many ICP scores meet the threshold; the bin is the first k by (score, id) for `<=`,
+    by (−score, id) for `>`, ids compared as strings. For ICP itself that is the threshold. Raises
+    ScoreError where the examples differ, an ICP score is missing, or the method has evaluated fewer than k
+    examples.
+    """
+    return bins(reference, scores, [threshold])[threshold]
+
+
+def bins(
+    scores_icp: pd.DataFrame, scores_other: pd.DataFrame | None, thresholds: Sequence[str]
+) -> dict[str, list[str]]:
+    """Threshold -> the ids of its bin in rank order, as `members` defines it.
+
+    Without scores_other: ICP's own bins.
+    """
+    check_thresholds(thresholds)
+    scores = scores_icp if scores_other is None else scores_other
+    icp = scores_icp["score"].to_numpy(dtype=np.float64)
+    ids, values = scores["id"].to_numpy(), scores["score"].to_numpy(dtype=np.float64)
+    by_id = _by_id(scores["id"])
+    _aligned(scores["id"], by_id, scores_icp["id"], "the other method")
+    ranking = _Ranking(values, by_id)
+    result = {}
+    for threshold, k in _sizes(icp, thresholds).items():
+        if k > ranking.evaluated:
+            raise ScoreError(
+                f"Bin {threshold} holds {k} examples of ICP, but the other method has evaluated "
+                f"{ranking.evaluated} of {len(ids)}. Raise its budget, or leave it out of finetune.methods."
+            )
+        result[threshold] = ids[ranking.first(threshold, k)].tolist()
+    return result
+
+
+def overlaps(scores: Mapping[str, pd.Series], thresholds: Sequence[str], reference: str = "icp") -> pd.DataFrame:
+    """How many examples of each method's bins lie in the reference's bin of the same name.
+
+    scores: method -> score [N] indexed by id. Returns `method` (all but the reference), `bin` (the
+    threshold as given), `n` (the bin's size), `n_overlap`, `overlap` = n_overlap/n (NaN when n is 0) and
+    `chance` = n_reference/N, what a random bin would reach. A method that has evaluated fewer examples
+    than the bin holds shows its smaller n. Raises ScoreError where the reference is absent, a score of it
+    is missing, or the examples differ.
+    """
+    check_thresholds(thresholds)
+    if reference not in scores:
+        known = ", ".join(scores) or "nothing"
+        raise ScoreError(f"Bins need the scores of {reference}; there are those of {known}.")
+    target = scores[reference]
+    values = target.to_numpy(dtype=np.float64)
+    sizes = _sizes(values, thresholds)
+    inside = {threshold: _meets(values, threshold) for threshold in thresholds}  # bool [N]
+    rows = []
+    for method, score in scores.items():
+        if method == reference:
+            continue
+        by_id = _by_id(score.index)
+        place = _aligned(score.index, by_id, target.index, method)
+        ranking = _Ranking(score.to_numpy(dtype=np.float64), by_id)
+        for threshold, size in sizes.items():
+            chosen = ranking.first(threshold, min(size, ranking.evaluated))
+            n, n_overlap = len(chosen), int(inside[threshold][place[chosen]].sum())
+            rows.append((method, threshold, n, n_overlap, n_overlap / n if n else np.nan, size / max(len(values), 1)))
+    return pd.DataFrame(rows, columns=OVERLAP_COLUMNS)
+
+
+class _Ranking:
+    """Examples [N] from the lowest and from the highest score on, ids breaking ties; NaN is last in both."""
+
+    def __init__(self, values: np.ndarray, by_id: np.ndarray):
+        # A stable sort of what is in the order of ids leaves ties in that order.
+        self._ascending = by_id[np.argsort(values[by_id], kind="stable")]
+        self._descending = by_id[np.argsort(-values[by_id], kind="stable")]
+        self.evaluated = int((~np.isnan(values)).sum())
+
+    def first(self, threshold: str, k: int) -> np.ndarray:
+        """Positions [k] of the bin's members in rank order."""
+        sign, _ = parse_threshold(threshold)
+        return (self._ascending if sign == "<=" else self._descending)[:k]
+
+
+def _by_id(ids: pd.Series | pd.Index) -> np.ndarray:
+    """Positions [N] in the order of the ids as strings."""
+    return pd.Series(ids.array).astype(str).argsort(kind="stable").to_numpy()
+
+
+def _aligned(ids: pd.Series | pd.Index, by_id: np.ndarray, reference: pd.Series | pd.Index, method: str) -> np.ndarray:
+    """Where each of ids [N] stands in the reference, compared in sorted order: that is faster."""
+    ids, reference = pd.Index(ids), pd.Index(reference)
+    if ids.equals(reference):
+        return np.arange(len(ids))
+    reference_by_id = _by_id(reference)
+    if not ids.take(by_id).equals(reference.take(reference_by_id)):
+        raise ScoreError(
+            f"The scores of {method} ({len(ids)} examples) and of ICP ({len(reference)}) are not of "
+            "the same examples. Compute both from the same data."
+        )
+    place = np.empty(len(ids), dtype=np.intp)
+    place[by_id] = reference_by_id
+    return place
+
+
+def _meets(values: np.ndarray, threshold: str) -> np.ndarray:
+    sign, limit = parse_threshold(threshold)
+    return values <= limit if sign == "<=" else values > limit
+
+
+def _sizes(values: np.ndarray, thresholds: Sequence[str]) -> dict[str, int]:
+    if np.isnan(values).any():
+        raise ScoreError(f"{np.isnan(values).sum()} of {len(values)} ICP scores are NaN. Bins need all of them.")
+    return {threshold: int(_meets(values, threshold).sum()) for threshold in thresholds}

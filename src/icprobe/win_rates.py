@@ -1,0 +1,174 @@
+"""Win rates against the base model, by AlpacaEval's definitions, and the differences between methods."""
+
+from collections.abc import Iterable
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
+
+from icprobe.errors import DataError
+
+Z_95 = 1.96
+MEASURES = ["win_rate", "standard_error", "low", "high", "discrete_win_rate"]
+COUNTS = ["n_wins", "n_wins_base", "n_draws"]
+COLUMNS = ["method", "bin", "subset", "seed", "n", *MEASURES, *COUNTS]
+DIFFERENCE_COLUMNS = [
+    "bin",
+    "method_a",
+    "method_b",
+    "n",
+    "difference",
+    "low",
+    "high",
+    "p_value",
+    "p_value_holm",
+]
+
+
+def win_rate(preferences: np.ndarray | pd.Series) -> dict[str, float | int]:
+    """The win rate of one set of judgements, in percent.
+
+    preferences: [n] in [1, 2], above 1.5 a win of the fine-tuned model, 1.5 a draw; NaN (unreadable) is
+    left out. win_rate = 100·mean(preference − 1); standard_error = 100·std(preference − 1, ddof=1)/√n, NaN
+    below two; low and high are win_rate ± 1.96 standard errors within [0, 100]; discrete_win_rate =
+    100·(n_wins + n_draws/2)/n. Without judgements every rate is NaN and every count 0. Raises DataError
+    outside of [1, 2]. Source: AlpacaEval (github.com/tatsu-lab/alpaca_eval, metrics/winrate.py).
+    """
+    preferences = np.asarray(preferences, dtype=np.float64)
+    preferences = preferences[~np.isnan(preferences)]
+    outside = preferences[(preferences < 1) | (preferences > 2)]
+    if outside.size:
+        raise DataError(
+            f"{outside.size} preferences lie outside of [1, 2], the first is {outside[0]}: "
+            "1 means that the base model wins, 2 that the fine-tuned one does. Judge again."
+        )
+    n = len(preferences)
+    n_wins, n_draws = int((preferences > 1.5).sum()), int((preferences == 1.5).sum())
+    rate = 100 * float((preferences - 1).mean()) if n else np.nan
+    error = 100 * float((preferences - 1).std(ddof=1)) / np.sqrt(n) if n > 1 else np.nan
+    return {
+        "n": n,
+        "win_rate": rate,
+        "standard_error": float(error),
+        "low": _within(rate - Z_95 * error),
+        "high": _within(rate + Z_95 * error),
+        "discrete_win_rate": 100 * (n_wins + n_draws / 2) / n if n else np.nan,
+        "n_wins": n_wins,
+        "n_wins_base": n - n_wins - n_draws,
+        "n_draws": n_draws,
+    }
+
+
+def win_rate_table(judgements: pd.DataFrame, conditions: Iterable[tuple[str, str, object]] = ()) -> pd.DataFrame:
+    """The rows of win_rates.csv, without its column `model`.
+
+    judgements: `method`, `bin`, `subset`, `seed`, `id`, `preference`. conditions: the (method, bin, seed)
+    that were asked for, so that one without judgements (an empty bin) is a row that says 0. For each method
+    and bin there is every subset and then "overall", and in each every seed and then "all".
+
+    "all" is the mean over the seeds that have judgements, with their counts summed. With two seeds or more
+    its standard error is std over seeds (ddof=1)/√seeds and its interval Student's t with seeds − 1 degrees
+    of freedom; with one seed both are that seed's own. Raises DataError where a prompt is judged twice.
+    """
+    judgements = _checked(judgements)
+    conditions = [(method, bin_, str(seed)) for method, bin_, seed in conditions]
+    asked = dict.fromkeys([*conditions, *judgements[["method", "bin", "seed"]].itertuples(index=False, name=None)])
+    seeds = {}
+    for method, bin_, seed in asked:
+        seeds.setdefault((method, bin_), set()).add(seed)
+    subsets = [*judgements["subset"].dropna().unique(), "overall"]
+
+    keys = ["method", "bin", "subset", "seed"]
+    groups = dict(list(judgements.groupby(keys)["preference"]))
+    groups |= {
+        (method, bin_, "overall", seed): group
+        for (method, bin_, seed), group in judgements.groupby(["method", "bin", "seed"])["preference"]
+    }
+    rows = []
+    for (method, bin_), of_condition in seeds.items():
+        for subset in subsets:
+            ordered = sorted(of_condition, key=lambda seed: (len(seed), seed))  # 2 before 10
+            rates = [win_rate(groups.get((method, bin_, subset, seed), [])) for seed in ordered]
+            for seed, row in zip([*ordered, "all"], [*rates, _over_seeds(rates)], strict=True):
+                rows.append({"method": method, "bin": bin_, "subset": subset, "seed": seed, **row})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _over_seeds(rates: list[dict]) -> dict[str, float | int]:
+    judged = [rate for rate in rates if rate["n"]]
+    if len(judged) < 2:
+        return judged[0] if judged else win_rate([])
+    each = np.array([rate["win_rate"] for rate in judged])
+    mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
+    half = student.ppf(0.975, len(each) - 1) * error
+    summed = {name: sum(rate[name] for rate in judged) for name in ["n", *COUNTS]}
+    return summed | {
+        "win_rate": mean,
+        "standard_error": error,
+        "low": _within(mean - half),
+        "high": _within(mean + half),
+        "discrete_win_rate": float(np.mean([rate["discrete_win_rate"] for rate in judged])),
+    }
+
+
+def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    """How much the win rates of two methods in the same bin differ, prompt by prompt.
+
+    judgements: as for `win_rate_table`; a prompt's preference is its mean over seeds. Returns `bin`,
+    `method_a`, `method_b`, `n` (prompts that both have), `difference` (a − b, in percentage points), `low`,
+    `high` (95% percentile bootstrap over prompts), `p_value` (two-sided: twice the smaller share of
+    resamples on one side of 0, counting the data themselves as one; Davison and Hinkley 1997) and
+    `p_value_holm` (Holm's correction over the whole table). Below two shared prompts all of them are NaN
+    but n. Raises DataError where a prompt is judged twice.
+    """
+    judgements = _checked(judgements)
+    rows = []
+    for bin_ in judgements["bin"].unique():
+        here = judgements[judgements["bin"] == bin_]
+        table = here.groupby(["id", "method"])["preference"].mean().unstack("method")  # [prompts, methods]
+        pairs = list(combinations([method for method in here["method"].unique() if method in table], 2))
+        if not pairs:
+            continue
+        differences = np.stack([100 * (table[a] - table[b]).to_numpy() for a, b in pairs], axis=1)  # [prompts, pairs]
+        both = ~np.isnan(differences)
+        differences = np.where(both, differences, 0)
+        prompts = len(differences)
+        counts = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), resamples)
+        with np.errstate(invalid="ignore"):  # a resample without a shared prompt has no mean, and is dropped
+            draws = (counts @ differences) / (counts @ both.astype(np.float64))  # [resamples, pairs]
+        for k, (a, b) in enumerate(pairs):
+            n = int(both[:, k].sum())
+            row = {"bin": bin_, "method_a": a, "method_b": b, "n": n}
+            if n > 1:
+                defined = draws[~np.isnan(draws[:, k]), k]
+                low, high = np.percentile(defined, [2.5, 97.5])
+                smaller = min((defined <= 0).sum(), (defined >= 0).sum())
+                row |= {"difference": differences[:, k].sum() / n, "low": low, "high": high}
+                row["p_value"] = min(1.0, 2 * (1 + smaller) / (1 + len(defined)))
+            rows.append(row)
+    result = pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
+    numbers = DIFFERENCE_COLUMNS[4:]
+    result[numbers] = result[numbers].astype(np.float64)
+    tested = result["p_value"].notna()
+    if tested.any():
+        result.loc[tested, "p_value_holm"] = multipletests(result.loc[tested, "p_value"], method="holm")[1]
+    return result
+
+
+def _checked(judgements: pd.DataFrame) -> pd.DataFrame:
+    """The judgements with seeds as text, so that 0 from a path and 0 from a column are one seed."""
+    judgements = judgements.assign(seed=judgements["seed"].astype(str))
+    twice = judgements.duplicated(["method", "bin", "seed", "id"])
+    if twice.any():
+        row = judgements[twice].iloc[0]
+        raise DataError(
+            f"Judgements of {row['method']}, {row['bin']}, seed {row['seed']}: prompt {row['id']!r} is "
+            f"judged twice ({twice.sum()} such rows). Give each prompt one judgement."
+        )
+    return judgements
+
+
+def _within(rate: float) -> float:
+    return float(np.clip(rate, 0, 100))

@@ -1,0 +1,152 @@
+"""Bins against sorted Python lists."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from icprobe.binning import bin_name, bins, check_thresholds, members, overlaps, threshold_of
+from icprobe.errors import ConfigError, ScoreError
+
+THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
+
+
+def table(scores, ids=None):
+    ids = [f"e{i}" for i in range(len(scores))] if ids is None else ids
+    return pd.DataFrame({"id": ids, "score": np.asarray(list(scores), dtype=np.float64)})
+
+
+def naive_bin(icp, other, threshold):
+    """The design's sentence, word for word."""
+    if threshold.startswith("<="):
+        k = sum(score <= float(threshold[2:]) for score in icp.values())
+        return sorted(other, key=lambda id_: (other[id_], id_))[:k]
+    k = sum(score > float(threshold[1:]) for score in icp.values())
+    return sorted(other, key=lambda id_: (-other[id_], id_))[:k]
+
+
+scored = st.dictionaries(
+    st.text("0129aé-", min_size=1, max_size=3),
+    st.tuples(st.integers(0, 20).map(lambda k: k / 20), st.integers(-2, 2).map(float)),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(scored, st.randoms())
+@settings(max_examples=100, deadline=None)
+def test_bins_are_those_of_sorted_lists(examples, random):
+    icp, other = ({id_: pair[k] for id_, pair in examples.items()} for k in (0, 1))
+    shuffled = list(examples)
+    random.shuffle(shuffled)
+    icp_table = table(icp.values(), list(icp))
+    other_table = table([other[id_] for id_ in shuffled], shuffled)
+    found, own = bins(icp_table, other_table, THRESHOLDS), bins(icp_table, None, THRESHOLDS)
+    for threshold in THRESHOLDS:
+        assert found[threshold] == naive_bin(icp, other, threshold)
+        assert own[threshold] == naive_bin(icp, icp, threshold)
+        assert members(other_table, threshold, icp_table) == found[threshold]
+        limit = float(threshold.lstrip("<=>"))
+        met = {id_ for id_, s in icp.items() if (s <= limit if threshold[0] == "<" else s > limit)}
+        assert set(own[threshold]) == met
+
+
+@given(scored, st.randoms())
+@settings(max_examples=60, deadline=None)
+def test_overlaps_count_what_both_bins_hold(examples, random):
+    icp, other = ({id_: pair[k] for id_, pair in examples.items()} for k in (0, 1))
+    shuffled = list(examples)
+    random.shuffle(shuffled)
+    scores = {"other": pd.Series({id_: other[id_] for id_ in shuffled}), "icp": pd.Series(icp)}
+    found = overlaps(scores, THRESHOLDS)
+    assert found["bin"].tolist() == THRESHOLDS
+    for row in found.itertuples():
+        mine, theirs = naive_bin(icp, other, row.bin), naive_bin(icp, icp, row.bin)
+        assert (row.method, row.n, row.n_overlap) == ("other", len(mine), len(set(mine) & set(theirs)))
+        assert np.isclose(row.overlap, row.n_overlap / row.n if row.n else np.nan, equal_nan=True)
+        assert row.chance == len(theirs) / len(icp)
+
+
+def test_ids_are_compared_as_strings():
+    icp = table([1.0, 1.0, 0.0, 0.0], ["9", "10", "2", "100"])
+    assert bins(icp, table([0.0] * 4, ["9", "10", "2", "100"]), [">0.5"]) == {">0.5": ["10", "100"]}
+
+
+def test_a_score_on_the_threshold_is_below_it():
+    icp = table([17 / 20, 85 / 100, 0.86])
+    assert bins(icp, None, ["<=0.85", ">0.85"]) == {"<=0.85": ["e0", "e1"], ">0.85": ["e2"]}
+
+
+def test_an_empty_bin_is_empty_and_its_row_says_zero():
+    icp = table([0.1, 0.2])
+    assert bins(icp, table([5.0, 6.0]), [">0.9"]) == {">0.9": []}
+    row = overlaps({"icp": icp.set_index("id")["score"], "x": pd.Series({"e0": 1.0, "e1": 2.0})}, [">0.9"]).iloc[0]
+    assert (row["n"], row["n_overlap"], row["chance"]) == (0, 0, 0)
+    assert np.isnan(row["overlap"])
+
+
+@pytest.mark.parametrize(
+    ("threshold", "name"),
+    [("<=0.5", "le-0.50"), (">0.85", "gt-0.85"), (">0.9", "gt-0.90"), (">0.875", "gt-0.875")],
+)
+def test_a_bins_name_leads_back_to_its_threshold(threshold, name):
+    assert bin_name(threshold) == name
+    assert threshold_of(name) == threshold
+
+
+@pytest.mark.parametrize(
+    ("threshold", "name"), [("<= 0.50", "le-0.50"), (">1", "gt-1.00"), ("<=0", "le-0.00"), (">.5", "gt-0.50")]
+)
+def test_equal_thresholds_have_one_name(threshold, name):
+    assert bin_name(threshold) == name
+
+
+@pytest.mark.parametrize(
+    "threshold", ["0.5", ">=0.5", "<0.5", ">1.5", ">-0.1", ">", ">1e-1", ">0.5.1", ">nan", "", ">٠.٥"]
+)
+def test_what_is_no_threshold_is_refused(threshold):
+    with pytest.raises(ConfigError, match="bins:"):
+        bin_name(threshold)
+
+
+@pytest.mark.parametrize("name", ["all", "gt-0.9", "ge-0.90", "gt-9.00", "gt-0.90/..", "gt--0.90"])
+def test_what_is_no_bins_name_is_refused(name):
+    with pytest.raises(ConfigError):
+        threshold_of(name)
+
+
+def test_two_thresholds_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="same bin"):
+        check_thresholds([">0.5", "<=0.5", ">0.50"])
+
+
+def test_examples_that_differ_are_refused():
+    icp = table([0.1, 0.9])
+    for other in (table([1.0]), table([1.0, 2.0], ["e0", "e7"])):
+        with pytest.raises(ScoreError, match="same examples"):
+            members(other, ">0.5", icp)
+        with pytest.raises(ScoreError, match="scores of x"):
+            overlaps({"icp": icp.set_index("id")["score"], "x": other.set_index("id")["score"]}, [">0.5"])
+
+
+def test_an_icp_score_that_is_missing_is_refused():
+    with pytest.raises(ScoreError, match="1 of 2 ICP scores are NaN"):
+        bins(table([0.1, np.nan]), None, [">0.5"])
+    with pytest.raises(ScoreError, match="Bins need the scores of icp"):
+        overlaps({"x": pd.Series({"a": 1.0})}, [">0.5"])
+
+
+@pytest.mark.parametrize(("threshold", "best"), [("<=0.5", ["e3"]), (">0.5", ["e1"])])
+def test_an_example_that_was_not_evaluated_is_in_no_bin(threshold, best):
+    icp = table([0.1, 0.9, 0.2, 0.8])
+    partly = table([np.nan, 2.0, np.nan, 1.0])
+    few = table([0.1, 0.9, 0.6, 0.6]) if threshold == "<=0.5" else table([0.1, 0.9, 0.2, 0.2])
+    assert members(partly, threshold, few) == best
+    row = overlaps({"icp": few.set_index("id")["score"], "x": partly.set_index("id")["score"]}, [threshold]).iloc[0]
+    assert row["n"] == 1
+    short = table([np.nan, np.nan, np.nan, 1.0])
+    with pytest.raises(ScoreError, match=r"holds 2 examples of ICP, but the other method has evaluated 1 of 4"):
+        members(short, threshold, icp)
+    row = overlaps({"icp": icp.set_index("id")["score"], "x": short.set_index("id")["score"]}, [threshold]).iloc[0]
+    assert (row["n"], row["n_overlap"], row["chance"]) == (1, int(threshold == ">0.5"), 0.5)

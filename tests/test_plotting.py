@@ -1,0 +1,246 @@
+"""Figures: that they show the numbers given, keep text apart, and are the same bytes for the same numbers."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection, QuadMesh
+
+from icprobe import plotting
+from icprobe.figure_style import limits, look, number, tick
+
+METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random", "another_method", "judge"]
+AXES = {"icp": "icp score (share of tasks helped)", "influence": "influence score (nats² per task, mean)"}
+BINS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
+
+
+def score_set(n, methods):
+    rng = np.random.default_rng(0)
+    ids = [f"e{i}" for i in range(n)]
+    scores = {method: pd.Series(rng.standard_normal(n), index=ids) for method in METHODS[:methods]}
+    scores["icp"] = (scores["icp"].rank(pct=True) * 12).round() / 12
+    scores["influence"] = np.exp(3 * scores["influence"]) * 500
+    return scores, pd.Series(rng.integers(3, 900, n), index=ids)
+
+
+def correlation_table(methods):
+    rows = [
+        (a, b, statistic, 0.9 - 0.05 * k, 0.1, 0.95)
+        for k, (a, b) in enumerate(itertools.combinations(METHODS[:methods], 2))
+        for statistic in ("spearman", "spearman_partial_length")
+    ]
+    return pd.DataFrame(rows, columns=["method_a", "method_b", "statistic", "value", "low", "high"])
+
+
+def overlap_table(methods):
+    rows = [
+        (m, b, 90 - 10 * k, 5, 0.9 - 0.1 * k, 0.5 - 0.1 * k) for m in METHODS[1:methods] for k, b in enumerate(BINS)
+    ]
+    rows += [(m, ">1", 0, 0, np.nan, 0.0) for m in METHODS[1:methods]]
+    return pd.DataFrame(rows, columns=["method", "bin", "n", "n_overlap", "overlap", "chance"])
+
+
+def win_rate_rows(methods):
+    rows = [
+        (m, b, 40.0 + 3 * k, 35.0 + 3 * k, 47.0 + 3 * k)
+        for k, b in enumerate(["le-0.50", "gt-0.90"])
+        for m in METHODS[:methods]
+    ]
+    rows += [(m, "gt-1.00", np.nan, np.nan, np.nan) for m in METHODS[:methods]] + [("all", "all", 55.0, 50.0, 60.0)]
+    table = pd.DataFrame(rows, columns=["method", "bin", "win_rate", "low", "high"])
+    other = table.assign(subset="koala", win_rate=1.0)
+    return pd.concat([table.assign(subset="overall"), other]).assign(seed="all")
+
+
+def all_figures(n, methods):
+    scores, n_target = score_set(n, methods)
+    kinds = pd.Series(np.resize(["sound", "mismatched", None], n), index=n_target.index, name="planted")
+    table = correlation_table(methods)
+    yield "scatter", plotting.scatter(scores, "icp", "influence", kinds, table, AXES)
+    yield "distributions", plotting.distributions(scores, AXES)
+    yield "length_scatter", plotting.length_scatter(scores, n_target, AXES, dict.fromkeys(scores, 0.5))
+    yield "heat_map", plotting.heat_map(table, above="spearman_partial_length")
+    yield "overlap_curve", plotting.overlap_curve(overlap_table(methods))
+    yield "win_rate_bars", plotting.win_rate_bars(win_rate_rows(methods))
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("n", "methods"), [(96, 2), (3000, 8)])
+def test_texts_lie_inside_the_figure_and_apart(n, methods):
+    for name, figure in all_figures(n, methods):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer, page = canvas.get_renderer(), figure.bbox
+        boxes = {}
+        for axes in figure.axes:
+            drawn = [axes.xaxis.label, axes.yaxis.label, axes.title, axes._left_title, *axes.texts]
+            ticks = [*axes.get_xticklabels(), *axes.get_yticklabels()] if name != "heat_map" else []
+            low_x, high_x = sorted(axes.get_xlim())
+            low_y, high_y = sorted(axes.get_ylim())
+            for k, label in enumerate(ticks):
+                x, y = label.get_position()
+                if (low_x <= x <= high_x) and (low_y <= y <= high_y):
+                    boxes[id(axes), "tick", k, label.get_text()] = label.get_window_extent(renderer)
+            for k, text in enumerate(drawn):
+                if text.get_text().strip() and text.get_visible():
+                    # The title's empty lines are where the note stands.
+                    kind = "title" if text is axes._left_title else "text"
+                    boxes[id(axes), kind, k, text.get_text()] = text.get_window_extent(renderer)
+        for legend in figure.legends:
+            boxes["legend", "text", 0, "legend"] = legend.get_window_extent(renderer)
+        for key, box in boxes.items():
+            if key[3].strip():
+                inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
+                assert inside, f"{name}: {key[3]!r} leaves the figure: {box} in {page}"
+        for (one, box), (other, box2) in itertools.combinations(boxes.items(), 2):
+            if not one[3].strip() or not other[3].strip() or (one[0] == other[0] and "title" in (one[1], other[1])):
+                continue
+            overlap = box.x0 < box2.x1 - 1 and box2.x0 < box.x1 - 1 and box.y0 < box2.y1 - 1 and box2.y0 < box.y1 - 1
+            assert not overlap, f"{name}: {one[3]!r} and {other[3]!r} overlap"
+
+
+def test_the_same_figure_is_the_same_file_beside_its_numbers(tmp_path):
+    numbers = overlap_table(4)
+    for name in ("one", "two"):
+        plotting.save(plotting.overlap_curve(numbers), tmp_path / f"{name}.svg", numbers)
+    first = (tmp_path / "one.svg").read_bytes()
+    assert first == (tmp_path / "two.svg").read_bytes()
+    assert b"<dc:date>" not in first
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "one.csv"), numbers)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [0, 1, 3, 2500])
+def test_missing_and_constant_scores_are_drawn_without_a_warning(n, tmp_path):
+    scores = {"same": pd.Series(np.ones(n)), "none": pd.Series(np.full(n, np.nan)), "any": pd.Series(np.arange(n) / 7)}
+    for pair in itertools.permutations(scores, 2):
+        plotting.save(plotting.scatter(scores, *pair), tmp_path / "scatter.svg", pd.DataFrame())
+    plotting.save(plotting.distributions(scores), tmp_path / "distributions.svg", pd.DataFrame())
+    lengths = pd.Series(np.full(n, 7))
+    plotting.save(plotting.length_scatter(scores, lengths), tmp_path / "lengths.svg", pd.DataFrame())
+    assert len(list(tmp_path.glob("*.svg"))) == len(list(tmp_path.glob("*.csv"))) == 3
+
+
+@pytest.mark.filterwarnings("error")
+def test_empty_tables_are_drawn_without_a_warning(tmp_path):
+    empty = (correlation_table(1), overlap_table(1), win_rate_rows(1).iloc[:0])
+    for draw, table in zip((plotting.heat_map, plotting.overlap_curve, plotting.win_rate_bars), empty, strict=True):
+        assert table.empty
+        plotting.save(draw(table), tmp_path / f"{draw.__name__}.svg", table)
+    assert len(list(tmp_path.glob("*.svg"))) == 3
+
+
+def test_a_dense_scatter_counts_every_example():
+    scores, _ = score_set(3000, 2)
+    scores["influence"] = pd.Series(np.arange(3000.0), index=scores["icp"].index)
+    scores["influence"].iloc[:500] = np.nan
+    axes = plotting.scatter(scores, "icp", "influence").axes[0]
+    (cells,) = [artist for artist in axes.collections if isinstance(artist, QuadMesh)]
+    assert cells.get_array().sum() == 2500
+
+
+def test_a_sparse_scatter_shows_every_example_with_its_label():
+    scores, _ = score_set(96, 2)
+    kinds = pd.Series(["sound"] * 60 + [None] * 36, index=scores["icp"].index, name="planted")
+    figure = plotting.scatter(scores, "icp", "influence", kinds, colors=["#123456"])
+    points = [artist for artist in figure.axes[0].collections if isinstance(artist, PathCollection)]
+    assert sorted(len(artist.get_offsets()) for artist in points) == [36, 60]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unlabelled (36)", "sound (60)"]
+
+
+def test_the_pairs_correlations_stand_under_the_title():
+    scores, _ = score_set(30, 3)
+    table = correlation_table(3)
+    table.loc[(table["method_a"] == "icp") & (table["method_b"] == "influence_log"), "value"] = [
+        -0.123,
+        np.nan,
+    ]
+    for a, b in (("icp", "influence_log"), ("influence_log", "icp")):
+        notes = " ".join(texts(plotting.scatter(scores, a, b, correlations=table)))
+        assert "Spearman −0.12 [0.10, 0.95], given length –" in notes
+
+
+def test_a_long_tail_is_cut_and_counted():
+    rng = np.random.default_rng(0)
+    values = np.append(rng.uniform(-1, 1, 1000), [1e6, -1e6, 3e5])
+    scores = {"x": pd.Series(values), "y": pd.Series(rng.uniform(-1, 1, 1003))}
+    for figure in (plotting.scatter(scores, "x", "y"), plotting.distributions(scores)):
+        assert figure.axes[0].get_xlim()[1] < 10
+        assert any("3 outside" in text for text in texts(figure))
+    assert limits(values[:1000]) == (values[:1000].min(), values[:1000].max())
+
+
+def test_a_histogram_of_few_levels_has_a_bar_for_each():
+    scores = {"icp": pd.Series(np.repeat([0.0, 0.25, 1.0], [5, 3, 2]))}
+    bars = plotting.distributions(scores).axes[0].patches
+    assert [bar.get_height() for bar in bars] == [5, 3, 2]
+    assert np.allclose([bar.get_x() + bar.get_width() / 2 for bar in bars], [0, 0.25, 1])
+
+
+def test_the_heat_map_puts_each_number_in_its_cells():
+    table = correlation_table(4)
+    axes = plotting.heat_map(table, methods=["length", "icp", "one_step"][1:], above="spearman_partial_length").axes[0]
+    value = table[(table["method_a"] == "icp") & (table["method_b"] == "one_step")]["value"].iloc[0]
+    assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
+        ((0, 1), number(value)),
+        ((1, 0), number(value)),
+    }
+    table.loc[table["statistic"] == "spearman", "value"] = np.nan
+    axes = plotting.heat_map(table, methods=["one_step", "icp"], above="spearman_partial_length").axes[0]
+    assert {text.get_position(): text.get_text() for text in axes.texts} == {
+        (0, 1): "–",
+        (1, 0): number(value),
+    }
+
+
+def test_overlap_curves_leave_empty_bins_out():
+    axes = plotting.overlap_curve(overlap_table(3)).axes[0]
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    assert list(lines) == ["influence", "influence_log", "chance"]
+    assert np.allclose(lines["influence"], [0.9, 0.8, 0.7, 0.6, 0.5, np.nan], equal_nan=True)
+    assert np.allclose(lines["chance"], [0.5, 0.4, 0.3, 0.2, 0.1, np.nan], equal_nan=True)
+    assert [text.get_text() for text in axes.get_xticklabels()][::5] == ["≤ 0.5\n90", "> 1\n0"]
+
+
+def test_win_rate_bars_show_the_chosen_subset_and_say_what_is_empty():
+    axes = plotting.win_rate_bars(win_rate_rows(2)).axes[0]
+    bars = [bar.get_height() for container in axes.containers for bar in getattr(container, "patches", [])]
+    assert np.allclose(bars, [40, 43, np.nan] * 2, equal_nan=True)
+    assert [text.get_text() for text in axes.texts] == ["empty", "empty"]
+    segments = [line.get_segments() for line in axes.collections]
+    assert np.allclose(segments[0][0][:, 1], [35, 47])
+    assert [line.get_ydata()[0] for line in axes.lines if line.get_label() in ("draw", "all data")] == [
+        50,
+        55,
+    ]
+    koala = plotting.win_rate_bars(win_rate_rows(2), subset="koala").axes[0]
+    assert koala.containers[0].patches[0].get_height() == 1
+
+
+def test_methods_stay_apart_when_colours_begin_again():
+    looks = [tuple(look(k, ["#000001", "#000002"]).values()) for k in range(6)]
+    assert len(set(looks)) == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "largest", "text"),
+    [
+        (8000, 9000, "8000"),
+        (8000, 24000, "8k"),
+        (-1.2e6, 2e6, "−1.2M"),
+        (0, 1e6, "0"),
+        (0.30000000000000004, 1, "0.3"),
+    ],
+)
+def test_ticks_are_short(value, largest, text):
+    assert tick(value, largest) == text
+
+
+def test_a_tiny_negative_correlation_is_no_minus_zero():
+    assert (number(-0.001), number(-0.25), number(np.nan)) == ("0.00", "−0.25", "–")
