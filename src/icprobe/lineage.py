@@ -1,0 +1,98 @@
+"""What a job is to others: its id and name as a run, and what its inputs and outputs are as artifacts. No W&B here."""
+
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from icprobe.artifacts import content_digest, digest
+from icprobe.errors import IcprobeError
+
+# The x-axis of every training curve, so that all bins meet in one chart.
+STEP = "train/step"
+# File in a run's directory that names its inputs and outputs.
+EDGES = "edges.json"
+# Hashing a larger file would take longer than a light job: its size must do.
+DIGEST_BYTES = 2 * 10**9
+
+# Type of the W&B artifact that a path is, by the first pattern found in it.
+ARTIFACT_TYPES = (
+    ("resources/models/", "model"),
+    ("/checkpoints/", "model"),
+    ("/attributions/", "attribution"),
+    ("/scores/", "score"),
+    ("/subsets/", "subset"),
+    ("/responses/", "responses"),
+    ("/judgements/", "judgements"),
+    ("/tables/", "table"),
+    ("/figures/", "figure"),
+    ("/report", "report"),
+    ("/data/", "dataset"),
+    ("resources/", "dataset"),
+)
+
+
+def named(values: Any) -> dict[str, Any]:
+    """The named entries of one of Snakemake's lists (wildcards, params), or of a mapping."""
+    return dict(values.items()) if values else {}
+
+
+def run_id(experiment: str, rule: str, wildcards: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """The same job with the same params is the same run, on every machine."""
+    return f"{rule}-{digest([experiment, rule, dict(wildcards), plain(params)])[:16]}"
+
+
+def run_name(rule: str, wildcards: Mapping[str, Any]) -> str:
+    """A name to read, such as "fine-tune icp >0.8 seed 0"; the model is left to the tags where more is known."""
+    words = dict(wildcards)
+    parts = [rule.replace("_", "-"), words.pop("method", ""), bin_words(words.pop("bin", ""))]
+    words.pop("experiment", None)
+    model = words.pop("model", "")
+    parts += [f"{name} {value}" if name == "seed" else str(value) for name, value in words.items()]
+    if not any(parts[1:]):
+        parts.append(model)
+    if parts[1:3] == ["all", "all"]:
+        del parts[2]
+    return " ".join(part for part in parts if part)
+
+
+def bin_words(name: str) -> str:
+    """`gt-0.80` in a path is ">0.8" to a reader."""
+    match = re.fullmatch(r"(gt|le)-(\d+(?:\.\d+)?)", name)
+    return f"{'>' if match[1] == 'gt' else '<='}{float(match[2]):g}" if match else name
+
+
+def artifact_type(path: str) -> str | None:
+    """Type of the W&B artifact that a path is; None for what is no result, such as a log."""
+    return next((kind for pattern, kind in ARTIFACT_TYPES if pattern in f"/{path}"), None)
+
+
+def artifact_name(path: str) -> str:
+    """Name of the artifact: the path without results/ or resources/, with dots for slashes; the same for all jobs."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", re.sub(r"^(results|resources)/", "", path.strip("/")).replace("/", "."))
+    return name if len(name) <= 128 else f"{name[:111]}-{digest(path)[:16]}"
+
+
+def describe(path: str) -> dict[str, Any]:
+    """Name, size and SHA-256 of an input or an output: an edge of the graph of artifacts."""
+    facts: dict[str, Any] = {"name": path}
+    with suppress(OSError, IcprobeError):
+        if Path(path).is_dir():
+            facts["bytes"] = sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+            facts["digest"] = content_digest(path)
+        else:
+            facts["bytes"] = Path(path).stat().st_size
+            if facts["bytes"] <= DIGEST_BYTES:
+                facts["digest"] = content_digest(path)
+    return facts
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON knows it: paths and numpy's numbers become text and numbers."""
+
+    def convert(other: Any) -> Any:
+        return other.item() if hasattr(other, "item") else str(other)
+
+    return json.loads(json.dumps(value, default=convert))

@@ -1,0 +1,143 @@
+"""Jobs end cleanly: what a user can mend is one sentence, a bug is a traceback, and the log tells what happened."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from icprobe.jobs import threads
+
+pytestmark = pytest.mark.timeout(60)
+
+PREAMBLE = """
+from types import SimpleNamespace
+
+from icprobe.jobs import job
+
+snakemake = SimpleNamespace(
+    input=["results/demo/m/scores/icp.parquet"],
+    output=["results/demo/m/tables/correlations.csv"],
+    params={"code": "abc", "analysis": {"resamples": 3}},
+    wildcards={"experiment": "demo", "model": "m", "method": "icp", "bin": "gt-0.80", "seed": "0"},
+    log=["logs/demo/rule.log"],
+    rule="fine_tune",
+    threads=64,
+    config={},
+)
+"""
+
+
+def start_job(directory: Path, body: str, **environment: str) -> subprocess.Popen:
+    """A script of the workflow, begun in `directory` with a stand-in for Snakemake's object."""
+    script = directory / "script.py"
+    script.write_text(PREAMBLE + body)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "ICPROBE"))}
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        cwd=directory,
+        env={**inherited, "NETRC": str(directory / "no-netrc"), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_job(directory: Path, body: str, **environment: str) -> SimpleNamespace:
+    """The same, run to its end: returncode, stdout, stderr and the rule's log."""
+    process = start_job(directory, body, **environment)
+    stdout, stderr = process.communicate(timeout=55)
+    log = directory / "logs/demo/rule.log"
+    return SimpleNamespace(
+        returncode=process.returncode, stdout=stdout, stderr=stderr, log=log.read_text() if log.exists() else ""
+    )
+
+
+def test_the_log_begins_with_rule_and_wildcards_and_ends_with_time_and_memory(tmp_path):
+    ended = run_job(tmp_path, "import logging\nwith job(snakemake):\n    logging.getLogger('icprobe').info('half way')")
+    assert ended.returncode == 0, ended.stderr
+    first, middle, last = ended.log.splitlines()
+    assert "fine_tune: experiment=demo model=m method=icp bin=gt-0.80 seed=0" in first
+    assert middle.endswith(" half way")
+    assert re.search(r"done after \d+\.\d s; peak memory \d+\.\d\d GB$", last)
+    assert "half way" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("icprobe.errors.DataError('train.jsonl, line 3: no output.')", "train.jsonl, line 3: no output."),
+        ("OSError(28, 'No space left on device', 'big.npy')", "big.npy: the disk is full"),
+        ("RuntimeError('I/O error: No space left on device (os error 28)')", "correlations.csv: the disk is full"),
+        ("MemoryError()", "fine_tune: out of memory"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_sentence_without_a_traceback(tmp_path, error, sentence):
+    ended = run_job(tmp_path, f"import icprobe.errors\nwith job(snakemake):\n    raise {error}")
+    assert ended.returncode == 1
+    assert ended.stderr.count(sentence) == 1, ended.stderr
+    assert ended.log.count(sentence) == 1, ended.log
+    assert "error: " in ended.log
+    assert "Traceback" not in ended.stderr + ended.log
+    assert "failed after" in ended.log.splitlines()[-1]
+
+
+def test_a_bug_shows_its_traceback_once_in_the_log_and_once_on_the_terminal(tmp_path):
+    ended = run_job(tmp_path, "with job(snakemake):\n    {}['missing']")
+    assert ended.returncode == 1
+    for text in (ended.log, ended.stderr):
+        assert text.count("Traceback") == 1, text
+        assert text.count("KeyError: 'missing'") == 1, text
+
+
+def test_sigterm_removes_partial_files_and_leaves_no_result(tmp_path):
+    body = """
+import time
+from icprobe.artifacts import atomic_path
+with job(snakemake):
+    with atomic_path("result.txt") as aside:
+        aside.write_text("half")
+        print("begun", flush=True)
+        time.sleep(30)
+"""
+    process = start_job(tmp_path, body)
+    assert process.stdout.readline() == "begun\n"
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert time.monotonic() - begun < 5
+    assert not [path.name for path in tmp_path.iterdir() if "result.txt" in path.name]
+    assert "terminated by SIGTERM" in (tmp_path / "logs/demo/rule.log").read_text()
+
+
+def test_a_job_runs_with_a_home_that_cannot_be_written(tmp_path):
+    # A home that does not exist: no permission keeps root from writing to one that does.
+    body = """
+import os
+with job(snakemake):
+    print(os.environ["MPLCONFIGDIR"], os.environ["HF_HOME"])
+"""
+    ended = run_job(tmp_path, body, HOME=str(tmp_path / "none"), HF_HOME="/models")
+    assert ended.returncode == 0, ended.stderr
+    matplotlib, hub = ended.stdout.split()
+    assert Path(matplotlib).is_dir()
+    assert Path(matplotlib).is_relative_to(tmp_path)
+    assert hub == "/models"
+
+
+def test_importing_jobs_imports_nothing_heavy():
+    code = "import sys, icprobe.jobs; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "wandb", "pandas", "numpy", "matplotlib"} & set(loaded)
+
+
+def test_threads_are_no_more_than_the_cores_at_hand():
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert threads(SimpleNamespace(threads=64 * cores)) == cores
+    assert threads(SimpleNamespace(threads=1)) == 1

@@ -1,0 +1,385 @@
+"""W&B runs hold what was logged, cost little, and never fail or hold up a job. No test needs W&B's service."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from test_jobs import run_job, start_job
+from wandb_server import Server
+
+from icprobe import lineage, syncing, tracking
+
+pytestmark = pytest.mark.timeout(90)
+
+KEY = "a" * 40
+WORK = """
+import pathlib
+import pandas
+for path in [*snakemake.input, *snakemake.output]:
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+pathlib.Path(snakemake.input[0]).write_text("scores")
+pathlib.Path("figure.svg").write_text('<?xml version="1.0"?>\\n<svg xmlns="http://www.w3.org/2000/svg"></svg>')
+with job(snakemake) as run:
+    run.summary(examples=96, spearman=0.7)
+    run.log({"train/loss": 1.5}, step=1)
+    run.log({"train/loss": 0.5}, step=2)
+    run.table("correlations", pandas.DataFrame({"method": ["icp", None], "value": [0.5, float("nan")]}))
+    run.figure("scatter", "figure.svg")
+    pathlib.Path(snakemake.output[0]).write_text("model,value\\n")
+"""
+LIGHT = "with job(snakemake) as run:\n    run.summary(examples=96)\n"
+
+
+def settings(mode: str) -> str:
+    return json.dumps({"mode": mode, "project": "icprobe", "entity": None, "experiment": "demo"})
+
+
+def run_tracked(directory: Path, body: str, mode: str = "offline", **environment: str) -> SimpleNamespace:
+    return run_job(directory, body, ICPROBE_TRACKING=settings(mode), **environment)
+
+
+def run_directories(directory: Path) -> list[Path]:
+    return sorted((directory / "results/demo/wandb").glob("*run-*"))
+
+
+def read_back(directory: Path, *options: str) -> Any:
+    """What `wandb leet inspect` finds in the only run: its records, or with --summary one object."""
+    (log,) = (directory / "results/demo/wandb").glob("*run-*/run-*.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(log)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(said) if options else [json.loads(line) for line in said.splitlines()]
+
+
+def sync(directory: Path, server: str, *options: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "icprobe.tracking", "sync", "results/demo", *options]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
+    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=80)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    stand_in = Server()
+    yield stand_in
+    stand_in.http.shutdown()
+    stand_in.http.server_close()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+# --- what a run is ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_the_same_run_for_the_same_job_and_params_only():
+    job = {"method": "icp", "bin": "gt-0.80"}
+    same = [lineage.run_id("demo", "fine_tune", job, {"code": "a", "seeds": [0, 1]}) for _ in range(2)]
+    others = [
+        lineage.run_id("paper", "fine_tune", job, {"code": "a", "seeds": [0, 1]}),
+        lineage.run_id("demo", "generate", job, {"code": "a", "seeds": [0, 1]}),
+        lineage.run_id("demo", "fine_tune", {**job, "bin": "gt-0.50"}, {"code": "a", "seeds": [0, 1]}),
+        lineage.run_id("demo", "fine_tune", job, {"code": "b", "seeds": [0, 1]}),
+    ]
+    assert same[0] == same[1]
+    assert len({same[0], *others}) == 5
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", same[0])
+
+
+@pytest.mark.parametrize(
+    ("rule", "wildcards", "name"),
+    [
+        ("fine_tune", {"model": "m", "method": "icp", "bin": "gt-0.80", "seed": "0"}, "fine-tune icp >0.8 seed 0"),
+        ("fine_tune", {"model": "m", "method": "all", "bin": "all", "seed": "3"}, "fine-tune all seed 3"),
+        ("subset", {"model": "m", "method": "random", "bin": "le-0.50"}, "subset random <=0.5"),
+        ("attribute", {"model": "m", "method": "icp", "scatteritem": "1-of-4"}, "attribute icp 1-of-4"),
+        ("correlate", {"experiment": "demo", "model": "m"}, "correlate m"),
+        ("report", {"experiment": "demo"}, "report"),
+    ],
+)
+def test_names_of_runs_can_be_read(rule, wildcards, name):
+    assert lineage.run_name(rule, wildcards) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("resources/models/m", "model"),
+        ("resources/demo/train.jsonl", "dataset"),
+        ("results/demo/data/train.parquet", "dataset"),
+        ("results/demo/m/data/lengths.parquet", "dataset"),
+        ("results/demo/m/attributions/icp/1-of-2.parquet", "attribution"),
+        ("results/demo/m/scores/icp.parquet", "score"),
+        ("results/demo/m/subsets/icp/gt-0.80.jsonl", "subset"),
+        ("results/demo/m/checkpoints/icp/gt-0.80/seed-0", "model"),
+        ("results/demo/m/responses/base.jsonl", "responses"),
+        ("results/demo/m/judgements/icp/gt-0.80/seed-0.jsonl", "judgements"),
+        ("results/demo/m/tables/win_rates.csv", "table"),
+        ("results/demo/report.html", "report"),
+        ("logs/demo/rule.log", None),
+    ],
+)
+def test_every_path_of_the_workflow_has_a_type(path, kind):
+    assert lineage.artifact_type(path) == kind
+    assert re.fullmatch(r"[A-Za-z0-9_.-]{1,128}", lineage.artifact_name(path))
+
+
+# --- offline ----------------------------------------------------------------------------------------------------
+
+
+def test_an_offline_run_read_back_holds_all_that_was_logged(tmp_path):
+    ended = run_tracked(tmp_path, WORK, mode="auto")
+    assert ended.returncode == 0, ended.stderr
+    assert re.search("no key for .* was found.* The run is kept offline for `make sync`", ended.log)
+    run = read_back(tmp_path, "--summary")
+    assert (run["name"], run["project"], run["exit_code"]) == ("fine-tune icp >0.8 seed 0", "icprobe", 0)
+    assert run["tags"] == ["icp", ">0.8", "m"]
+    assert {name: run["summary"][name] for name in ("examples", "spearman", "train/loss")} == {
+        "examples": 96,
+        "spearman": 0.7,
+        "train/loss": 0.5,
+    }
+    assert run["summary"]["peak_memory_gb"] > 0
+    config = run["config"]
+    assert (config["code"], config["analysis"], config["bin"]) == ("abc", {"resamples": 3}, "gt-0.80")
+    for edges, path in (("inputs", "m/scores/icp.parquet"), ("outputs", "m/tables/correlations.csv")):
+        path = f"results/demo/{path}"
+        size = (tmp_path / path).stat().st_size
+        assert config[edges] == [
+            {"name": path, "bytes": size, "digest": lineage.content_digest(tmp_path / path)},
+        ]
+    records = read_back(tmp_path)
+    points = [record["history"]["item"] for record in records if record["type"] == "history"]
+    losses = [(point["train/step"], point["train/loss"]) for point in points if "train/loss" in point]
+    assert losses == [(1, 1.5), (2, 0.5)]
+    begun = next(record["run"] for record in records if record["type"] == "run")
+    assert (begun["run_group"], begun["job_type"]) == ("demo", "fine_tune")
+    artifacts = {record["artifact"]["name"]: record["artifact"] for record in records if record["type"] == "artifact"}
+    assert artifacts["demo.m.tables.correlations.csv"]["type"] == "table"
+    assert artifacts["demo.m.scores.icp.parquet"]["use_after_commit"]
+    media = {path.suffix: path.read_text() for path in run_directories(tmp_path)[0].rglob("media/*/*")}
+    assert json.loads(media[".json"])["data"] == [["icp", 0.5], [None, None]]
+    assert media[".html"].startswith("<html>")
+    assert "<svg" in media[".html"]
+    assert "<?xml" not in media[".html"]
+
+
+def test_a_rerun_leaves_one_run_directory(tmp_path):
+    assert run_tracked(tmp_path, LIGHT).returncode == 0
+    (first,) = run_directories(tmp_path)
+    time.sleep(1)  # Names of directories are by the second.
+    assert run_tracked(tmp_path, LIGHT).returncode == 0
+    (second,) = run_directories(tmp_path)
+    assert first.name != second.name
+
+
+def test_a_killed_job_keeps_what_it_logged(tmp_path):
+    body = "import time\nwith job(snakemake) as run:\n    run.log({'train/loss': 1.25}, step=7)\n"
+    body += "    run.summary(examples=96)\n    time.sleep(1.5)\n    print('logged', flush=True)\n    time.sleep(30)\n"
+    process = start_job(tmp_path, body, ICPROBE_TRACKING=settings("offline"))
+    assert process.stdout.readline() == "logged\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    summary = read_back(tmp_path, "--summary")["summary"]
+    assert (summary["train/loss"], summary["train/step"], summary["examples"]) == (1.25, 7, 96)
+
+
+def test_a_failed_job_is_a_failed_run_and_names_no_outputs(tmp_path):
+    body = "import icprobe.errors\nwith job(snakemake):\n    raise icprobe.errors.DataError('no.')"
+    assert run_tracked(tmp_path, body).returncode == 1
+    run = read_back(tmp_path, "--summary")
+    assert run["exit_code"] == 1
+    assert run["config"]["outputs"] == []
+
+
+def test_large_files_and_models_are_logged_by_digest_alone(tmp_path):
+    body = """
+import os, pathlib
+from icprobe.artifacts import write_manifest
+model = pathlib.Path("results/demo/m/checkpoints/icp/gt-0.80/seed-0")
+model.mkdir(parents=True)
+(model / "model.safetensors").write_bytes(b"weights")
+write_manifest(model)
+large = pathlib.Path("results/demo/m/attributions/icp.parquet")
+large.parent.mkdir(parents=True)
+with open(large, "wb") as file:
+    file.truncate(51_000_000)
+snakemake.input, snakemake.output = [], [str(model), str(large)]
+with job(snakemake):
+    pass
+"""
+    ended = run_tracked(tmp_path, body)
+    assert ended.returncode == 0, ended.stderr
+    logged = [record["artifact"] for record in read_back(tmp_path) if record["type"] == "artifact"]
+    contents = {artifact["type"]: [entry["path"] for entry in artifact["manifest"]["contents"]] for artifact in logged}
+    assert contents == {"model": ["manifest.json"], "attribution": ["digest.json"]}
+    assert json.loads(logged[1]["metadata"])["bytes"] == 51_000_000
+    copied = sum(path.stat().st_size for path in (tmp_path / "results/demo/wandb").rglob("*") if path.is_file())
+    assert copied < 1_000_000, f"{copied} bytes below results/demo/wandb"
+
+
+def test_a_directory_that_cannot_be_written_is_said_and_fails_nothing(tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/demo").write_text("a file where the directory would be")
+    ended = run_tracked(tmp_path, LIGHT, TMPDIR=str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert "results/demo/wandb cannot be written" in ended.log
+    where = re.search(r"this run lies in (\S+)", ended.log)[1]
+    assert list(Path(where).glob("wandb/offline-run-*"))
+
+
+def test_a_disabled_run_writes_nothing_and_costs_nothing(tmp_path):
+    begun = time.monotonic()
+    ended = run_tracked(tmp_path, WORK.replace("import pandas", "").replace("run.table", "0 and run.table"), "disabled")
+    assert ended.returncode == 0, ended.stderr
+    assert not run_directories(tmp_path)
+    assert time.monotonic() - begun < 1.5
+
+
+def test_a_missing_wandb_is_a_warning(tmp_path):
+    ended = run_tracked(tmp_path, "import sys\nsys.modules['wandb'] = None\n" + LIGHT)
+    assert ended.returncode == 0, ended.stderr
+    assert "W&B: no run (ModuleNotFoundError" in ended.log
+
+
+# --- online -----------------------------------------------------------------------------------------------------
+
+
+def test_an_online_run_sends_run_artifacts_and_lineage(tmp_path, server):
+    ended = run_tracked(tmp_path, WORK, mode="auto", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
+    assert ended.returncode == 0, ended.stderr
+    assert "could not" not in ended.log
+    begun = server.sent("UpsertBucket")[0]
+    assert (begun["groupName"], begun["jobType"], begun["displayName"]) == ("demo", "fine_tune", run_name_of_work())
+    made = {sent["input"]["artifactCollectionName"] for sent in server.sent("CreateArtifact")}
+    assert {"demo.m.tables.correlations.csv", "demo.m.scores.icp.parquet"} <= made
+    (used,) = server.sent("UseArtifact")
+    names = {identity: key.split()[0] for key, identity in server.artifacts.items()}
+    assert names[used["input"]["artifactID"]] == "demo.m.scores.icp.parquet"
+    assert "train/loss" in "".join(server.sent("file_stream"))
+    assert not syncing.pending(tmp_path / "results/demo/wandb")
+
+
+def run_name_of_work() -> str:
+    return lineage.run_name("fine_tune", {"model": "m", "method": "icp", "bin": "gt-0.80", "seed": "0"})
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent"])
+def test_an_unreachable_server_costs_seconds_and_the_run_is_kept(tmp_path, silent_server, kind):
+    url = silent_server if kind == "silent" else "http://127.0.0.1:9"
+    begun = time.monotonic()
+    ended = run_tracked(tmp_path, LIGHT, mode="online", WANDB_API_KEY=KEY, WANDB_BASE_URL=url)
+    seconds = time.monotonic() - begun
+    assert ended.returncode == 0, ended.stderr
+    assert "The run is kept offline for `make sync`" in ended.log
+    assert read_back(tmp_path, "--summary")["summary"]["examples"] == 96
+    assert seconds < 20, f"{seconds:.1f} s"
+
+
+def test_a_server_that_falls_silent_in_the_middle_does_not_hold_the_job(tmp_path, server):
+    body = "import os, urllib.request\n" + LIGHT
+    body += "    urllib.request.urlopen(os.environ['WANDB_BASE_URL'] + '/stop', data=b'now').read()\n"
+    keep = server.keep
+
+    def stop(path: str, sent: bytes) -> dict:
+        if path == "/stop":
+            server.answer = lambda *_: time.sleep(60) or {}
+            server.keep = lambda *_: time.sleep(60) or {}
+        return keep(path, sent)
+
+    server.keep = stop
+    begun = time.monotonic()
+    ended = run_tracked(tmp_path, body, mode="online", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
+    seconds = time.monotonic() - begun
+    assert ended.returncode == 0, ended.stderr
+    assert "no answer in time for the end of the run" in ended.log
+    assert "Traceback" not in ended.stderr
+    assert len(syncing.pending(tmp_path / "results/demo/wandb")) == 1
+    assert seconds < 35, f"{seconds:.1f} s"
+
+
+# --- sync and the saved view ------------------------------------------------------------------------------------
+
+
+def test_sync_uploads_once_with_lineage_and_uploads_again_what_has_grown(tmp_path, server):
+    assert run_tracked(tmp_path, WORK).returncode == 0
+    first = sync(tmp_path, server.url)
+    assert first.returncode == 0, first.stderr
+    assert server.sent("UpsertBucket")[0]["displayName"] == run_name_of_work()
+    assert len(server.sent("UseArtifact")) == 1
+    asked = len(server.requests)
+    second = sync(tmp_path, server.url)
+    assert (second.returncode, len(server.requests)) == (0, asked), second.stderr
+    (mark,) = (tmp_path / "results/demo/wandb").glob("*run-*/*.synced")
+    (log,) = (tmp_path / "results/demo/wandb").glob("*run-*/*.wandb")
+    assert syncing.pending(tmp_path / "results/demo/wandb") == []
+    assert mark.name == log.name + ".synced"
+    log.touch()
+    assert syncing.pending(tmp_path / "results/demo/wandb") == [log]
+
+
+def test_a_run_of_which_the_server_refuses_a_part_is_not_uploaded(tmp_path, server):
+    assert run_tracked(tmp_path, WORK).returncode == 0
+    server.refused = {"CreateArtifact"}
+    first = sync(tmp_path, server.url)
+    assert (first.returncode, run_directories(tmp_path)[0].name in first.stderr) == (1, True), first.stderr
+    assert "failed to log artifact" in first.stderr
+    server.refused = {"UseArtifact"}
+    second = sync(tmp_path, server.url)
+    assert second.returncode == 0, second.stderr
+    assert "its inputs are not linked" in second.stderr
+
+
+@pytest.mark.parametrize("kind", ["refused", "silent"])
+def test_sync_without_a_server_names_the_runs_and_fails_soon(tmp_path, silent_server, kind):
+    assert run_tracked(tmp_path, LIGHT).returncode == 0
+    begun = time.monotonic()
+    failed = sync(tmp_path, silent_server if kind == "silent" else "http://127.0.0.1:9", "--timeout", "1")
+    assert failed.returncode == 1
+    assert run_directories(tmp_path)[0].name in failed.stderr
+    assert time.monotonic() - begun < 10
+
+
+def test_makers_of_a_file_are_uploaded_before_its_readers(tmp_path):
+    edges = {"c": (["b.out"], []), "a": ([], ["a.out"]), "b": (["a.out"], ["b.out"]), "killed": None}
+    logs = {}
+    for name, edge in edges.items():
+        logs[name] = tmp_path / name / f"run-{name}.wandb"
+        logs[name].parent.mkdir()
+        if edge:
+            (tmp_path / name / lineage.EDGES).write_text(json.dumps({"inputs": edge[0], "outputs": edge[1]}))
+    waves = syncing.waves(list(logs.values()))
+    assert [[log.parent.name for log in wave] for wave in waves] == [["a", "killed"], ["b"], ["c"]]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
+def test_the_saved_view_shows_correlations_overlaps_and_win_rates():
+    pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is optional")
+    view = json.loads(syncing.workspace("icprobe", "me", "demo")._to_model().model_dump_json())
+    sections = view["spec"]["section"]["panel_bank_config"]["sections"]
+    assert [section["name"] for section in sections] == ["Correlations", "Overlaps", "Win rates", "Training"]
+    metrics = [panel["config"].get("metrics") for section in sections for panel in section["panels"]]
+    assert [metric for metric in metrics if metric] == [["spearman"], ["overlap"], ["win_rate"], ["train/loss"]]
+    tables = [json.dumps(section["panels"][1]) for section in sections[:3]]
+    assert all(
+        f'"{name}"' in table for name, table in zip(("correlations", "overlaps", "win_rates"), tables, strict=True)
+    )
+    assert '"demo"' in json.dumps(view["spec"]["section"]["run_sets"][0]["filters"])
+
+
+def test_limits_of_waiting_stay_under_half_a_minute():
+    assert (
+        tracking.CONNECT_SECONDS + tracking.INIT_SECONDS + 2 + tracking.LINEAGE_SECONDS + tracking.FINISH_SECONDS + 3
+        <= 30
+    )

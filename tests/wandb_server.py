@@ -1,0 +1,113 @@
+"""A stand-in for W&B's server: as much of its HTTP API as wandb 0.31 asks for, within the process of the test.
+
+Written from the client's queries, so it shows what is sent, not what the service makes of it.
+"""
+
+import gzip
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Server:
+    """Serves on a free port of this machine and keeps what it was sent: operations of GraphQL, and uploads."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[str, Any]] = []
+        self.artifacts: dict[str, str] = {}
+        self.refused: set[str] = set()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                self._reply(outer.answer(self.path, body) if self.path == "/graphql" else outer.keep(self.path, body))
+
+            do_PUT = do_POST
+
+            def _reply(self, answer: dict) -> None:
+                body = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+        class Quiet(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # The client resets connections that it no longer needs.
+
+        self.http = Quiet(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def keep(self, path: str, body: bytes) -> dict:
+        """An upload."""
+        self.requests.append((path, body.decode(errors="replace")))
+        return {}
+
+    def sent(self, operation: str) -> list[Any]:
+        """Variables of all requests with this name, or what was uploaded to paths that end with it."""
+        return [body for name, body in self.requests if name == operation or name.endswith(f"/{operation}")]
+
+    def answer(self, _path: str, body: bytes) -> dict:
+        request = json.loads(body)
+        operation = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])[1]
+        variables = request.get("variables") or {}
+        self.requests.append((operation, variables))
+        answers = {
+            "UpsertBucket": self._upsert,
+            "CreateArtifact": self._create,
+            "CreateArtifactManifest": lambda v: {"createArtifactManifest": {"artifactManifest": self._manifest()}},
+            "CreateArtifactFiles": self._files,
+            "CommitArtifact": lambda v: {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": "d"}}},
+            "UseArtifact": lambda v: {"useArtifact": {"artifact": {"id": v["input"]["artifactID"]}}},
+            "CreateRunFiles": self._run_files,
+            "ArtifactType": lambda v: {"project": {"artifact": None}},
+            "ServerFeaturesQuery": lambda v: {"serverInfo": {"features": []}},
+            "Viewer": lambda v: {"viewer": {"id": "u", "entity": "me", "username": "me", "flags": "{}"}},
+        }
+        if operation not in answers or operation in self.refused:
+            return {"errors": [{"message": f"the stand-in refuses {operation}"}]}
+        return {"data": answers[operation](variables)}
+
+    def _upsert(self, variables: dict) -> dict:
+        project = {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "me"}}
+        bucket = {name: variables.get(name) for name in ("name", "displayName", "config")}
+        bucket |= {"id": "b", "project": project, "historyLineCount": 0}
+        return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+
+    def _create(self, variables: dict) -> dict:
+        asked = variables["input"]
+        key = f"{asked['artifactCollectionName']} {asked['digest']}"
+        state = "COMMITTED" if key in self.artifacts else "PENDING"
+        identity = self.artifacts.setdefault(key, f"artifact-{len(self.artifacts)}")
+        artifact = {"id": identity, "state": state, "artifactSequence": {"latestArtifact": None}}
+        return {"createArtifact": {"artifact": artifact}}
+
+    def _manifest(self) -> dict:
+        file = {"id": "f", "name": "m", "displayName": "m", "uploadUrl": f"{self.url}/up/m", "uploadHeaders": []}
+        return {"id": "m", "file": file}
+
+    def _files(self, variables: dict) -> dict:
+        def node(file: dict) -> dict:
+            url = f"{self.url}/up/{file['name']}"
+            shown = {"id": "f", "name": file["name"], "displayName": file["name"], "uploadUrl": url}
+            return {"node": {**shown, "uploadHeaders": [], "artifact": {"id": file["artifactID"]}}}
+
+        return {"createArtifactFiles": {"files": {"edges": [*map(node, variables["input"]["artifactFiles"])]}}}
+
+    def _run_files(self, variables: dict) -> dict:
+        files = [{"name": name, "uploadUrl": f"{self.url}/up/{name}"} for name in variables["files"]]
+        return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
