@@ -1,0 +1,40 @@
+"""icprobe: what each training example is worth, measured in several ways and checked by fine-tuning.
+
+`snakemake --cores 8 all` runs the experiment that config.yaml describes; `--configfile other.yaml` is laid over it.
+"""
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+
+
+wildcard_constraints:
+    experiment=either([CONFIG.experiment]),
+    model=either(CONFIG.models),
+    method=either([*CONFIG.attribution.methods, "all"]),
+    bin=r"all|(le|gt)-\d\.\d\d",
+    seed=r"\d+",
+    scatteritem=r"\d+-of-\d+",
+
+
+scattergather:
+    shards=CONFIG.attribution.shards,
+
+
+include: "rules/data.smk"
+include: "rules/attribution.smk"
+include: "rules/analysis.smk"
+include: "rules/finetuning.smk"
+include: "rules/evaluation.smk"
+include: "rules/report.smk"
+
+
+rule all:
+    default_target: True
+    localrule: True
+    message:
+        "{CONFIG.experiment}: finished; open results/{CONFIG.experiment}/report.html"
+    input:
+        results("report.html"),
+        [each_model(path) for path in evaluation_tables()],

@@ -1,0 +1,121 @@
+# Attribution matrices: what each example is worth for each task, by each method, in shards.
+
+INFLUENCE = [m for m in CONFIG.attribution.methods if METHODS[m].together]
+ATTRIBUTION_INPUTS = dict(
+    train="results/{experiment}/data/train.parquet",
+    tasks="results/{experiment}/data/tasks.parquet",
+    lengths="results/{experiment}/{model}/data/lengths.parquet",
+)
+
+
+rule attribute:
+    message:
+        "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
+    input:
+        **ATTRIBUTION_INPUTS,
+        model=lambda w: f"resources/models/{w.model}" if METHODS[w.method].needs_model else [],
+    output:
+        matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
+    wildcard_constraints:
+        method=either(m for m in CONFIG.attribution.methods if m not in INFLUENCE),
+    params:
+        methods=lambda w: [w.method],
+        module=lambda w: METHODS[w.method].module,
+        per_task=lambda w: METHODS[w.method].per_task,
+        settings=lambda w: attribution_settings(w.method),
+        templates=lambda w: slice_of(CONFIG.templates) if METHODS[w.method].needs_model else {},
+        seed=CONFIG.seed,
+        code=lambda w: fingerprint("attribute", METHODS[w.method].module),
+    log:
+        "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
+    benchmark:
+        "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
+    threads: lambda w: 64 if METHODS[w.method].needs_model else 1
+    resources:
+        mem_mb=lambda w, attempt: attempt * (6000 if METHODS[w.method].needs_model else 1000),
+        runtime=lambda w, attempt: attempt * 120,
+    script:
+        "../workflow/scripts/attribute.py"
+
+
+if INFLUENCE:
+
+    rule attribute_influence:
+        message:
+            "influence of {wildcards.model}, shard {wildcards.scatteritem}"
+        input:
+            **ATTRIBUTION_INPUTS,
+            model="resources/models/{model}",
+        output:
+            **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
+        params:
+            methods=INFLUENCE,
+            module=METHODS["influence"].module,
+            per_task=True,
+            settings=attribution_settings("influence"),
+            templates=slice_of(CONFIG.templates),
+            seed=CONFIG.seed,
+            code=fingerprint("attribute", METHODS["influence"].module),
+        log:
+            "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
+        benchmark:
+            "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
+        threads: 64
+        resources:
+            mem_mb=lambda w, attempt: attempt * (3000 + int(1000 * CONFIG.attribution.memory_budget_gb)),
+            runtime=lambda w, attempt: attempt * 120,
+        script:
+            "../workflow/scripts/attribute.py"
+
+
+rule gather_attributions:
+    localrule: True
+    message:
+        "Gathering {wildcards.method} attributions of {wildcards.model}"
+    input:
+        shards=lambda w: shard_files(w.method),
+        train="results/{experiment}/data/train.parquet",
+    output:
+        "results/{experiment}/{model}/attributions/{method}.parquet",
+    params:
+        code=fingerprint("gather_attributions"),
+    log:
+        "logs/{experiment}/gather_attributions/{model}/{method}.log",
+    benchmark:
+        "logs/{experiment}/gather_attributions/{model}/{method}.benchmark.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../workflow/scripts/gather_attributions.py"
+
+
+rule score:
+    localrule: True
+    message:
+        "Scoring examples of {wildcards.model} by {wildcards.method}"
+    input:
+        "results/{experiment}/{model}/attributions/{method}.parquet",
+    output:
+        "results/{experiment}/{model}/scores/{method}.parquet",
+    params:
+        aggregator=lambda w: CONFIG.attribution.aggregators.get(w.method, "mean"),
+        allow_missing=lambda w: METHODS[w.method].may_skip,
+        code=fingerprint("score"),
+    log:
+        "logs/{experiment}/score/{model}/{method}.log",
+    benchmark:
+        "logs/{experiment}/score/{model}/{method}.benchmark.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../workflow/scripts/score.py"
+
+
+rule attributions:
+    localrule: True
+    message:
+        "{CONFIG.experiment}: all attribution matrices are there"
+    input:
+        each_model_and_method("attributions/{method}.parquet"),

@@ -1,0 +1,127 @@
+# Models and tables: everything that is fetched or chosen before anything is measured.
+
+
+rule prepare_model:
+    message:
+        "Preparing {wildcards.model}"
+    input:
+        lambda w: model_corpus(w.model),
+    output:
+        directory("resources/models/{model}"),
+    params:
+        source=lambda w: slice_of(CONFIG.model_sources[w.model]),
+        code=fingerprint("prepare_model"),
+    log:
+        "logs/models/{model}.log",
+    benchmark:
+        "logs/models/{model}.benchmark.tsv"
+    threads: 64
+    resources:
+        mem_mb=8000,
+        runtime=30,
+    script:
+        "../workflow/scripts/prepare_model.py"
+
+
+rule select_tasks:
+    message:
+        "Selecting tasks"
+    input:
+        file=local_file(CONFIG.data.tasks),
+        models=expand("resources/models/{model}", model=CONFIG.models),
+    output:
+        "results/{experiment}/data/tasks.parquet",
+    params:
+        source=slice_of(CONFIG.data.tasks),
+        models=CONFIG.models,
+        on_empty=CONFIG.data.on_empty,
+        on_too_long=CONFIG.data.on_too_long,
+        templates=slice_of(CONFIG.templates),
+        seed=CONFIG.seed,
+        code=fingerprint("select_tasks"),
+    log:
+        "logs/{experiment}/select_tasks.log",
+    benchmark:
+        "logs/{experiment}/select_tasks.benchmark.tsv"
+    # k-means runs the first model over all candidates.
+    threads: 64 if str(CONFIG.data.tasks.select).startswith("kmeans") else 1
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../workflow/scripts/select_tasks.py"
+
+
+rule prepare_train:
+    message:
+        "Reading and checking the training examples"
+    input:
+        file=local_file(CONFIG.data.train),
+        tasks="results/{experiment}/data/tasks.parquet",
+        models=expand("resources/models/{model}", model=CONFIG.models),
+    output:
+        "results/{experiment}/data/train.parquet",
+    params:
+        source=slice_of(CONFIG.data.train),
+        models=CONFIG.models,
+        labels=CONFIG.data.labels,
+        on_empty=CONFIG.data.on_empty,
+        on_too_long=CONFIG.data.on_too_long,
+        templates=slice_of(CONFIG.templates),
+        code=fingerprint("prepare_train"),
+    log:
+        "logs/{experiment}/prepare_train.log",
+    benchmark:
+        "logs/{experiment}/prepare_train.benchmark.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../workflow/scripts/prepare_train.py"
+
+
+rule prepare_eval:
+    message:
+        "Reading and checking the eval prompts"
+    input:
+        file=local_file(CONFIG.data.eval),
+        models=expand("resources/models/{model}", model=CONFIG.models),
+    output:
+        "results/{experiment}/data/eval.parquet",
+    params:
+        source=slice_of(CONFIG.data.eval),
+        models=CONFIG.models,
+        templates=slice_of(CONFIG.templates),
+        max_new_tokens=CONFIG.evaluation.max_new_tokens,
+        code=fingerprint("prepare_eval"),
+    log:
+        "logs/{experiment}/prepare_eval.log",
+    benchmark:
+        "logs/{experiment}/prepare_eval.benchmark.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../workflow/scripts/prepare_eval.py"
+
+
+rule measure_lengths:
+    message:
+        "Counting tokens of the examples for {wildcards.model}"
+    input:
+        train="results/{experiment}/data/train.parquet",
+        model="resources/models/{model}",
+    output:
+        "results/{experiment}/{model}/data/lengths.parquet",
+    params:
+        templates=slice_of(CONFIG.templates),
+        code=fingerprint("measure_lengths"),
+    log:
+        "logs/{experiment}/measure_lengths/{model}.log",
+    benchmark:
+        "logs/{experiment}/measure_lengths/{model}.benchmark.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../workflow/scripts/measure_lengths.py"

@@ -1,0 +1,33 @@
+"""One fine-tuned model: all weights or an adapter, trained on one subset with one seed."""
+
+import shutil
+
+from icprobe import artifacts, jsonl
+from icprobe.jobs import job, threads
+from icprobe.prompts import Prompts
+
+# Texts that play no part here; a change of them repeats nothing.
+UNUSED = {"one_shot_prefix": "", "separator": ""}
+
+with job(snakemake) as run:
+    base, seed = snakemake.input.base, int(snakemake.wildcards.seed)
+    rows = jsonl.read(snakemake.input.subset)
+    with artifacts.atomic_path(snakemake.output[0]) as output:
+        if rows:
+            from icprobe.finetuning import fine_tune
+            from icprobe.models import set_threads
+
+            set_threads(threads(snakemake))
+            settings, templates = snakemake.params.settings, snakemake.params.templates
+            identity = [artifacts.content_digest(base), rows, settings, templates, seed, snakemake.params.code]
+            partial = artifacts.partial_directory(snakemake.params.results, "fine_tune", *identity)
+            run.summary(
+                **fine_tune(base, rows, Prompts({**UNUSED, **templates}), output, settings, seed, partial, run.log)
+            )
+        else:
+            partial = None
+            output.mkdir(parents=True)
+            artifacts.write_manifest(output, empty=True, seed=seed, examples=0)
+            run.summary(examples=0)
+    if partial:
+        shutil.rmtree(partial)

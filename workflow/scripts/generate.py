@@ -1,0 +1,36 @@
+"""Responses of one model, fine-tuned or base, to the eval prompts."""
+
+import shutil
+
+import pandas as pd
+
+from icprobe import artifacts, data
+from icprobe.jobs import job, threads
+from icprobe.prompts import Prompts
+
+# Texts that play no part here; a change of them repeats nothing.
+UNUSED = {"target": "", "one_shot_prefix": "", "separator": ""}
+
+with job(snakemake) as run:
+    base, checkpoint = snakemake.input.base, snakemake.input.get("checkpoint")
+    table = pd.read_parquet(snakemake.input.prompts).astype(object)
+    rows = data.records(table.where(table.notna(), None))
+    found, partial = [], None
+    if not (checkpoint and artifacts.read_manifest(checkpoint).get("empty")):
+        from icprobe.generation import load_fine_tuned, responses
+        from icprobe.models import load_model, load_tokenizer, set_threads
+
+        set_threads(threads(snakemake))
+        settings, templates = snakemake.params.settings, snakemake.params.templates
+        options = {"dtype": settings["dtype"], "device": settings["device"]}
+        model = load_fine_tuned(checkpoint, base, **options) if checkpoint else load_model(base, **options)
+        source = artifacts.content_digest(checkpoint or base)
+        identity = [source, artifacts.content_digest(base), rows, settings, templates, snakemake.params.code]
+        partial = artifacts.partial_directory(snakemake.params.results, "generate", *identity)
+        texts = Prompts({**UNUSED, **templates})
+        found = responses(model, load_tokenizer(base), texts, rows, snakemake.params.generator, settings, partial)
+    data.write_jsonl(found, snakemake.output[0])
+    words = sum(len(row["output"].split()) for row in found)
+    run.summary(responses=len(found), mean_words=words / max(len(found), 1))
+    if partial:
+        shutil.rmtree(partial)

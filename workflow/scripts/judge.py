@@ -1,0 +1,21 @@
+"""Judgements: for each eval prompt, the fine-tuned model's response against the base model's."""
+
+import pandas as pd
+
+from icprobe import data, jsonl
+from icprobe.jobs import job
+from icprobe.judging import judge, pair_up
+
+with job(snakemake) as run:
+    settings = snakemake.params.settings
+    table = pd.read_parquet(snakemake.input.prompts).astype(object)
+    prompts = data.records(table.where(table.notna(), None))
+    pairs = pair_up(prompts, jsonl.read(snakemake.input.base), jsonl.read(snakemake.input.responses))
+    judgements = judge(settings["judge"], pairs, settings, cache=snakemake.params.cache)
+    data.write_jsonl(judgements, snakemake.output[0])
+    preferences = pd.Series([row["preference"] for row in judgements], dtype="float64")
+    run.summary(
+        judgements=len(judgements),
+        unreadable=int(preferences.isna().sum()),
+        win_rate=100 * (preferences.mean() - 1) if preferences.notna().any() else None,
+    )

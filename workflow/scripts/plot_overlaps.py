@@ -1,0 +1,11 @@
+"""Overlap of each method's bins with ICP's."""
+
+import pandas as pd
+
+from icprobe import plotting
+from icprobe.jobs import job
+
+with job(snakemake) as run:
+    table = pd.read_csv(snakemake.input[0])
+    plotting.save(plotting.overlap_curve(table, snakemake.params.colors), snakemake.output.figure, table)
+    run.figure("overlaps", snakemake.output.figure)

@@ -1,0 +1,20 @@
+"""One method's scores against another's."""
+
+import pandas as pd
+
+from icprobe import plotting
+from icprobe.data import read_scores
+from icprobe.jobs import job
+
+with job(snakemake) as run:
+    a, b = snakemake.wildcards.method_a, snakemake.wildcards.method_b
+    params = snakemake.params
+    scores = read_scores([a, b], [snakemake.input.a, snakemake.input.b])
+    train = pd.read_parquet(snakemake.input.train).set_index("id")
+    labels = next((train[label] for label in params.labels if label in train), None)
+    figure = plotting.scatter(
+        scores, a, b, labels, pd.read_csv(snakemake.input.correlations), params.axis_labels, params.colors
+    )
+    table = pd.DataFrame(scores).assign(**({} if labels is None else {labels.name: labels})).reset_index()
+    plotting.save(figure, snakemake.output.figure, table)
+    run.figure(f"scatter/{a}--{b}", snakemake.output.figure)

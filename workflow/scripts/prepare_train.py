@@ -1,0 +1,30 @@
+"""Reads the training examples, checks every row, samples, and keeps what fits every model."""
+
+import logging
+
+import pandas as pd
+
+from icprobe import data
+from icprobe.fitting import fit_train
+from icprobe.jobs import job
+from icprobe.prompts import Prompts
+
+with job(snakemake) as run:
+    params = snakemake.params
+    prompts = Prompts(params.templates)
+    train = data.read_table(params.source, extra=["domain", *params.labels], on_empty=params.on_empty)
+    read, empty = len(train), train.attrs["dropped_empty"]
+    from icprobe.models import reader
+
+    readers = [reader(path) for path in snakemake.input.models]
+    sampling = params.source["sample"]
+    if sampling:
+        if sampling["max_tokens"]:
+            counts = readers[0].counts([prompts.document(row) for row in data.records(train)])
+            train = train[[count < sampling["max_tokens"] for count in counts]].reset_index(drop=True)
+        train = data.sample(train, sampling["n"], sampling["stratify"], sampling["seed"])
+    train = fit_train(train, pd.read_parquet(snakemake.input.tasks), prompts, readers, params.on_too_long)
+    data.write_parquet(train, snakemake.output[0])
+    too_long = train.attrs["too_long"]
+    logging.info("%d rows read, %d empty ones dropped, %d too long, %d kept", read, empty, too_long, len(train))
+    run.summary(read=read, dropped_empty=empty, too_long=too_long, examples=len(train))

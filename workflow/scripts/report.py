@@ -1,0 +1,44 @@
+"""The HTML report of one experiment."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from icprobe import environment, report
+from icprobe.jobs import job
+
+with job(snakemake) as run:
+    params = snakemake.params
+    folder = Path("results", snakemake.wildcards.experiment)
+    models = {}
+    for model in params.models:
+        tables = {Path(name).stem: folder / model / name for name in params.tables}
+        models[model] = report.ModelInputs(
+            scores={m: folder / model / f"scores/{m}.parquet" for m in params.methods},
+            attributions={m: folder / model / f"attributions/{m}.parquet" for m in params.methods},
+            lengths=folder / model / "data/lengths.parquet",
+            figures=[folder / model / name for name in params.figures],
+            **tables,
+        )
+    report.build(
+        snakemake.output[0],
+        snakemake.wildcards.experiment,
+        params.config_text,
+        models,
+        pd.read_parquet(snakemake.input.train),
+        pd.read_parquet(snakemake.input.tasks),
+        params.labels,
+        params.sound_labels,
+        params.examples,
+        environment.describe(),
+        [
+            (rule, seconds, megabytes, params.needs[rule])
+            for rule, jobs in environment.measured(Path("logs", snakemake.wildcards.experiment)).items()
+            if rule in params.needs
+            for seconds, megabytes in jobs
+        ],
+    )
+    size = Path(snakemake.output[0]).stat().st_size / 1e6
+    logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)
+    run.summary(megabytes=size)

@@ -1,0 +1,19 @@
+"""Reduces an attribution matrix over tasks to one score for each example."""
+
+import logging
+
+import pandas as pd
+
+from icprobe import data
+from icprobe.jobs import job
+from icprobe.statistics import aggregate
+
+with job(snakemake) as run:
+    scores = aggregate(
+        pd.read_parquet(snakemake.input[0]), snakemake.params.aggregator, allow_missing=snakemake.params.allow_missing
+    )
+    data.write_parquet(scores, snakemake.output[0])
+    values = scores["score"]
+    logging.info("%d scores from %.4g to %.4g, median %.4g", len(values), values.min(), values.max(), values.median())
+    run.summary(examples=len(values), minimum=values.min(), median=values.median(), maximum=values.max())
+    run.table("scores", scores.head(1000))
