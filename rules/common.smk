@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 
 from icprobe import artifacts
 from icprobe.attribution import METHODS
@@ -15,6 +16,11 @@ try:
     CONFIG = load(config, METHODS)
 except IcprobeError as error:
     sys.exit(str(error))
+
+# Said here, for Snakemake would say it in five lines of its own words.
+for table in ("train", "tasks", "eval"):
+    if (file := getattr(CONFIG.data, table).path) and not os.path.isfile(file):
+        sys.exit(f"config: data.{table}.path: {file}: no such file; correct the path")
 
 # Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
 os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
@@ -45,6 +51,20 @@ def local_file(table):
     return [table.path] if table.path else []
 
 
+def contents(files):
+    """Digest of each file that a user brings, its size if it is large.
+
+    By time alone, one that is older than what was made from the file before it would pass for unchanged.
+    """
+    size = os.path.getsize
+    return {file: artifacts.file_digest(file) if size(file) < 2e8 else size(file) for file in files}
+
+
+def package_files(pattern):
+    """Digests of files of the package that are no modules, such as templates: no fingerprint of code covers them."""
+    return [artifacts.file_digest(path) for path in sorted(artifacts.PACKAGE.glob(pattern))]
+
+
 def slice_of(section, *keys):
     """Some keys of a section of the configuration, as plain values: what a rule gives its job as params."""
     return section.model_dump(mode="json", include=set(keys) or None)
@@ -55,9 +75,11 @@ def each_model_and_method(pattern):
     return [path.format(method=m) for m in CONFIG.attribution.methods for path in each_model(pattern)]
 
 
-def model_corpus(model):
-    """The file that a random model's tokenizer is trained on, as an input; none for the other sources."""
+def model_files(model):
+    """The local files that a model is made from, as inputs: a random model's corpus, a local model's directory."""
     source = CONFIG.model_sources[model]
+    if source.source == "local":
+        return sorted(str(file) for file in Path(source.path).glob("*") if file.is_file())
     return [source.corpus] if source.source == "random" else []
 
 

@@ -5,11 +5,12 @@ rule prepare_model:
     message:
         "Preparing {wildcards.model}"
     input:
-        lambda w: model_corpus(w.model),
+        lambda w: model_files(w.model),
     output:
         directory("resources/models/{model}"),
     params:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
+        contents=lambda w: contents(model_files(w.model)),
         code=fingerprint("prepare_model"),
     log:
         "logs/models/{model}.log",
@@ -33,11 +34,13 @@ rule select_tasks:
         "results/{experiment}/data/tasks.parquet",
     params:
         source=slice_of(CONFIG.data.tasks),
+        contents=lambda w: contents(local_file(CONFIG.data.tasks)),
         models=CONFIG.models,
         on_empty=CONFIG.data.on_empty,
         on_too_long=CONFIG.data.on_too_long,
         templates=slice_of(CONFIG.templates),
-        seed=CONFIG.seed,
+        # "first:n", "all" and a list of ids draw nothing.
+        seed=CONFIG.seed if str(CONFIG.data.tasks.select).startswith(("random", "kmeans")) else None,
         code=fingerprint("select_tasks"),
     log:
         "logs/{experiment}/select_tasks.log",
@@ -63,6 +66,7 @@ rule prepare_train:
         "results/{experiment}/data/train.parquet",
     params:
         source=slice_of(CONFIG.data.train),
+        contents=lambda w: contents(local_file(CONFIG.data.train)),
         models=CONFIG.models,
         labels=CONFIG.data.labels,
         on_empty=CONFIG.data.on_empty,
@@ -90,6 +94,7 @@ rule prepare_eval:
         "results/{experiment}/data/eval.parquet",
     params:
         source=slice_of(CONFIG.data.eval),
+        contents=lambda w: contents(local_file(CONFIG.data.eval)),
         models=CONFIG.models,
         templates=slice_of(CONFIG.templates),
         max_new_tokens=CONFIG.evaluation.max_new_tokens,

@@ -3,15 +3,6 @@
 from icprobe.judging import JUDGES
 
 
-def judge_templates(judge):
-    """Digests of what the judge is asked with: package data, which no fingerprint of modules covers."""
-    return [
-        artifacts.file_digest(path)
-        for path in sorted(artifacts.PACKAGE.glob("templates/judge_*.jinja"))
-        if judge == "llm"
-    ]
-
-
 rule win_rates:
     input:
         each_model("tables/win_rates.csv"),
@@ -93,7 +84,9 @@ rule judge:
     params:
         settings=CONFIG.evaluation.judge_settings,
         cache="results/{experiment}/.cache/llm_judge",
-        templates=judge_templates(CONFIG.evaluation.judge),
+        templates=(
+            package_files("templates/judge_*") if CONFIG.evaluation.judge == "llm" else []
+        ),
         code=fingerprint("judge", JUDGES[CONFIG.evaluation.judge]),
     message:
         "Judging responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "

@@ -48,6 +48,7 @@ rule report:
         needs=NEEDS,
         # W&B's options change no result, so they are no part of the record.
         config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
+        templates=package_files("templates/report.*"),
         code=fingerprint("report"),
     log:
         "logs/{experiment}/report.log",

@@ -36,7 +36,8 @@ with job(snakemake) as run:
         ],
     )
     if files.model:
-        from icprobe.models import load_model, load_tokenizer, set_precision, set_threads
+        from icprobe.models import load_model, set_precision, set_threads
+        from icprobe.tokenizing import load_tokenizer
 
         set_threads(threads(snakemake))
         set_precision(settings.pop("tf32"))

@@ -18,7 +18,8 @@ with job(snakemake) as run:
     found, partial = [], None
     if not (checkpoint and artifacts.read_manifest(checkpoint).get("empty")):
         from icprobe.generation import load_fine_tuned, responses
-        from icprobe.models import load_model, load_tokenizer, set_threads
+        from icprobe.models import load_model, set_threads
+        from icprobe.tokenizing import load_tokenizer
 
         set_threads(threads(snakemake))
         settings, templates = snakemake.params.settings, snakemake.params.templates

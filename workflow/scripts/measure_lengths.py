@@ -2,17 +2,15 @@
 
 import logging
 
-import pandas as pd
-
 from icprobe import data
 from icprobe.fitting import lengths
 from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
 with job(snakemake) as run:
-    from icprobe.models import reader
+    from icprobe.tokenizing import reader
 
-    train = pd.read_parquet(snakemake.input.train)
+    train = data.read_parquet(snakemake.input.train)
     table = lengths(train, Prompts(snakemake.params.templates), reader(snakemake.input.model))
     data.write_parquet(table, snakemake.output[0])
     total = int(table["n_query"].sum() + table["n_target"].sum())

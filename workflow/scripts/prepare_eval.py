@@ -10,7 +10,7 @@ from icprobe.prompts import Prompts
 with job(snakemake) as run:
     params = snakemake.params
     prompts = data.read_table(params.source, extra=["subset", "domain"], needs_output=False)
-    from icprobe.models import reader
+    from icprobe.tokenizing import reader
 
     check_prompts(
         prompts, Prompts(params.templates), [reader(path) for path in snakemake.input.models], params.max_new_tokens

@@ -2,8 +2,6 @@
 
 import logging
 
-import pandas as pd
-
 from icprobe import data
 from icprobe.fitting import fit_train
 from icprobe.jobs import job
@@ -14,7 +12,7 @@ with job(snakemake) as run:
     prompts = Prompts(params.templates)
     train = data.read_table(params.source, extra=["domain", *params.labels], on_empty=params.on_empty)
     read, empty = len(train), train.attrs["dropped_empty"]
-    from icprobe.models import reader
+    from icprobe.tokenizing import reader
 
     readers = [reader(path) for path in snakemake.input.models]
     sampling = params.source["sample"]
@@ -23,7 +21,7 @@ with job(snakemake) as run:
             counts = readers[0].counts([prompts.document(row) for row in data.records(train)])
             train = train[[count < sampling["max_tokens"] for count in counts]].reset_index(drop=True)
         train = data.sample(train, sampling["n"], sampling["stratify"], sampling["seed"])
-    train = fit_train(train, pd.read_parquet(snakemake.input.tasks), prompts, readers, params.on_too_long)
+    train = fit_train(train, data.read_parquet(snakemake.input.tasks), prompts, readers, params.on_too_long)
     data.write_parquet(train, snakemake.output[0])
     too_long = train.attrs["too_long"]
     logging.info("%d rows read, %d empty ones dropped, %d too long, %d kept", read, empty, too_long, len(train))

@@ -13,8 +13,9 @@ with job(snakemake) as run:
     candidates = data.read_table(params.source, extra=["domain"], on_empty=params.on_empty)
 
     def hidden_states():
-        from icprobe.models import load_model, load_tokenizer, set_threads
+        from icprobe.models import load_model, set_threads
         from icprobe.representations import mean_hidden_states
+        from icprobe.tokenizing import load_tokenizer
 
         set_threads(threads(snakemake))
         directory = snakemake.input.models[0]
@@ -22,7 +23,7 @@ with job(snakemake) as run:
         return mean_hidden_states(load_model(directory), load_tokenizer(directory), texts)
 
     chosen = data.select_tasks(candidates, params.source["select"], params.seed, hidden_states)
-    from icprobe.models import reader
+    from icprobe.tokenizing import reader
 
     readers = [reader(path) for path in snakemake.input.models]
     tasks = fit_tasks(chosen, prompts, readers, params.on_too_long)
