@@ -93,9 +93,9 @@ def attribution_settings(method):
 
 
 def shard_files(method):
-    """Shards of a method's matrix; methods that need no model are one job, however many shards the others have."""
+    """Shards of a method's matrix."""
     pattern = f"results/{{{{experiment}}}}/{{{{model}}}}/attributions/{method}/{{scatteritem}}.parquet"
-    if METHODS[method].needs_model:
+    if not METHODS[method].whole:
         return gather.shards(pattern)
     return [pattern.replace("{scatteritem}", "1-of-1").replace("{{", "{").replace("}}", "}")]
 

@@ -6,8 +6,12 @@ import naive
 import numpy as np
 import pytest
 
-from icprobe.attribution import baselines, icp, influence, one_step
+from icprobe import packing
+from icprobe.attribution import baselines, holding, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.matrix import Inputs, batches, shard_of
+from icprobe.gradients import Layer
+from icprobe.packing import Row
+from icprobe.prompts import Encoded
 
 ARCHITECTURES = ["llama", "gpt_neox", "gpt2"]
 
@@ -141,11 +145,104 @@ def test_models_that_cannot_be_packed_give_the_same_matrices_by_padding(module, 
     assert_close(matrices(module, inputs("llama"), method)[method], reference, 2e-5, np.abs(reference).max())
 
 
-def test_influence_does_not_depend_on_the_memory_budget(inputs):
-    reference = matrices(influence, inputs("llama"), "influence")
-    tight = matrices(influence, inputs("llama"), "influence", memory_budget_gb=1e-6)
+@pytest.mark.parametrize("budget_gb", [1e-9, 1e-4, 2e-4])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_the_memory_budget_changes_no_bit_of_influence(architecture, budget_gb, inputs, monkeypatch):
+    plans = []
+    original = holding.Plan.cheapest
+    monkeypatch.setattr(holding.Plan, "cheapest", lambda *a: plans.append(original(*a)) or plans[-1])
+    reference = matrices(influence, inputs(architecture), "influence", memory_budget_gb=10)
+    tight = matrices(influence, inputs(architecture), "influence", memory_budget_gb=budget_gb)
+    assert len(plans[0].tiles) == 1
+    assert plans[0] != plans[1], "the budget was to change the plan"
     for method in ("influence", "influence_log"):
-        assert_close(tight[method], reference[method], 1e-5, np.abs(reference[method]).max())
+        assert (tight[method] == reference[method]).all()
+
+
+@pytest.mark.parametrize("hold", ["tasks", "examples"])
+@pytest.mark.parametrize("dense", [True, False])
+def test_every_plan_gives_the_same_bits(hold, dense, inputs, monkeypatch):
+    reference = matrices(influence, inputs("gpt_neox"), "influence")
+
+    def plan(examples, tasks, *_):
+        held = tasks if hold == "tasks" else examples
+        return holding.Plan(hold, dense, [[i] for i in range(len(held.batches))], 0, 0)
+
+    monkeypatch.setattr(holding.Plan, "cheapest", plan)
+    other = matrices(influence, inputs("gpt_neox"), "influence")
+    assert all((other[method] == reference[method]).all() for method in reference)
+
+
+def test_a_plan_passes_over_the_examples_no_oftener_than_the_budget_forces():
+    def side(batches, sequences, tokens):
+        return holding.Side([[Encoded(tuple(range(tokens)), 1)] * sequences for _ in range(batches)])
+
+    layers = [Layer("x", None, 600, 1500, False)] * 100
+    examples, tasks = side(1000, 10, 100), side(10, 10, 100)
+    dense_bytes = 100 * 90_000_000 * 4
+    rich = holding.Plan.cheapest(examples, tasks, layers, 2 * dense_bytes, 4)
+    assert (rich.hold, rich.dense, len(rich.tiles)) == ("tasks", True, 1)
+    # Not the gradients, but their factors fit: still one pass.
+    poor = holding.Plan.cheapest(examples, tasks, layers, 0.3 * dense_bytes, 4)
+    assert (poor.hold, poor.dense, len(poor.tiles)) == ("tasks", False, 1)
+    assert poor.held_bytes <= 0.3 * dense_bytes
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_influence_mean_equals_the_mean_of_the_matrix(architecture, inputs):
+    matrix = matrices(influence, inputs(architecture), "influence", methods=["influence"])["influence"]
+    runs = batches(inputs(architecture).lengths, 200)
+    mean = np.empty(len(matrix))
+    for _, rows, block in influence_mean.attribute(inputs(architecture), "influence_mean", runs, batch_tokens=200):
+        mean[rows] = block[:, 0]
+    slow = matrix.mean(axis=1, dtype=np.float64)
+    assert_close(mean, slow, 1e-4, np.abs(slow).max())
+
+
+def test_what_suffixes_begin_with_alike_stands_in_the_row_once():
+    sequences = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7], [9, 8], [1, 2, 3, 4], [1, 2, 3, 4, 6, 9, 9]]
+    row = Row()
+    root = row.add([5, 5])
+    places = row.add_tree(sequences, root)
+    assert [[row.ids[i] for i in place] for place in places] == sequences
+    assert len(row.ids) < 2 + sum(map(len, sequences))
+    positions = row.positions()
+    assert all([positions[i] for i in place] == list(range(2, 2 + len(place))) for place in places)
+
+
+def test_icp_does_not_depend_on_what_is_shared(inputs, monkeypatch):
+    reference = matrices(icp, inputs("llama"), "icp")["icp"]
+    monkeypatch.setattr(packing, "WORTH_SHARING", 10**9)
+    monkeypatch.setattr(packing.Network, "remember", lambda self, ids: None)
+    assert_close(matrices(icp, inputs("llama"), "icp")["icp"], reference, 2e-5, np.abs(reference).max())
+
+
+def test_icp_budget_with_nothing_to_save_gives_the_full_score(inputs):
+    ours = inputs("llama")
+    full = (matrices(icp, ours, "icp")["icp"] > 0).mean(axis=1)
+    runs = batches(ours.lengths, 200)
+    for _, rows, block in icp_budget.attribute(ours, "icp_budget", runs, 200, share=0.5, round_tasks=3):
+        assert np.allclose(block[:, 0], full[rows])
+        assert (block[:, 1] == 3).all()
+
+
+def test_elimination_finds_the_best_and_the_worst_for_less():
+    generator = np.random.default_rng(0)
+    skill = generator.beta(4, 2, size=400)
+    effects = generator.random((400, 100)) < skill[:, None]
+    asked = np.zeros_like(effects, dtype=int)
+
+    def reveal(rows, tasks):
+        asked[np.ix_(rows, tasks)] += 1
+        return effects[np.ix_(rows, tasks)].astype(float)
+
+    scores, tried = icp_budget.eliminate(400, 100, reveal, share=0.1, round_tasks=10)
+    assert asked.max() == 1, "no pair is paid for twice"
+    assert (asked.sum(axis=1) == tried).all()
+    assert tried.sum() < 0.8 * effects.size
+    full = effects.mean(axis=1)
+    top = set(np.argsort(-full, kind="stable")[:40])
+    assert len(top & set(np.argsort(-scores, kind="stable")[:40])) >= 36
 
 
 @pytest.mark.parametrize(("module", "method"), [(icp, "icp"), (influence, "influence"), (one_step, "one_step")])
@@ -179,11 +276,11 @@ def test_a_prefix_that_merges_with_what_follows_still_gives_the_joint_tokens(inp
     ours = inputs("llama")
     ours.prompts = copy.copy(ours.prompts)
     ours.prompts.separator = ""
-    probe = icp.Probe(ours)
+    probe = icp.Probe(ours, 200)
     train, tasks, _ = few
     for example in train.to_dict("records"):
         example["output"] = example["output"] + " un"
-        prefix, suffixes = probe.one_shot(example)
+        prefix, suffixes = probe.one_shot(example, range(len(tasks)))
         for task, suffix in zip(tasks.to_dict("records"), suffixes, strict=True):
             text = ours.prompts.one_shot(example, task) + ours.prompts.target(task)
             assert list(prefix + suffix.ids) == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.likelihood import HEAD_ROWS
+from icprobe.likelihood import loss_gradient
 from icprobe.models import linear_layers
 from icprobe.packing import Network, Row
 from icprobe.prompts import Encoded
@@ -80,33 +80,16 @@ def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
     A document's loss over all tokens after the first is an `Encoded` with n_context = 1.
     """
     row, predictors, targets = Row(), [], []
-    for sequence in sequences:
-        segment = row.add(sequence.ids)
-        predictors += row.predictors(segment, sequence.n_context)
+    for sequence, span in zip(sequences, spans(sequences), strict=True):
+        row.add(sequence.ids)
+        predictors += range(span.start + sequence.n_context - 1, span.stop - 1)
         targets += sequence.ids[sequence.n_context :]
     with torch.enable_grad():
         states = network.hidden(row)
     delta = torch.zeros_like(states)
-    delta[torch.tensor(predictors, device=states.device)] = _loss_gradient(
-        network, states.detach()[torch.tensor(predictors, device=states.device)], targets
-    )
+    chosen = torch.tensor(predictors, device=states.device)
+    delta[chosen] = loss_gradient(network, states.detach()[chosen], targets)
     states.backward(delta)
-
-
-@torch.no_grad()
-def _loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> Tensor:
-    """d(Σ −log p(target_i | state_i)) / d(state), [n, d]: (softmax − one-hot) W, a few rows of logits at a time.
-
-    Written out so that neither logits nor their gradient [n, V] are ever kept whole.
-    """
-    wanted = torch.tensor(targets, device=states.device)
-    weight = network.head.weight  # [V, d]
-    parts = []
-    for chunk, ids in zip(states.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True):
-        error = network.head(chunk).float().softmax(dim=1)
-        error[torch.arange(len(ids), device=ids.device), ids] -= 1
-        parts.append(error.to(weight.dtype) @ weight)
-    return torch.cat(parts)
 
 
 def spans(sequences: Sequence[Encoded]) -> list[slice]:

@@ -1,14 +1,16 @@
 """Log-likelihoods of targets, many behind one shared prefix, exact, with the LM head only where a target needs it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from icprobe.packing import Network, Row
+from icprobe.packing import Base, Network, Row
 
-HEAD_ROWS = 128  # rows of logits at a time: with 49,152 words these are 25 MB, which a CPU's cache holds
+# Words of the vocabulary whose logits are formed at a time: their weights and logits stay in a CPU's cache, while the
+# whole of the head's weight would be read from memory for every few rows.
+HEAD_WORDS = 2048
 
 
 @dataclass(frozen=True)
@@ -23,20 +25,26 @@ def log_likelihoods(network: Network, prefix: Sequence[int], suffixes: Sequence[
     """Summed target log-probabilities of each suffix behind one shared prefix, in nats.
 
     prefix: token ids [P], possibly none; suffixes: M of them. Returns [M] float64 on the CPU. The prefix runs once
-    (Nuggets, arXiv 2312.10302, eq. 2); all suffixes stand behind it in one packed row, each seeing it and itself.
+    (Nuggets, arXiv 2312.10302, eq. 2); all suffixes stand behind it in one packed row, each seeing it and itself, and
+    what several suffixes begin with alike stands there once.
     """
     return packed_log_likelihoods(network, [(prefix, suffixes)])[0]
 
 
 @torch.no_grad()
-def packed_log_likelihoods(network: Network, groups: Sequence[tuple[Sequence[int], Sequence[Suffix]]]) -> list[Tensor]:
-    """`log_likelihoods` of several (prefix, suffixes) in one row; one result [M] for each group."""
-    row, predictors, targets, counts = Row(), [], [], []
+def packed_log_likelihoods(
+    network: Network, groups: Sequence[tuple[Sequence[int], Sequence[Suffix]]], base: Base | None = None
+) -> list[Tensor]:
+    """`log_likelihoods` of several (prefix, suffixes) in one row; one result [M] for each group.
+
+    base: what all prefixes begin with, computed before (`Network.remember`); the prefixes are given without it.
+    """
+    row, predictors, targets, counts = Row(base), [], [], []
     for prefix, suffixes in groups:
-        root = row.add(list(prefix)) if prefix else None
-        for suffix in suffixes:
-            segment = row.add(suffix.ids, root)
-            predictors += row.predictors(segment, suffix.first)
+        root = row.add(prefix) if prefix else None
+        for suffix, places in zip(suffixes, row.add_tree([s.ids for s in suffixes], root), strict=True):
+            before = [row.segments[root].end - 1] if root is not None else [None]
+            predictors += (before + places)[suffix.first : -1]
             targets += suffix.ids[suffix.first :]
             counts.append(len(suffix.ids) - suffix.first)
     states = network.hidden(row)[torch.tensor(predictors, device=network.device)]
@@ -48,9 +56,42 @@ def packed_log_likelihoods(network: Network, groups: Sequence[tuple[Sequence[int
 def target_log_probabilities(network: Network, states: Tensor, targets: Sequence[int]) -> Tensor:
     """log p(target_i | state_i): states [n, d], targets n ids → [n] float64 on the CPU, each in float32."""
     wanted = torch.tensor(targets, device=states.device)
-    parts = []
-    for chunk, ids in zip(states.split(HEAD_ROWS), wanted.split(HEAD_ROWS), strict=True):
-        logits = network.head(chunk).float()
-        parts.append(logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(dim=1))
+    total = torch.full((len(states),), -torch.inf, device=states.device)
+    chosen = torch.zeros_like(total)
+    for start, logits in head_tiles(network, states):
+        total = torch.logaddexp(total, logits.logsumexp(dim=1))
+        inside = (wanted >= start) & (wanted < start + logits.shape[1])
+        chosen[inside] = logits[inside, wanted[inside] - start]
     # Summed in float64 by the caller: hundreds of nats would lose 1e-4 in float32, which is what effects are made of.
-    return torch.cat(parts).double().cpu()
+    return (chosen - total).double().cpu()
+
+
+def head_tiles(network: Network, states: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first word, logits [n, words] float32) of the LM head, a part of the vocabulary at a time."""
+    weight, bias = network.head.weight, getattr(network.head, "bias", None)
+    words = HEAD_WORDS if states.device.type == "cpu" else len(weight)
+    for start in range(0, len(weight), words):
+        logits = states @ weight[start : start + words].T
+        yield start, (logits if bias is None else logits + bias[start : start + words]).float()
+
+
+@torch.no_grad()
+def loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> Tensor:
+    """d(Σ −log p(target_i | state_i)) / d(state), [n, d]: (softmax − one-hot) W, in one pass over the vocabulary.
+
+    The softmax of a part is rescaled when a later part raises the maximum, so that neither logits nor their gradient
+    [n, V] are ever kept whole.
+    """
+    wanted = torch.tensor(targets, device=states.device)
+    weight = network.head.weight  # [V, d]
+    highest = torch.full((len(states), 1), -torch.inf, device=states.device)
+    total, mean = torch.zeros_like(highest), torch.zeros_like(states, dtype=torch.float32)
+    for start, logits in head_tiles(network, states):
+        higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
+        shrink = (highest - higher).exp()
+        exponentials = logits.sub_(higher).exp_()
+        total = total * shrink + exponentials.sum(dim=1, keepdim=True)
+        part = weight[start : start + logits.shape[1]]
+        mean = mean.mul_(shrink).add_((exponentials.to(weight.dtype) @ part).float())
+        highest = higher
+    return (mean / total - weight[wanted].float()).to(weight.dtype)

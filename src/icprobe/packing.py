@@ -20,6 +20,7 @@ from icprobe.errors import ModelError
 logger = logging.getLogger(__name__)
 
 NAME = "icprobe_segments"
+WORTH_SHARING = 4  # tokens
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,33 @@ class Segment:
     ancestors: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Base:
+    """What every sequence of a row begins with, computed before: token ids and, for each layer, keys and values."""
+
+    ids: tuple[int, ...]
+    keys: list[Tensor]  # per layer [1, key heads, length, d]
+    values: list[Tensor]
+
+
 @dataclass
 class Row:
-    """A packed row under construction: token ids and the segments they form."""
+    """A packed row under construction: token ids and the segments they form, behind a base that all of them see."""
 
+    base: Base | None = None
     ids: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     cached_mask: Tensor | None = None
+    seen: dict[int, tuple[Tensor, Tensor]] | None = None  # filled with each layer's keys and values where it is a dict
+
+    @property
+    def offset(self) -> int:
+        """Tokens of the base."""
+        return len(self.base.ids) if self.base else 0
 
     def add(self, ids: Sequence[int], parent: int | None = None) -> int:
-        """Appends a segment behind `parent` (index of a segment; None: at position 0). Returns its index."""
-        ancestors, position = (), 0
+        """Appends a segment behind `parent` (index of a segment; None: behind the base). Returns its index."""
+        ancestors, position = (), self.offset
         if parent is not None:
             above = self.segments[parent]
             ancestors, position = (*above.ancestors, parent), above.position + above.end - above.start
@@ -50,18 +67,41 @@ class Row:
         self.ids += ids
         return len(self.segments) - 1
 
+    def add_tree(self, sequences: Sequence[Sequence[int]], parent: int | None = None) -> list[list[int]]:
+        """Appends sequences behind `parent`, what they begin with alike once. Returns the row indices of their tokens.
+
+        A beginning is shared where that saves at least `WORTH_SHARING` tokens; a segment of its own costs as much.
+        """
+        places: list[list[int]] = [[] for _ in sequences]
+
+        def add(members: list[int], start: int, above: int | None) -> None:
+            groups: dict[int, list[int]] = {}
+            for member in members:
+                if len(sequences[member]) > start:
+                    groups.setdefault(sequences[member][start], []).append(member)
+            for group in groups.values():
+                common = _common([sequences[member] for member in group], start)
+                if len(group) > 1 and (common - start) * (len(group) - 1) < WORTH_SHARING:
+                    for member in group:
+                        put([member], start, len(sequences[member]), above)
+                else:
+                    put(group, start, common, above)
+
+        def put(group: list[int], start: int, end: int, above: int | None) -> None:
+            segment = self.add(sequences[group[0]][start:end], above)
+            for member in group:
+                places[member] += range(self.segments[segment].start, self.segments[segment].end)
+            add(group, end, segment)
+
+        add(list(range(len(sequences))), 0, parent)
+        return places
+
     def positions(self) -> list[int]:
         """Position of each token within its own sequence."""
         return [s.position + i for s in self.segments for i in range(s.end - s.start)]
 
-    def predictors(self, segment: int, first: int) -> list[int]:
-        """Row indices of the tokens whose outputs predict tokens first, first+1, … of a segment."""
-        s = self.segments[segment]
-        before = s.start + first - 1 if first else self.segments[s.ancestors[-1]].end - 1
-        return [before, *range(s.start + first, s.end - 1)]
-
     def mask(self, device: torch.device | None = None) -> Tensor:
-        """Which token sees which, as a dense boolean matrix [S, S]."""
+        """Which token sees which, the base's first, as a dense boolean matrix [S, base + S]."""
         owner = torch.repeat_interleave(
             torch.arange(len(self.segments)), torch.tensor([s.end - s.start for s in self.segments])
         )
@@ -70,7 +110,17 @@ class Row:
             sees[index, list(s.ancestors)] = True
         mask = sees[owner][:, owner]
         causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
-        return torch.where(owner[:, None] == owner[None, :], causal, mask).to(device)
+        within = torch.where(owner[:, None] == owner[None, :], causal, mask)
+        return torch.cat([torch.ones(len(owner), self.offset, dtype=torch.bool), within], dim=1).to(device)
+
+
+def _common(sequences: Sequence[Sequence[int]], start: int) -> int:
+    """End of what all sequences have in common from `start` on, where they agree at least in one token."""
+    end = start + 1
+    shortest = min(map(len, sequences))
+    while end < shortest and all(s[end] == sequences[0][end] for s in sequences):
+        end += 1
+    return end
 
 
 _segments: ContextVar[Row | None] = ContextVar("segments", default=None)
@@ -95,6 +145,12 @@ def segment_attention(
         if unsupported.get(name) is not None:
             raise NotImplementedError(f"segment attention has no {name}")
     row = _segments.get()
+    if row.seen is not None:
+        row.seen[module.layer_idx] = (key, value)
+    if row.base:
+        key = torch.cat([row.base.keys[module.layer_idx], key], dim=2)
+        value = torch.cat([row.base.values[module.layer_idx], value], dim=2)
+    first = row.offset  # of the row's own keys
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
@@ -103,16 +159,16 @@ def segment_attention(
         return out.transpose(1, 2), None
     parts = []
     for s in row.segments:
-        if s.ancestors:
-            spans = [slice(row.segments[a].start, row.segments[a].end) for a in s.ancestors]
-            seen_key = torch.cat([*(key[:, :, span] for span in spans), key[:, :, s.start : s.end]], dim=2)
-            seen_value = torch.cat([*(value[:, :, span] for span in spans), value[:, :, s.start : s.end]], dim=2)
+        own = slice(first + s.start, first + s.end)
+        if s.position:
+            spans = [slice(0, first)] if first else []
+            spans += [slice(first + row.segments[a].start, first + row.segments[a].end) for a in s.ancestors] + [own]
+            seen_key = torch.cat([key[:, :, span] for span in spans], dim=2)
+            seen_value = torch.cat([value[:, :, span] for span in spans], dim=2)
             length = s.end - s.start
-            mask = torch.ones(length, s.position + length, dtype=torch.bool).tril(s.position)
-            causal = False
+            mask, causal = torch.ones(length, s.position + length, dtype=torch.bool).tril(s.position), False
         else:
-            seen_key, seen_value = key[:, :, s.start : s.end], value[:, :, s.start : s.end]
-            mask, causal = None, True
+            seen_key, seen_value, mask, causal = key[:, :, own], value[:, :, own], None, True
         parts.append(
             scaled_dot_product_attention(
                 query[:, :, s.start : s.end], seen_key, seen_value, attn_mask=mask, is_causal=causal, scale=scaling
@@ -136,6 +192,8 @@ class Network:
         self.device = model.device
         self.head = model.get_output_embeddings()
         self.embed = model.get_input_embeddings()
+        if self.packs_now():
+            model.set_attn_implementation("sdpa")  # a model that another Network has used
         self._try_head()
         # Where the row's tokens lie in the batch that the model sees (flattened); None where the batch is the row.
         self.places: Tensor | None = None
@@ -175,6 +233,17 @@ class Network:
         self.model.set_attn_implementation(before)
         logger.info("%s: sequences are not packed but padded (%s)", name, reason)
         return False
+
+    @torch.no_grad()
+    def remember(self, ids: Sequence[int]) -> Base | None:
+        """The beginning of all sequences of later rows, computed once; None where the model cannot be packed."""
+        if not ids or not self.packs_now():
+            return None
+        row = Row(seen={})
+        row.add(ids)
+        self.hidden(row)
+        layers = sorted(row.seen)
+        return Base(tuple(ids), [row.seen[n][0] for n in layers], [row.seen[n][1] for n in layers])
 
     def hidden(self, row: Row) -> Tensor:
         """Final hidden states [S, d] of a packed row, differentiable with respect to the layers' inputs."""

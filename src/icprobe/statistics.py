@@ -18,7 +18,8 @@ def aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool = False)
     attributions: `id`, then one column per task [N, M], in nats or the method's own unit. how: `mean` keeps
     the unit; `fraction_positive` is the share of tasks with A > 0 (strict), in [0, 1]. A matrix whose only
     column is `score` is not reduced, whatever `how` says; a float32 in it widens by its shortest decimal,
-    so that 0.85 stays 0.85. Returns `id`, `score` (float64) in the order of the rows.
+    so that 0.85 stays 0.85; `n_tasks` beside it, how many tasks an example got, is kept. Returns `id`, `score`
+    (float64) in the order of the rows.
 
     Raises ScoreError where a value is NaN or infinite. With allow_missing, for methods that evaluate only
     some examples, a row with a NaN scores NaN; an infinite value stays an error. Raises ConfigError for an
@@ -38,13 +39,15 @@ def aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool = False)
     if wrong.any():
         _refuse(attributions["id"].to_numpy(), values, wrong)
 
-    if list(tasks.columns) == ["score"]:
+    kept = {}
+    if list(tasks.columns) in (["score"], ["score", "n_tasks"]):
         score = widen(values[:, 0])
+        kept = {name: tasks[name].astype("int32") for name in tasks.columns[1:]}
     elif how == "mean":
         score = values.mean(axis=1, dtype=np.float64)
     else:
         score = (values > 0).sum(axis=1) / values.shape[1]
-    return pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score)})
+    return pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score), **kept})
 
 
 def widen(values: np.ndarray) -> np.ndarray:

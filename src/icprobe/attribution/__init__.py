@@ -10,11 +10,12 @@ from dataclasses import dataclass
 class Method:
     """What the DAG has to know of a method.
 
-    module: where its `attribute` is. settings: keys of the configuration's `attribution` section that it uses.
-    together: the methods whose matrices come out of the same pass. needs_model: its job reads a model, tasks and texts
-    beside the examples' lengths. per_task: the matrix has a column for each task, not one named `score`. dtype: fixed
-    arithmetic, whatever the configuration says. unit: of the matrix's entries, for axes. may_skip: NaN means "not
-    evaluated" rather than an error.
+    module: where its `attribute` is. unit: of the matrix's entries, for axes. settings: keys of the configuration's
+    `attribution` section that it uses. together: the methods whose matrices come out of the same pass. needs_model: its
+    job reads a model, tasks and texts beside the examples' lengths. per_task: the matrix has a column for each task,
+    not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
+    costs nothing. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather
+    than an error.
     """
 
     module: str
@@ -23,6 +24,7 @@ class Method:
     together: tuple[str, ...] = ()
     needs_model: bool = True
     per_task: bool = True
+    whole: bool = False
     dtype: str | None = None
     may_skip: bool = False
 
@@ -36,6 +38,10 @@ METHODS: dict[str, Method] = {
     "influence": Method("icprobe.attribution.influence", "nats²", _GRADIENTS, together=_INFLUENCE),
     "influence_log": Method("icprobe.attribution.influence", "signed log", _GRADIENTS, together=_INFLUENCE),
     "one_step": Method("icprobe.attribution.one_step", "nats", (*_ENGINE[1:], "one_step"), dtype="float32"),
-    "length": Method("icprobe.attribution.baselines", "tokens", needs_model=False, per_task=False),
-    "random": Method("icprobe.attribution.baselines", "uniform", needs_model=False, per_task=False),
+    "influence_mean": Method("icprobe.attribution.influence_mean", "nats²", _ENGINE, per_task=False),
+    "icp_budget": Method(
+        "icprobe.attribution.icp_budget", "share of tasks helped", (*_ENGINE, "icp_budget"), per_task=False, whole=True
+    ),
+    "length": Method("icprobe.attribution.baselines", "tokens", needs_model=False, per_task=False, whole=True),
+    "random": Method("icprobe.attribution.baselines", "uniform", needs_model=False, per_task=False, whole=True),
 }

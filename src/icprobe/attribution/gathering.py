@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from icprobe.artifacts import atomic_path, temporary_directory
-from icprobe.errors import ArtifactError
+from icprobe.errors import ArtifactError, shown
 
 BLOCK_BYTES = 256e6  # of the matrix in memory at a time
 
@@ -29,7 +29,7 @@ def gather(
     for path, file in zip(shards, files, strict=True):
         if file.schema_arrow.names != files[0].schema_arrow.names:
             raise ArtifactError(f"{path}: has other columns than {shards[0]}; remove both.")
-    order = _order(wanted, pd.concat([_read(p, f, ["id"])["id"] for p, f in zip(shards, files, strict=True)]), shards)
+    order = _order(wanted, [_read(p, f, ["id"])["id"] for p, f in zip(shards, files, strict=True)], shards)
     n = len(wanted)
     width = max(1, int(block_bytes // (4 * max(n, 1))))
     height = max(1, int(block_bytes // (4 * len(columns))))
@@ -44,7 +44,7 @@ def gather(
                 start += len(part)
             values.tofile(Path(folder, str(number)))
         schema = pa.schema([("id", pa.string()), *((column, pa.float32()) for column in columns)])
-        with atomic_path(output) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        with atomic_path(output) as aside, _writer(aside, schema) as writer:
             for start in range(0, n, height):
                 ids = wanted.iloc[start : start + height]
                 arrays = [pa.array(ids, type=pa.string())]
@@ -56,9 +56,13 @@ def gather(
     return n, len(columns)
 
 
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+
+
 def _open(path: str | Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
         raise _damaged(path, error) from None
 
@@ -74,16 +78,20 @@ def _damaged(path: str | Path, error: Exception) -> ArtifactError:
     return ArtifactError(f"{path}: is damaged ({' '.join(str(error).split())[:150]}); remove it, it will be made anew.")
 
 
-def _order(wanted: pd.Series, found: pd.Series, shards: Sequence[str | Path]) -> np.ndarray:
+def _order(wanted: pd.Series, found: Sequence[pd.Series], shards: Sequence[str | Path]) -> np.ndarray:
     """Row of `wanted` for each id found in the shards."""
-    places = pd.Index(wanted).get_indexer(found)
-    if (places < 0).any():
-        stranger = found.iloc[int((places < 0).argmax())]
-        raise ArtifactError(f"{shards[0]} and others: hold {stranger!r}, which is no example; remove the shards.")
-    counts = np.bincount(places, minlength=len(wanted))
+    index = pd.Index(wanted)
+    places = [index.get_indexer(ids) for ids in found]
+    for path, ids, rows in zip(shards, found, places, strict=True):
+        if (rows < 0).any():
+            stranger = ids.iloc[int((rows < 0).argmax())]
+            raise ArtifactError(f"{path}: holds {shown(stranger)}, which is no example; remove it.")
+    counts = np.bincount(np.concatenate(places), minlength=len(wanted))
     if (counts != 1).any():
         row = int((counts != 1).argmax())
+        holders = [str(path) for path, rows in zip(shards, places, strict=True) if (rows == row).any()]
         raise ArtifactError(
-            f"{shards[0]} and others: {wanted.iloc[row]!r} is in {counts[row]} shards, not in one; remove the shards."
+            f"{', '.join(holders) or f'{shards[0]} and others'}: {shown(wanted.iloc[row])} is in {counts[row]} shards, "
+            "not in one; remove the shards."
         )
-    return places
+    return np.concatenate(places)

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
-from icprobe.attribution.matrix import Blocks, Inputs
+from icprobe.attribution.matrix import Blocks, Inputs, encode_tasks, packs
 from icprobe.likelihood import Suffix, log_likelihoods, packed_log_likelihoods
 from icprobe.packing import Network
-from icprobe.prompts import encode
+from icprobe.prompts import token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -18,66 +19,78 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
 
     Source: arXiv 2407.12259; Nuggets, arXiv 2312.10302.
     """
-    network = Network(inputs.model)
-    probe = Probe(inputs)
-    zero_shot = log_likelihoods(network, (), probe.zero_shot)
-    examples = inputs.examples
+    probe = Probe(inputs, batch_tokens)
     for rows in runs:
-        block = np.empty((len(rows), len(probe.tasks)), dtype=np.float32)
-        for members in _packs([probe.one_shot(examples[row]) for row in rows], batch_tokens):
-            results = packed_log_likelihoods(network, [group for _, group in members])
-            for (place, _), result in zip(members, results, strict=True):
-                block[place] = (result - zero_shot).numpy()
-        yield method, rows, block
+        yield method, rows, probe.effects(rows)
     if probe.joint:
         logger.info("%d pairs were tokenised jointly: their prefix and suffix merge", probe.joint)
 
 
-def _packs(groups: list, batch_tokens: int) -> list[list[tuple]]:
-    """(index, group) in runs of at most batch_tokens tokens, at least one group each."""
-    packs: list[list[tuple]] = []
-    size = batch_tokens
-    for place, (prefix, suffixes) in enumerate(groups):
-        tokens = len(prefix) + sum(len(s.ids) for s in suffixes)
-        if size + tokens > batch_tokens:
-            packs.append([])
-            size = 0
-        packs[-1].append((place, (prefix, suffixes)))
-        size += tokens
-    return packs
-
-
 class Probe:
-    """Token ids of the zero-shot and one-shot contexts of all tasks."""
+    """All tasks zero-shot, and one-shot behind any example."""
 
-    def __init__(self, inputs: Inputs) -> None:
-        self.prompts, self.tokenizer = inputs.prompts, inputs.tokenizer
-        self.tasks = inputs.tasks.to_dict("records")
-        self.joint = 0
-        encoded = [encode(self.tokenizer, self.prompts.query(t), self.prompts.target(t)) for t in self.tasks]
-        self.zero_shot = [Suffix(e.ids, e.n_context) for e in encoded]
-        self._texts = [(self.prompts.separator + self.prompts.query(t), self.prompts.target(t)) for t in self.tasks]
+    def __init__(self, inputs: Inputs, batch_tokens: int) -> None:
+        self.prompts, self.tokenizer, self.batch_tokens = inputs.prompts, inputs.tokenizer, batch_tokens
+        self.examples = inputs.examples
+        self.network = Network(inputs.model)
+        self.joint = 0  # pairs whose prefix and suffix merge into one token
+        zero_shot = [Suffix(task.ids, task.n_context) for task in encode_tasks(inputs)]
+        self.zero_shot = log_likelihoods(self.network, (), zero_shot)  # [M]
+        rows = inputs.tasks.to_dict("records")
+        self._texts = [(self.prompts.separator + self.prompts.query(t), self.prompts.target(t)) for t in rows]
+        self.base = self.network.remember(self.beginning(self.examples))
 
-    def one_shot(self, example: dict) -> tuple[tuple[int, ...], list[Suffix]]:
-        """(prefix ids, suffixes of all tasks); prefix + suffix equals the tokens of the whole text, which is checked.
+    def effects(self, rows: Sequence[int], tasks: Sequence[int] | None = None) -> np.ndarray:
+        """A[z, t] of some examples and some tasks (default: all): [rows, tasks] float32, in nats."""
+        tasks = range(len(self._texts)) if tasks is None else tasks
+        groups = [self.one_shot(self.examples[row], tasks) for row in rows]
+        block = np.empty((len(rows), len(tasks)), dtype=np.float32)
+        shared = self.base.ids if self.base else ()
+        for pack in packs([len(p) + sum(len(s.ids) for s in suffixes) for p, suffixes in groups], self.batch_tokens):
+            some = groups[pack]
+            # An example that does not begin as the others do (its tokens merge early) stands without the base.
+            if all(prefix[: len(shared)] == shared for prefix, _ in some):
+                behind = [(prefix[len(shared) :], suffixes) for prefix, suffixes in some]
+                results = packed_log_likelihoods(self.network, behind, self.base)
+            else:
+                results = packed_log_likelihoods(self.network, some)
+            block[pack] = torch.stack(results) - self.zero_shot[list(tasks)]
+        return block
+
+    def beginning(self, examples: list[dict]) -> tuple[int, ...]:
+        """The token ids that the one-shot contexts of all examples begin with, as far as a spread of them shows."""
+        spread = examples[:: max(1, len(examples) // 100)]
+        prefixes = [token_ids(self.tokenizer, self.prompts.one_shot_prefix(example)) for example in spread]
+        # One token less than they share: each context needs a token of its own behind the base.
+        return prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))]
+
+    def one_shot(self, example: dict, tasks: Sequence[int]) -> tuple[tuple[int, ...], list[Suffix]]:
+        """(prefix ids, suffixes of the tasks); prefix + suffix equals the tokens of the whole text, which is checked.
 
         Where a tokenizer merges across the border the prefix is shortened to what all pairs share, so that the pairs
         that merge still stand behind a prefix of their own tokens.
         """
         prefix_text = self.prompts.one_shot_prefix(example)
-        contexts = [prefix_text + context for context, _ in self._texts]
-        wholes = [context + target for context, (_, target) in zip(contexts, self._texts, strict=True)]
+        contexts = [prefix_text + self._texts[t][0] for t in tasks]
+        wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
         ids = self.tokenizer([prefix_text, *contexts, *wholes], add_special_tokens=False)["input_ids"]
         prefix, rest = tuple(ids[0]), ids[1:]
-        n = len(self.tasks)
+        n = len(tasks)
         shared = len(prefix)
         for whole in rest[n:]:
-            merged = next((i for i, (a, b) in enumerate(zip(prefix, whole, strict=False)) if a != b), None)
-            if merged is not None or len(whole) < len(prefix):
+            alike = common_length([prefix, whole])
+            if alike < len(prefix):
                 self.joint += 1
-                shared = min(shared, len(whole) if merged is None else merged)
+                shared = min(shared, alike)
         suffixes = [
             Suffix(tuple(whole[shared:]), len(context) - shared)
             for context, whole in zip(rest[:n], rest[n:], strict=True)
         ]
         return prefix[:shared], suffixes
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with alike."""
+    return next(
+        (i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), min(map(len, sequences))
+    )

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from icprobe.errors import ScoreError
-from icprobe.prompts import Prompts
+from icprobe.prompts import Encoded, Prompts, encode
 
 
 @dataclass
@@ -61,6 +62,29 @@ def shard_of(runs: Sequence[np.ndarray], lengths: pd.DataFrame, number: int, of:
     tokens = np.array([total[run].sum() for run in runs], dtype=float)
     middle = (np.cumsum(tokens) - tokens / 2) / tokens.sum()
     return np.flatnonzero(np.minimum((middle * of).astype(int), of - 1) == number - 1).tolist()
+
+
+def packs(lengths: Sequence[int], batch_tokens: int) -> list[slice]:
+    """Consecutive sequences whose tokens together are at most batch_tokens, at least one each."""
+    edges, size = [0], 0
+    for index, length in enumerate(lengths):
+        if size and size + length > batch_tokens:
+            edges.append(index)
+            size = 0
+        size += length
+    return [slice(a, b) for a, b in pairwise([*edges, len(lengths)])]
+
+
+def encode_documents(inputs: Inputs) -> list[Encoded]:
+    """Documents with their loss over all tokens after the first."""
+    texts = [inputs.prompts.document(row) for row in inputs.examples]
+    return [Encoded(tuple(ids), 1) for ids in inputs.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+
+def encode_tasks(inputs: Inputs) -> list[Encoded]:
+    """Tasks zero-shot: their loss is over the target alone."""
+    rows = inputs.tasks.to_dict("records")
+    return [encode(inputs.tokenizer, inputs.prompts.query(row), inputs.prompts.target(row)) for row in rows]
 
 
 def to_table(ids: Sequence[str], columns: Sequence[str], values: np.ndarray) -> pd.DataFrame:

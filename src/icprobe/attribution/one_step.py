@@ -8,12 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.attribution.influence import encode_documents
-from icprobe.attribution.matrix import Blocks, Inputs
+from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
 from icprobe.gradients import Layer, layers_of, loss_backward, spans, tapped
 from icprobe.likelihood import Suffix, packed_log_likelihoods
 from icprobe.packing import Network
-from icprobe.prompts import encode
 
 Factors = list[tuple[Tensor, Tensor]]  # per layer: inputs [T, d_in], output gradients [T, d_out]
 
@@ -33,13 +31,11 @@ def attribute(
     network = Network(inputs.model)
     layers = layers_of(network)
     documents = encode_documents(inputs)
-    encoded = [
-        encode(inputs.tokenizer, inputs.prompts.query(t), inputs.prompts.target(t))
-        for t in inputs.tasks.to_dict("records")
-    ]
+    encoded = encode_tasks(inputs)
     # Rows of tasks are fixed, so that before and after differ by the update alone.
-    packs = _packs([Suffix(e.ids, e.n_context) for e in encoded], batch_tokens)
-    before = _task_likelihoods(network, packs)
+    suffixes = [Suffix(e.ids, e.n_context) for e in encoded]
+    rows_of_tasks = [suffixes[pack] for pack in packs([len(s.ids) for s in suffixes], batch_tokens)]
+    before = _task_likelihoods(network, rows_of_tasks)
     for rows in runs:
         block = np.empty((len(rows), len(encoded)), dtype=np.float32)
         sequences = [documents[row] for row in rows]
@@ -49,22 +45,13 @@ def attribute(
             loss_backward(network, sequences)
         for place, span in enumerate(where):
             factors = [(taken[index][0][span], taken[index][1][span]) for index in range(len(layers))]
-            with updated(layers, factors, learning_rate, sum(len(s.ids) for s in packs[0])):
-                block[place] = (_task_likelihoods(network, packs) - before).numpy()
+            with updated(layers, factors, learning_rate, sum(len(s.ids) for s in rows_of_tasks[0])):
+                block[place] = (_task_likelihoods(network, rows_of_tasks) - before).numpy()
         yield method, rows, block
 
 
-def _packs(suffixes: Sequence[Suffix], batch_tokens: int) -> list[list[Suffix]]:
-    packs: list[list[Suffix]] = [[]]
-    for suffix in suffixes:
-        if packs[-1] and sum(len(s.ids) for s in packs[-1]) + len(suffix.ids) > batch_tokens:
-            packs.append([])
-        packs[-1].append(suffix)
-    return packs
-
-
-def _task_likelihoods(network: Network, packs: Sequence[Sequence[Suffix]]) -> Tensor:
-    return torch.cat([packed_log_likelihoods(network, [((), pack)])[0] for pack in packs])
+def _task_likelihoods(network: Network, rows: Sequence[Sequence[Suffix]]) -> Tensor:
+    return torch.cat([packed_log_likelihoods(network, [((), row)])[0] for row in rows])
 
 
 @contextmanager

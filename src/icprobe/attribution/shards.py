@@ -34,7 +34,7 @@ def compute(
 
     module: where the method's `attribute` is; settings: its keyword arguments. shard: from 1 to shards. partial: a
     folder for finished batches, which belongs to exactly these inputs and settings. per_task: the matrix has a column
-    for each task, not one named `score`. Raises ScoreError for NaN.
+    for each task, not `score` (and, of budgeted methods, `n_tasks`). Raises ScoreError for NaN.
     """
     runs = batches(inputs.lengths, batch_tokens)
     mine = shard_of(runs, inputs.lengths, shard, shards)
@@ -59,7 +59,7 @@ def compute(
     tables = {}
     for method in methods:
         blocks = [saved.blocks[method, index] for index in mine]
-        columns = list(inputs.tasks["id"]) if per_task else ["score"]
+        columns = list(inputs.tasks["id"]) if per_task else ["score", "n_tasks"][: blocks[0].shape[1] if blocks else 1]
         values = np.concatenate(blocks) if blocks else np.empty((0, len(columns)), dtype=np.float32)
         ids = inputs.lengths["id"].iloc[rows]
         check_finite(method, list(ids), values)
