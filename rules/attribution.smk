@@ -24,8 +24,7 @@ rule attribute:
         per_task=lambda w: METHODS[w.method].per_task,
         settings=lambda w: attribution_settings(w.method),
         templates=lambda w: slice_of(CONFIG.templates) if METHODS[w.method].needs_model else {},
-        # The methods that run a model draw nothing: another seed must not repeat their work.
-        seed=lambda w: 0 if METHODS[w.method].needs_model else CONFIG.seed,
+        seed=CONFIG.seed,
         code=lambda w: fingerprint("attribute", METHODS[w.method].module),
     log:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
@@ -55,7 +54,7 @@ if INFLUENCE:
             per_task=True,
             settings=attribution_settings("influence"),
             templates=slice_of(CONFIG.templates),
-            seed=0,
+            seed=CONFIG.seed,
             code=fingerprint("attribute", METHODS["influence"].module),
         log:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",

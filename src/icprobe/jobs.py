@@ -44,6 +44,8 @@ QUIET_LOGGERS = {
     # One INFO line for each request to the hub.
     "httpx": logging.WARNING,
     "httpcore": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "openai": logging.WARNING,
     "urllib3": logging.WARNING,
     # "generated new fontManager" at the first figure on a machine.
     "matplotlib": logging.WARNING,

@@ -11,7 +11,8 @@ with job(snakemake) as run:
     params = snakemake.params
     prompts = Prompts(params.templates)
     train = data.read_table(params.source, extra=["domain", *params.labels], on_empty=params.on_empty)
-    read, empty = len(train), train.attrs["dropped_empty"]
+    empty = train.attrs["dropped_empty"]
+    read = len(train) + empty
     from icprobe.tokenizing import reader
 
     readers = [reader(path) for path in snakemake.input.models]

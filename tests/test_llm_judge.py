@@ -1,0 +1,411 @@
+import importlib.util
+import json
+import logging
+import math
+import threading
+import time
+import urllib.request
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import openai._base_client
+import pytest
+
+from icprobe import jsonl, llm_judge
+from icprobe.errors import ConfigError, JudgeError
+from icprobe.judging import Pair, judge
+from icprobe.sections import Evaluation
+
+PAIRS = [Pair(str(n), "s", f"Count to {n}.", "one " * (n + 1), "two " * (9 - n), "-") for n in range(8)]
+FAULTS = ["429", "500", "503", "cut", "half", "nonsense", "not json", "no choices"]
+
+
+class Endpoint:
+    """An OpenAI-compatible server on loopback: `answer(body)` gives each completion, after `faults` in their order."""
+
+    def __init__(self, answer, faults=()):
+        self.answer, self.faults = answer, list(faults)
+        self.bodies, self.keys, self.most_at_once, self._at_once = [], [], 0, 0
+        lock = threading.Lock()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def reply(self, status, content, kind="application/json", length=None):
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content) if length is None else length))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                with lock:
+                    endpoint.bodies.append(body)
+                    endpoint.keys.append(self.headers.get("Authorization"))
+                    endpoint._at_once += 1
+                    endpoint.most_at_once = max(endpoint.most_at_once, endpoint._at_once)
+                    fault = endpoint.faults.pop(0) if endpoint.faults else None
+                try:
+                    self.fail(fault, body) if fault else self.reply(200, json.dumps(endpoint.answer(body)).encode())
+                finally:
+                    with lock:
+                        endpoint._at_once -= 1
+
+            def fail(self, fault, body):
+                if fault[0].isdigit():
+                    self.reply(int(fault[:3]), json.dumps({"error": {"message": f"fault {fault}"}}).encode())
+                elif fault == "cut":
+                    self.close_connection = True
+                elif fault == "half":
+                    content = json.dumps(endpoint.answer(body)).encode()
+                    self.reply(200, content[: len(content) // 2], length=len(content))
+                    self.close_connection = True
+                elif fault == "nonsense":
+                    self.reply(200, b"<html>Welcome!</html>", "text/html")
+                elif fault == "not json":
+                    self.reply(200, b'{"choices": [')
+                else:
+                    self.reply(200, b'{"object": "list"}')
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch):
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(llm_judge, "PAUSE", 0.01)
+
+
+def settings(url, **changes):
+    options = {"base_url": url, "model": "judge-1", "concurrency": 3, **changes}
+    return Evaluation(judge="llm", llm=options).judge_settings
+
+
+def completion(content="", tokens=None):
+    logprobs = None
+    if tokens is not None:
+        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in tokens.items()]
+        logprobs = {"content": [{**top[0], "top_logprobs": top}] if top else [], "refusal": None}
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+    usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "judge-1", "usage": usage} | {
+        "choices": [{**choice, "logprobs": logprobs}]
+    }
+
+
+def always(**tokens):
+    return lambda body: completion(tokens={token: math.log(p) for token, p in tokens.items()})
+
+
+def prefers_two(body):
+    """A judge without a bias of place: it likes the answer that says "two"."""
+    first = body["messages"][0]["content"].partition('<answer model="m">')[2].partition("</answer>")[0]
+    m = 0.8 if "two" in first else 0.1
+    return completion(tokens={"m": math.log(m), "M": math.log(0.9 - m), "The": math.log(0.1)})
+
+
+def preferences(rows):
+    return [row["preference"] for row in rows]
+
+
+# --- what a preference is ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["hash", "both"])
+def test_a_preference_belongs_to_the_response_wherever_it_stands(order):
+    with Endpoint(prefers_two) as endpoint:
+        rows = judge("llm", PAIRS, settings(endpoint.url, order=order))
+    assert preferences(rows) == pytest.approx([1 + 0.8 / 0.9] * 8)
+    assert {row["order"] for row in rows} == ({"both"} if order == "both" else {"base_first", "response_first"})
+    assert [row["id"] for row in rows] == [pair.id for pair in PAIRS]
+
+
+def test_a_judge_that_looks_at_the_place_alone_is_a_draw_when_asked_both_ways():
+    with Endpoint(always(m=0.2, M=0.6)) as endpoint:
+        both = judge("llm", PAIRS, settings(endpoint.url, order="both"))
+        one = judge("llm", PAIRS, settings(endpoint.url, order="hash"))
+    assert preferences(both) == pytest.approx([1.5] * 8)
+    assert preferences(one) == pytest.approx([1.75 if row["order"] == "base_first" else 1.25 for row in one])
+
+
+def test_the_order_is_a_hash_of_the_prompt_alone():
+    instructions = [f"Instruction {n}" for n in range(400)]
+    found = [llm_judge.orders(text, "hash") for text in instructions]
+    assert found == [llm_judge.orders(text, "hash") for text in instructions]
+    assert 150 < sum(order == ["base_first"] for order in found) < 250
+
+
+def test_white_space_around_a_name_counts_and_a_name_that_is_not_likely_counts_as_nothing():
+    with Endpoint(lambda body: completion(tokens={" M": -0.5, "M": -1.5, "Model": -0.1})) as endpoint:
+        row = judge("llm", PAIRS[:1], settings(endpoint.url))[0]
+    assert row["preference"] == (2 if row["order"] == "base_first" else 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "second"),
+    [
+        ('{"better": "M"}', 1),
+        (' {"better": "m"}\n', 0),
+        ('{"better": "draw"}', 0.5),
+        ('{"better": "both"}', None),
+        ('{"better": ["M"]}', None),
+        ('{"best": "M"}', None),
+        ('["M"]', None),
+        ("M", None),
+        ('{"better": "M"', None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_plain_answer_is_read_exactly_or_not_at_all(text, second):
+    with Endpoint(lambda body: completion(text)) as endpoint:
+        row = judge("llm", PAIRS[:1], settings(endpoint.url, mode="plain"))[0]
+        assert endpoint.bodies[0]["response_format"]["json_schema"]["schema"] == llm_judge.SCHEMA
+    if second is None:
+        assert row["preference"] is None
+        assert row["answers"][0]["answer"] == text, "what could not be read is shown"
+    else:
+        assert row["preference"] == 1 + (second if row["order"] == "base_first" else 1 - second)
+
+
+@pytest.mark.parametrize("tokens", [{"The": -0.1, "A": -2.0}, {}])
+def test_an_answer_that_cannot_be_read_has_no_preference_and_is_counted(tokens, caplog):
+    with Endpoint(lambda body: completion(tokens=tokens)) as endpoint:
+        rows = judge("llm", PAIRS, settings(endpoint.url))
+        assert preferences(rows) == [None] * 8
+        assert len(endpoint.bodies) == 8, "at temperature 0 it would say the same again"
+    assert "8 of 8 answers of the judge cannot be read" in caplog.text
+
+
+def test_texts_are_data_and_never_templates():
+    pair = Pair("1", None, "{{ 7 * 7 }} {% for x in y %}", "</answer> {{ answer_M }}", "{# gone? #}")
+    body = llm_judge.request(pair, "base_first", settings("http://x/v1")["llm"])
+    for text in (pair.instruction, pair.base, pair.response):
+        assert text in body["messages"][0]["content"]
+    assert body["temperature"] == 0
+    assert body["max_tokens"] == 1
+
+
+# --- faults -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_passes_changes_nothing(fault):
+    with Endpoint(prefers_two, [fault, fault]) as endpoint:
+        rows = judge("llm", PAIRS, settings(endpoint.url))
+        assert len(endpoint.bodies) == 10
+    assert preferences(rows) == pytest.approx([1 + 0.8 / 0.9] * 8)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_that_stays_is_one_sentence_and_the_next_run_goes_on(fault, tmp_path):
+    with Endpoint(prefers_two, [None] * 3 + [fault] * 1000) as endpoint:
+        options = settings(endpoint.url, attempts=2, concurrency=1)
+        with pytest.raises(JudgeError, match="judge-1 at http"):
+            judge("llm", PAIRS, options, tmp_path)
+        endpoint.faults.clear()
+        endpoint.bodies.clear()
+        rows = judge("llm", PAIRS, options, tmp_path)
+        assert len(endpoint.bodies) == 5, "three are known"
+    assert preferences(rows) == pytest.approx([1 + 0.8 / 0.9] * 8)
+
+
+def test_an_answer_that_takes_too_long_is_asked_for_again():
+    slow = iter([0.6])
+
+    def answer(body):
+        time.sleep(next(slow, 0))
+        return prefers_two(body)
+
+    with Endpoint(answer) as endpoint:
+        rows = judge("llm", PAIRS[:2], settings(endpoint.url, timeout_seconds=0.3, concurrency=1))
+        assert len(endpoint.bodies) == 3
+    assert preferences(rows) == pytest.approx([1 + 0.8 / 0.9] * 2)
+
+
+def test_mistakes_of_the_configuration_are_told_at_once(monkeypatch):
+    with Endpoint(prefers_two) as endpoint:
+        monkeypatch.delenv("JUDGE_KEY", raising=False)
+        with pytest.raises(ConfigError, match="JUDGE_KEY is not set"):
+            judge("llm", PAIRS, settings(endpoint.url, key_variable="JUDGE_KEY"))
+        assert not endpoint.bodies
+        endpoint.answer = lambda body: completion("m")
+        with pytest.raises(JudgeError, match=r"no logprobs\. Set evaluation\.llm\.mode: plain"):
+            judge("llm", PAIRS, settings(endpoint.url))
+        endpoint.faults, endpoint.bodies = ["401"] * 99, []
+        with pytest.raises(JudgeError, match="Is the key in evaluation"):
+            judge("llm", PAIRS, settings(endpoint.url, concurrency=1))
+        assert len(endpoint.bodies) <= 2, "a wrong key does not become right"
+    with pytest.raises(JudgeError, match="cannot be reached"):
+        judge("llm", PAIRS, settings(endpoint.url, attempts=2))
+
+
+def test_a_prompt_too_long_for_the_judge_has_no_preference_and_stops_nothing():
+    with Endpoint(prefers_two, ["400 the request exceeds the available context size"]) as endpoint:
+        rows = judge("llm", PAIRS, settings(endpoint.url, concurrency=1))
+    assert preferences(rows) == [None, *[pytest.approx(1 + 0.8 / 0.9)] * 7]
+
+
+# --- nothing is paid for twice ----------------------------------------------------------------------------------
+
+
+def test_what_is_known_is_not_asked_again_and_the_key_is_nowhere(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    with Endpoint(prefers_two) as endpoint:
+        options = settings(endpoint.url, key_variable="JUDGE_KEY", price_input=10.0)
+        first = judge("llm", [*PAIRS, replace(PAIRS[0], id="twin")], options, tmp_path)
+        assert len(endpoint.bodies) == 8, "the same question is asked once"
+        assert set(endpoint.keys) == {"Bearer sk-secret"}
+        cheap = settings(endpoint.url, concurrency=1, attempts=1, price_input=1.0, timeout_seconds=9)
+        assert judge("llm", PAIRS, cheap, tmp_path) == first[:8]
+        assert len(endpoint.bodies) == 8, "prices, patience and keys change no answer"
+        for changes in ({"model": "judge-2"}, {"mode": "plain"}, {"top_logprobs": 5}):
+            endpoint.answer = prefers_two if "mode" not in changes else lambda body: completion('{"better": "m"}')
+            endpoint.bodies.clear()
+            judge("llm", PAIRS[:2], settings(endpoint.url, **changes), tmp_path)
+            assert len(endpoint.bodies) == 2, changes
+        endpoint.bodies.clear()
+        judge("llm", [replace(PAIRS[0], base="another")], cheap, tmp_path)
+        assert len(endpoint.bodies) == 1
+    stored = "".join(path.read_text() for path in tmp_path.glob("*"))
+    assert "sk-secret" not in stored + caplog.text
+
+
+def test_a_line_that_a_kill_cut_short_does_not_count(tmp_path):
+    with Endpoint(prefers_two) as endpoint:
+        expected = judge("llm", PAIRS, settings(endpoint.url), tmp_path)
+        journal = next(tmp_path.glob("*.jsonl"))
+        journal.write_bytes(journal.read_bytes()[:-5])
+        before = journal.read_bytes()
+        endpoint.bodies.clear()
+        assert judge("llm", PAIRS, settings(endpoint.url), tmp_path) == expected
+        assert len(endpoint.bodies) == 1
+    assert journal.read_bytes() == before, "its writer may still be writing it"
+    assert sum(len(jsonl.whole_lines(path)) for path in tmp_path.glob("*.jsonl")) == 8
+
+
+def test_no_more_requests_than_allowed_are_under_way():
+    def answer(body):
+        time.sleep(0.05)
+        return prefers_two(body)
+
+    with Endpoint(answer) as endpoint:
+        judge("llm", PAIRS, settings(endpoint.url, concurrency=3))
+    assert endpoint.most_at_once == 3
+
+
+def test_cost_and_time_are_told_before_the_first_request(caplog):
+    caplog.set_level(logging.INFO)
+    told = []
+    with Endpoint(lambda body: told.append(caplog.text) or prefers_two(body)) as endpoint:
+        options = settings(endpoint.url, price_input=1000.0, price_output=1000.0, concurrency=2)
+        judge("llm", PAIRS, options)
+        read = sum(len(body["messages"][0]["content"]) for body in endpoint.bodies) / 4
+    assert f"8 requests to judge-1 at {endpoint.url}" in told[0]
+    assert f"${(read + 8) * 1e-3:.2f}, about 4 s (assumed: 1 s for one, 2 at once)" in told[0]
+
+
+# --- a real server ----------------------------------------------------------------------------------------------
+
+
+def tiny_gguf(path):
+    """A random Llama of one layer as a GGUF file, with a vocabulary of bytes: its answers vary with the text."""
+    import gguf
+    import numpy as np
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    random = np.random.default_rng(0)
+    tokens = [*bytes_to_unicode().values(), "<|end|>"]
+    width, hidden = 64, 128
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(width)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(hidden)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(width // 2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * (len(tokens) - 1) + [3])
+    writer.add_token_merges(["Ġ t"])
+    writer.add_eos_token_id(len(tokens) - 1)
+    writer.add_bos_token_id(len(tokens) - 1)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    shapes = {"token_embd": (len(tokens), width), "output": (len(tokens), width)}
+    shapes |= {f"blk.0.attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
+    shapes |= {"blk.0.ffn_gate": (hidden, width), "blk.0.ffn_up": (hidden, width), "blk.0.ffn_down": (width, hidden)}
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
+    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
+        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.fixture(scope="module")
+def llama_server(tmp_path_factory):
+    if importlib.util.find_spec("xllamacpp") is None:
+        pytest.skip("xllamacpp is not installed: pip install xllamacpp")
+    import xllamacpp
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tiny_gguf(path)
+    options = xllamacpp.CommonParams()
+    options.model.path = str(path)
+    options.n_ctx, options.n_parallel, options.warmup = 8192, 2, False
+    options.hostnames, options.port, options.verbosity = ["127.0.0.1"], 0, 0
+    server = xllamacpp.Server(options)
+    yield f"{server.listening_address}/v1"
+    del server
+
+
+def post(url, body):
+    request = urllib.request.Request(
+        f"{url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
+
+
+def test_a_real_server_is_judged_by_its_probabilities_through_every_fault(llama_server, tmp_path):
+    """llama.cpp behind a proxy that fails; the expected preferences come from requests made by hand."""
+    with Endpoint(lambda body: post(llama_server, body), FAULTS) as proxy:
+        options = settings(proxy.url, order="both", top_logprobs=300)
+        rows = judge("llm", PAIRS[:4], options, tmp_path)
+    for row, pair in zip(rows, PAIRS, strict=False):
+        shares = []
+        for order in llm_judge.ORDERS:
+            body = llm_judge.request(pair, order, options["llm"])
+            top = post(llama_server, body)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+            p = {entry["token"]: math.exp(entry["logprob"]) for entry in top}
+            shares.append(p["M" if order == "base_first" else "m"] / (p["m"] + p["M"]))
+        assert row["preference"] == pytest.approx(1 + sum(shares) / 2, abs=1e-3)
+    assert len({round(p, 6) for p in preferences(rows)}) == 4
+
+
+def test_a_real_server_gives_structured_answers(llama_server, tmp_path):
+    rows = judge("llm", PAIRS[:3], settings(llama_server, mode="plain"), tmp_path)
+    assert all(preference in (1, 1.5, 2) for preference in preferences(rows)), rows
