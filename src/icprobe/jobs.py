@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,10 @@ QUIET_LOGGERS = {
     # INFO lines on the number of threads that numexpr takes (pandas imports it where it is installed).
     "numexpr": logging.WARNING,
 }
+QUIET_WARNINGS = [
+    # transformers 5.23 on itself, whenever a model with adapters is trained.
+    ("`is_gradient_checkpointing` is deprecated", FutureWarning),
+]
 FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -178,6 +183,8 @@ def _logging(log: Any) -> Iterator[None]:
     for name, level in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(level)
     logging.captureWarnings(True)
+    for message, category in QUIET_WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=category)
     try:
         yield
     finally:
