@@ -6,7 +6,7 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 EXPERIMENT ?= demo
 
-.PHONY: all install install-test test lint schema sync workspace lock clean
+.PHONY: all install install-test test test-slow lint schema sync workspace lock clean
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -27,8 +27,15 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slurm,test]'
 	touch $@
 
+# Tests in as many processes as cores, each with one thread; a file stays in one process.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
 test: install-test
-	$(BIN)/python -m pytest
+	$(TESTS) -m "not slow"
+
+# Jobs that are killed in the middle, and the like.
+test-slow: install-test
+	$(TESTS) -m slow
 
 lint: install-test
 	$(BIN)/ruff check

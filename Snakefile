@@ -3,6 +3,7 @@
 `snakemake --cores 8 all` runs the experiment that config.yaml describes; `--configfile other.yaml` is laid over it.
 """
 
+
 configfile: "config.yaml"
 
 
@@ -12,7 +13,7 @@ include: "rules/common.smk"
 wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),
-    method=either([*CONFIG.attribution.methods, "all"]),
+    method=either([*CONFIG.attribution.methods, "all", *annotated_methods()]),
     bin=r"all|(le|gt)-\d\.\d\d",
     seed=r"\d+",
     scatteritem=r"\d+-of-\d+",
@@ -37,4 +38,5 @@ rule all:
         "{CONFIG.experiment}: finished; open results/{CONFIG.experiment}/report.html"
     input:
         results("report.html"),
-        [each_model(path) for path in evaluation_tables()],
+        # The report reads these too; named here, one that is removed comes back.
+        [each_model(path) for path in [*TABLES, *analysis_figures(), *evaluation_tables(), *evaluation_figures()]],

@@ -1,8 +1,6 @@
 # From scores to tables and figures. No torch here; every figure also writes the numbers that it shows.
 
-SCORES = expand(
-    "results/{{experiment}}/{{model}}/scores/{method}.parquet", method=CONFIG.attribution.methods
-)
+SCORES = expand("results/{{experiment}}/{{model}}/scores/{method}.parquet", method=CONFIG.attribution.methods)
 LENGTHS = "results/{experiment}/{model}/data/lengths.parquet"
 TABLES = ["tables/correlations.csv", "tables/label_aucs.csv"] + (["tables/overlaps.csv"] if CONFIG.bins else [])
 

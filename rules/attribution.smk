@@ -17,14 +17,14 @@ rule attribute:
     output:
         matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
     wildcard_constraints:
-        method=either(m for m in CONFIG.attribution.methods if m not in INFLUENCE),
+        method=either(m for m in CONFIG.attribution.methods if m not in [*INFLUENCE, *EXTERNAL]),
     params:
         methods=lambda w: [w.method],
         module=lambda w: METHODS[w.method].module,
         per_task=lambda w: METHODS[w.method].per_task,
         settings=lambda w: attribution_settings(w.method),
         templates=lambda w: slice_of(CONFIG.templates) if METHODS[w.method].needs_model else {},
-        seed=CONFIG.seed,
+        seed=lambda w: CONFIG.seed if METHODS[w.method].seeded else None,
         code=lambda w: fingerprint("attribute", METHODS[w.method].module),
     log:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
@@ -50,12 +50,12 @@ if INFLUENCE:
             **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
         params:
             methods=INFLUENCE,
-            module=METHODS["influence"].module,
+            module=METHODS[INFLUENCE[0]].module,
             per_task=True,
-            settings=attribution_settings("influence"),
+            settings=attribution_settings(INFLUENCE[0]),
             templates=slice_of(CONFIG.templates),
-            seed=CONFIG.seed,
-            code=fingerprint("attribute", METHODS["influence"].module),
+            seed=None,
+            code=fingerprint("attribute", METHODS[INFLUENCE[0]].module),
         log:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
         benchmark:
@@ -68,6 +68,36 @@ if INFLUENCE:
             "../workflow/scripts/attribute.py"
 
 
+if EXTERNAL:
+
+    rule read_external:
+        localrule: True
+        message:
+            "Reading the external scores {wildcards.method}"
+        input:
+            scores=lambda w: external_files(w.method),
+            train="results/{experiment}/data/train.parquet",
+            tasks="results/{experiment}/data/tasks.parquet",
+        output:
+            "results/{experiment}/{model}/attributions/{method}.parquet",
+        wildcard_constraints:
+            method=either(EXTERNAL),
+        params:
+            settings=lambda w: slice_of(EXTERNAL[w.method]),
+            named_by={t: f"attribution.external.{m}" for t, m in NAMED_BY.items()},
+            contents=lambda w: contents(external_files(w.method)),
+            code=fingerprint("read_external"),
+        log:
+            "logs/{experiment}/read_external/{model}/{method}.log",
+        benchmark:
+            "logs/{experiment}/read_external/{model}/{method}.benchmark.tsv"
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        script:
+            "../workflow/scripts/read_external.py"
+
+
 rule gather_attributions:
     localrule: True
     message:
@@ -77,6 +107,8 @@ rule gather_attributions:
         train="results/{experiment}/data/train.parquet",
     output:
         "results/{experiment}/{model}/attributions/{method}.parquet",
+    wildcard_constraints:
+        method=either(m for m in CONFIG.attribution.methods if m not in EXTERNAL),
     params:
         code=fingerprint("gather_attributions"),
     log:

@@ -7,28 +7,52 @@ import sys
 from pathlib import Path
 
 from icprobe import artifacts
-from icprobe.attribution import METHODS
+from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
 from icprobe.errors import IcprobeError
 
 try:
     CONFIG = load(config, METHODS)
+    METHODS = methods_of(CONFIG)
 except IcprobeError as error:
     sys.exit(str(error))
 
+
+def local_files(table):
+    """The files that a table of the configuration is read from, as inputs; none for what lies elsewhere."""
+    if table is None:
+        return []
+    path = table.path or []
+    return artifacts.matching([*([path] if isinstance(path, str) else path), *getattr(table, "subsets", {}).values()])
+
+
+# External scores that are asked for, by their names as methods; judgements that exist already.
+EXTERNAL = {m: CONFIG.attribution.external[m] for m in CONFIG.attribution.methods if m in CONFIG.attribution.external}
+ANNOTATIONS = CONFIG.evaluation.annotations if CONFIG.evaluation.judge == "annotations" else {}
+
+# Tables that have no texts: the external scores whose rows, or columns, are numbered instead.
+NAMED_BY = {table: None for table in ("train", "tasks") if getattr(CONFIG.data, table) is None}
+for table in NAMED_BY:
+    NAMED_BY[table] = next((m for m, s in EXTERNAL.items() if table == "train" or s.orientation != "scores"), None)
+
 # Said here, for Snakemake would say it in five lines of its own words.
-for table in ("train", "tasks", "eval"):
-    if (file := getattr(CONFIG.data, table).path) and not os.path.isfile(file):
-        sys.exit(f"config: data.{table}.path: {file}: no such file; correct the path")
+for key, named in {
+    **{f"data.{table}": local_files(getattr(CONFIG.data, table)) for table in ("train", "tasks", "eval")},
+    **{f"attribution.external.{method}": scores.files for method, scores in EXTERNAL.items()},
+    **{f"evaluation.annotations.{name}": note.files for name, note in ANNOTATIONS.items()},
+}.items():
+    for file in named:
+        if not os.path.isfile(file):
+            sys.exit(f"config: {key}.path: {file}: no such file; correct the path")
 
 # Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
 os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
 
 
 def either(names):
-    """Alternation that matches exactly these names."""
-    return "|".join(map(re.escape, names))
+    """Alternation that matches exactly these names; of none, one that matches nothing."""
+    return "|".join(map(re.escape, names)) or "(?!)"
 
 
 def fingerprint(script, *modules):
@@ -46,9 +70,19 @@ def each_model(*parts):
     return [results(model, *parts) for model in CONFIG.models]
 
 
-def local_file(table):
-    """The file that a table of the configuration is read from, as an input; none for a hub data set."""
-    return [table.path] if table.path else []
+def external_files(method):
+    """The files of a set of external scores, as inputs; none for a method that is computed here."""
+    return EXTERNAL[method].files if method in EXTERNAL else []
+
+
+def is_here(model):
+    """Whether a model can be run; of one whose source is `external` only what others computed is known."""
+    return CONFIG.model_sources[model].source != "external"
+
+
+def model_directories():
+    """The directories of the models that can be run, as inputs."""
+    return [f"resources/models/{model}" for model in CONFIG.models if is_here(model)]
 
 
 def contents(files):
@@ -67,6 +101,8 @@ def package_files(pattern):
 
 def slice_of(section, *keys):
     """Some keys of a section of the configuration, as plain values: what a rule gives its job as params."""
+    if section is None:
+        return None
     return section.model_dump(mode="json", include=set(keys) or None)
 
 
@@ -100,6 +136,11 @@ def shard_files(method):
     return [pattern.replace("{scatteritem}", "1-of-1").replace("{{", "{").replace("}}", "}")]
 
 
+def annotated_methods():
+    """The methods under whose names judgements that exist already stand in the tables."""
+    return [note.method or name for name, note in ANNOTATIONS.items()]
+
+
 def axis_labels():
     """What each method's score is, with its unit, for axes."""
 
@@ -123,15 +164,17 @@ def scatter_pairs():
 
 def analysis_figures():
     """Figures of one model that need no fine-tuning."""
-    names = ["distributions", "heat_map", "lengths"] + (["overlaps"] if CONFIG.bins else [])
+    names = ["distributions", "heat_map"] + (["overlaps"] if CONFIG.bins else [])
+    if CONFIG.data.train and any(map(is_here, CONFIG.models)):
+        names.append("lengths")
     return [f"figures/{name}.svg" for name in names] + [f"figures/scatter/{a}--{b}.svg" for a, b in scatter_pairs()]
 
 
 def evaluation_tables():
-    """Tables of one model that need fine-tuned models; none where nothing is fine-tuned."""
-    return ["tables/win_rates.csv"] if FINE_TUNED else []
+    """Tables of one model that need judgements; none where nothing is judged."""
+    return ["tables/win_rates.csv"] if JUDGED else []
 
 
 def evaluation_figures():
-    """Figures of one model that need fine-tuned models; none where nothing is fine-tuned."""
-    return ["figures/win_rates.svg"] if FINE_TUNED else []
+    """Figures of one model that need judgements; none where nothing is judged."""
+    return ["figures/win_rates.svg"] if JUDGED else []

@@ -24,77 +24,110 @@ rule prepare_model:
         "../workflow/scripts/prepare_model.py"
 
 
-rule select_tasks:
-    message:
-        "Selecting tasks"
-    input:
-        file=local_file(CONFIG.data.tasks),
-        models=expand("resources/models/{model}", model=CONFIG.models),
-    output:
-        "results/{experiment}/data/tasks.parquet",
-    params:
-        source=slice_of(CONFIG.data.tasks),
-        contents=lambda w: contents(local_file(CONFIG.data.tasks)),
-        models=CONFIG.models,
-        on_empty=CONFIG.data.on_empty,
-        on_too_long=CONFIG.data.on_too_long,
-        templates=slice_of(CONFIG.templates),
-        # "first:n", "all" and a list of ids draw nothing.
-        seed=CONFIG.seed if str(CONFIG.data.tasks.select).startswith(("random", "kmeans")) else None,
-        code=fingerprint("select_tasks"),
-    log:
-        "logs/{experiment}/select_tasks.log",
-    benchmark:
-        "logs/{experiment}/select_tasks.benchmark.tsv"
-    # k-means runs the first model over all candidates.
-    threads: 64 if str(CONFIG.data.tasks.select).startswith("kmeans") else 1
-    resources:
-        mem_mb=4000,
-        runtime=30,
-    script:
-        "../workflow/scripts/select_tasks.py"
+SELECT = str(CONFIG.data.tasks.select) if CONFIG.data.tasks else "all"
 
 
-rule prepare_train:
-    message:
-        "Reading and checking the training examples"
-    input:
-        file=local_file(CONFIG.data.train),
-        tasks="results/{experiment}/data/tasks.parquet",
-        models=expand("resources/models/{model}", model=CONFIG.models),
-    output:
-        "results/{experiment}/data/train.parquet",
-    params:
-        source=slice_of(CONFIG.data.train),
-        contents=lambda w: contents(local_file(CONFIG.data.train)),
-        models=CONFIG.models,
-        labels=CONFIG.data.labels,
-        on_empty=CONFIG.data.on_empty,
-        on_too_long=CONFIG.data.on_too_long,
-        templates=slice_of(CONFIG.templates),
-        code=fingerprint("prepare_train"),
-    log:
-        "logs/{experiment}/prepare_train.log",
-    benchmark:
-        "logs/{experiment}/prepare_train.benchmark.tsv"
-    resources:
-        mem_mb=4000,
-        runtime=30,
-    script:
-        "../workflow/scripts/prepare_train.py"
+if CONFIG.data.tasks:
+
+    rule select_tasks:
+        message:
+            "Selecting tasks"
+        input:
+            file=local_files(CONFIG.data.tasks),
+            models=model_directories(),
+        output:
+            "results/{experiment}/data/tasks.parquet",
+        params:
+            source=slice_of(CONFIG.data.tasks),
+            contents=lambda w: contents(local_files(CONFIG.data.tasks)),
+            models=CONFIG.models,
+            on_empty=CONFIG.data.on_empty,
+            on_too_long=CONFIG.data.on_too_long,
+            templates=slice_of(CONFIG.templates),
+            # "first:n", "all" and a list of ids draw nothing.
+            seed=CONFIG.seed if SELECT.startswith(("random", "kmeans")) else None,
+            code=fingerprint("select_tasks"),
+        log:
+            "logs/{experiment}/select_tasks.log",
+        benchmark:
+            "logs/{experiment}/select_tasks.benchmark.tsv"
+        # k-means runs the first model over all candidates.
+        threads: 64 if SELECT.startswith("kmeans") else 1
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        script:
+            "../workflow/scripts/select_tasks.py"
+
+
+if CONFIG.data.train:
+
+    rule prepare_train:
+        message:
+            "Reading and checking the training examples"
+        input:
+            file=local_files(CONFIG.data.train),
+            tasks="results/{experiment}/data/tasks.parquet",
+            models=model_directories(),
+        output:
+            "results/{experiment}/data/train.parquet",
+        params:
+            source=slice_of(CONFIG.data.train),
+            contents=lambda w: contents(local_files(CONFIG.data.train)),
+            models=CONFIG.models,
+            labels=CONFIG.data.labels,
+            on_empty=CONFIG.data.on_empty,
+            on_too_long=CONFIG.data.on_too_long,
+            templates=slice_of(CONFIG.templates),
+            code=fingerprint("prepare_train"),
+        log:
+            "logs/{experiment}/prepare_train.log",
+        benchmark:
+            "logs/{experiment}/prepare_train.benchmark.tsv"
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        script:
+            "../workflow/scripts/prepare_train.py"
+
+
+if NAMED_BY:
+
+    rule name_rows:
+        localrule: True
+        message:
+            "Numbering the examples and tasks of scores that come without texts"
+        input:
+            scores=[file for method in dict.fromkeys(NAMED_BY.values()) for file in external_files(method)],
+        output:
+            **{table: f"results/{{experiment}}/data/{table}.parquet" for table in NAMED_BY},
+        params:
+            sources={table: slice_of(EXTERNAL.get(method)) for table, method in NAMED_BY.items()},
+            methods=NAMED_BY,
+            contents=lambda w, input: contents(input.scores),
+            code=fingerprint("name_rows"),
+        log:
+            "logs/{experiment}/name_rows.log",
+        benchmark:
+            "logs/{experiment}/name_rows.benchmark.tsv"
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        script:
+            "../workflow/scripts/name_rows.py"
 
 
 rule prepare_eval:
     message:
         "Reading and checking the eval prompts"
     input:
-        file=local_file(CONFIG.data.eval),
-        models=expand("resources/models/{model}", model=CONFIG.models),
+        file=local_files(CONFIG.data.eval),
+        models=model_directories(),
     output:
         "results/{experiment}/data/eval.parquet",
     params:
         source=slice_of(CONFIG.data.eval),
-        contents=lambda w: contents(local_file(CONFIG.data.eval)),
+        contents=lambda w: contents(local_files(CONFIG.data.eval)),
         models=CONFIG.models,
         templates=slice_of(CONFIG.templates),
         max_new_tokens=CONFIG.evaluation.max_new_tokens,
@@ -115,7 +148,7 @@ rule measure_lengths:
         "Counting tokens of the examples for {wildcards.model}"
     input:
         train="results/{experiment}/data/train.parquet",
-        model="resources/models/{model}",
+        model=lambda w: f"resources/models/{w.model}" if CONFIG.data.train and is_here(w.model) else [],
     output:
         "results/{experiment}/{model}/data/lengths.parquet",
     params:

@@ -2,49 +2,93 @@
 
 from icprobe.judging import JUDGES
 
+# What stands in the table of win rates, as (method, bin, seed): the fine-tuned models, or what others have judged.
+JUDGED = [(note.method or name, note.bin, note.seed) for name, note in ANNOTATIONS.items()] or FINE_TUNED
+
+
+def annotation_of(wildcards):
+    """The annotations that make the judgements of these wildcards."""
+    for note, (method, threshold, seed) in zip(ANNOTATIONS.values(), JUDGED):
+        name = "all" if threshold == "all" else bin_name(threshold)
+        if (method, name, str(seed)) == (wildcards.method, wildcards.bin, wildcards.seed):
+            return note
+    raise WorkflowError(f"there are no annotations of {wildcards.method}, {wildcards.bin}, seed {wildcards.seed}")
+
 
 rule win_rates:
-    input:
-        each_model("tables/win_rates.csv"),
     localrule: True
     message:
         "{CONFIG.experiment}: win rates are in tables/win_rates.csv of each model"
-
-
-rule generate_base:
     input:
-        base="resources/models/{model}",
-        prompts="results/{experiment}/data/eval.parquet",
-    output:
-        "results/{experiment}/{model}/responses/base.jsonl",
-    log:
-        "logs/{experiment}/generate_base/{model}.log",
-    benchmark:
-        "logs/{experiment}/generate_base/{model}.benchmark.tsv"
-    threads: 64
-    resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
-    params:
-        settings=slice_of(
-            CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"
-        ),
-        templates=slice_of(CONFIG.templates, "query"),
-        generator="{model}",
-        results="results/{experiment}",
-        code=fingerprint("generate"),
-    message:
-        "Generating responses of {wildcards.model} itself"
-    script:
-        "../workflow/scripts/generate.py"
+        each_model("tables/win_rates.csv"),
+
+
+if CONFIG.evaluation.base_responses == "generate":
+
+    rule generate_base:
+        message:
+            "Generating responses of {wildcards.model} itself"
+        input:
+            base="resources/models/{model}",
+            prompts="results/{experiment}/data/eval.parquet",
+        output:
+            "results/{experiment}/{model}/responses/base.jsonl",
+        params:
+            settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
+            templates=slice_of(CONFIG.templates, "query"),
+            generator="{model}",
+            results="results/{experiment}",
+            code=fingerprint("generate"),
+        log:
+            "logs/{experiment}/generate_base/{model}.log",
+        benchmark:
+            "logs/{experiment}/generate_base/{model}.benchmark.tsv"
+        threads: 64
+        resources:
+            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        script:
+            "../workflow/scripts/generate.py"
+
+else:
+
+    rule take_base_responses:
+        localrule: True
+        message:
+            "Taking the base responses that the eval table gives"
+        input:
+            prompts="results/{experiment}/data/eval.parquet",
+        output:
+            "results/{experiment}/{model}/responses/base.jsonl",
+        params:
+            generator="{model}",
+            code=fingerprint("take_base_responses"),
+        log:
+            "logs/{experiment}/take_base_responses/{model}.log",
+        benchmark:
+            "logs/{experiment}/take_base_responses/{model}.benchmark.tsv"
+        threads: 1
+        resources:
+            mem_mb=1000,
+        script:
+            "../workflow/scripts/take_base_responses.py"
 
 
 rule generate:
+    message:
+        "Generating responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
+        "seed {wildcards.seed}"
     input:
         base="resources/models/{model}",
         checkpoint="results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}",
         prompts="results/{experiment}/data/eval.parquet",
     output:
         "results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
+    params:
+        settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
+        templates=slice_of(CONFIG.templates, "query"),
+        generator="{model}/{method}/{bin}/seed-{seed}",
+        results="results/{experiment}",
+        code=fingerprint("generate"),
     log:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.log",
     benchmark:
@@ -52,55 +96,75 @@ rule generate:
     threads: 64
     resources:
         mem_mb=lambda wildcards, attempt: 4000 * attempt,
-    params:
-        settings=slice_of(
-            CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"
-        ),
-        templates=slice_of(CONFIG.templates, "query"),
-        generator="{model}/{method}/{bin}/seed-{seed}",
-        results="results/{experiment}",
-        code=fingerprint("generate"),
-    message:
-        "Generating responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
-        "seed {wildcards.seed}"
     script:
         "../workflow/scripts/generate.py"
 
 
-rule judge:
-    input:
-        prompts="results/{experiment}/data/eval.parquet",
-        base="results/{experiment}/{model}/responses/base.jsonl",
-        responses="results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
-    output:
-        "results/{experiment}/{model}/judgements/{method}/{bin}/seed-{seed}.jsonl",
-    log:
-        "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.log",
-    benchmark:
-        "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
-    threads: 1
-    resources:
-        mem_mb=1000,
-    params:
-        settings=CONFIG.evaluation.judge_settings,
-        cache="results/{experiment}/.cache/llm_judge",
-        templates=(
-            package_files("templates/judge_*") if CONFIG.evaluation.judge == "llm" else []
-        ),
-        code=fingerprint("judge", JUDGES[CONFIG.evaluation.judge]),
-    message:
-        "Judging responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
-        "seed {wildcards.seed}"
-    script:
-        "../workflow/scripts/judge.py"
+if ANNOTATIONS:
+
+    rule read_annotations:
+        localrule: True
+        message:
+            "Reading the annotations {wildcards.method}, bin {wildcards.bin}, seed {wildcards.seed}"
+        input:
+            lambda wildcards: annotation_of(wildcards).files,
+        output:
+            "results/{experiment}/{model}/judgements/{method}/{bin}/seed-{seed}.jsonl",
+        params:
+            generator=lambda wildcards: annotation_of(wildcards).generator,
+            contents=lambda wildcards, input: contents(input),
+            code=fingerprint("read_annotations"),
+        log:
+            "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.log",
+        benchmark:
+            "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
+        threads: 1
+        resources:
+            mem_mb=1000,
+        script:
+            "../workflow/scripts/read_annotations.py"
+
+else:
+
+    rule judge:
+        message:
+            "Judging responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
+            "seed {wildcards.seed}"
+        input:
+            prompts="results/{experiment}/data/eval.parquet",
+            base="results/{experiment}/{model}/responses/base.jsonl",
+            responses="results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
+        output:
+            "results/{experiment}/{model}/judgements/{method}/{bin}/seed-{seed}.jsonl",
+        params:
+            settings=CONFIG.evaluation.judge_settings,
+            cache="results/{experiment}/.cache/llm_judge",
+            templates=(package_files("templates/judge_*") if CONFIG.evaluation.judge == "llm" else []),
+            code=fingerprint("judge", JUDGES[CONFIG.evaluation.judge]),
+        log:
+            "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.log",
+        benchmark:
+            "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
+        threads: 1
+        resources:
+            mem_mb=1000,
+        script:
+            "../workflow/scripts/judge.py"
 
 
 rule tabulate_win_rates:
+    message:
+        "Tabulating win rates of {wildcards.model}"
     input:
-        lambda wildcards: of_fine_tuned(wildcards.model, "judgements", ".jsonl"),
+        lambda wildcards: of_fine_tuned(wildcards.model, "judgements", ".jsonl", JUDGED),
     output:
         csv="results/{experiment}/{model}/tables/win_rates.csv",
         markdown="results/{experiment}/{model}/tables/win_rates.md",
+        latex="results/{experiment}/{model}/tables/win_rates.tex",
+        differences="results/{experiment}/{model}/tables/differences.csv",
+    params:
+        conditions=JUDGED,
+        code=fingerprint("win_rates"),
     log:
         "logs/{experiment}/tabulate_win_rates/{model}.log",
     benchmark:
@@ -108,10 +172,5 @@ rule tabulate_win_rates:
     threads: 1
     resources:
         mem_mb=1000,
-    params:
-        conditions=FINE_TUNED,
-        code=fingerprint("win_rates"),
-    message:
-        "Tabulating win rates of {wildcards.model}"
     script:
         "../workflow/scripts/win_rates.py"

@@ -12,8 +12,8 @@ FINE_TUNED = [
 ]
 
 
-def of_fine_tuned(model, folder, suffix):
-    """The path of each fine-tuned model's checkpoint, responses or judgements."""
+def of_fine_tuned(model, folder, suffix, conditions=FINE_TUNED):
+    """The path of each fine-tuned model's checkpoint, responses or judgements; conditions: (method, bin, seed)."""
     return [
         results(
             model,
@@ -22,33 +22,33 @@ def of_fine_tuned(model, folder, suffix):
             "all" if threshold == "all" else bin_name(threshold),
             f"seed-{seed}{suffix}",
         )
-        for method, threshold, seed in FINE_TUNED
+        for method, threshold, seed in conditions
     ]
 
 
 rule checkpoints:
-    input:
-        [of_fine_tuned(model, "checkpoints", "") for model in CONFIG.models],
     localrule: True
     message:
         "{CONFIG.experiment}: all models are fine-tuned"
+    input:
+        [of_fine_tuned(model, "checkpoints", "") for model in CONFIG.models],
 
 
 rule subset:
+    message:
+        "Choosing bin {wildcards.bin} of {wildcards.method} on {wildcards.model}"
     input:
         examples="results/{experiment}/data/train.parquet",
         scores=lambda wildcards: (
-            []
-            if wildcards.method == "all"
-            else "results/{experiment}/{model}/scores/{method}.parquet"
+            [] if wildcards.method == "all" else "results/{experiment}/{model}/scores/{method}.parquet"
         ),
         reference=lambda wildcards: (
-            []
-            if wildcards.method == "all"
-            else "results/{experiment}/{model}/scores/icp.parquet"
+            [] if wildcards.method == "all" else "results/{experiment}/{model}/scores/icp.parquet"
         ),
     output:
         "results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
+    params:
+        code=fingerprint("subset"),
     log:
         "logs/{experiment}/subset/{model}/{method}/{bin}.log",
     benchmark:
@@ -56,27 +56,18 @@ rule subset:
     threads: 1
     resources:
         mem_mb=2000,
-    params:
-        code=fingerprint("subset"),
-    message:
-        "Choosing bin {wildcards.bin} of {wildcards.method} on {wildcards.model}"
     script:
         "../workflow/scripts/subset.py"
 
 
 rule fine_tune:
+    message:
+        "Fine-tuning {wildcards.model} on bin {wildcards.bin} of {wildcards.method}, seed {wildcards.seed}"
     input:
         base="resources/models/{model}",
         subset="results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
     output:
         directory("results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}"),
-    log:
-        "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.log",
-    benchmark:
-        "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
-    threads: 64
-    resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
     params:
         settings=slice_of(
             CONFIG.finetune,
@@ -96,7 +87,12 @@ rule fine_tune:
         templates=slice_of(CONFIG.templates, "query", "target"),
         results="results/{experiment}",
         code=fingerprint("fine_tune"),
-    message:
-        "Fine-tuning {wildcards.model} on bin {wildcards.bin} of {wildcards.method}, seed {wildcards.seed}"
+    log:
+        "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.log",
+    benchmark:
+        "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
+    threads: 64
+    resources:
+        mem_mb=lambda wildcards, attempt: 6000 * attempt,
     script:
         "../workflow/scripts/fine_tune.py"

@@ -10,16 +10,20 @@ NEEDS = {
     "attribute": ["measure_lengths"],
     "attribute_influence": ["measure_lengths"],
     "gather_attributions": ["attribute", "attribute_influence"],
-    "score": ["gather_attributions"],
+    "name_rows": [],
+    "read_external": ["name_rows", "prepare_train"],
+    "score": ["gather_attributions", "read_external"],
     "correlate": ["score"],
     "compare_bins": ["score"],
     "tell_labels": ["score"],
     "subset": ["score"],
     "fine_tune": ["subset"],
     "generate_base": ["prepare_eval"],
+    "take_base_responses": ["prepare_eval"],
     "generate": ["fine_tune", "prepare_eval"],
-    "judge": ["generate", "generate_base"],
-    "tabulate_win_rates": ["judge"],
+    "judge": ["generate", "generate_base", "take_base_responses"],
+    "read_annotations": [],
+    "tabulate_win_rates": ["judge", "read_annotations"],
 }
 
 

@@ -27,7 +27,7 @@ def demo_rows(name: str) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from icprobe.models import train_tokenizer
+    from icprobe.tokenizing import train_tokenizer
 
     rows = demo_rows("train")
     return train_tokenizer([f"{r['instruction']} {r['input']} {r['output']}" for r in rows], 512)

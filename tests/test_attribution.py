@@ -166,7 +166,7 @@ def test_every_plan_gives_the_same_bits(hold, dense, inputs, monkeypatch):
 
     def plan(examples, tasks, *_):
         held = tasks if hold == "tasks" else examples
-        return holding.Plan(hold, dense, [[i] for i in range(len(held.batches))], 0, 0)
+        return holding.Plan(hold, dense, [[i] for i in range(len(held.batches))], 0, 0, True)
 
     monkeypatch.setattr(holding.Plan, "cheapest", plan)
     other = matrices(influence, inputs("gpt_neox"), "influence")
@@ -186,6 +186,10 @@ def test_a_plan_passes_over_the_examples_no_oftener_than_the_budget_forces():
     poor = holding.Plan.cheapest(examples, tasks, layers, 0.3 * dense_bytes, 4)
     assert (poor.hold, poor.dense, len(poor.tiles)) == ("tasks", False, 1)
     assert poor.held_bytes <= 0.3 * dense_bytes
+    # Nothing fits: the least memory, whatever it costs, and the log says so.
+    none = holding.Plan.cheapest(examples, tasks, layers, 1.0, 4)
+    assert not none.fits
+    assert "lower attribution.batch_tokens" in none.sentence(1e-9)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

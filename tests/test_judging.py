@@ -63,7 +63,9 @@ def test_the_draw_margin_is_where_a_difference_begins_to_count():
 def test_judgements_are_rows_in_the_order_of_the_pairs():
     rows = judge("reference", [pair("", GOLD, "b"), pair(GOLD, "", "a")], SETTINGS)
     assert [row["id"] for row in rows] == ["b", "a"]
-    assert set(rows[0]) == {"id", "subset", "preference", "judge", "order", "chrf_base", "chrf_response"}
+    lengths = {"length_base", "length_response"}
+    assert set(rows[0]) == {"id", "subset", "preference", "judge", "order", *lengths, "chrf_base", "chrf_response"}
+    assert (rows[0]["length_base"], rows[0]["length_response"]) == (0, len(GOLD))
     assert not any(math.isnan(row["preference"]) for row in rows)
     assert judge("reference", [], SETTINGS) == []
 

@@ -2,12 +2,14 @@
 
 import ast
 import functools
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    # What killed writers of the same path left behind; Snakemake lets one job at a time write it.
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial{glob.escape(path.suffix)}"):
+        _remove(stale)
     # The suffix is kept: writers choose the format by it.
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
     try:
@@ -39,10 +44,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(aside, path)
         _sync(path.parent, inside=False)
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync(path: Path, inside: bool = True) -> None:
@@ -74,6 +83,19 @@ def write_csv(path: str | Path, table: Any) -> None:
         table.to_csv(aside, index=False, lineterminator="\n")
 
 
+def matching(patterns: Iterable[str]) -> list[str]:
+    """The files that paths or patterns name, those of a pattern in natural order; what matches nothing stays."""
+
+    def natural(path: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path)]
+
+    files = []
+    for pattern in patterns:
+        found = [] if os.path.exists(pattern) else glob.glob(pattern)
+        files += sorted(found, key=natural) or [pattern]
+    return files
+
+
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
@@ -97,27 +119,31 @@ def content_digest(path: str | Path) -> str:
 
 
 def write_manifest(directory: str | Path, **facts: Any) -> None:
-    """manifest.json of a directory: size and SHA-256 of every file, and whatever facts are given."""
+    """manifest.json of a directory: size and SHA-256 of every file, whatever facts are given, and its own digest."""
     directory = Path(directory)
     files = {
         str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    write_json(directory / MANIFEST, {**facts, "files": files})
+    contents = {**facts, "files": files}
+    write_json(directory / MANIFEST, {**contents, "digest": digest(contents)})
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a directory. Raises ArtifactError where there is none."""
+    """The manifest of a directory. Raises ArtifactError where there is none, or not the one that was written."""
     path = Path(directory) / MANIFEST
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest.pop("digest") != digest(manifest):
+            raise ValueError("it was changed")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Remove {directory} so that it is made anew.") from None
+    return manifest
 
 
-def verify(directory: str | Path, contents: bool = True) -> dict[str, Any]:
-    """The manifest, after checking every file's size and, with `contents`, its SHA-256.
+def verify(directory: str | Path, contents: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:
+    """The manifest, after checking every file's size and, where `contents(its name)`, its SHA-256.
 
     Raises ArtifactError naming the first file that is missing, truncated or changed.
     """
@@ -128,7 +154,7 @@ def verify(directory: str | Path, contents: bool = True) -> dict[str, Any]:
             what = "is missing"
         elif path.stat().st_size != expected["bytes"]:
             what = f"has {path.stat().st_size} bytes where the manifest says {expected['bytes']}"
-        elif contents and file_digest(path) != expected["sha256"]:
+        elif contents(name) and file_digest(path) != expected["sha256"]:
             what = "has another SHA-256 than the manifest says"
         else:
             continue

@@ -1,20 +1,30 @@
 """Tables of examples, tasks and eval prompts: read from files or the hub, checked row by row, sampled, selected."""
 
+import csv
 import hashlib
 import io
 import json
+import shutil
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from icprobe.artifacts import atomic_path
-from icprobe.errors import DataError
+from icprobe import jsonl
+from icprobe.artifacts import atomic_path, matching, temporary_directory
+from icprobe.errors import ArtifactError, DataError, reason, shown
 
 TEXTS = ["instruction", "input", "output"]
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
+WHERE = "_where"
+MAX_ID = 200  # characters
+MAX_COLUMNS = 1000
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -28,20 +38,24 @@ def read_file(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if path.suffix not in FORMATS:
         raise DataError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join(FORMATS)}.")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
     reader = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
-    frame = reader(path)
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file.")
+        frame = reader(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)}).") from None
     if frame.empty:
         raise DataError(f"{path}: holds no rows.")
     return frame
 
 
 def _text(path: Path) -> str:
+    content = path.read_bytes()
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise DataError(f"{path}, line {line}: is not UTF-8 (byte {error.start}); convert the file.") from None
 
 
@@ -49,8 +63,7 @@ def _parse(text: str) -> Any:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            keys = [key for key, _ in pairs]
-            raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands there twice")
+            raise ValueError(f"the key {shown(_first_double([key for key, _ in pairs]))} stands there twice")
         return row
 
     def no_constant(name: str) -> None:
@@ -60,6 +73,11 @@ def _parse(text: str) -> Any:
         return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _first_double(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
 
 
 def _read_jsonl(path: Path) -> pd.DataFrame:
@@ -72,60 +90,148 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         try:
             row = _parse(line)
         except ValueError as error:
-            raise DataError(f"{place}: broken JSON ({error}).") from None
+            raise DataError(f"{place}: broken JSON ({reason(error)}).") from None
         if not isinstance(row, dict):
             raise DataError(f"{place}: a row must be a JSON object, not {type(row).__name__}.")
         rows.append(row)
         where.append(place)
-    return _frame(rows, where)
+    return _from_rows(path, rows, where)
 
 
 def _read_json(path: Path) -> pd.DataFrame:
     try:
         rows = _parse(_text(path))
     except ValueError as error:
-        raise DataError(f"{path}: broken JSON ({error}).") from None
+        raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: must be a JSON list of objects; for one object a line name it .jsonl.")
-    return _frame(rows, [f"{path}, row {number}" for number in range(1, len(rows) + 1)])
+    return _from_rows(path, rows, [f"{path}, row {number}" for number in range(1, len(rows) + 1)])
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    # Not pandas: it fills short rows, takes a surplus field for an index, and renames a column that stands there twice.
+    csv.field_size_limit(2**31 - 1)
+    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    rows: list[list[str]] = []
+    where: list[str] = []
+    header: list[str] = []
     try:
-        frame = pd.read_csv(io.StringIO(_text(path)), dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
-        raise DataError(f"{path}: broken CSV ({' '.join(str(error).split())}).") from None
-    return frame.astype(object).assign(_where=[f"{path}, row {number}" for number in range(1, len(frame) + 1)])
+        for row in lines:
+            place = f"{path}, line {lines.line_num}"
+            if not row:
+                continue
+            if not header:
+                header = row
+                if (double := _first_double(header)) is not None:
+                    raise DataError(f"{place}: the column {shown(double)} stands there twice; rename one.")
+            elif len(row) != len(header):
+                raise DataError(
+                    f"{place}: holds {len(row)} fields where the header names {len(header)}; "
+                    "a field with commas or line breaks stands in quotation marks."
+                )
+            else:
+                rows.append(row)
+                where.append(place)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num}: broken CSV ({reason(error)}).") from None
+    return _table({column: [row[i] for row in rows] for i, column in enumerate(header)}, where)
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        frame = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: broken parquet ({' '.join(str(error).split())[:200]}).") from None
-    return frame.astype(object).assign(_where=[f"{path}, row {number}" for number in range(1, len(frame) + 1)])
+        table = pq.ParquetFile(path).read()
+        if (double := _first_double(table.column_names)) is not None:
+            raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
+        # Not to_pandas: it makes 7.0 of the id 7 where another id is null.
+        columns = {column: table[column].to_pylist() for column in table.column_names}
+    except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path}: broken parquet ({reason(error)}).") from None
+    return _table(columns, [f"{path}, row {number}" for number in range(1, table.num_rows + 1)])
 
 
-def _frame(rows: list[dict[str, Any]], where: list[str]) -> pd.DataFrame:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
+def _from_rows(path: Path, rows: list[dict[str, Any]], where: list[str]) -> pd.DataFrame:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    if len(columns) > MAX_COLUMNS:
+        raise DataError(f"{path}: its rows have {len(columns)} different keys; rows of one table share their keys.")
+    return _table({column: [row.get(column) for row in rows] for column in columns}, where)
+
+
+def _table(columns: dict[str, list[Any]], where: list[str]) -> pd.DataFrame:
     # Object columns: what the file says stays what it is (an id 007 or a null is not turned into a float).
-    table = {column: pd.Series([row.get(column) for row in rows], dtype=object) for column in columns}
-    return pd.DataFrame(table, columns=columns).assign(_where=where)
+    table = {name: pd.Series(values, dtype=object) for name, values in columns.items()}
+    return pd.DataFrame({**table, WHERE: pd.Series(where, dtype=object)})
+
+
+def _read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    """(rows with `_where`, what they come from), of a file or several, an address, or the hub."""
+    path = source.get("path") or []
+    if isinstance(path, str) and Path(path).is_file():
+        return read_file(path), path
+    named = [(file, None) for file in matching([path] if isinstance(path, str) else path)]
+    named += [(file, subset) for subset, file in source.get("subsets", {}).items()]
+    if named:
+        several = len(named) > 1
+        frames = [_with_subset(read_file(file), file, subset, several) for file, subset in named]
+        frame = pd.concat(frames, ignore_index=True)
+        return frame.astype(object).where(frame.notna(), None), ", ".join(file for file, _ in named[:3])
+    if source.get("url"):
+        return _read_url(source["url"]), source["url"]
+    return _read_hub(source), source["hub"]
+
+
+def _with_subset(frame: pd.DataFrame, file: str, subset: str | None, several: bool) -> pd.DataFrame:
+    """A file's rows with the column `subset`, where there are several files or the configuration names it."""
+    if subset is not None:
+        return frame.assign(subset=subset)
+    if not several or "subset" in frame:
+        return frame
+    stems = pd.Series([Path(file).stem] * len(frame), dtype=object)
+    return frame.assign(subset=frame["dataset"].where(frame["dataset"].notna(), stems) if "dataset" in frame else stems)
+
+
+def _read_url(url: str) -> pd.DataFrame:
+    address = urllib.parse.urlsplit(url)
+    with temporary_directory() as folder:
+        file = Path(folder, Path(address.path).name or "table")
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer, open(file, "wb") as copy:
+                shutil.copyfileobj(answer, copy)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{url}: cannot be fetched ({reason(error)}); get the file and give its path.") from None
+        try:
+            frame = read_file(file)
+        except DataError as error:
+            raise DataError(str(error).replace(str(file), url)) from None
+    return frame.assign(**{WHERE: [place.replace(str(file), url) for place in frame[WHERE]]})
+
+
+def _read_hub_file(source: dict[str, Any]) -> pd.DataFrame:
+    import huggingface_hub
+
+    where = f"{source['hub']}, {source['file']}"
+    try:
+        file = huggingface_hub.hf_hub_download(
+            source["hub"], source["file"], repo_type="dataset", revision=source.get("revision")
+        )
+    except Exception as error:  # as below
+        raise DataError(f"{where}: cannot be fetched from the hub: {reason(error)}") from None
+    frame = read_file(file)
+    return frame.assign(**{WHERE: [place.replace(str(file), where) for place in frame[WHERE]]})
 
 
 def _read_hub(source: dict[str, Any]) -> pd.DataFrame:
+    if source.get("file"):
+        return _read_hub_file(source)
     import datasets
 
     try:
         table = datasets.load_dataset(
             source["hub"], source.get("name"), split=source["split"], revision=source.get("revision")
         )
+        columns = {column: list(table[column]) for column in table.column_names}
     except Exception as error:  # the library raises many kinds, for no network, no such set, no such split
-        raise DataError(
-            f"{source['hub']}: cannot be loaded from the hub: {' '.join(str(error).split())[:300]}"
-        ) from None
-    frame = table.to_pandas().astype(object)
-    return frame.assign(_where=[f"{source['hub']} {source['split']}, row {n}" for n in range(1, len(frame) + 1)])
+        raise DataError(f"{source['hub']}: cannot be loaded from the hub: {reason(error)}") from None
+    return _table(columns, [f"{source['hub']} {source['split']}, row {n}" for n in range(1, len(table) + 1)])
 
 
 # --- checked tables ---------------------------------------------------------------------------------------------
@@ -136,38 +242,43 @@ def read_table(
 ) -> pd.DataFrame:
     """Checked rows: `id` (str, unique), `instruction`, `input`, `output` (str), then those of `extra` that are there.
 
-    source: the configuration's data.train, .tasks or .eval as a mapping (path or hub, columns). on_empty: "error" or
-    "drop" for rows without an output; `frame.attrs["dropped_empty"]` counts these. Raises DataError for the first row
-    that cannot be used, with its file and line.
+    source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns). A row
+    without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an output;
+    `frame.attrs["dropped_empty"]` counts these. Raises DataError for the first row that cannot be used, with its file
+    and line.
     """
-    frame = read_file(source["path"]) if source.get("path") else _read_hub(source)
+    frame, origin = _read_source(source)
+    places = frame.pop(WHERE)
+    renamed = {}
     for ours, theirs in source.get("columns", {}).items():
         if theirs not in frame:
-            raise DataError(
-                f"{source.get('path') or source['hub']}: has no column {theirs!r}, which data columns names."
-            )
-        frame[ours] = frame[theirs]
-    origin = frame["_where"].iloc[0].rsplit(", ", 1)[0]
-    needed = ["instruction", *(["output"] if needs_output else [])]
-    for column in needed:
+            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
+        renamed[ours] = frame[theirs]
+    frame = frame.assign(**renamed)
+    if "subset" not in frame and "dataset" in frame:
+        frame = frame.assign(subset=frame["dataset"])
+    for column in ["instruction", *(["output"] if needs_output else [])]:
         if column not in frame:
-            known = ", ".join(c for c in frame if c != "_where")
+            known = ", ".join(shown(name) for name in frame.columns[:10])
             raise DataError(f"{origin}: has no column {column!r} (it has {known}); name yours under `columns`.")
-    result = pd.DataFrame({"id": _ids(frame)})
+    result = pd.DataFrame({"id": _ids(frame, places)})
     for column in TEXTS:
-        values = frame[column] if column in frame else pd.Series([""] * len(frame), dtype=object)
-        for where, value in zip(frame["_where"], values, strict=True):
+        values = frame[column] if column in frame else [None] * len(frame)
+        for where, value in zip(places, values, strict=True):
             _check_text(where, column, value, required=column == "instruction")
         result[column] = ["" if _missing(value) else value for value in values]
     for column in extra:
         if column in frame:
-            result[column] = [None if _missing(value) else str(value) for value in frame[column]]
+            values = [None if _missing(value) else str(value) for value in frame[column]]
+            for where, value in zip(places, values, strict=True):
+                _check_text(where, column, value)
+            result[column] = values
     if not needs_output:
         return result
-    empty = ~result["output"].str.contains(r"\S", regex=True)
+    empty = np.array([not output.strip() for output in result["output"]])
     if empty.any() and on_empty == "error":
         raise DataError(
-            f'{frame["_where"][empty.to_numpy().argmax()]}: "output" is empty. An example needs a response; '
+            f'{places[empty.argmax()]}: "output" is empty. An example needs a response; '
             "remove the line or set data.on_empty: drop."
         )
     result = result[~empty].reset_index(drop=True)
@@ -181,13 +292,13 @@ def _missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and value != value)
 
 
-def _check_text(where: str, column: str, value: Any, required: bool) -> None:
+def _check_text(where: str, column: str, value: Any, required: bool = False) -> None:
     if _missing(value):
         if required:
             raise DataError(f'{where}: "{column}" is missing.')
         return
     if not isinstance(value, str):
-        raise DataError(f'{where}: "{column}" is {str(value)[:40]!r} ({type(value).__name__}), not a text.')
+        raise DataError(f'{where}: "{column}" is {shown(value)} ({type(value).__name__}), not a text.')
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
@@ -198,20 +309,32 @@ def _check_text(where: str, column: str, value: Any, required: bool) -> None:
         raise DataError(f'{where}: "{column}" is empty.')
 
 
-def _ids(frame: pd.DataFrame) -> list[str]:
-    if "id" not in frame:
-        width = len(str(len(frame) - 1))
-        return [f"{number:0{width}d}" for number in range(len(frame))]
-    ids, seen = [], {}
-    for where, value in zip(frame["_where"], frame["id"], strict=True):
-        if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
-            raise DataError(f'{where}: "id" is {value!r} ({type(value).__name__}), not a text or a whole number.')
-        _check_text(where, "id", str(value), required=True)
-        if str(value) in seen:
-            raise DataError(f"{where}: the id {str(value)!r} is that of {seen[str(value)]} too; ids must be unique.")
-        seen[str(value)] = where
-        ids.append(str(value))
-    return ids
+def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
+    if "id" not in frame or all(map(_missing, frame["id"])):
+        return row_numbers(len(frame))
+    ids: dict[str, str] = {}
+    for where, value in zip(places, frame["id"], strict=True):
+        if _missing(value):
+            raise DataError(f'{where}: "id" is missing; give all rows one, or none.')
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DataError(f'{where}: "id" is {shown(value)} ({type(value).__name__}), not a text or a whole number.')
+        name = str(value)
+        _check_text(where, "id", name, required=True)
+        if len(name) > MAX_ID or len(name.splitlines()) > 1 or any(ord(c) < 32 or ord(c) == 127 for c in name):
+            raise DataError(
+                f'{where}: "id" is {shown(name)}; an id is one line of at most {MAX_ID} characters, '
+                "none of which steers a terminal."
+            )
+        if name in ids:
+            raise DataError(f"{where}: the id {shown(name)} is that of {ids[name]} too; ids must be unique.")
+        ids[name] = where
+    return list(ids)
+
+
+def row_numbers(count: int) -> list[str]:
+    """Ids of rows that have none: their numbers from 0, zero-padded so that their order as texts is the rows' order."""
+    width = len(str(count - 1))
+    return [f"{number:0{width}d}" for number in range(count)]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -220,16 +343,23 @@ def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def write_parquet(frame: pd.DataFrame, path: str | Path) -> None:
-    """A table as parquet, written atomically; the same rows give the same bytes."""
+    """A table as parquet, written atomically; the same rows give the same bytes. Its pages carry checksums."""
     with atomic_path(path) as aside:
-        frame.to_parquet(aside, index=False, compression="zstd")
+        frame.to_parquet(aside, index=False, compression="zstd", write_page_checksum=True)
+
+
+def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table that `write_parquet` wrote. Raises ArtifactError where it is missing, truncated or changed."""
+    try:
+        return pd.read_parquet(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.") from None
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
     """Rows as JSONL in UTF-8, written atomically."""
     with atomic_path(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+        file.writelines(map(jsonl.line, rows))
 
 
 # --- choosing rows ----------------------------------------------------------------------------------------------
@@ -249,12 +379,16 @@ def sample(frame: pd.DataFrame, n: int, stratify: str | None = None, seed: int =
         groups = [
             (value, np.flatnonzero(frame[stratify] == value)) for value in sorted(frame[stratify].dropna().unique())
         ]
-    share, rest = divmod(n, max(len(groups), 1))
+    if not groups:
+        raise DataError(f"data.train.sample.stratify: no row has a value of {stratify!r}.")
+    share, rest = divmod(n, len(groups))
     chosen: list[int] = []
     for number, (value, rows) in enumerate(groups):
         wanted = share + (number < rest)
         if wanted > len(rows):
-            raise DataError(f"data.train.sample: {wanted} rows of {value!r} are wanted, but there are {len(rows)}.")
+            raise DataError(
+                f"data.train.sample: {wanted} rows of {shown(value)} are wanted, but there are {len(rows)}."
+            )
         chosen += generator.choice(rows, size=wanted, replace=False).tolist()
     return frame.iloc[sorted(chosen)].reset_index(drop=True)
 
@@ -271,7 +405,9 @@ def select_tasks(
         position = {row_id: row for row, row_id in enumerate(frame["id"])}
         unknown = [row_id for row_id in select if row_id not in position]
         if unknown:
-            raise DataError(f"data.tasks.select: there is no task {unknown[0]!r} (ids run {frame['id'].iloc[0]!r}, …).")
+            raise DataError(
+                f"data.tasks.select: there is no task {shown(unknown[0])} (ids run {frame['id'].iloc[0]!r}, …)."
+            )
         if len(set(select)) < len(select):
             raise DataError("data.tasks.select: an id stands there twice.")
         rows = [position[row_id] for row_id in select]
@@ -314,4 +450,4 @@ def order_seed(*parts: Any) -> int:
 
 def read_scores(methods: Iterable[str], paths: Iterable[str | Path]) -> dict[str, pd.Series]:
     """{method: score indexed by id} from score tables, in the order of `methods`."""
-    return {m: pd.read_parquet(path).set_index("id")["score"] for m, path in zip(methods, paths, strict=True)}
+    return {m: read_parquet(path).set_index("id")["score"] for m, path in zip(methods, paths, strict=True)}

@@ -3,9 +3,17 @@
 Jobs and the Snakefile show these without a traceback. Any other exception is a bug, and is shown as one.
 """
 
+from typing import Any
+
 
 class IcprobeError(Exception):
-    """A mistake that the user can mend; its message is one clear sentence or two."""
+    """A mistake that the user can mend; its message is one clear sentence or two, on one line.
+
+    Names and values in messages come from files: what would break the line or steer a terminal is shown escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 class ConfigError(IcprobeError):
@@ -30,3 +38,18 @@ class ArtifactError(IcprobeError):
 
 class JudgeError(IcprobeError):
     """A judge cannot be reached or refuses the request."""
+
+
+def shown(value: Any) -> str:
+    """A value as it stands in a message: at most some 60 characters, however large it is."""
+    if isinstance(value, dict | list | tuple | set | frozenset):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    if isinstance(value, int) and value.bit_length() > 10_000:
+        return "a number of thousands of digits"  # Python refuses to write it out
+    text = str(value) if isinstance(value, str | bytes) else repr(value)
+    return repr(text if len(text) <= 60 else text[:59] + "…")
+
+
+def reason(error: Exception) -> str:
+    """What a library says of a mistake, on one line and of a bearable length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

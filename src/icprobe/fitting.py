@@ -1,5 +1,6 @@
 """Which rows fit the models' contexts, and what becomes of those that do not."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +24,33 @@ class Reader:
 
 
 def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFrame:
-    """Table id, n_query, n_target: tokens of each row's query and target, in this model's tokens."""
+    """Table id, n_query, n_target: tokens of each row's query and target, in this model's tokens.
+
+    Raises DataError for a row whose query or target has none: nothing could be said of its likelihood.
+    """
     rows = frame.to_dict("records")
     queries = reader.counts([prompts.query(row) for row in rows])
     documents = reader.counts([prompts.document(row) for row in rows])
     targets = [whole - query for whole, query in zip(documents, queries, strict=True)]
+    for row, query, target in zip(rows, queries, targets, strict=True):
+        if query < 1 or target < 1:
+            what = "query" if query < 1 else "response"
+            raise DataError(f"row {row['id']}: its {what} has no token of {reader.model}; remove or correct it.")
     return pd.DataFrame({"id": frame["id"], "n_query": queries, "n_target": targets}).astype(
         {"n_query": "int32", "n_target": "int32"}
     )
 
 
+def unknown_lengths(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table of `lengths` where there are no texts, or no model to count their tokens: its numbers are null."""
+    unknown = pd.array([pd.NA] * len(frame), dtype="Int32")
+    return pd.DataFrame({"id": frame["id"], "n_query": unknown, "n_target": unknown})
+
+
 def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
-    """The tasks that fit every model's context zero-shot; see `fit`."""
+    """The tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too."""
+    for reader in readers:
+        lengths(tasks, prompts, reader)
     return fit(tasks, readers, on_too_long, prompts.document, {reader.model: 0 for reader in readers}, "tasks")
 
 
@@ -43,7 +59,7 @@ def fit_train(
 ) -> pd.DataFrame:
     """The examples that fit every model's context together with the longest task; see `fit`."""
     texts = [prompts.separator + prompts.document(task) for task in tasks.to_dict("records")]
-    longest = {reader.model: max(reader.counts(texts)) for reader in readers}
+    longest = {reader.model: max(reader.counts(texts), default=0) for reader in readers}
     return fit(train, readers, on_too_long, prompts.one_shot_prefix, longest, "train")
 
 
@@ -77,7 +93,7 @@ def fit(
             rows[place]["output"] = _truncated(rows[place], readers, text, besides)
             if not rows[place]["output"]:
                 raise DataError(
-                    f"data.{what}: the query of row {rows[place]['id']} alone does not fit; remove the row."
+                    f"data.{what}: row {rows[place]['id']} does not fit, not even with one word of output; remove it."
                 )
         result = frame.assign(output=[row["output"] for row in rows])
     else:
@@ -89,24 +105,27 @@ def fit(
 
 
 def _truncated(row: dict[str, Any], readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
-    words = row["output"].split()
-    low, high = 0, len(words)  # the longest number of words that fits lies in [low, high)
+    ends = [0, *(word.end() for word in re.finditer(r"\S+", row["output"]))]
+    low, high = 0, len(ends) - 1  # the longest number of words that fits lies in [low, high)
     while high - low > 1:
         middle = (low + high) // 2
-        shorter = text({**row, "output": " ".join(words[:middle])})
+        shorter = text({**row, "output": row["output"][: ends[middle]]})
         fits = all(
             r.max_positions is None or r.counts([shorter])[0] + besides[r.model] <= r.max_positions for r in readers
         )
         low, high = (middle, high) if fits else (low, middle)
-    return " ".join(words[:low])
+    return row["output"][: ends[low]]
 
 
 def check_prompts(frame: pd.DataFrame, prompts: Prompts, readers: list[Reader], max_new_tokens: int) -> None:
     """Raises DataError for eval prompts whose query leaves no room for max_new_tokens."""
     queries = [prompts.query(row) for row in frame.to_dict("records")]
     for reader in readers:
-        limit = reader.max_positions
-        long = [i for i, n in enumerate(reader.counts(queries)) if limit is not None and n + max_new_tokens > limit]
+        limit, counts = reader.max_positions, reader.counts(queries)
+        if 0 in counts:
+            row_id = frame["id"].iloc[counts.index(0)]
+            raise DataError(f"data.eval: the prompt {row_id} has no token of {reader.model}; remove it.")
+        long = [i for i, n in enumerate(counts) if limit is not None and n + max_new_tokens > limit]
         if long:
             ids = ", ".join(frame["id"].iloc[long[:5]])
             raise DataError(

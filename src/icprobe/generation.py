@@ -13,7 +13,7 @@ from icprobe import artifacts, jsonl
 from icprobe.errors import ArtifactError, DataError
 from icprobe.models import DTYPES, load_model, max_positions, resolve_device
 from icprobe.progress import Progress
-from icprobe.prompts import Prompts, flat, token_ids
+from icprobe.prompts import Prompts, flat, full_instruction, token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -186,11 +186,6 @@ def responses(
         }
         for row in rows
     ]
-
-
-def full_instruction(row: dict[str, Any]) -> str:
-    """Instruction and, where there is one, input below it, as AlpacaEval's files have it."""
-    return row["instruction"] + (f"\n\n{row['input']}" if flat(row.get("input")) else "")
 
 
 def _remaining(

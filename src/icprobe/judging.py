@@ -73,7 +73,7 @@ def pair_up(
 def judge(
     name: str, pairs: list[Pair], settings: dict[str, Any], cache: str | Path | None = None
 ) -> list[dict[str, Any]]:
-    """Judgements of the pairs: id, subset, preference, judge, order, and what the judge said.
+    """Judgements of the pairs: id, subset, preference, judge, order, both lengths in characters, what the judge said.
 
     settings: the configuration's `evaluation` as plain values; cache: a folder shared by all jobs of an experiment, for
     judges that ask and pay for answers. Raises ConfigError for an unknown judge.
@@ -85,7 +85,17 @@ def judge(
     with Progress(total=len(pairs), desc=f"judging ({name})", unit="pair") as progress:
         verdicts = verdict_of(pairs, settings, Path(cache) if cache else None) if pairs else []
         for pair, verdict in zip(pairs, verdicts, strict=True):
-            judgements.append({"id": pair.id, "subset": pair.subset, "judge": name, "order": None, **verdict})
+            judgements.append(
+                {
+                    "id": pair.id,
+                    "subset": pair.subset,
+                    "judge": name,
+                    "order": None,
+                    "length_base": len(pair.base),
+                    "length_response": len(pair.response),
+                    **verdict,
+                }
+            )
             progress.update()
     read = [row["preference"] for row in judgements if row["preference"] is not None]
     if len(read) < len(judgements):

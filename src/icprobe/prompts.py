@@ -1,17 +1,52 @@
 """Texts of examples and tasks, from sandboxed Jinja2 templates. Data are rendered, never taken as templates."""
 
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
-from icprobe.errors import ConfigError
+from icprobe.errors import ConfigError, reason
+
+# fmt: off
+FILTERS = {
+    "capitalize", "count", "d", "default", "first", "join", "last", "length", "lower", "replace", "reverse", "string",
+    "title", "trim", "truncate", "upper", "wordcount",
+}
+METHODS = {
+    "capitalize", "endswith", "join", "lower", "lstrip", "removeprefix", "removesuffix", "replace", "rstrip", "split",
+    "splitlines", "startswith", "strip", "title", "upper",
+}
+# fmt: on
 
 
 def flat(text: Any) -> str:
     """Every run of white space becomes one space, ends stripped; null counts as empty."""
     return "" if text is None or text != text else " ".join(str(text).split())
+
+
+def full_instruction(row: dict[str, Any]) -> str:
+    """Instruction and, where there is one, input below it, as AlpacaEval's files have it."""
+    return row["instruction"] + (f"\n\n{row['input']}" if flat(row.get("input")) else "")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja2 for texts alone: no attribute leads out of a text, and nothing in a line grows without bound."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
+        self.filters = {"flat": flat, **{name: self.filters[name] for name in sorted(FILTERS)}}
+        self.globals = {}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        raise SecurityError(f"a template has no operator {operator}")
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        text_method = type(getattr(obj, "__self__", None)) is str and not isinstance(obj, MethodType)
+        return text_method and getattr(obj, "__name__", None) in METHODS
 
 
 class Prompts:
@@ -22,21 +57,20 @@ class Prompts:
     """
 
     def __init__(self, templates: dict[str, str]) -> None:
-        environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-        environment.filters["flat"] = flat
+        environment = Sandbox()
         self._templates = {}
         for name in ("query", "target", "one_shot_prefix"):
             try:
                 self._templates[name] = environment.from_string(templates[name])
-            except TemplateError as error:
-                raise ConfigError(f"config: templates.{name}: {error}") from None
+            except Exception as error:  # a template is the user's program, and what it raises the user's mistake
+                raise ConfigError(f"config: templates.{name}: {reason(error)}") from None
         self.separator = templates["separator"]
 
     def _render(self, template: str, **values: Any) -> str:
         try:
             return self._templates[template].render(**values)
-        except TemplateError as error:
-            raise ConfigError(f"config: templates.{template}: {error}") from None
+        except Exception as error:  # see above
+            raise ConfigError(f"config: templates.{template}: {reason(error)}") from None
 
     def query(self, row: dict[str, Any]) -> str:
         """What the model reads before the response; sees instruction and input alone."""

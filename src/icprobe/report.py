@@ -184,6 +184,8 @@ class _Model:
         }
         self.ranks = {method: _ranks(score) for method, score in self.scores.items()}
         lengths = _table(inputs.lengths)
+        if lengths is not None and lengths["n_target"].isna().all():
+            lengths = None  # no texts, or no model to count their tokens
         self.lengths = None if lengths is None else lengths.astype({"id": str}).set_index("id").reindex(train["id"])
         self.correlations = self._own(inputs.correlations)
         self.overlaps = self._own(inputs.overlaps)

@@ -69,8 +69,9 @@ def win_rate_table(judgements: pd.DataFrame, conditions: Iterable[tuple[str, str
     and bin there is every subset and then "overall", and in each every seed and then "all".
 
     "all" is the mean over the seeds that have judgements, with their counts summed. With two seeds or more
-    its standard error is std over seeds (ddof=1)/√seeds and its interval Student's t with seeds − 1 degrees
-    of freedom; with one seed both are that seed's own. Raises DataError where a prompt is judged twice.
+    its standard error is std over seeds (ddof=1)/√seeds, what another seed would change, and its interval
+    that of `crossed_half_width`, for another seed and other prompts; with one seed both are that seed's own. Raises
+    DataError where a prompt is judged twice.
     """
     judgements = _checked(judgements)
     conditions = [(method, bin_, str(seed)) for method, bin_, seed in conditions]
@@ -80,29 +81,34 @@ def win_rate_table(judgements: pd.DataFrame, conditions: Iterable[tuple[str, str
         seeds.setdefault((method, bin_), set()).add(seed)
     subsets = [*judgements["subset"].dropna().unique(), "overall"]
 
-    keys = ["method", "bin", "subset", "seed"]
-    groups = dict(list(judgements.groupby(keys)["preference"]))
+    by_prompt = judgements.set_index("id")
+    groups = dict(list(by_prompt.groupby(["method", "bin", "subset", "seed"])["preference"]))
     groups |= {
         (method, bin_, "overall", seed): group
-        for (method, bin_, seed), group in judgements.groupby(["method", "bin", "seed"])["preference"]
+        for (method, bin_, seed), group in by_prompt.groupby(["method", "bin", "seed"])["preference"]
     }
+    nothing = pd.Series(dtype=np.float64)
     rows = []
     for (method, bin_), of_condition in seeds.items():
         for subset in subsets:
             ordered = sorted(of_condition, key=lambda seed: (len(seed), seed))  # 2 before 10
-            rates = [win_rate(groups.get((method, bin_, subset, seed), [])) for seed in ordered]
-            for seed, row in zip([*ordered, "all"], [*rates, _over_seeds(rates)], strict=True):
+            each = [groups.get((method, bin_, subset, seed), nothing) for seed in ordered]
+            rates = [win_rate(preferences) for preferences in each]
+            for seed, row in zip([*ordered, "all"], [*rates, _over_seeds(rates, each)], strict=True):
                 rows.append({"method": method, "bin": bin_, "subset": subset, "seed": seed, **row})
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _over_seeds(rates: list[dict]) -> dict[str, float | int]:
+def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, float | int]:
     judged = [rate for rate in rates if rate["n"]]
     if len(judged) < 2:
         return judged[0] if judged else win_rate([])
     each = np.array([rate["win_rate"] for rate in judged])
     mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
-    half = student.ppf(0.975, len(each) - 1) * error
+    table = pd.concat([p for p, rate in zip(preferences, rates, strict=True) if rate["n"]], axis=1)
+    half = crossed_half_width(100 * table.dropna().to_numpy())
+    if np.isnan(half):  # the seeds share no two prompts
+        half = student.ppf(0.975, len(each) - 1) * error
     summed = {name: sum(rate[name] for rate in judged) for name in ["n", *COUNTS]}
     return summed | {
         "win_rate": mean,
@@ -113,12 +119,64 @@ def _over_seeds(rates: list[dict]) -> dict[str, float | int]:
     }
 
 
+def crossed_half_width(values: np.ndarray) -> float:
+    """Half the 95% interval of the mean of values [prompts, seeds], for other prompts and other seeds: both are random.
+
+    y_ps = μ + prompt_p + seed_s + rest_ps, one judgement in each cell. From the mean squares of the two-way
+    table, Var(mean) = (MS_prompts + MS_seeds − MS_rest)/(prompts·seeds), where a component that is estimated
+    below 0 counts as 0; Student's t with Satterthwaite's degrees of freedom (Searle, Casella and McCulloch,
+    Variance Components, 1992). NaN below two prompts or two seeds.
+    """
+    squares = _mean_squares(values)
+    if squares is None:
+        return np.nan
+    prompts, seeds = values.shape
+    of_prompts, of_seeds, rest = squares
+    freedom = {"prompts": prompts - 1, "seeds": seeds - 1, "rest": (prompts - 1) * (seeds - 1)}
+    if of_seeds <= rest:
+        total, parts = max(of_prompts, rest), {"prompts" if of_prompts > rest else "rest": max(of_prompts, rest)}
+    elif of_prompts <= rest:
+        total, parts = of_seeds, {"seeds": of_seeds}
+    else:
+        total = of_prompts + of_seeds - rest
+        parts = {"prompts": of_prompts, "seeds": of_seeds, "rest": rest}
+    if total <= 0:
+        return 0.0
+    degrees = total**2 / sum(square**2 / freedom[name] for name, square in parts.items())
+    return float(student.ppf(0.975, degrees) * np.sqrt(total / (prompts * seeds)))
+
+
+def _mean_squares(values: np.ndarray) -> tuple[float, float, float] | None:
+    """Mean squares of prompts, of seeds and of the rest, of values [prompts, seeds]; None below two of either."""
+    prompts, seeds = values.shape
+    if min(prompts, seeds) < 2:
+        return None
+    mean, of_prompts, of_seeds = values.mean(), values.mean(axis=1), values.mean(axis=0)
+    rest = values - of_prompts[:, None] - of_seeds + mean
+    return (
+        float(seeds * ((of_prompts - mean) ** 2).sum() / (prompts - 1)),
+        float(prompts * ((of_seeds - mean) ** 2).sum() / (seeds - 1)),
+        float((rest**2).sum() / ((prompts - 1) * (seeds - 1))),
+    )
+
+
+def _seed_error(values: np.ndarray) -> float:
+    """Standard error that the choice of seeds adds to the mean of values [prompts, seeds]; 0 below two seeds."""
+    squares = _mean_squares(values)
+    if squares is None:
+        return 0.0
+    prompts, seeds = values.shape
+    return float(np.sqrt(max(0.0, squares[1] - squares[2]) / (prompts * seeds)))
+
+
 def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: int = 0) -> pd.DataFrame:
     """How much the win rates of two methods in the same bin differ, prompt by prompt.
 
     judgements: as for `win_rate_table`; a prompt's preference is its mean over seeds. Returns `bin`,
     `method_a`, `method_b`, `n` (prompts that both have), `difference` (a − b, in percentage points), `low`,
-    `high` (95% percentile bootstrap over prompts), `p_value` (two-sided: twice the smaller share of
+    `high` (95% percentile bootstrap over prompts; for a method with two seeds or more each resample also
+    takes a step of its seeds' standard error, drawn from Student's t with seeds − 1 degrees of freedom, so
+    that seeds are a random effect, too), `p_value` (two-sided: twice the smaller share of
     resamples on one side of 0, counting the data themselves as one; Davison and Hinkley 1997) and
     `p_value_holm` (Holm's correction over the whole table). Below two shared prompts all of them are NaN
     but n. Raises DataError where a prompt is judged twice.
@@ -138,11 +196,13 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
         counts = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), resamples)
         with np.errstate(invalid="ignore"):  # a resample without a shared prompt has no mean, and is dropped
             draws = (counts @ differences) / (counts @ both.astype(np.float64))  # [resamples, pairs]
+        steps = _seed_steps(here, resamples, seed)
         for k, (a, b) in enumerate(pairs):
             n = int(both[:, k].sum())
             row = {"bin": bin_, "method_a": a, "method_b": b, "n": n}
             if n > 1:
-                defined = draws[~np.isnan(draws[:, k]), k]
+                moved = draws[:, k] + steps.get(a, 0) - steps.get(b, 0)
+                defined = moved[~np.isnan(moved)]
                 low, high = np.percentile(defined, [2.5, 97.5])
                 smaller = min((defined <= 0).sum(), (defined >= 0).sum())
                 row |= {"difference": differences[:, k].sum() / n, "low": low, "high": high}
@@ -155,6 +215,18 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
     if tested.any():
         result.loc[tested, "p_value_holm"] = multipletests(result.loc[tested, "p_value"], method="holm")[1]
     return result
+
+
+def _seed_steps(judgements: pd.DataFrame, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Method -> what other seeds would have added to its win rate [resamples]; only methods with two seeds or more."""
+    generator = np.random.default_rng([seed, 1])
+    steps = {}
+    for method, rows in judgements.groupby("method", sort=True):
+        table = rows.pivot(index="id", columns="seed", values="preference").dropna(axis=1, how="all").dropna()
+        if table.shape[1] > 1:
+            error = _seed_error(100 * table.to_numpy())
+            steps[method] = error * generator.standard_t(table.shape[1] - 1, resamples)
+    return steps
 
 
 def _checked(judgements: pd.DataFrame) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from icprobe import artifacts, data
-from icprobe.jobs import job, threads
+from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
 with job(snakemake) as run:
@@ -21,7 +21,8 @@ with job(snakemake) as run:
     inputs = Inputs(
         train=pd.read_parquet(files.train),
         tasks=pd.read_parquet(files.tasks),
-        lengths=pd.read_parquet(files.lengths),
+        # Unknown lengths are ones: batches must form even where no example has a text.
+        lengths=pd.read_parquet(files.lengths).fillna({"n_query": 1, "n_target": 1}),
         prompts=Prompts(params.templates) if params.templates else None,
         seed=params.seed,
     )
@@ -39,7 +40,7 @@ with job(snakemake) as run:
         from icprobe.models import load_model, set_precision, set_threads
         from icprobe.tokenizing import load_tokenizer
 
-        set_threads(threads(snakemake))
+        set_threads()
         set_precision(settings.pop("tf32"))
         inputs.model = load_model(files.model, settings.pop("dtype"), settings.pop("device"))
         inputs.tokenizer = load_tokenizer(files.model)

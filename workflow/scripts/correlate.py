@@ -13,7 +13,8 @@ with job(snakemake) as run:
     params = snakemake.params
     scores = read_scores(params.methods, snakemake.input.scores)
     n_target = pd.read_parquet(snakemake.input.lengths).set_index("id")["n_target"]
-    table = correlations(scores, n_target, seed=params.seed, **params.settings)
+    known = None if n_target.isna().all() else n_target
+    table = correlations(scores, known, seed=params.seed, **params.settings)
     table.insert(0, "model", snakemake.wildcards.model)
     artifacts.write_csv(snakemake.output[0], table)
     spearman = table[table["statistic"] == "spearman"].set_index(["method_a", "method_b"])["value"]

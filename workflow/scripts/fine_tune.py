@@ -3,7 +3,7 @@
 import shutil
 
 from icprobe import artifacts, jsonl
-from icprobe.jobs import job, threads
+from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
 # Texts that play no part here; a change of them repeats nothing.
@@ -17,7 +17,7 @@ with job(snakemake) as run:
             from icprobe.finetuning import fine_tune
             from icprobe.models import set_threads
 
-            set_threads(threads(snakemake))
+            set_threads()
             settings, templates = snakemake.params.settings, snakemake.params.templates
             identity = [artifacts.content_digest(base), rows, settings, templates, seed, snakemake.params.code]
             partial = artifacts.partial_directory(snakemake.params.results, "fine_tune", *identity)

@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 
 from icprobe import artifacts, data
-from icprobe.jobs import job, threads
+from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
 # Texts that play no part here; a change of them repeats nothing.
@@ -21,7 +21,7 @@ with job(snakemake) as run:
         from icprobe.models import load_model, set_threads
         from icprobe.tokenizing import load_tokenizer
 
-        set_threads(threads(snakemake))
+        set_threads()
         settings, templates = snakemake.params.settings, snakemake.params.templates
         options = {"dtype": settings["dtype"], "device": settings["device"]}
         model = load_fine_tuned(checkpoint, base, **options) if checkpoint else load_model(base, **options)

@@ -9,7 +9,7 @@ from icprobe.prompts import Prompts
 
 with job(snakemake) as run:
     params = snakemake.params
-    prompts = data.read_table(params.source, extra=["subset", "domain"], needs_output=False)
+    prompts = data.read_table(params.source, extra=["subset", "domain", "generator"], needs_output=False)
     from icprobe.tokenizing import reader
 
     check_prompts(

@@ -3,12 +3,12 @@
 import logging
 
 from icprobe.artifacts import atomic_path
-from icprobe.jobs import job, threads
+from icprobe.jobs import job
 
 with job(snakemake) as run:
     from icprobe.models import prepare, set_threads
 
-    set_threads(threads(snakemake))
+    set_threads()
     with atomic_path(snakemake.output[0]) as aside:
         manifest = prepare(snakemake.params.source, aside)
     logging.info(

@@ -4,7 +4,7 @@ import logging
 
 from icprobe import data
 from icprobe.fitting import fit_tasks
-from icprobe.jobs import job, threads
+from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
 with job(snakemake) as run:
@@ -17,7 +17,7 @@ with job(snakemake) as run:
         from icprobe.representations import mean_hidden_states
         from icprobe.tokenizing import load_tokenizer
 
-        set_threads(threads(snakemake))
+        set_threads()
         directory = snakemake.input.models[0]
         texts = [prompts.document(row) for row in data.records(candidates)]
         return mean_hidden_states(load_model(directory), load_tokenizer(directory), texts)

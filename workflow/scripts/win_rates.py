@@ -1,12 +1,16 @@
-"""The win-rate table of one model, as CSV and as Markdown."""
+"""The tables of win rates and of the differences between methods: as CSV, and the first as Markdown and LaTeX, too."""
+
+import logging
 
 import pandas as pd
 
 from icprobe import artifacts, jsonl
 from icprobe.jobs import job
-from icprobe.win_rates import win_rate_table
+from icprobe.length_control import LENGTH_COLUMNS, with_length_control
+from icprobe.tabulation import latex, markdown
+from icprobe.win_rates import paired_differences, win_rate_table
 
-COLUMNS = ["method", "bin", "subset", "seed", "id", "preference"]
+COLUMNS = ["method", "bin", "subset", "seed", "id", "preference", *LENGTH_COLUMNS]
 
 with job(snakemake) as run:
     conditions = [tuple(condition) for condition in snakemake.params.conditions]
@@ -15,13 +19,17 @@ with job(snakemake) as run:
         for (method, bin, seed), path in zip(conditions, snakemake.input, strict=True)
         for row in jsonl.read(path)
     ]
-    judgements = pd.DataFrame(rows, columns=COLUMNS).astype({"preference": "float64"})
-    table = win_rate_table(judgements, conditions)
-    table.insert(0, "model", snakemake.wildcards.model)
-    with artifacts.atomic_path(snakemake.output.csv) as path:
-        table.to_csv(path, index=False, lineterminator="\n")
-    shown = table[table["seed"].eq("all")].drop(columns="seed").astype(object)
-    markdown = shown.where(shown.notna(), None).to_markdown(index=False, floatfmt=".1f", missingval="–")
-    artifacts.write_text(snakemake.output.markdown, markdown + "\n")
+    numbers = dict.fromkeys(["preference", *LENGTH_COLUMNS], "float64")
+    judgements = pd.DataFrame(rows, columns=COLUMNS).astype(numbers)
+    table = with_length_control(win_rate_table(judgements, conditions), judgements)
+    differences = paired_differences(judgements)
+    artifacts.write_text(snakemake.output.markdown, markdown(table, differences))
+    artifacts.write_text(snakemake.output.latex, latex(table, differences))
+    for path, found in ((snakemake.output.differences, differences), (snakemake.output.csv, table)):
+        found.insert(0, "model", snakemake.wildcards.model)
+        artifacts.write_csv(path, found)
+    tested = differences["p_value_holm"]
+    logging.info("%d of %d differences are significant (Holm, 5%%)", (tested < 0.05).sum(), tested.notna().sum())
     run.table("win_rates", table)
+    run.table("differences", differences)
     run.summary(judgements=len(judgements), unreadable=int(judgements["preference"].isna().sum()))

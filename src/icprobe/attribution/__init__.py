@@ -5,6 +5,9 @@ Each module offers `attribute(inputs, batches, **settings)`; see icprobe.attribu
 
 from dataclasses import dataclass
 
+from icprobe.config import Config
+from icprobe.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Method:
@@ -14,8 +17,8 @@ class Method:
     `attribution` section that it uses. together: the methods whose matrices come out of the same pass. needs_model: its
     job reads a model, tasks and texts beside the examples' lengths. per_task: the matrix has a column for each task,
     not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
-    costs nothing. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather
-    than an error.
+    costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN
+    means "not evaluated" rather than an error.
     """
 
     module: str
@@ -25,6 +28,7 @@ class Method:
     needs_model: bool = True
     per_task: bool = True
     whole: bool = False
+    seeded: bool = False
     dtype: str | None = None
     may_skip: bool = False
 
@@ -32,6 +36,7 @@ class Method:
 _ENGINE = ("dtype", "device", "tf32", "batch_tokens")
 _GRADIENTS = (*_ENGINE, "memory_budget_gb")
 _INFLUENCE = ("influence", "influence_log")
+_NO_MODEL = {"needs_model": False, "per_task": False, "whole": True}
 
 METHODS: dict[str, Method] = {
     "icp": Method("icprobe.attribution.icp", "nats", _ENGINE),
@@ -40,8 +45,44 @@ METHODS: dict[str, Method] = {
     "one_step": Method("icprobe.attribution.one_step", "nats", (*_ENGINE[1:], "one_step"), dtype="float32"),
     "influence_mean": Method("icprobe.attribution.influence_mean", "nats²", _ENGINE, per_task=False),
     "icp_budget": Method(
-        "icprobe.attribution.icp_budget", "share of tasks helped", (*_ENGINE, "icp_budget"), per_task=False, whole=True
+        "icprobe.attribution.icp_budget",
+        "share of tasks helped",
+        (*_ENGINE, "icp_budget"),
+        per_task=False,
+        whole=True,
+        seeded=True,
     ),
-    "length": Method("icprobe.attribution.baselines", "tokens", needs_model=False, per_task=False, whole=True),
-    "random": Method("icprobe.attribution.baselines", "uniform", needs_model=False, per_task=False, whole=True),
+    "length": Method("icprobe.attribution.baselines", "tokens", **_NO_MODEL),
+    "random": Method("icprobe.attribution.baselines", "uniform", **_NO_MODEL, seeded=True),
 }
+
+
+def methods_of(config: Config) -> dict[str, Method]:
+    """The methods that a configuration can name: the registry, and its external scores, which go before it.
+
+    Raises ConfigError where a chosen method needs a model or texts that the configuration does not give.
+    """
+    external = {
+        name: Method(
+            "icprobe.attribution.external",
+            scores.unit,
+            needs_model=False,
+            per_task=scores.orientation != "scores",
+            whole=True,
+            may_skip=scores.allow_missing,
+        )
+        for name, scores in config.attribution.external.items()
+    }
+    chosen = [name for name in config.attribution.methods if name not in external]
+    away = [model for model in config.models if config.model_sources[model].source == "external"]
+    absent = [table for table in ("train", "tasks") if getattr(config.data, table) is None]
+    for name in chosen:
+        if name != "random" and away:
+            raise ConfigError(
+                f"config: attribution.methods: {name} reads texts with {away[0]}, a model that is not here (external)"
+            )
+        if (METHODS[name].needs_model and absent) or (name == "length" and "train" in absent):
+            raise ConfigError(f"config: attribution.methods: {name} needs data.{absent[0]}, which is null")
+    if "train" in absent and not any(name in external for name in config.attribution.methods):
+        raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
+    return METHODS | external

@@ -11,6 +11,9 @@ from icprobe.gradients import Layer, form, loss_backward, parameters, spans, tap
 from icprobe.packing import Network
 from icprobe.prompts import Encoded
 
+# Bytes of activations that a backward pass keeps, as a multiple of its layers' inputs and outputs (measured: SmolLM2).
+ACTIVATIONS = 1.4
+
 # name → (gradients of examples [n, p], of tasks [m, p], both of one parameter tensor) → term [n, m] float32
 Contractions = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 
@@ -40,7 +43,8 @@ class Plan:
 
     dense: gradients themselves [sequences, elements]; else their factors (inputs and output gradients of each layer,
     tokens × (d_in + d_out)), from which a layer's gradients are formed anew for every batch that streams past.
-    cost: in tokens of a forward and backward pass, the unit in which a training step is counted.
+    cost: in tokens of a forward and backward pass, the unit in which a training step is counted. fits: whether what is
+    held, the buffers and the activations of one batch stay within the budget; if no plan does, the smallest is taken.
     """
 
     hold: Literal["tasks", "examples"]
@@ -48,13 +52,16 @@ class Plan:
     tiles: list[list[int]]
     cost: float
     held_bytes: int
+    fits: bool
 
     @staticmethod
     def cheapest(examples: Side, tasks: Side, layers: Sequence[Layer], budget: float, itemsize: int) -> "Plan":
-        """The plan of least cost whose held gradients and buffers fit the budget [bytes], as far as one batch does."""
+        """The plan of least cost that fits the budget [bytes]."""
         elements = sum(layer.size for layer in layers)
         widths = sum(layer.d_in + layer.d_out for layer in layers)
         widest = max(layer.size for layer in layers)
+        most = max(side.tokens(batch) for side in (examples, tasks) for batch in range(len(side.batches)))
+        activations = ACTIVATIONS * most * widths * itemsize
         plans = []
         for hold, held, streamed in (("tasks", tasks, examples), ("examples", examples, tasks)):
             for dense in (True, False):
@@ -63,20 +70,25 @@ class Plan:
                     itemsize * (len(batch) * elements if dense else held.tokens(i) * widths)
                     for i, batch in enumerate(held.batches)
                 ]
-                tiles = _tiles(sizes, budget - buffers * itemsize)
+                room = budget - buffers * itemsize - activations
+                tiles = _tiles(sizes, room)
                 rebuilt = 0 if dense else len(streamed.batches) * held.all_tokens / 3
                 cost = held.all_tokens + len(tiles) * streamed.all_tokens + rebuilt
                 largest = max((sum(sizes[i] for i in tile) for tile in tiles), default=0)
-                plans.append(Plan(hold, dense, tiles, cost, largest))
+                plans.append(Plan(hold, dense, tiles, cost, largest, largest <= room))
+        fitting = [plan for plan in plans if plan.fits]
+        if not fitting:
+            return min(plans, key=lambda plan: (plan.held_bytes, plan.cost))
         # Within a hundredth tasks are held: their tiles finish, and are saved, example by example.
-        return min(plans, key=lambda plan: (plan.cost * (1.0 if plan.hold == "tasks" else 1.01), plan.held_bytes))
+        return min(fitting, key=lambda plan: (plan.cost * (1.0 if plan.hold == "tasks" else 1.01), plan.held_bytes))
 
     def sentence(self, budget_gb: float) -> str:
         """The choice, for the log."""
         form = "gradients" if self.dense else "factors of the gradients"
         other = "examples" if self.hold == "tasks" else "tasks"
+        more = "" if self.fits else " (one batch alone needs more: lower attribution.batch_tokens)"
         return (
-            f"{form} of the {self.hold} are held, {self.held_bytes / 1e9:.2f} GB of a budget of {budget_gb:g} GB; "
+            f"{form} of the {self.hold} are held, {self.held_bytes / 1e9:.2f} GB of a budget of {budget_gb:g} GB{more}; "
             f"{len(self.tiles)} pass(es) over the {other}"
         )
 

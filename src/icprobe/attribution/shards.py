@@ -3,6 +3,7 @@
 import importlib
 import logging
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,19 @@ class _Saved:
         self.blocks: dict[tuple[str, int], np.ndarray] = {}
         self._fresh: dict[str, np.ndarray] = {}
         self._written = time.monotonic()
+        self._number = 0  # of the next file
         for path in sorted(folder.glob("blocks-*.npz")):
-            with np.load(path) as file:
-                for key in file.files:
-                    method, index = key.rsplit("/", 1)
-                    self.blocks[method, int(index)] = file[key]
+            self._number = int(path.stem.removeprefix("blocks-")) + 1
+            try:
+                with np.load(path) as file:
+                    read = {key: file[key] for key in file.files}
+            except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+                logger.info("%s is damaged (%s); what it held is computed again", path, error)
+                path.unlink()
+                continue
+            for key, block in read.items():
+                method, index = key.rsplit("/", 1)
+                self.blocks[method, int(index)] = block
 
     def add(self, method: str, index: int, block: np.ndarray) -> None:
         self.blocks[method, index] = block
@@ -89,8 +98,8 @@ class _Saved:
 
     def write(self) -> None:
         if self._fresh:
-            name = f"blocks-{len(list(self.folder.glob('blocks-*.npz'))):06d}.npz"
-            with atomic_path(self.folder / name) as aside:
+            with atomic_path(self.folder / f"blocks-{self._number:06d}.npz") as aside:
                 np.savez(aside, **self._fresh)
+            self._number += 1
             self._fresh = {}
         self._written = time.monotonic()

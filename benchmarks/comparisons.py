@@ -1,0 +1,229 @@
+"""The comparisons: who runs against whom, on how much, and which rows can only say why they are empty."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+BUDGET_GB = 8.0  # to which everybody is held where a comparison says so
+GRADIENTS_ALONE = "computes gradients of losses, no likelihoods of tasks in the context of an example"
+LIKELIHOODS_ALONE = "computes likelihoods, no gradients"
+NO_SIGNED_LOG = "multiplies gradients as they are: no clamping of elements, no logarithm for each tensor"
+NO_STEP = "never changes a weight: no likelihoods after a step"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row: `contestant` (worker.CONTESTANTS) under a `name`, with its settings.
+
+    against: the entry whose matrix this one's is compared with (the comparison's first by default; "" for none).
+    n, m: examples and tasks where they differ from the comparison's. once: in the first round alone (rows scaled up
+    from a part of the work). dtype: where it differs. note: for the table.
+    """
+
+    name: str
+    contestant: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    against: str | None = None
+    n: int | None = None
+    m: int | None = None
+    once: bool = False
+    dtype: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Entries on the same texts, alternating. share: of --examples; m: tasks (None: --tasks).
+
+    dealt: tasks spread evenly over all tasks' lengths instead of the named ones. rounds: at most so many. cannot: rows
+    without figures. text: a sentence under the table.
+    """
+
+    key: str
+    title: str
+    entries: tuple[Entry, ...]
+    share: float = 1.0
+    m: int | None = None
+    dealt: bool = False
+    rounds: int | None = None
+    cannot: dict[str, str] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def group(self) -> str:
+        """What --only names: the key up to its number."""
+        return self.key.split("-")[0]
+
+
+MATMUL = Entry(
+    "matrix products of the machine", "matmul", against="", note="a rate: the blocks' weights behind 1,024 rows"
+)
+STEP = Entry(
+    "plain training step",
+    "training-step",
+    against="",
+    note="transformers, batches by length, all weights' gradients, no optimiser",
+)
+BOTH = Entry(
+    "icprobe: influence and influence_log",
+    "icprobe-influence",
+    {"methods": ["influence", "influence_log"], "show": "influence_log"},
+    against="",
+    note="two matrices from one pass",
+)
+ONE_PASS = "the tasks' gradients all held, one pass over the examples"
+
+
+def icp(key: str, title: str, share: float, m: int | None, naive: bool) -> Comparison:
+    entries = [
+        Entry("icprobe: icp", "icprobe-icp"),
+        MATMUL,
+        Entry(
+            "lm-eval", "lm-eval", {"batch_size": 4}, note="HFLM.loglikelihood, batch_size 4 (the fastest of 1 to 16)"
+        ),
+    ]
+    if naive:
+        entries.append(Entry("naive loop", "naive-icp", {"examples": 2}, once=True))
+    cannot = dict.fromkeys(("kronfluence", "bergson", "dattri"), GRADIENTS_ALONE)
+    return Comparison(key, title, tuple(entries), share, m, cannot=cannot)
+
+
+def comparisons(whole: bool) -> list[Comparison]:
+    """All comparisons. whole: peers do the whole work where otherwise a part of it is measured and scaled."""
+    return [
+        icp("icp-12", "ICP, 12 short tasks", 0.5, None, True),
+        icp("icp-32", "ICP, 32 tasks", 0.1, 32, False),
+        Comparison(
+            "influence-12",
+            "Influence, 12 tasks",
+            (
+                Entry("icprobe: influence", "icprobe-influence"),
+                STEP,
+                BOTH,
+                Entry("kronfluence", "kronfluence", note=f"identity strategy; {ONE_PASS}"),
+                Entry("bergson", "bergson", note=f"no projection; {ONE_PASS}"),
+                Entry("dattri", "dattri", {"examples": 4, "batch": 4}, once=True, note="TracIn, no projection"),
+                Entry("naive loop", "naive-influence", {"examples": 2, "tasks": 2}, once=True),
+                Entry("the paper's loop", "paper", against=BOTH.name, once=True, note="computes influence_log"),
+            ),
+            share=0.5,
+            cannot={
+                "lm-eval": LIKELIHOODS_ALONE,
+                **{f"{peer}: influence_log": NO_SIGNED_LOG for peer in ("kronfluence", "bergson", "dattri")},
+            },
+        ),
+        Comparison(
+            "influence-32",
+            "Influence, 32 tasks",
+            (Entry("icprobe: influence", "icprobe-influence"), STEP, BOTH),
+            share=0.2,
+            m=32,
+        ),
+        Comparison(
+            "influence-100",
+            f"Influence, 100 tasks, all held to {BUDGET_GB:g} GB",
+            (
+                Entry("icprobe: influence", "icprobe-influence", {"memory_budget_gb": 6.0}),
+                Entry(
+                    "kronfluence",
+                    "kronfluence",
+                    {"held_tasks": 8, "part": None if whole else 8},
+                    note="query_gradient_accumulation_steps for 8 tasks held at a time",
+                ),
+                Entry(
+                    "bergson",
+                    "bergson",
+                    {"held_tasks": 6, "part": None if whole else 6},
+                    note="6 tasks held at a time, as its query_batch_size does",
+                ),
+            ),
+            share=0.6,
+            m=100,
+            cannot={"dattri": "differentiates all tasks anew for every batch of examples; see the 12 tasks"},
+        ),
+        Comparison(
+            "influence_mean-12",
+            "Mean influence, 12 tasks",
+            (
+                Entry("icprobe: influence_mean", "icprobe-influence-mean"),
+                Entry(
+                    "plain training step, one sequence at a time",
+                    "training-step",
+                    {"one_by_one": True},
+                    against="",
+                    note="nothing padded, as icprobe pads nothing",
+                ),
+                Entry("kronfluence", "kronfluence", {"mean": True}, note="aggregate_query_gradients"),
+                Entry("bergson", "bergson", {"mean": True}, note='aggregation "mean"'),
+            ),
+            share=0.5,
+            cannot={"dattri": "has no sum over tasks before the products"},
+        ),
+        Comparison(
+            "influence_mean-100",
+            "Mean influence, 100 tasks",
+            (
+                Entry("icprobe: influence_mean", "icprobe-influence-mean"),
+                Entry("plain training step, one sequence at a time", "training-step", {"one_by_one": True}, against=""),
+            ),
+            share=0.25,
+            m=100,
+            rounds=1,
+        ),
+        Comparison(
+            "one_step-12",
+            "One step of fine-tuning, 12 tasks",
+            (
+                Entry("icprobe: one_step", "icprobe-one-step"),
+                Entry(
+                    "plain passes", "step-and-forwards", against="", note="a step for each example, then N × M forwards"
+                ),
+            ),
+            share=0.25,
+            cannot={
+                "lm-eval": "no gradients, so no step",
+                **dict.fromkeys(("kronfluence", "bergson", "dattri"), NO_STEP),
+            },
+        ),
+        growth(),
+        Comparison(
+            "precision",
+            "bfloat16 against float32",
+            (
+                Entry("icp, float32", "icprobe-icp"),
+                Entry("icp, bfloat16", "icprobe-icp", dtype="bfloat16"),
+                Entry("influence, float32", "icprobe-influence", against=""),
+                Entry("influence, bfloat16", "icprobe-influence", dtype="bfloat16", against="influence, float32"),
+            ),
+            share=0.5,
+            rounds=1,
+        ),
+    ]
+
+
+def growth() -> Comparison:
+    """Time and peak memory as examples and tasks double; what is longer or shorter differs in nothing else."""
+    entries = []
+    for method, contestant in (("icp", "icprobe-icp"), ("influence", "icprobe-influence")):
+        entries += [Entry(f"{method}, N = {n}", contestant, against="", n=n, m=12) for n in (10, 20, 40)]
+        entries += [Entry(f"{method}, M = {m}", contestant, against="", n=4, m=m) for m in (12, 24, 48)]
+    return Comparison("growth", "Growth in examples and tasks", tuple(entries), dealt=True, rounds=1)
+
+
+def gpu(whole_examples: int = 52_002, whole_tasks: int = 100) -> list[Comparison]:
+    """What a CUDA device is asked: both engines on a model of random weights; full-length examples, all tasks."""
+    text = f"Hours for {whole_examples:,} examples × {whole_tasks} tasks are reckoned from these figures, not measured."
+    return [
+        Comparison(
+            "gpu",
+            "A GPU",
+            (
+                MATMUL,
+                Entry("icprobe: icp", "icprobe-icp", against=""),
+                Entry("icprobe: influence", "icprobe-influence", {"memory_budget_gb": 50.0}, against=""),
+                Entry(BOTH.name, BOTH.contestant, {**BOTH.settings, "memory_budget_gb": 50.0}, against=""),
+                STEP,
+            ),
+            m=whole_tasks,
+            text=text,
+        )
+    ]

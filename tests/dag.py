@@ -1,0 +1,169 @@
+"""The DAG as a user drives it: copies of the project in temporary folders, and `snakemake` as a process of its own.
+
+The tiny experiment is run once; each test edits or disturbs a copy of the finished run. Snakemake's records name files
+relative to the working directory, so a copy that keeps modification times is as finished as its original.
+"""
+
+import fcntl
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("Snakefile", "config.yaml", "configs", "profiles", "resources/demo", "rules", "src", "workflow")
+RESULTS = Path("results/tiny/tiny-llama")
+
+# Laid over configs/tiny.yaml: the train file is not the tokenizer's corpus, and every long job has several steps to be
+# killed between, each of them saved.
+SETTINGS = {
+    "data": {"train": {"path": "train.jsonl"}},
+    "attribution": {"batch_tokens": 256},
+    "finetune": {"checkpoint_minutes": 1e-4},
+    "evaluation": {"batch_size": 8},
+    "wandb": {"mode": "disabled"},
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: its exit code, what it wrote to the terminal, and the seconds of CPU that it took."""
+
+    returncode: int
+    output: str
+    cpu_seconds: float
+
+    @property
+    def jobs(self) -> Counter[str]:
+        """{rule: number of its jobs} from Snakemake's own table of what it runs, or would run."""
+        table = re.search(r"^job +count\n[- ]+\n(.*?)^total ", self.output, re.MULTILINE | re.DOTALL)
+        return Counter({rule: int(n) for rule, n in (row.split() for row in table[1].splitlines())} if table else {})
+
+
+@dataclass(frozen=True)
+class Project:
+    """A copy of the project in a folder of its own."""
+
+    path: Path
+
+    def copy(self, to: Path) -> "Project":
+        """A copy with the same modification times, results and Snakemake's records included."""
+        subprocess.run(["cp", "-a", f"{self.path}/.", to], check=True)
+        return Project(to)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Replaces the first `old` in a file, as an editor would: the file gets a new modification time."""
+        path = self.path / name
+        text = path.read_text(encoding="utf-8")
+        if old not in text:
+            raise ValueError(f"{name}: there is no {old!r}")
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+    def read(self, name: str | Path) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def log(self, *parts: str) -> str:
+        """The log of a rule's job."""
+        return self.path.joinpath("logs", *parts).read_text(encoding="utf-8")
+
+    def start(
+        self,
+        *arguments: str,
+        config: Mapping | None = None,
+        environment: Mapping[str, str] | None = None,
+        path: Sequence[Path] = (),
+    ) -> "Running":
+        """`snakemake` with configs/tiny.yaml, SETTINGS and `config` over it, in a process group of its own.
+
+        path: folders on PYTHONPATH before the copy's src.
+        """
+        layers = ["configs/tiny.yaml", "settings.yaml"]
+        if config is not None:
+            (self.path / "mine.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+            layers.append("mine.yaml")
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("WANDB", "ICPROBE", "SNAKEMAKE", "PYTEST", "SLURM"))
+        }
+        output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (`wait` closes it)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snakemake", *arguments, "--nocolor", "--configfile", *layers],
+            cwd=self.path,
+            env={
+                **inherited,
+                "PYTHONPATH": os.pathsep.join(map(str, [*path, self.path / "src"])),
+                # Some of the machine's users are others; a job that needs more threads asks torch for them.
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                **(environment or {}),
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        return Running(process, output)
+
+    def snakemake(self, *arguments: str, **options) -> Ended:
+        return self.start(*arguments, **options).wait()
+
+
+class Running:
+    """A `snakemake` that has not ended yet."""
+
+    def __init__(self, process: subprocess.Popen, output) -> None:
+        self.process, self._output = process, output
+
+    @property
+    def ended(self) -> bool:
+        """Whether Snakemake has ended; `wait` can still ask how."""
+        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def wait(self) -> Ended:
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self._output.seek(0)
+        with self._output:
+            return Ended(self.process.returncode, self._output.read(), usage.ru_utime + usage.ru_stime)
+
+    def kill_all(self) -> Ended:
+        """SIGKILL to Snakemake and all that it started, as when a machine goes down."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        return self.wait()
+
+
+def new(to: Path) -> Project:
+    """A copy of the project's files, without results."""
+    for part in PARTS:
+        (to / part).parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", ROOT / part, to / part], check=True)
+    subprocess.run(["cp", to / "resources/demo/train.jsonl", to / "train.jsonl"], check=True)
+    (to / "settings.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    return Project(to)
+
+
+@functools.cache
+def finished(folder: Path) -> Project:
+    """The tiny experiment, run to its end; the same one for all tests of a session, on whichever worker they run."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if (folder / "ended").exists():
+            return Project(folder / "finished")
+        project = new(folder / "finished")
+        ended = project.snakemake("all", "--cores", "2")
+        if ended.returncode:
+            raise RuntimeError(ended.output[-6000:])
+        (folder / "ended").touch()
+        return project

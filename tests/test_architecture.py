@@ -1,0 +1,51 @@
+"""The house: floors import downwards only, and what must start fast imports nothing heavy."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "transformers", "wandb", "openai", "datasets", "sklearn", "matplotlib", "trl", "peft"}
+
+
+def modules_after(code):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_contracts_on_imports_hold():
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["icprobe", "icprobe.config", "icprobe.artifacts", "icprobe.attribution", "icprobe.binning", "icprobe.judging"],
+)
+def test_what_the_snakefile_imports_is_light(name):
+    loaded = modules_after(f"import {name}")
+    assert name in loaded
+    assert not loaded & HEAVY
+
+
+def test_analysis_and_tables_load_neither_torch_nor_transformers():
+    names = ["correlations", "win_rates", "statistics", "plotting", "data", "fitting", "report", "jobs"]
+    loaded = modules_after("\n".join(f"import icprobe.{name}" for name in names))
+    assert not loaded & {"torch", "transformers"}
+
+
+def test_the_table_jobs_read_tokens_without_torch(tmp_path, tokenizer):
+    import icprobe.artifacts
+
+    tokenizer.save_pretrained(tmp_path)
+    icprobe.artifacts.write_manifest(tmp_path, max_positions=128, plain_tokenizer=True)
+    loaded = modules_after(f"from icprobe.tokenizing import reader\nreader({str(tmp_path)!r}).counts(['some text'])")
+    assert "transformers" in loaded
+    assert "torch" not in loaded

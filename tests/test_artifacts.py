@@ -1,0 +1,294 @@
+"""Nothing unfinished or damaged passes for a result, and a fingerprint is that of the code that runs, no other."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from icprobe import artifacts
+from icprobe.errors import ArtifactError
+
+# --- atomic writes ----------------------------------------------------------------------------------------------
+
+
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_only_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "t.csv"
+    with artifacts.atomic_path(path) as aside:
+        aside.write_text("half")
+        assert aside.suffix == ".csv"
+        assert not path.exists()
+    assert visible(path.parent) == ["t.csv"]
+    assert path.read_text() == "half"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_what_an_interrupted_block_wrote_is_gone_and_the_old_result_stays(error, kind, tmp_path):
+    path = tmp_path / "result"
+    if kind == "directory":
+        path.mkdir()
+        (path / "a").write_text("old")
+    else:
+        path.write_text("old")
+    with pytest.raises(error), artifacts.atomic_path(path) as aside:  # noqa: PT012
+        if kind == "directory":
+            aside.mkdir()
+            (aside / "a").write_text("new")
+        else:
+            aside.write_text("new")
+        raise error
+    assert visible(tmp_path) == ["result"]
+    assert (path / "a" if kind == "directory" else path).read_text() == "old"
+
+
+def test_a_directory_replaces_an_earlier_one_whole(tmp_path):
+    path = tmp_path / "model"
+    for names in (["a", "b"], ["c"]):
+        with artifacts.atomic_path(path) as aside:
+            aside.mkdir()
+            for name in names:
+                (aside / name).write_text(name)
+    assert visible(path) == ["c"]
+    assert visible(tmp_path) == ["model"]
+
+
+KILLED = """
+import os, pathlib, sys, time
+from icprobe import artifacts
+path = pathlib.Path(sys.argv[1])
+with artifacts.atomic_path(path) as aside:
+    if sys.argv[2] == "directory":
+        aside.mkdir()
+        (aside / "weights").write_bytes(b"new" * 100_000)
+    else:
+        aside.write_bytes(b"new" * 100_000)
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_process_killed_in_the_middle_of_a_write_leaves_what_was_there(kind, before, tmp_path):
+    path = tmp_path / "result.bin"
+    if before and kind == "file":
+        path.write_text("old")
+    elif before:
+        path.mkdir()
+        (path / "weights").write_text("old")
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), kind], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"half\n"
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert path.exists() == before
+    if before:
+        assert (path if kind == "file" else path / "weights").read_text() == "old"
+    # What it left is hidden and no input of anything; the next try is not disturbed by it.
+    artifacts.write_text(path / "x" if path.is_dir() else path, "next")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_an_error_and_leaves_neither_a_truncated_file_nor_rubbish(small_disk):
+    path = small_disk / "t.csv"
+    artifacts.write_text(path, "old")
+    with pytest.raises(OSError, match="No space left") as caught:
+        artifacts.write_csv(path, pd.DataFrame({"a": range(1_000_000)}))
+    assert caught.value.errno == errno.ENOSPC
+    assert visible(small_disk) == ["t.csv"]
+    assert path.read_text() == "old"
+
+
+# --- manifests --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path):
+    folder = tmp_path / "model"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "weights").write_bytes(bytes(range(64)))
+    (folder / "deep" / "config").write_text("{}")
+    artifacts.write_manifest(folder, layers=2, name="é")
+    return folder
+
+
+def test_a_sound_directory_is_verified_and_its_facts_come_back(model):
+    manifest = artifacts.verify(model)
+    assert (manifest["layers"], manifest["name"]) == (2, "é")
+    assert sorted(manifest["files"]) == ["deep/config", "weights"]
+
+
+def damaged(model):
+    with pytest.raises(ArtifactError) as caught:
+        artifacts.verify(model)
+    assert f"Remove {model} so that it is made anew" in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_a_truncated_and_a_changed_file_are_named(model):
+    content = (model / "weights").read_bytes()
+    (model / "weights").write_bytes(content[:-1])
+    assert "weights: has 63 bytes where the manifest says 64" in damaged(model)
+    (model / "weights").write_bytes(content[:-1] + b"\x00")
+    assert "weights: has another SHA-256" in damaged(model)
+    assert artifacts.verify(model, contents=lambda name: name != "weights")["layers"] == 2
+    (model / "weights").unlink()
+    assert "weights: is missing" in damaged(model)
+
+
+def test_any_flipped_bit_of_any_file_is_found_the_manifest_among_them(model):
+    for path in (model / "weights", model / "manifest.json"):
+        content = path.read_bytes()
+        for place in range(len(content)):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << (place % 8)
+            path.write_bytes(flipped)
+            with pytest.raises(ArtifactError):
+                artifacts.verify(model)
+        path.write_bytes(content)
+    artifacts.verify(model)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '"x"', '{"files": 3}', "\xff", '{"digest": 1}'])
+def test_what_is_no_manifest_is_refused(text, model):
+    (model / "manifest.json").write_text(text, encoding="latin-1")
+    damaged(model)
+    (model / "manifest.json").unlink()
+    damaged(model)
+
+
+def test_the_digest_of_a_directory_is_that_of_its_files(model, tmp_path):
+    before = artifacts.content_digest(model)
+    copy = shutil.copytree(model, tmp_path / "copy")
+    artifacts.write_manifest(copy, layers=3)
+    assert artifacts.content_digest(copy) == before
+    (copy / "weights").write_bytes(b"other")
+    artifacts.write_manifest(copy)
+    assert artifacts.content_digest(copy) != before
+
+
+def test_partial_work_of_other_inputs_lies_elsewhere(tmp_path):
+    one = artifacts.partial_directory(tmp_path, "attribute", {"dtype": "float32"})
+    assert one.is_dir()
+    assert one == artifacts.partial_directory(tmp_path, "attribute", {"dtype": "float32"})
+    assert one != artifacts.partial_directory(tmp_path, "attribute", {"dtype": "bfloat16"})
+    assert one.parent == tmp_path / ".partial"
+
+
+# --- fingerprints -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A script and a small package in which every kind of import occurs."""
+    sources = {
+        "script.py": "import pandas\nfrom icprobe.direct import f\nfrom icprobe import tracking\n",
+        "icprobe/__init__.py": "",
+        "icprobe/direct.py": "import icprobe.dotted\nfrom icprobe.folder import registry\n",
+        "icprobe/dotted.py": "def f():\n    if 1:\n        from icprobe import lazy as other\n",
+        "icprobe/lazy.py": "import icprobe.direct\nx = 1\n",
+        "icprobe/folder/__init__.py": "from icprobe.folder.inner import registry\n",
+        "icprobe/folder/inner.py": "registry = {}\n",
+        "icprobe/folder/chosen.py": "def attribute(): ...\n",
+        "icprobe/tracking.py": "import icprobe.seen_by_observers\n",
+        "icprobe/seen_by_observers.py": "",
+        "icprobe/unrelated.py": "from icprobe import direct\n",
+    }
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(artifacts, "PACKAGE", tmp_path / "icprobe")
+    return tmp_path
+
+
+def fingerprint(package, *modules):
+    return artifacts.fingerprint(package / "script.py", modules)
+
+
+def edit(package, name):
+    path = package / name
+    stat = path.stat()
+    path.write_text(path.read_text() + "# edited\n")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("name", ["script", "direct", "dotted", "lazy", "folder/__init__", "folder/inner"])
+def test_an_edit_of_code_that_the_script_reaches_changes_its_fingerprint(name, package):
+    before = fingerprint(package)
+    edit(package, "script.py" if name == "script" else f"icprobe/{name}.py")
+    assert fingerprint(package) != before
+
+
+@pytest.mark.parametrize("name", ["unrelated", "tracking", "seen_by_observers", "folder/chosen"])
+def test_an_edit_of_code_that_it_does_not_reach_or_that_only_watches_does_not(name, package):
+    before = fingerprint(package)
+    edit(package, f"icprobe/{name}.py")
+    assert fingerprint(package) == before
+
+
+def test_a_module_that_is_imported_by_its_name_counts_when_it_is_given(package):
+    without, before = fingerprint(package), fingerprint(package, "icprobe.folder.chosen")
+    assert without != before
+    edit(package, "icprobe/folder/chosen.py")
+    assert fingerprint(package, "icprobe.folder.chosen") != before
+
+
+def test_an_import_that_is_added_is_followed(package):
+    before = fingerprint(package)
+    path = package / "icprobe/folder/inner.py"
+    path.write_text("def f():\n    import icprobe.unrelated\n")
+    added = fingerprint(package)
+    assert added != before
+    edit(package, "icprobe/unrelated.py")
+    assert fingerprint(package) not in (before, added)
+
+
+def test_a_touch_changes_no_fingerprint(package):
+    before = fingerprint(package)
+    for path in package.rglob("*.py"):
+        os.utime(path)
+    assert fingerprint(package) == before
+
+
+def loaded_with(modules):
+    code = f"import sys, {', '.join(modules)}\nprint(*(name for name in sys.modules if name.startswith('icprobe.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_closure_of_modules_holds_all_that_a_process_loads_with_them():
+    modules = ["icprobe.report", "icprobe.attribution.shards", "icprobe.attribution.gathering"]
+    # Python loads the registry with any method; by it, adding a method would repeat all others.
+    registry = loaded_with(["icprobe.attribution"])
+    loaded = loaded_with(modules) - artifacts.OBSERVERS - registry
+    assert loaded <= artifacts.closure(modules)
+    assert len(loaded) > 8
+
+
+def test_what_a_killed_writer_left_behind_goes_with_the_next_write(tmp_path):
+    left = tmp_path / ".table[1].csv.12345.partial.csv"
+    left.write_text("half")
+    with artifacts.atomic_path(tmp_path / "table[1].csv") as aside:
+        aside.write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["table[1].csv"]

@@ -1,0 +1,217 @@
+"""What a configuration may say, what is told of one that says something else, and that its documentation is true."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from icprobe import schema
+from icprobe.attribution import METHODS
+from icprobe.config import Config, load
+from icprobe.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def raw(path="config.yaml"):
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def laid_over(base, other):
+    """As Snakemake does: mappings merge, everything else replaces."""
+    for key, value in other.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        base[key] = laid_over(base[key], value) if both else value
+    return base
+
+
+def changed(key, value):
+    """The default configuration with one dotted key set."""
+    whole = raw()
+    *above, last = key.split(".")
+    place = whole
+    for part in above:
+        place = place.setdefault(part, {})
+    place[last] = value
+    return whole
+
+
+def message(key, value):
+    with pytest.raises(ConfigError) as caught:
+        load(changed(key, value), METHODS)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_every_configuration_of_the_repository_is_valid():
+    assert load(raw(), METHODS).experiment == "demo"
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        other = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert load(laid_over(raw(), other), METHODS).experiment == other["experiment"], path.name
+
+
+def test_config_yaml_spells_out_the_defaults_that_change_results():
+    spelled = raw()
+    for section in ("templates", "bins"):
+        default = Config.model_fields[section].default
+        assert spelled[section] == (default if isinstance(default, list) else default.model_dump())
+
+
+def test_null_takes_a_key_away_before_anything_is_validated():
+    without = changed("model_sources.smollm2-135m-instruct", None)
+    without["model_sources"]["other"] = {"source": "local", "path": "somewhere"}
+    without["models"] = ["other"]
+    without["finetune"]["lora"] = None
+    config = load(without, METHODS)
+    assert list(config.model_sources) == ["other"]
+    assert config.finetune.lora is None
+
+
+def test_the_configuration_given_is_left_as_it_was():
+    given = changed("finetune.lora", None)
+    before = copy.deepcopy(given)
+    load(given, METHODS)
+    assert given == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("experimnet", "x", 'config: experimnet: unknown key; did you mean "experiment"?'),
+        ("finetune.learning_rat", 1, 'config: finetune.learning_rat: unknown key; did you mean "learning_rate"?'),
+        ("finetune.lora.rnak", 3, 'config: finetune.lora.rnak: unknown key; did you mean "rank"?'),
+        ("experiment", None, "config: experiment: this key is missing"),
+        ("model_sources.x", {"source": "local"}, "config: model_sources.x.path: this key is missing"),
+        ("seed", "many", "config: seed: Input should be a valid integer"),
+        ("experiment", "../x", "config: experiment: a plain name is needed"),
+        ("experiment", "a\nb", "config: experiment: a plain name is needed"),
+        ("models", ["smollm"], "config: models: 'smollm' is not defined in model_sources"),
+        (
+            "attribution.methods",
+            ["icp", "influence", "random", "icpp"],
+            "config: attribution.methods: 'icpp' is no method",
+        ),
+        ("attribution.aggregators.icpp", "mean", "config: attribution.aggregators: 'icpp' is no method"),
+        ("attribution.methods", ["icp", "icp"], "config: attribution.methods: 'icp' stands there twice"),
+        ("finetune.methods", ["length", "nuggets"], "config: finetune.methods: 'nuggets' is not scored"),
+        ("finetune.bins", [">0.7"], "config: finetune.bins: '>0.7' is not among bins"),
+        ("figures.scatter", [["icp", "x"]], "config: figures.scatter: 'x' is not in attribution.methods"),
+        ("attribution.aggregators.icp", "mean", "config: bins: they are thresholds on the icp score"),
+        ("data.train", {}, 'config: data.train: exactly one of "path", '),
+        ("data.train.path", "a/{x}.jsonl", "config: data.train.path: a path is needed, without braces"),
+        ("data.labels", ["output"], "config: data: labels: 'output' is what the scorers see"),
+        ("data.tasks.select", "kmeans:0", "config: data.tasks: select: 'kmeans:0' is none of"),
+        ("evaluation.judge", "llm", "config: evaluation: the judge llm needs a mapping llm"),
+        ("bins", [">1.5"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", [">0.٨"], 'config: bins.0: a bin is "<=x" or ">x"'),
+    ],
+)
+def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
+    assert message(key, value).startswith(said)
+
+
+def test_bins_need_icp_and_without_bins_nothing_does():
+    whole = changed("attribution.methods", ["influence", "random"])
+    whole["finetune"].update(methods=["influence"], bins=None)
+    with pytest.raises(ConfigError, match="config: bins: they are thresholds on the icp score"):
+        load(whole, METHODS)
+    assert load({**whole, "bins": []}, METHODS).finetune_bins == []
+
+
+def test_the_other_mistakes_are_counted():
+    assert message("finetune", {"a": 1, "b": 2, "c": 3}).endswith("unknown key (2 more mistakes)")
+
+
+@pytest.mark.parametrize("value", [True, -1, 2**31, 10**30, 0.5, float("nan"), "0x1"])
+def test_a_seed_is_a_whole_number_that_every_generator_takes(value):
+    for key in ("seed", "finetune.seeds", "data.train.sample"):
+        wrapped = {"finetune.seeds": [value], "data.train.sample": {"n": 1, "seed": value}}.get(key, value)
+        assert "seed" in message(key, wrapped)
+
+
+@pytest.mark.parametrize("key", ["finetune.weight_decay", "attribution.memory_budget_gb", "evaluation.draw_margin"])
+@pytest.mark.parametrize("value", [True, float("nan"), float("inf"), -1.0])
+def test_a_number_is_finite_and_no_truth_value(key, value):
+    assert message(key, value).startswith(f"config: {key}: ")
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_a_number():
+    assert load(changed("finetune.learning_rate", yaml.safe_load("2e-7")), METHODS).finetune.learning_rate == 2e-7
+
+
+def test_what_yaml_alone_knows_is_refused_by_name():
+    assert "YAML's type date; put quotation marks" in message("experiment", yaml.safe_load("2024-01-01"))
+    assert "YAML's type set" in message("attribution.methods", yaml.safe_load("!!set {icp, length}"))
+    assert "YAML's type bytes" in message("experiment", yaml.safe_load("!!binary aGVsbG8="))
+    assert "the key '1' must be a text" in message("data.train.columns", {1: "a"})
+
+
+@pytest.mark.timeout(20)
+def test_a_value_that_contains_itself_or_grows_without_bound_is_refused_at_once():
+    loop = yaml.safe_load("&a [*a]")
+    assert "contains itself" in message("data.labels", loop)
+    laughs = "a0: &a0 [lol]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 25))
+    value = yaml.safe_load(laughs)
+    assert "100000 are enough" in message("data.labels", value["a9"])
+    assert "100000 are enough" in message("model_sources.x", {"source": value["a24"]})
+    deep: list = []
+    for _ in range(5000):
+        deep = [deep]
+    assert "nested too deeply" in message("data.labels", deep)
+
+
+def test_a_text_shared_by_an_alias_is_the_same_text_in_both_places():
+    whole = raw()
+    whole["finetune"]["bins"] = whole["bins"]
+    config = load(whole, METHODS)
+    assert config.finetune.bins == config.bins
+
+
+# --- schema and documentation -----------------------------------------------------------------------------------
+
+
+def test_schema_and_documentation_are_those_of_the_models():
+    for name, text in schema.files().items():
+        written = (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).is_file() else None
+        assert written == text, f"{name} is stale; run: make schema"
+
+
+def test_check_fails_for_a_stale_file_and_names_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(schema, "ROOT", tmp_path)
+    assert schema.main([]) == 0
+    assert schema.main(["--check"]) == 0
+    (tmp_path / "config.schema.json").write_text("{}")
+    assert schema.main(["--check"]) == 1
+    assert "config.schema.json do not fit" in (error := capsys.readouterr().err)
+    assert "make schema" in error
+
+
+def test_the_schema_accepts_config_yaml_and_refuses_an_unknown_key():
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(schema.json_schema())
+    assert list(validator.iter_errors(raw())) == []
+    assert [error.validator for error in validator.iter_errors(changed("finetune.lerning_rate", 1))] == [
+        "additionalProperties"
+    ]
+    assert list(validator.iter_errors(changed("attribution.shards", 0)))
+
+
+def test_every_key_is_described():
+    described = schema.json_schema()
+    for name, section in described["$defs"].items():
+        for key, field in section["properties"].items():
+            leads = "$ref" in field or "const" in field
+            assert leads or field.get("description"), f"{name}.{key} has no description"
+    text = schema.markdown(described)
+    for name in described["$defs"]:
+        for key in described["$defs"][name]["properties"]:
+            assert f"`{key}`" in text
+
+
+def test_the_module_is_a_command():
+    done = subprocess.run([sys.executable, "-m", "icprobe.schema", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,271 @@
+"""Tables come out as the files say, each row checked; samples and selections are what was asked for."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from icprobe import data
+from icprobe.errors import ArtifactError, DataError
+
+ROWS = [
+    {"id": "007", "instruction": "Add.", "input": "1 2", "output": "3"},
+    {"id": "b", "instruction": 'Say "hi",\nplease.', "input": "", "output": "hi\u2028there"},
+    {"id": "ج", "instruction": "ترجم", "input": "🙂", "output": " =1+1 "},
+]
+
+
+def written(folder, kind, rows=ROWS):
+    path = folder / f"rows.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    elif kind == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif kind == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+    return path
+
+
+def read(path, **options):
+    return data.read_table({"path": str(path), **options.pop("source", {})}, **options)
+
+
+def values(column):
+    return [None if pd.isna(value) else value for value in column]
+
+
+def refused(path, **options):
+    with pytest.raises(DataError) as caught:
+        read(path, **options)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_the_same_rows_come_out_of_every_format(kind, tmp_path):
+    assert read(written(tmp_path, kind)).to_dict("records") == ROWS
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_line_ends_and_byte_order_mark_are_no_part_of_a_row(kind, tmp_path):
+    path = written(tmp_path, kind, ROWS[:1])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n\r\n")
+    assert read(path).to_dict("records") == ROWS[:1]
+
+
+def test_missing_ids_are_row_numbers_of_equal_width_and_missing_texts_are_empty(tmp_path):
+    rows = [{"instruction": "a", "output": "b", "input": None}] * 11
+    table = read(written(tmp_path, "jsonl", rows))
+    assert list(table["id"]) == [f"{i:02d}" for i in range(11)]
+    assert set(table["input"]) == {""}
+
+
+def test_labels_are_texts_and_absent_ones_are_absent(tmp_path):
+    rows = [{"instruction": "a", "output": "b", "x": 1}, {"instruction": "a", "output": "b", "x": None}]
+    table = read(written(tmp_path, "parquet", rows), extra=["x", "y"])
+    assert values(table["x"]) == ["1.0", None]
+    assert "y" not in table
+    assert values(read(written(tmp_path, "jsonl", rows), extra=["x"])["x"]) == ["1", None]
+
+
+def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
+    path = written(tmp_path, "jsonl", [{"output": "the question", "instruction": "the answer"}])
+    table = read(path, source={"columns": {"instruction": "output", "output": "instruction"}})
+    assert table.loc[0, ["instruction", "output"]].tolist() == ["the question", "the answer"]
+    assert "has no column 'z', which data columns names" in refused(path, source={"columns": {"output": "z"}})
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"instruction": "a", "output": "b"', "broken JSON"),
+        ('{"instruction": "a", "output": ""}', '"output" is empty'),
+        ('{"instruction": "a", "output": "\\u2003 \\u00a0"}', '"output" is empty'),
+        ('{"instruction": "a", "output": null}', '"output" is empty'),
+        ('{"instruction": "  ", "output": "b"}', '"instruction" is empty'),
+        ('{"output": "b"}', '"instruction" is missing'),
+        ('{"instruction": "a", "output": 3}', "\"output\" is '3' (int), not a text"),
+        ('{"instruction": "a", "output": ["b"]}', '"output" is a list of 1 (list), not a text'),
+        ('{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' stands there twice"),
+        ('{"instruction": "a", "output": NaN}', "NaN is not JSON"),
+        ('{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair"),
+        ('{"instruction": "a", "output": "b", "kind": "\\ud800"}', '"kind" holds half a surrogate pair'),
+        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is that of"),
+        ('{"id": 1.0, "instruction": "a", "output": "b"}', "\"id\" is '1.0' (float), not a text or a whole number"),
+        ('{"id": true, "instruction": "a", "output": "b"}', "\"id\" is 'True' (bool)"),
+        ('{"id": "a\\nb", "instruction": "a", "output": "b"}', "an id is one line"),
+        ('{"id": "\\u001b[2J", "instruction": "a", "output": "b"}', "an id is one line"),
+        ('{"id": null, "instruction": "a", "output": "b"}', '"id" is missing; give all rows one, or none'),
+        ('["a", "b"]', "a row must be a JSON object, not list"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_by_file_and_line(line, said, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    if line.startswith("{") and '"id"' not in line:
+        line = '{"id": "z", ' + line[1:]
+    path.write_text(json.dumps(ROWS[0]) + "\n\n" + line + "\n")
+    message = refused(path, extra=["kind"])
+    assert message.startswith(f"{path}, line 3: "), message
+    assert said in message
+
+
+def test_empty_outputs_are_dropped_and_counted_on_request(tmp_path):
+    table = read(written(tmp_path, "jsonl", [*ROWS, {"id": "z", "instruction": "a", "output": " "}]), on_empty="drop")
+    assert (len(table), table.attrs["dropped_empty"]) == (3, 1)
+    assert "no row has an output" in refused(
+        written(tmp_path, "jsonl", [{"instruction": "a", "output": ""}]), on_empty="drop"
+    )
+
+
+def test_eval_prompts_need_no_output(tmp_path):
+    path = written(tmp_path, "jsonl", [{"instruction": "a"}])
+    assert read(path, needs_output=False)["output"].tolist() == [""]
+    assert "has no column 'output' (it has 'instruction')" in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("instruction,output\na,b,c\n", "line 2: holds 3 fields where the header names 2"),
+        ("instruction,output\na,b\na\n", "line 3: holds 1 fields where the header names 2"),
+        ("instruction,output,output\na,b,c\n", "line 1: the column 'output' stands there twice"),
+        ('instruction,output\na,"b\n', "line 2: broken CSV"),
+        ("instruction,output\n", "holds no rows"),
+        ("", "holds no rows"),
+    ],
+)
+def test_a_csv_that_is_no_table_is_refused_and_never_shifted(content, said, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(content)
+    assert said in refused(path)
+
+
+def test_whole_numbers_of_a_parquet_file_stay_whole_beside_nulls(tmp_path):
+    table = pa.table({"id": [2**60 + 1, 2], "instruction": ["a", "a"], "output": ["b", "c"], "n": [2**60 + 1, None]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    found = read(tmp_path / "rows.parquet", extra=["n"])
+    assert found["id"].tolist() == [str(2**60 + 1), "2"]
+    assert values(found["n"]) == [str(2**60 + 1), None]
+
+
+def test_nested_parquet_columns_are_no_texts(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"instruction": ["a"], "output": [{"text": "b"}], "more": [[1, 2]]}), path)
+    assert '"output" is an object of 1 (dict), not a text' in refused(path)
+
+
+def test_a_file_that_is_missing_or_of_no_known_format_is_named(tmp_path):
+    assert refused(tmp_path / "none.jsonl") == f"{tmp_path / 'none.jsonl'}: no such file."
+    assert "unknown format '.txt'" in refused(tmp_path / "rows.txt")
+    (tmp_path / "folder.jsonl").mkdir()
+    assert "no such file" in refused(tmp_path / "folder.jsonl")
+
+
+def test_written_tables_are_the_same_bytes_and_any_changed_byte_of_a_page_is_found(tmp_path):
+    frame = pd.DataFrame({"id": ["a", "b", "c"], "score": np.array([0.1, 0.85, -1e300])})
+    path = tmp_path / "t.parquet"
+    data.write_parquet(frame, path)
+    content = path.read_bytes()
+    data.write_parquet(frame.copy(), path)
+    assert path.read_bytes() == content
+    pd.testing.assert_frame_equal(data.read_parquet(path), frame, check_dtype=False)
+    sound = data.read_parquet(path)
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    found = 0
+    for place in range(4, footer):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        try:
+            read_back = data.read_parquet(path)
+        except ArtifactError:
+            found += 1
+        else:
+            assert read_back.equals(sound), f"byte {place}: other values without a word"
+    assert found > 20
+
+
+def test_jsonl_gives_back_the_rows_and_has_no_nan(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    data.write_jsonl(ROWS, path)
+    assert read(path).to_dict("records") == ROWS
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        data.write_jsonl([{"score": float("nan")}], path)
+    assert read(path).to_dict("records") == ROWS
+
+
+# --- choosing rows ----------------------------------------------------------------------------------------------
+
+
+def frame(n=30):
+    kinds = ["good", "bad", None]
+    return pd.DataFrame({"id": [f"{i:02d}" for i in range(n)], "kind": [kinds[i % 3] for i in range(n)]})
+
+
+def test_a_sample_is_in_file_order_of_the_asked_size_and_depends_on_the_seed_alone():
+    one, two, other = (data.sample(frame(), 10, seed=seed)["id"].tolist() for seed in (1, 1, 2))
+    assert one == two == sorted(one)
+    assert len(set(one)) == 10
+    assert one != other
+
+
+def test_strata_are_drawn_equally_and_rows_without_a_value_never():
+    drawn = data.sample(frame(), 7, stratify="kind", seed=0)
+    assert drawn["kind"].value_counts().to_dict() == {"bad": 4, "good": 3}
+    with pytest.raises(DataError, match="11 rows of 'bad' are wanted, but there are 10"):
+        data.sample(frame(), 21, stratify="kind")
+    with pytest.raises(DataError, match="no column 'x'"):
+        data.sample(frame(), 2, stratify="x")
+    with pytest.raises(DataError, match="no row has a value"):
+        data.sample(frame().assign(kind=None), 2, stratify="kind")
+
+
+def test_every_row_is_as_likely_to_be_sampled():
+    counts = np.zeros(30)
+    for seed in range(600):
+        counts[data.sample(frame(), 10, seed=seed)["id"].astype(int)] += 1
+    # 200 expected, standard deviation 11.5
+    assert abs(counts - 200).max() < 60, counts
+
+
+def test_tasks_are_selected_as_the_configuration_says():
+    table = frame(12)
+    assert data.select_tasks(table, "all", 0)["id"].tolist() == table["id"].tolist()
+    assert data.select_tasks(table, "first:3", 0)["id"].tolist() == ["00", "01", "02"]
+    assert data.select_tasks(table, ["07", "02"], 0)["id"].tolist() == ["07", "02"]
+    drawn = data.select_tasks(table, "random:5", 3)["id"].tolist()
+    assert drawn == sorted(drawn)
+    assert drawn == data.select_tasks(table, "random:5", 3)["id"].tolist() != table["id"].tolist()[:5]
+    for select, said in (
+        (["x"], "no task 'x'"),
+        (["01", "01"], "stands there twice"),
+        ("first:13", "13 tasks are wanted, but there are 12"),
+    ):
+        with pytest.raises(DataError, match=said):
+            data.select_tasks(table, select, 0)
+    with pytest.raises(DataError, match='must not be called "id"'):
+        data.select_tasks(pd.DataFrame({"id": ["id"]}), "all", 0)
+
+
+def test_kmeans_takes_the_row_nearest_to_each_centre():
+    centres = np.array([[0.0, 0], [10, 0], [0, 10]])
+    noise = np.random.default_rng(0).normal(size=(12, 2))
+    points = np.repeat(centres, 4, axis=0) + noise
+    chosen = data.select_tasks(frame(12), "kmeans:3", 0, lambda: points)["id"].astype(int).tolist()
+    expected = []
+    for k in range(3):
+        group = points[4 * k : 4 * k + 4]
+        expected.append(4 * k + int(((group - group.mean(axis=0)) ** 2).sum(axis=1).argmin()))
+    assert chosen == expected
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_kmeans_gives_as_many_rows_as_asked_even_where_rows_coincide():
+    chosen = data.select_tasks(frame(6), "kmeans:4", 0, lambda: np.repeat([[0.0], [1.0], [2.0], [3.0]], 2, 0)[:6])
+    assert chosen["id"].is_unique
+    assert len(chosen) == 4

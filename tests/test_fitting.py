@@ -1,0 +1,114 @@
+"""What does not fit a model's context is refused, cut or dropped, for all models alike, and counted."""
+
+import pandas as pd
+import pytest
+
+from icprobe.errors import DataError
+from icprobe.fitting import Reader, check_prompts, fit_tasks, fit_train, lengths
+
+
+def table(*outputs, **columns):
+    ids = [f"r{i}" for i in range(len(outputs))]
+    return pd.DataFrame({"id": ids, "instruction": "say", "input": "", "output": list(outputs), **columns})
+
+
+def words(n):
+    return " ".join(["word"] * n)
+
+
+@pytest.fixture
+def reader(tokenizer):
+    def make(limit, name="m"):
+        return Reader(name, tokenizer, limit)
+
+    return make
+
+
+def count(tokenizer, text):
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_lengths_are_token_counts_of_query_and_of_what_follows_it(few, prompts, reader, tokenizer):
+    train, _, expected = few
+    found = lengths(train, prompts, reader(None))
+    assert found["id"].tolist() == expected["id"].tolist()
+    for column in ("n_query", "n_target"):
+        assert found[column].tolist() == expected[column].tolist()
+        assert found[column].dtype == "int32"
+
+
+def test_a_text_without_tokens_is_refused_by_its_id(prompts):
+    class Deaf:
+        def __call__(self, texts, add_special_tokens):
+            return {"input_ids": [[1] * len(text.replace("x", "")) for text in texts]}
+
+    prompts = type(prompts)(
+        {"query": "{{ instruction }}", "target": "{{ output }}", "one_shot_prefix": "", "separator": ""}
+    )
+    with pytest.raises(DataError, match="row r1: its response has no token of m"):
+        lengths(table("a", "xx"), prompts, Reader("m", Deaf(), None))
+    silent = table("a").assign(instruction="xx")
+    with pytest.raises(DataError, match="row r0: its query has no token of m"):
+        lengths(silent, prompts, Reader("m", Deaf(), None))
+    with pytest.raises(DataError, match=r"data\.eval: the prompt r0 has no token of m"):
+        check_prompts(silent, prompts, [Reader("m", Deaf(), None)], 5)
+
+
+def test_a_row_fits_up_to_the_last_token_and_not_one_further(prompts, reader, tokenizer):
+    rows = table(words(5), words(6))
+    longest = max(count(tokenizer, prompts.document(row)) for row in rows.to_dict("records"))
+    assert len(fit_tasks(rows, prompts, [reader(longest)], "error")) == 2
+    with pytest.raises(DataError, match=rf"first of r1: {longest} tokens where m takes {longest - 1}"):
+        fit_tasks(rows, prompts, [reader(longest - 1)], "error")
+
+
+def test_an_example_fits_with_the_longest_task(prompts, reader, tokenizer):
+    train, tasks = table(words(3), words(30)), table(words(2), words(12))
+    whole = max(
+        count(tokenizer, prompts.one_shot(example, task) + prompts.target(task))
+        for example in train.to_dict("records")
+        for task in tasks.to_dict("records")
+    )
+    assert fit_train(train, tasks, prompts, [reader(whole)], "error").attrs["too_long"] == 0
+    kept = fit_train(train, tasks, prompts, [reader(whole - 1)], "drop")
+    assert kept["id"].tolist() == ["r0"]
+    assert kept.attrs["too_long"] == 1
+
+
+def test_a_row_too_long_for_one_model_is_so_for_all(prompts, reader):
+    rows = table(words(3), words(60))
+    kept = fit_tasks(rows, prompts, [reader(None, "free"), reader(40, "small"), reader(4000, "large")], "drop")
+    assert kept["id"].tolist() == ["r0"]
+
+
+def test_truncation_keeps_as_many_whole_words_as_fit_and_the_white_space_between_them(prompts, reader, tokenizer):
+    text = "first\n\n  second\tthird " * 20
+    limit = 50
+    rows = table(text, "short\n\nremains")
+    cut = fit_tasks(rows, prompts, [reader(limit)], "truncate")
+    kept = cut["output"][0]
+    assert text.startswith(kept)
+    assert text[len(kept)].isspace()
+    assert cut["output"][1] == "short\n\nremains"
+    assert cut.attrs["too_long"] == 1
+    assert count(tokenizer, prompts.document({**rows.iloc[0], "output": kept})) <= limit
+    one_more = kept + text[len(kept) :][: len(text[len(kept) :]) - len(text[len(kept) :].lstrip())]
+    one_more += text[len(one_more) :].split()[0]
+    assert count(tokenizer, prompts.document({**rows.iloc[0], "output": one_more})) > limit
+    assert rows["output"][0] == text
+
+
+def test_a_row_that_cannot_be_cut_to_fit_is_named(prompts, reader):
+    rows = table("x").assign(instruction=words(100))
+    with pytest.raises(DataError, match=r"data\.tasks: row r0 does not fit"):
+        fit_tasks(rows, prompts, [reader(20)], "truncate")
+    with pytest.raises(DataError, match=r"data\.tasks: no row fits the context of m"):
+        fit_tasks(rows, prompts, [reader(20)], "drop")
+
+
+def test_eval_prompts_leave_room_for_the_response(prompts, reader, tokenizer):
+    rows = table("", "").assign(instruction=["short", words(10)])
+    longest = max(count(tokenizer, prompts.query(row)) for row in rows.to_dict("records"))
+    check_prompts(rows, prompts, [reader(longest + 7), reader(None)], 7)
+    with pytest.raises(DataError, match=r"the prompts r1 \(1 in all\) leave no room"):
+        check_prompts(rows, prompts, [reader(longest + 6)], 7)

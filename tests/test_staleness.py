@@ -1,0 +1,298 @@
+"""A job reruns when, and only when, something that it reads changed: one edit at a time, then `snakemake -n`.
+
+What would rerun is Snakemake's own table of jobs, compared in full: each rule with the number of its jobs.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import dag
+import pytest
+
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the tiny experiment, on a machine that may be busy
+
+END = Counter(report=1, all=1)
+# Every figure and table that reads all scores; both scatter plots read the table of correlations.
+ANALYSIS = (
+    Counter(correlate=1, compare_bins=1, tell_labels=1, plot_scatter=2)
+    + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps"])
+    + END
+)
+TABULATION = Counter(tabulate_win_rates=1, plot_win_rates=1) + END
+JUDGING = Counter(judge=5) + TABULATION
+GENERATION = Counter(generate=5) + JUDGING
+TRAINING = Counter(fine_tune=5) + GENERATION
+# icp and random are fine-tuned on, in two bins each; a bin of random has the size of icp's.
+OF_FINE_TUNED_SCORES = Counter(subset=4, fine_tune=4, generate=4, judge=4) + TABULATION
+# icp, influence and one_step in two shards; length and random in one.
+ATTRIBUTION = Counter(attribute=6, attribute_influence=2, gather_attributions=6, score=6)
+OF_RANDOM = Counter(attribute=1, gather_attributions=1, score=1) + (
+    ANALYSIS | Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION
+)
+OF_SCORES = ANALYSIS | OF_FINE_TUNED_SCORES
+OF_ATTRIBUTIONS = ATTRIBUTION + OF_SCORES
+OF_TRAIN = OF_ATTRIBUTIONS + Counter(measure_lengths=1) | Counter(subset=5) + TRAINING
+TABLES = Counter(select_tasks=1, prepare_train=1, prepare_eval=1)
+NOTHING = Counter()
+
+MODULE = "\n_ADDED = 1\n"
+
+
+def appended(name: str, text: str = MODULE) -> Callable:
+    def change(project: dag.Project) -> None:
+        with open(project.path / name, "a", encoding="utf-8") as file:
+            file.write(text)
+
+    return change
+
+
+def module(name: str) -> Callable:
+    return appended(f"src/icprobe/{name}.py")
+
+
+def replaced(name: str, old: str, new: str) -> Callable:
+    return lambda project: project.edit(name, old, new)
+
+
+def config(**sections) -> Callable:
+    return lambda project: sections
+
+
+def twice(jobs: Counter) -> Counter:
+    return jobs + jobs
+
+
+def older_file(project: dag.Project) -> None:
+    """Another file in the place of the train file, with its own, older time, as `mv` and `cp -p` leave it."""
+    project.edit("train.jsonl", '"output": "', '"output": "Well, ')
+    os.utime(project.path / "train.jsonl", (1e9, 1e9))
+
+
+def rewritten(project: dag.Project) -> None:
+    content = project.read("train.jsonl")
+    (project.path / "train.jsonl").unlink()
+    (project.path / "train.jsonl").write_bytes(content)
+
+
+def touched(project: dag.Project) -> None:
+    for folder in ("src", "workflow", "rules", "configs", "resources/demo"):
+        for path in (project.path / folder).rglob("*"):
+            path.touch()
+
+
+def method_added(project: dag.Project) -> dict:
+    project.edit(
+        "src/icprobe/attribution/__init__.py",
+        '    "random": Method(',
+        '    "other": Method("icprobe.attribution.other", "tokens", needs_model=False, per_task=False, whole=True),\n'
+        '    "random": Method(',
+    )
+    baselines = project.path / "src/icprobe/attribution/baselines.py"
+    shutil.copy(baselines, baselines.with_name("other.py"))
+    return {"attribution": {"methods": ["icp", "influence", "influence_log", "one_step", "length", "random", "other"]}}
+
+
+def model_added(project: dag.Project) -> dict:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    other = {"source": "random", "architecture": "gpt2", "sizes": sizes, "corpus": "resources/demo/train.jsonl"}
+    return {"models": ["tiny-llama", "tiny-gpt2"], "model_sources": {"tiny-gpt2": other}}
+
+
+# What is edited → (how, what would rerun).
+CASES: dict[str, tuple[Callable, Counter]] = {
+    "nothing": (lambda project: None, NOTHING),
+    # --- the configuration
+    "finetune.learning_rate": (config(finetune={"learning_rate": 1e-3}), TRAINING),
+    "finetune.seeds": (
+        config(finetune={"seeds": [0, 1]}),
+        Counter(fine_tune=5, generate=5, judge=5) + TABULATION,
+    ),
+    "a bin is fine-tuned on besides": (
+        config(finetune={"bins": ["<=0.5", ">0.8", ">0.5"]}),
+        Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION,
+    ),
+    "a bin is no longer fine-tuned on": (config(finetune={"bins": [">0.8"]}), TABULATION),
+    "bins": (config(bins=["<=0.5", ">0.5", ">0.8"]), Counter(compare_bins=1, plot_overlaps=1) + END),
+    "the aggregator of one_step": (
+        config(attribution={"aggregators": {"one_step": "mean"}}),
+        Counter(score=1) + ANALYSIS,
+    ),
+    "attribution.one_step.learning_rate": (
+        config(attribution={"one_step": {"learning_rate": 1e-3}}),
+        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS,
+    ),
+    "attribution.memory_budget_gb": (
+        config(attribution={"memory_budget_gb": 2}),
+        Counter(attribute_influence=2, gather_attributions=2, score=2) + ANALYSIS,
+    ),
+    "evaluation.max_new_tokens": (
+        config(evaluation={"max_new_tokens": 4}),
+        Counter(prepare_eval=1, generate_base=1) + GENERATION,
+    ),
+    "evaluation.draw_margin": (config(evaluation={"draw_margin": 2.0}), JUDGING),
+    "analysis.resamples": (
+        config(analysis={"resamples": 10}),
+        Counter(correlate=1, plot_heat_map=1, plot_scatter=2) + END,
+    ),
+    "figures.colors": (
+        config(figures={"colors": ["#112233"]}),
+        Counter(plot_scatter=2)
+        + Counter(["plot_distributions", "plot_lengths", "plot_overlaps", "plot_win_rates"])
+        + END,
+    ),
+    "report.examples": (config(report={"examples": 3}), END),
+    "wandb.project": (config(wandb={"project": "another", "mode": "offline"}), NOTHING),
+    # Of the methods random alone draws; the first tasks of a file are chosen without a seed, resamples with one.
+    "seed": (config(seed=1), OF_RANDOM),
+    "a method is added": (method_added, Counter(attribute=1, gather_attributions=1, score=1) + ANALYSIS),
+    "a model is added": (
+        model_added,
+        # A row that is too long for one model is dropped for all, so the tables are made anew, and all that reads them.
+        twice(OF_TRAIN - END) + Counter(prepare_model=1, generate_base=2) + TABLES + END,
+    ),
+    # --- files
+    "a row of the train file": (
+        replaced("train.jsonl", '"output": "', '"output": "Well, '),
+        OF_TRAIN + Counter(prepare_train=1),
+    ),
+    "an older file in the place of the train file": (older_file, OF_TRAIN + Counter(prepare_train=1)),
+    "the train file, written anew with the same content": (rewritten, NOTHING),
+    "every source, configuration and demo file, touched": (touched, NOTHING),
+    "a row of the task file": (
+        replaced("resources/demo/tasks.jsonl", '"output": "', '"output": "Well, '),
+        OF_TRAIN + Counter(prepare_train=1, select_tasks=1),
+    ),
+    "a row of the eval file": (
+        replaced("resources/demo/eval.jsonl", '"output": "', '"output": "Well, '),
+        Counter(prepare_eval=1, generate_base=1) + GENERATION,
+    ),
+    "a result is removed": (
+        lambda project: (project.path / dag.RESULTS / "tables/correlations.csv").unlink(),
+        Counter(correlate=1, plot_heat_map=1, plot_scatter=2) + END,
+    ),
+    # --- code
+    "the method registry's line of influence": (
+        replaced("src/icprobe/attribution/__init__.py", '"nats²"', '"squared nats"'),
+        # Names of axes alone.
+        Counter(plot_distributions=1, plot_lengths=1, plot_scatter=1) + END,
+    ),
+    "attribution/icp.py": (
+        module("attribution/icp"),
+        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS | OF_FINE_TUNED_SCORES,
+    ),
+    "attribution/influence.py": (
+        module("attribution/influence"),
+        Counter(attribute_influence=2, gather_attributions=2, score=2) + ANALYSIS,
+    ),
+    "attribution/one_step.py": (
+        module("attribution/one_step"),
+        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS,
+    ),
+    "gradients.py": (
+        module("gradients"),
+        Counter(attribute=2, attribute_influence=2, gather_attributions=3, score=3) + ANALYSIS,
+    ),
+    "likelihood.py": (
+        module("likelihood"),
+        Counter(attribute=4, attribute_influence=2, gather_attributions=4, score=4) + ANALYSIS | OF_FINE_TUNED_SCORES,
+    ),
+    "prompts.py": (
+        module("prompts"),
+        OF_TRAIN + Counter(prepare_model=1, generate_base=1) + TABLES,
+    ),
+    "attribution/gathering.py": (
+        module("attribution/gathering"),
+        Counter(gather_attributions=6, score=6) + OF_SCORES,
+    ),
+    "statistics.py": (module("statistics"), Counter(score=6) + OF_SCORES),
+    "correlations.py": (
+        module("correlations"),
+        Counter(correlate=1, plot_heat_map=1, plot_scatter=2) + END,
+    ),
+    "plotting.py": (
+        module("plotting"),
+        Counter(plot_scatter=2)
+        + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps", "plot_win_rates"])
+        + END,
+    ),
+    "finetuning.py": (module("finetuning"), TRAINING),
+    "generation.py": (module("generation"), Counter(generate_base=1) + GENERATION),
+    "judging.py": (module("judging"), JUDGING),
+    "llm_judge.py, which is not chosen": (module("llm_judge"), NOTHING),
+    "win_rates.py": (module("win_rates"), TABULATION),
+    "report.py": (module("report"), END),
+    "charts.py": (module("charts"), END),
+    "the report's style sheet": (appended("src/icprobe/templates/report.css", "\n/* more */\n"), END),
+    "the LLM judge's template, which is not chosen": (
+        appended("src/icprobe/templates/judge_weighted.jinja", "\n"),
+        NOTHING,
+    ),
+    "jobs.py": (module("jobs"), NOTHING),
+    "tracking.py": (module("tracking"), NOTHING),
+    "progress.py": (module("progress"), NOTHING),
+    "the script of score": (appended("workflow/scripts/score.py", "\n# more\n"), Counter(score=6) + OF_SCORES),
+    "the script of plot_lengths": (
+        appended("workflow/scripts/plot_lengths.py", "\n# more\n"),
+        Counter(plot_lengths=1) + END,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def plans(request, tmp_path_factory):
+    """name → what `snakemake -n` says after the edit of that case; two at a time, each in a copy of its own."""
+    finished = dag.finished(tmp_path_factory.getbasetemp())
+    asked = [
+        item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
+    ]
+
+    def plan(name: str) -> dag.Ended:
+        project = finished.copy(tmp_path_factory.mktemp("edited"))
+        change, _ = CASES[name]
+        ended = project.snakemake("all", "-n", config=change(project))
+        shutil.rmtree(project.path)
+        return ended
+
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(plan, name) for name in asked}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_reads_the_edited_thing_reruns_and_nothing_else(case, plans):
+    ended = plans[case].result()
+    assert ended.returncode == 0, ended.output
+    expected = CASES[case][1]
+    more, less = ended.jobs - expected, expected - ended.jobs
+    assert ended.jobs == expected, f"reruns needlessly: {dict(more)}; ought to rerun: {dict(less)}\n{ended.output}"
+    assert expected or "Nothing to be done" in ended.output
+
+
+def test_a_finished_experiment_is_looked_through_within_three_seconds(tmp_path_factory, tmp_path):
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
+    ended = [project.snakemake("all", "-n") for _ in range(3)]
+    assert all("Nothing to be done" in one.output for one in ended)
+    # Of the processor, not of the clock: on a machine that others use too, only these tell anything.
+    fastest = min(one.cpu_seconds for one in ended)
+    assert fastest < 3, f"{fastest:.2f} s of CPU time"
+
+
+def test_a_copy_of_the_project_runs_its_own_package(tmp_path_factory, tmp_path):
+    """Without this, all that is said above of edits of the package's modules would be about nothing."""
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
+    project.edit("src/icprobe/config.py", '"""', 'raise SystemExit("the copy is read")\n"""')
+    ended = project.snakemake("all", "-n")
+    assert ended.returncode != 0
+    assert "the copy is read" in ended.output
+
+
+def test_a_table_made_anew_with_the_same_rows_repeats_nothing(tmp_path_factory, tmp_path):
+    """Snakemake compares contents once a file is there, not while it plans: the tables first, then the rest."""
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
+    appended("workflow/scripts/prepare_train.py", "\n# more\n")(project)
+    assert project.snakemake("all", "-n").jobs == OF_TRAIN + Counter(prepare_train=1)
+    made = project.snakemake("results/tiny/data/train.parquet", "--cores", "1")
+    assert made.returncode == 0, made.output
+    assert project.snakemake("all", "-n").jobs == NOTHING

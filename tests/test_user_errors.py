@@ -1,0 +1,274 @@
+"""What a user gets wrong ends in one clear sentence, on the terminal and in the rule's log, without a traceback."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import dag
+import pandas as pd
+import pytest
+
+from icprobe import artifacts
+
+pytestmark = pytest.mark.timeout(1800)  # the first test waits for the tiny experiment, on a machine that may be busy
+
+# What Snakemake says before it reads the Snakefile.
+GREETINGS = ("Using workflow specific profile", "Config file config.yaml is extended")
+TRAIN = "results/tiny/data/train.parquet"
+WITHOUT_TORCH_GB = 0.35
+
+
+def said(ended: dag.Ended) -> list[str]:
+    """The lines on the terminal, without the copy of the failed job's log that Snakemake shows between rulers."""
+    outside = re.sub(r"^={20,}\n.*?^={20,}\n", "", ended.output, flags=re.MULTILINE | re.DOTALL)
+    return [line for line in outside.splitlines() if line.strip()]
+
+
+# --- the configuration, which the Snakefile reads ----------------------------------------------------------------
+
+SCORED = ["icp", "random"]
+CONFIGURATIONS = {
+    "a mistyped key": ({"finetune": {"learning_rte": 1e-4}}, 'finetune.learning_rte: unknown key; did you mean "lear'),
+    "a mistyped section": ({"atribution": {}}, 'atribution: unknown key; did you mean "attribution"'),
+    "a wrong type": ({"finetune": {"epochs": "many"}}, "finetune.epochs: .*'many'"),
+    "a number that YAML reads as text": ({"attribution": {"shards": 0}}, "attribution.shards: .*0"),
+    "an experiment that is a path": ({"experiment": "../elsewhere"}, "experiment: a plain name is needed.*elsewhere"),
+    "an experiment with a space": ({"experiment": "my runs"}, "experiment: a plain name is needed.*my runs"),
+    "an unknown method": ({"attribution": {"methods": [*SCORED, "icq"]}, "figures": {"scatter": "all"}}, "'icq'"),
+    "a model without a source": ({"models": ["tiny-lama"]}, "'tiny-lama' is not defined.*\"tiny-llama\""),
+    "a method that is fine-tuned on but not scored": (
+        {"attribution": {"methods": SCORED}, "finetune": {"methods": ["influence"]}, "figures": {"scatter": "all"}},
+        "finetune.methods: 'influence' is not scored; add it",
+    ),
+    "bins without icp": (
+        {"attribution": {"methods": ["random"]}, "finetune": {"methods": ["random"]}, "figures": {"scatter": "all"}},
+        "bins: .* needs icp",
+    ),
+    "bins with another aggregator of icp": (
+        {"attribution": {"aggregators": {"icp": "mean"}}},
+        "bins: .*icp: fraction_positive",
+    ),
+    "bins with no aggregator of icp": ({"attribution": {"aggregators": {"icp": None}}}, "bins: .*fraction_positive"),
+    "a missing train file": ({"data": {"train": {"path": "none.jsonl"}}}, "data.train.path: none.jsonl: no such file"),
+    "a missing eval file": ({"data": {"eval": {"path": "none.csv"}}}, "data.eval.path: none.csv: no such file"),
+}
+
+# --- files, which jobs read ----------------------------------------------------------------------------------------
+
+ROW = {"id": "one", "instruction": "Say something.", "input": "", "output": "Something."}
+LONG = {**ROW, "id": "long", "output": "word " * 3000}  # the tiny model takes 2048 tokens
+
+
+def train_file(*rows, **data) -> Callable:
+    """Writes a train file of these rows (a text is a line as it is) and gives the configuration that names it."""
+
+    def write(project: dag.Project) -> dict:
+        lines = [row if isinstance(row, str) else json.dumps(row) for row in (ROW, *rows)]
+        (project.path / "mine.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return {"data": {"train": {"path": "mine.jsonl", "sample": None}, **data}}
+
+    return write
+
+
+def encoder(project: dag.Project) -> dict:
+    from transformers import BertConfig, BertModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=64, **sizes)).save_pretrained(project.path / "bert")
+    return {"models": ["bert"], "model_sources": {"bert": {"source": "local", "path": "bert"}}}
+
+
+def no_directory(project: dag.Project) -> dict:
+    return {"models": ["mine"], "model_sources": {"mine": {"source": "local", "path": "nowhere"}}}
+
+
+def unknown_word_vector(project: dag.Project) -> None:
+    """NaN in the embedding of one token: all texts with that token become NaN, and no others."""
+    from safetensors.torch import load_file, save_file
+
+    directory = project.path / "resources/models/tiny-llama"
+    weights = load_file(directory / "model.safetensors")
+    weights["model.embed_tokens.weight"][nan_token(project)[0]] = float("nan")
+    manifest = artifacts.read_manifest(directory)
+    time = directory.stat().st_mtime
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    artifacts.write_manifest(directory, **{key: value for key, value in manifest.items() if key != "files"})
+    os.utime(directory, (time, time))  # to Snakemake the model is what it was
+    for path in (project.path / dag.RESULTS / "attributions").glob("icp*/*"):
+        path.unlink()
+    (project.path / dag.RESULTS / "attributions/icp.parquet").unlink()
+
+
+def nan_token(project: dag.Project) -> tuple[int, list[str]]:
+    """A token that few examples and no task hold, and the ids of these examples."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(project.path / "resources/models/tiny-llama")
+    train, tasks = (pd.read_parquet(project.path / f"results/tiny/data/{name}.parquet") for name in ("train", "tasks"))
+
+    def tokens(row) -> set[int]:
+        return set(tokenizer(f"Instruction: {row.instruction} Input: {row.input} Response: {row.output}")["input_ids"])
+
+    taken = set().union(*map(tokens, tasks.itertuples()), range(300))
+    held: dict[int, list[str]] = {}
+    for row in train.itertuples():
+        for token in tokens(row) - taken:
+            held.setdefault(token, []).append(row.id)
+    return min(((token, ids) for token, ids in held.items()), key=lambda pair: (len(pair[1]), pair[0]))
+
+
+def nan_score(project: dag.Project) -> None:
+    path = project.path / dag.RESULTS / "attributions/influence.parquet"
+    matrix = pd.read_parquet(path)
+    matrix.iloc[3, 1] = float("nan")
+    matrix.to_parquet(path, index=False)
+    (project.path / dag.RESULTS / "scores/influence.parquet").unlink()
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """prepare: makes the mistake in a project and gives configuration; sentence: what is said of it."""
+
+    prepare: Callable
+    sentence: str
+    target: str = TRAIN
+    log: str = "tiny/prepare_train.log"
+    before_torch: bool = True
+
+
+MISTAKES = {
+    "an empty output": Mistake(
+        train_file({**ROW, "id": "two", "output": " "}), 'mine.jsonl, line 2: "output" is empty. .*data.on_empty: drop'
+    ),
+    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is that of mine.jsonl, line 1 too"),
+    "a wrong type": Mistake(
+        train_file({**ROW, "id": "two", "output": 7}), r'mine.jsonl, line 2: "output" is .*7.* \(int\), not a text'
+    ),
+    "a missing instruction": Mistake(
+        train_file({"id": "two", "output": "Yes."}), 'mine.jsonl, line 2: "instruction" is missing'
+    ),
+    "broken JSON": Mistake(train_file('{"id": "two", '), "mine.jsonl, line 2: broken JSON"),
+    "a row longer than the context": Mistake(
+        train_file(LONG),
+        r"data.train: 1 rows .* first of long: \d+ tokens where tiny-llama takes 2048",
+        before_torch=False,
+    ),
+    "a model that is no causal LM": Mistake(
+        encoder,
+        "no causal language model; choose one that is",
+        target="resources/models/bert",
+        log="models/bert.log",
+        before_torch=False,
+    ),
+    "a model's directory that is missing": Mistake(
+        no_directory,
+        "nowhere: no such directory",
+        target="resources/models/mine",
+        log="models/mine.log",
+        before_torch=False,
+    ),
+    "a NaN in a matrix": Mistake(
+        nan_score,
+        "NaN.*{nan_row}|{nan_row}.*NaN",
+        target=f"{dag.RESULTS}/scores/influence.parquet",
+        log="tiny/score/tiny-llama/influence.log",
+    ),
+    "a NaN in a model": Mistake(
+        unknown_word_vector,
+        "icp: the attributions of {nan_count} examples are NaN or infinite, first of {nan_ids}",
+        target=f"{dag.RESULTS}/attributions/icp.parquet",
+        log="tiny/attribute/tiny-llama/icp/*.log",
+        before_torch=False,
+    ),
+}
+
+# Rows that can be dropped or cut: (the train file and what to do with them, what the log says).
+PERMITTED = {
+    "drop what is too long": (
+        train_file(LONG, on_too_long="drop"),
+        "2 rows read, 0 empty ones dropped, 1 too long, 1 kept",
+    ),
+    "truncate what is too long": (
+        train_file(LONG, on_too_long="truncate"),
+        "2 rows read, 0 empty ones dropped, 1 too long, 2 kept",
+    ),
+    "drop what is empty": (
+        train_file({**ROW, "id": "two", "output": ""}, on_empty="drop"),
+        "2 rows read, 1 empty ones dropped, 0 too long, 1 kept",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(request, tmp_path_factory):
+    """(kind, name) → the project and how its `snakemake` ended; two at a time, each in a copy of its own."""
+    base = tmp_path_factory.getbasetemp()
+    asked = [item.callspec.params for item in request.session.items if "outcomes" in item.fixturenames]
+
+    def configured(name: str) -> tuple[dag.Project, dag.Ended]:
+        project = dag.new(tmp_path_factory.mktemp("configured"))
+        return project, project.snakemake("all", "-n", config=CONFIGURATIONS[name][0])
+
+    def run(prepare: Callable, target: str) -> tuple[dag.Project, dag.Ended]:
+        project = dag.finished(base).copy(tmp_path_factory.mktemp("mistaken"))
+        return project, project.snakemake(target, "--cores", "1", config=prepare(project) or {})
+
+    with ThreadPoolExecutor(2) as pool:
+        started = {}
+        for params in asked:
+            kind, name = next(iter(params.items()))
+            if kind == "configuration":
+                started[kind, name] = pool.submit(configured, name)
+            elif kind == "mistake":
+                dag.finished(base)
+                started[kind, name] = pool.submit(run, MISTAKES[name].prepare, MISTAKES[name].target)
+            elif kind == "permitted":
+                dag.finished(base)
+                started[kind, name] = pool.submit(run, PERMITTED[name][0], TRAIN)
+        yield started
+
+
+@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+def test_a_mistake_in_the_configuration_is_one_sentence_and_all_that_is_said(configuration, outcomes):
+    _, ended = outcomes["configuration", configuration].result()
+    assert ended.returncode == 1
+    lines = [line for line in said(ended) if not line.startswith(GREETINGS)]
+    assert len(lines) == 1, ended.output
+    assert re.search("^config: .*" + CONFIGURATIONS[configuration][1], lines[0])
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_file_is_one_sentence_on_the_terminal_and_in_the_log(mistake, outcomes):
+    project, ended = outcomes["mistake", mistake].result()
+    expected, sentence = MISTAKES[mistake], MISTAKES[mistake].sentence
+    if "{" in sentence:
+        ids = nan_token(project)[1]
+        row = pd.read_parquet(project.path / TRAIN)["id"].iloc[3]
+        sentence = sentence.format(nan_row=row, nan_count=len(ids), nan_ids=ids[0])
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.output
+    assert len([line for line in said(ended) if re.search(sentence, line)]) == 1, ended.output
+    logs = [path.read_text(encoding="utf-8") for path in (project.path / "logs").glob(expected.log)]
+    log = next(text for text in logs if "error: " in text)
+    assert len(re.findall("error: .*(?:" + sentence + ")", log)) == 1, log
+    assert "Traceback" not in log
+    if expected.before_torch:
+        peak = float(re.search(r"failed after .* peak memory ([\d.]+) GB", log)[1])
+        assert peak < WITHOUT_TORCH_GB, "a model's libraries were loaded before the mistake was found"
+    assert not (project.path / expected.target).exists() or expected.target == TRAIN
+
+
+@pytest.mark.parametrize("permitted", PERMITTED)
+def test_rows_that_may_be_dropped_or_cut_are_counted_in_the_log(permitted, outcomes):
+    project, ended = outcomes["permitted", permitted].result()
+    assert ended.returncode == 0, ended.output
+    assert PERMITTED[permitted][1] in project.log("tiny/prepare_train.log")
+    rows = pd.read_parquet(project.path / TRAIN).set_index("id")
+    if permitted.startswith("truncate"):
+        assert set(rows["output"]["long"].split()) == {"word"}
+        assert len(rows["output"]["long"].split()) < 3000
+    else:
+        assert list(rows.index) == ["one"]

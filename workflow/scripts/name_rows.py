@@ -1,0 +1,18 @@
+"""Examples and tasks of scores that come without texts: their ids, and empty texts."""
+
+import logging
+
+import pandas as pd
+
+from icprobe import data
+from icprobe.attribution.external import rows
+from icprobe.jobs import job
+
+with job(snakemake) as run:
+    params = snakemake.params
+    for number, (table, method) in enumerate(params.methods.items()):
+        ids = rows(method, params.sources[table])[table == "tasks"] if method else []
+        frame = pd.DataFrame({"id": pd.Series(ids, dtype=str), **dict.fromkeys(data.TEXTS, "")})
+        data.write_parquet(frame, snakemake.output[number])
+        logging.info("%s: %d rows, numbered by %s", table, len(frame), method)
+        run.summary(**{table: len(frame)})
