@@ -6,7 +6,7 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 EXPERIMENT ?= demo
 
-.PHONY: all install install-test test test-slow lint schema sync workspace lock clean
+.PHONY: all install install-test test test-slow lint schema sync workspace lock bench install-bench clean
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -55,6 +55,24 @@ workspace: install
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu$$//' | grep -viE '^(nvidia|triton)' > constraints.txt
+
+# Side by side with the peers, in an environment of their own: they come without their requirements, some of which would
+# replace PyTorch. ARGUMENTS="--only icp --repeats 5" and the like; `--list` names the comparisons.
+BENCH := .venv-bench
+ARGUMENTS ?=
+
+bench: install-bench
+	$(BENCH)/bin/python -m benchmarks.run $(ARGUMENTS)
+
+install-bench: $(BENCH)/.installed
+
+$(BENCH)/.installed: benchmarks/peers.txt benchmarks/requirements.txt pyproject.toml constraints.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BENCH)/bin/pip install --quiet --constraint constraints.txt torch==2.13.0 --requirement benchmarks/requirements.txt
+	$(BENCH)/bin/pip install --quiet --no-deps --requirement benchmarks/peers.txt
+	$(BENCH)/bin/pip install --quiet --no-deps --editable .
+	touch $@
 
 clean:
 	rm -rf results logs resources/models .snakemake

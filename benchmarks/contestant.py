@@ -32,5 +32,6 @@ class CannotError(Exception):
 
 
 def spread(n: int, k: int) -> list[int]:
-    """k of n indices, evenly spread."""
-    return sorted({int((i + 0.5) * n / k) for i in range(min(k, n))})
+    """k of n indices, evenly spread; all where there are no more."""
+    k = min(k, n)
+    return [int((i + 0.5) * n / k) for i in range(k)]

@@ -15,6 +15,7 @@ import torch
 
 from benchmarks.contestant import CannotError, Outcome, Round, spread
 from benchmarks.floors import padded, summed_loss
+from benchmarks.naive import attributed
 from benchmarks.texts import Work
 from icprobe.models import linear_layers
 from icprobe.prompts import Encoded
@@ -203,10 +204,10 @@ def bergson(work: Work) -> Round:
 
 
 def dattri(work: Work) -> Round:
-    """TracIn with one checkpoint of weight 1, per-example gradients by vmap.
+    """TracIn with one checkpoint of weight 1, per-example gradients by vmap over one flat vector of parameters.
 
-    It differentiates the tasks anew for every batch of examples, so that time grows with examples × tasks: measured on
-    a few examples. settings: examples (default 4), batch (rows; default 4).
+    It differentiates the tasks anew for every batch of examples: measured on one batch of examples and one of tasks
+    and scaled by the number of batches. settings: batch (rows; default 2).
     """
     from dattri.algorithm.tracin import TracInAttributor
     from dattri.task import AttributionTask
@@ -214,16 +215,13 @@ def dattri(work: Work) -> Round:
 
     model = work.load_model()
     model.set_attn_implementation("eager")
-    names = []
-    for name, module in linear_layers(model).items():
-        names += [f"{name}.{parameter}" for parameter, _ in module.named_parameters()]
-    model.requires_grad_(True)
-    rows = work.settings.get("batch", 4)
-    chosen = spread(len(work.documents), work.settings.get("examples", 4))
+    attributed(model)  # it takes the parameters that require a gradient
+    batch_rows = work.settings.get("batch", 2)
+    rows, columns = spread(len(work.documents), batch_rows), spread(len(work.targets), batch_rows)
 
     def loss(parameters: Any, batch: Any) -> torch.Tensor:
         ids, labels = (values.unsqueeze(0) for values in batch)
-        # No mask: padding stands behind and carries no label. Masks are built by code that vmap cannot trace.
+        # No mask: padding stands behind and carries no label.
         logits = torch.func.functional_call(model, parameters, (), {"input_ids": ids, "use_cache": False}).logits
         return torch.nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum", ignore_index=-100)
 
@@ -232,22 +230,22 @@ def dattri(work: Work) -> Round:
             made = padded(batch, torch.device("cpu"))
             return made["input_ids"], made["labels"]
 
-        return DataLoader(list(sequences), batch_size=rows, collate_fn=collate)
+        return DataLoader(list(sequences), batch_size=batch_rows, collate_fn=collate)
 
     task = AttributionTask(loss, model, {name: value.detach() for name, value in model.state_dict().items()})
-    attributor = TracInAttributor(
-        task, torch.ones(1), normalized_grad=False, layer_name=names, device=str(model.device)
-    )
+    attributor = TracInAttributor(task, torch.ones(1), normalized_grad=False, device=str(model.device))
     attributor.projector_kwargs = None  # its constructor always projects; exact gradients are asked for
 
     def run() -> Outcome:
         began = time.perf_counter()
         try:
-            matrix = attributor.attribute(loader([work.documents[i] for i in chosen]), loader(work.targets))
+            examples, tasks = [work.documents[i] for i in rows], [work.targets[i] for i in columns]
+            matrix = attributor.attribute(loader(examples), loader(tasks))
         except (RuntimeError, ValueError) as error:
             raise CannotError(f"it fails on this model: {' '.join(str(error).split())[:200]}") from error
-        factor = math.ceil(len(work.documents) / rows) / math.ceil(len(chosen) / rows)
-        seconds = (time.perf_counter() - began) * factor
-        return Outcome(matrix.numpy(), chosen, seconds=seconds, facts={"measured_examples": len(chosen)})
+        passes = [math.ceil(len(side) / batch_rows) for side in (work.documents, work.targets)]
+        seconds = (time.perf_counter() - began) * passes[0] * (1 + passes[1]) / 2
+        facts = {"measured_examples": len(rows), "measured_tasks": len(columns)}
+        return Outcome(matrix.numpy(), rows, columns, seconds, facts)
 
     return run

@@ -16,7 +16,7 @@ from icprobe.attribution.shards import compute
 from icprobe.models import load_model, set_threads
 from icprobe.packing import Network
 from icprobe.tokenizing import load_tokenizer
-set_threads({threads})
+set_threads()
 load_tokenizer({model!r})
 Network(load_model({model!r}, device="cpu"))
 """
@@ -38,7 +38,7 @@ def startup(options: Any, say: Any) -> dict[str, Any]:
     env = {**os.environ, **QUIET, "OMP_NUM_THREADS": str(options.threads)}
     for number in range(max(3, options.repeats) + 1):
         for name, code in JOBS.items():
-            program = code.format(threads=options.threads, model=str(options.model)) + "\nprint('ready', flush=True)"
+            program = code.format(model=str(options.model)) + "\nprint('ready', flush=True)"
             began = time.perf_counter()
             with subprocess.Popen(
                 [sys.executable, "-c", program],

@@ -226,8 +226,8 @@ def growth(record: Record) -> str:
 def budget(record: Record) -> str:
     if "cannot" in record:
         return f"Not measured: {record['cannot']}."
-    same = {round(row["cost"] * 100): row["recovered"] for row in record["same_for_all"]}
     header = [
+        "effects from",
         "tasks per round",
         "confidence",
         "cost",
@@ -237,17 +237,11 @@ def budget(record: Record) -> str:
     ]
     rows = []
     for row in record["rows"]:
-        nearest = min(same, key=lambda cost: abs(cost - 100 * row["cost"]))
-        rows.append(
-            [
-                str(row["round_tasks"]),
-                f"{row['confidence']:g}",
-                f"{row['cost']:.1%}",
-                f"{row['recovered']:.1%}",
-                f"{row['recovered_bottom']:.1%}",
-                f"{same[nearest]:.1%}",
-            ]
-        )
+        same = [other for other in record["same_for_all"] if other["source"] == row["source"]]
+        nearest = min(same, key=lambda other, cost=row["cost"]: abs(other["cost"] - cost))
+        shares = (row["cost"], row["recovered"], row["recovered_bottom"], nearest["recovered"])
+        settings = [row["source"], str(row["round_tasks"]), f"{row['confidence']:g}"]
+        rows.append([*settings, *(f"{share:.1%}" for share in shares)])
     sizes = record["settings"]
     return f"{sizes['examples']:,} examples × {sizes['tasks']} tasks, simulated.\n\n{markdown(header, rows)}"
 
@@ -345,25 +339,28 @@ def growth_figure(record: Record, path: Path) -> None:
 
 
 def budget_figure(record: Record, path: Path) -> None:
-    """Share of the top decile that is found, against the share of the cost."""
+    """Share of the top decile that is found against the share of the cost, one panel for each matrix."""
     from icprobe.figure_style import GREY, MARKERS, OKABE_ITO
 
-    figure, (axis, *_) = _axes(1)
-    same = record["same_for_all"]
-    axis.plot([r["cost"] for r in same], [r["recovered"] for r in same], color=GREY, label="same tasks for all")
-    for style, size in enumerate(sorted({row["round_tasks"] for row in record["rows"]})):
-        rows = sorted((r for r in record["rows"] if r["round_tasks"] == size), key=lambda r: r["cost"])
-        axis.plot(
-            [r["cost"] for r in rows],
-            [r["recovered"] for r in rows],
-            MARKERS[style] + "-",
-            color=OKABE_ITO[style],
-            label=f"icp_budget, {size} tasks a round",
-        )
-    axis.set_xlabel("share of the cost of all pairs")
-    axis.set_ylabel("share of the top decile found")
-    axis.set_xlim(0, 1)
-    axis.legend()
+    sources = list(dict.fromkeys(row["source"] for row in record["rows"]))
+    figure, axes = _axes(len(sources))
+
+    def line(axis: Any, rows: list[Record], marker: str, **style: Any) -> None:
+        rows = sorted(rows, key=lambda row: row["cost"])
+        axis.plot([row["cost"] for row in rows], [row["recovered"] for row in rows], marker, **style)
+
+    for axis, source in zip(axes, sources, strict=False):
+        same = [row for row in record["same_for_all"] if row["source"] == source]
+        line(axis, same, "-", color=GREY, label="same tasks for all")
+        mine = [row for row in record["rows"] if row["source"] == source]
+        for style, size in enumerate(sorted({row["round_tasks"] for row in mine})):
+            of_size = [row for row in mine if row["round_tasks"] == size]
+            line(axis, of_size, MARKERS[style] + "-", color=OKABE_ITO[style], label=f"icp_budget, {size} a round")
+        axis.set_title(f"effects from {source}")
+        axis.set_xlabel("share of the cost of all pairs")
+        axis.set_ylabel("share of the top decile found")
+        axis.set_xlim(0, 1)
+        axis.legend(loc="lower right")
     _save(figure, path)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.contestant import spread
 from icprobe import data
 from icprobe.errors import DataError
 from icprobe.prompts import Prompts
@@ -188,7 +189,7 @@ class Source:
 def dealt(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     """n rows spread evenly over the rows in order of their length in characters."""
     order = sorted(rows, key=lambda row: (sum(len(row[c]) for c in COLUMNS[1:]), row["id"]))
-    chosen = [order[int((i + 0.5) * len(order) / n)] for i in range(min(n, len(order)))]
+    chosen = [order[i] for i in spread(len(order), n)]
     return sorted(chosen, key=lambda row: row["id"])
 
 

@@ -4,8 +4,6 @@ Nothing in such a file is run: pickles are refused, and PyTorch's files are load
 """
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,7 +237,9 @@ def _of_numpy(path: Path, settings: Mapping[str, Any]) -> tuple:
             return loaded, None, None
         with loaded:
             return loaded[_chosen(path, loaded.files, settings["key"])], None, None
-    except (ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except (OSError, MemoryError, DataError):
+        raise
+    except Exception:  # for a pickle, and a dozen other kinds for damage of each sort
         raise _pickled(path) from None
 
 
@@ -248,7 +248,9 @@ def _of_torch(path: Path, settings: Mapping[str, Any]) -> tuple:
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError):
+    except (OSError, MemoryError):
+        raise
+    except Exception:  # as above
         raise _pickled(path) from None
 
     def plain(value: Any) -> Any:
@@ -313,7 +315,7 @@ def _of_frame(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> t
 def _of_parquet(path: Path, settings: Mapping[str, Any]) -> tuple:
     try:
         return _of_table(path, pq.ParquetFile(path).read(), settings)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: broken parquet ({reason(error)}).") from None
 
 
@@ -329,9 +331,9 @@ def _of_csv(path: Path, settings: Mapping[str, Any]) -> tuple:
                 column_types={settings["id_column"]: pa.string()}, null_values=["", "NaN", "nan", "NA", "null"]
             ),
         )
-    except pa.ArrowException as error:
+        values, row_names, column_names = _of_table(path, table, settings)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path}: broken CSV ({reason(error)}).") from None
-    values, row_names, column_names = _of_table(path, table, settings)
     return values, row_names, column_names if settings["header"] else None
 
 

@@ -88,7 +88,7 @@ class Plan:
         other = "examples" if self.hold == "tasks" else "tasks"
         more = "" if self.fits else " (one batch alone needs more: lower attribution.batch_tokens)"
         return (
-            f"{form} of the {self.hold} are held, {self.held_bytes / 1e9:.2f} GB of a budget of {budget_gb:g} GB{more}; "
+            f"{form} of the {self.hold} are held, {self.held_bytes / 1e9:.2f} GB within {budget_gb:g} GB{more}; "
             f"{len(self.tiles)} pass(es) over the {other}"
         )
 

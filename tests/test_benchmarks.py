@@ -1,0 +1,126 @@
+"""The benchmarks run, on a model of random weights: records, comparisons with the naive loop, tables, figures."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icprobe import models
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # `benchmarks` belongs to the repository, not to the installed package
+
+from benchmarks import budgeted, comparisons, tables, worker  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    source = {
+        "source": "random",
+        "architecture": "llama",
+        "sizes": {},
+        "corpus": str(ROOT / "resources" / "demo" / "train.jsonl"),
+        "vocabulary": 400,
+        "seed": 0,
+    }
+    models.prepare(source, folder)
+    return folder
+
+
+def run(tmp_path, *arguments):
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.run"),
+            *("--results", str(tmp_path / "results"), "--page", str(tmp_path / "performance.md")),
+            *arguments,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_miniature_run_agrees_with_the_naive_loop_and_fills_the_page(tiny, tmp_path):
+    (tmp_path / "performance.md").write_text("# Before\n\n<!-- table: influence-12 -->\nold\n<!-- end -->\n\nAfter.\n")
+    done = run(
+        tmp_path,
+        *("--model", str(tiny), "--data", "resources/demo", "--examples", "8", "--tasks", "2", "--repeats", "2"),
+        *("--threads", "1", "--only", "influence-12"),
+        *("--contestants", "icprobe-influence,naive-influence,training-step"),
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "results" / "influence-12.json").read_text(encoding="utf-8"))
+    rows = {row["name"]: row for row in record["rows"]}
+    assert len(rows["icprobe: influence"]["seconds"]) == 2
+    assert len(rows["plain training step"]["seconds"]) == 2
+    assert len(rows["naive loop"]["seconds"]) == 1
+    assert rows["icprobe: influence"]["examples"] == 4
+    assert rows["icprobe: influence"]["tasks"] == 2
+    assert rows["naive loop"]["error"] < 1e-4
+    assert all(row["peak_mb"] > 50 for row in rows.values())
+    page = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    assert page.startswith("# Before")
+    assert "After." in page
+    assert "old" not in page
+    assert "| naive loop |" in page
+    assert "the plain training step" in page
+    assert str(ROOT) not in page + json.dumps(record)
+
+
+def test_absent_texts_end_in_one_sentence(tiny, tmp_path):
+    done = run(tmp_path, "--model", str(tiny), "--data", str(tmp_path), "--only", "icp-12")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "--data resources/demo" in done.stderr
+
+
+def test_an_unknown_comparison_is_named(tmp_path):
+    done = run(tmp_path, "--only", "nothing")
+    assert done.returncode == 1
+    assert "influence-12" in done.stderr
+
+
+def test_every_row_has_a_contestant_and_a_reference_of_its_own_comparison():
+    for comparison in [*comparisons.comparisons(whole=False), *comparisons.gpu()]:
+        names = [entry.name for entry in comparison.entries]
+        assert len(set(names)) == len(names)
+        for entry in comparison.entries:
+            assert entry.contestant in worker.CONTESTANTS
+            assert entry.against in (None, "", *names)
+
+
+def test_a_straight_line_is_none_off_itself_and_a_square_is():
+    assert tables.line_through([(1, 3), (2, 5), (4, 9)]) == pytest.approx((1, 2, 0))
+    assert tables.line_through([(1, 1), (2, 4), (4, 16)])[2] > 0.1
+
+
+def test_ties_at_the_border_count_as_recovered():
+    import numpy as np
+
+    full = np.array([1.0, *[0.5] * 10, *[0.0] * 9])  # the top decile: two of twenty, ten equal ones for one place
+    assert budgeted.recovered(full, full) == 1
+    assert budgeted.recovered(full, 1.0 * (np.arange(20) == 5)) == 1  # one of the ten, and the best, which comes first
+    assert budgeted.recovered(full, -full) == 0
+
+
+def test_the_growth_table_reads_its_own_rows(tmp_path):
+    def row(name, n, m, seconds):
+        tokens = {"examples": 10 * n, "tasks": 10 * m}
+        return {"name": name, "examples": n, "tasks": m, "median": seconds, "peak_mb": 1000 + n, "tokens": tokens}
+
+    record = {
+        "rows": [
+            *(row(f"icp, N = {n}", n, 12, 1 + n) for n in (10, 20, 40)),
+            *(row(f"icp, M = {m}", 4, m, 2 * m) for m in (12, 24)),
+            {"name": "influence, N = 10", "cannot": "failed"},
+        ]
+    }
+    table = tables.growth(record)
+    assert "icp in N: at most 0.0% off" in table
+    assert "4 times the examples holds +0.03 GB" in table
+    tables.growth_figure(record, tmp_path / "growth.svg")
+    assert (tmp_path / "growth.svg").stat().st_size > 1000
