@@ -90,8 +90,8 @@ def icp(key: str, title: str, share: float, m: int | None, naive: bool) -> Compa
 def comparisons(whole: bool) -> list[Comparison]:
     """All comparisons. whole: peers do the whole work where otherwise a part of it is measured and scaled."""
     return [
-        icp("icp-12", "ICP, 12 short tasks", 0.5, None, True),
-        icp("icp-32", "ICP, 32 tasks", 0.1, 32, False),
+        icp("icp-12", "ICP, 12 short tasks", 0.4, None, True),
+        icp("icp-32", "ICP, 32 tasks", 0.075, 32, False),
         Comparison(
             "influence-12",
             "Influence, 12 tasks",
@@ -105,7 +105,7 @@ def comparisons(whole: bool) -> list[Comparison]:
                 Entry("naive loop", "naive-influence", {"examples": 2, "tasks": 2}, once=True),
                 Entry("the paper's loop", "paper", against=BOTH.name, once=True, note="computes influence_log"),
             ),
-            share=0.5,
+            share=0.4,
             cannot={
                 "lm-eval": LIKELIHOODS_ALONE,
                 **{f"{peer}: influence_log": NO_SIGNED_LOG for peer in ("kronfluence", "bergson", "dattri")},
@@ -155,7 +155,7 @@ def comparisons(whole: bool) -> list[Comparison]:
                 Entry("kronfluence", "kronfluence", {"mean": True}, note="aggregate_query_gradients"),
                 Entry("bergson", "bergson", {"mean": True}, note='aggregation "mean"'),
             ),
-            share=0.5,
+            share=0.4,
             cannot={"dattri": "has no sum over tasks before the products"},
         ),
         Comparison(
@@ -193,7 +193,7 @@ def comparisons(whole: bool) -> list[Comparison]:
                 Entry("influence, float32", "icprobe-influence", against=""),
                 Entry("influence, bfloat16", "icprobe-influence", dtype="bfloat16", against="influence, float32"),
             ),
-            share=0.5,
+            share=0.25,
             rounds=1,
         ),
     ]
@@ -203,7 +203,7 @@ def growth() -> Comparison:
     """Time and peak memory as examples and tasks double; what is longer or shorter differs in nothing else."""
     entries = []
     for method, contestant in (("icp", "icprobe-icp"), ("influence", "icprobe-influence")):
-        entries += [Entry(f"{method}, N = {n}", contestant, against="", n=n, m=12) for n in (10, 20, 40)]
+        entries += [Entry(f"{method}, N = {n}", contestant, against="", n=n, m=12) for n in (8, 16, 32)]
         entries += [Entry(f"{method}, M = {m}", contestant, against="", n=4, m=m) for m in (12, 24, 48)]
     return Comparison("growth", "Growth in examples and tasks", tuple(entries), dealt=True, rounds=1)
 

@@ -182,13 +182,19 @@ class Source:
         return self._tasks[COLUMNS].iloc[list(rows)].to_dict("records")
 
     def dealt_tasks(self, n: int) -> list[dict[str, Any]]:
-        """n tasks of lengths like those of all: for measurements that differ in nothing but their number."""
-        return dealt(self._tasks[COLUMNS].to_dict("records"), n)
+        """n tasks of the shorter half, spread evenly over its lengths: they differ in nothing but their number."""
+        rows = sorted(self._tasks[COLUMNS].to_dict("records"), key=size)
+        return dealt(rows[: max(n, len(rows) // 2)], n)
+
+
+def size(row: dict[str, Any]) -> tuple[int, str]:
+    """Length in characters, then id: an order."""
+    return sum(len(row[column]) for column in COLUMNS[1:]), row["id"]
 
 
 def dealt(rows: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     """n rows spread evenly over the rows in order of their length in characters."""
-    order = sorted(rows, key=lambda row: (sum(len(row[c]) for c in COLUMNS[1:]), row["id"]))
+    order = sorted(rows, key=size)
     chosen = [order[i] for i in spread(len(order), n)]
     return sorted(chosen, key=lambda row: row["id"])
 
