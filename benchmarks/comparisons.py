@@ -90,11 +90,11 @@ def icp(key: str, title: str, share: float, m: int | None, naive: bool) -> Compa
 def comparisons(whole: bool) -> list[Comparison]:
     """All comparisons. whole: peers do the whole work where otherwise a part of it is measured and scaled."""
     return [
-        icp("icp-12", "ICP, 12 short tasks", 0.4, None, True),
-        icp("icp-32", "ICP, 32 tasks", 0.075, 32, False),
+        icp("icp-12", "ICP", 0.4, None, True),
+        icp("icp-32", "ICP", 0.075, 32, False),
         Comparison(
             "influence-12",
-            "Influence, 12 tasks",
+            "Influence",
             (
                 Entry("icprobe: influence", "icprobe-influence"),
                 STEP,
@@ -113,14 +113,14 @@ def comparisons(whole: bool) -> list[Comparison]:
         ),
         Comparison(
             "influence-32",
-            "Influence, 32 tasks",
+            "Influence",
             (Entry("icprobe: influence", "icprobe-influence"), STEP, BOTH),
             share=0.2,
             m=32,
         ),
         Comparison(
             "influence-100",
-            f"Influence, 100 tasks, all held to {BUDGET_GB:g} GB",
+            f"Influence, all held to {BUDGET_GB:g} GB",
             (
                 Entry("icprobe: influence", "icprobe-influence", {"memory_budget_gb": 6.0}),
                 Entry(
@@ -142,7 +142,7 @@ def comparisons(whole: bool) -> list[Comparison]:
         ),
         Comparison(
             "influence_mean-12",
-            "Mean influence, 12 tasks",
+            "Mean influence",
             (
                 Entry("icprobe: influence_mean", "icprobe-influence-mean"),
                 Entry(
@@ -160,7 +160,7 @@ def comparisons(whole: bool) -> list[Comparison]:
         ),
         Comparison(
             "influence_mean-32",
-            "Mean influence, 32 tasks",
+            "Mean influence",
             (
                 Entry("icprobe: influence_mean", "icprobe-influence-mean"),
                 Entry("plain training step, one sequence at a time", "training-step", {"one_by_one": True}, against=""),
@@ -170,7 +170,7 @@ def comparisons(whole: bool) -> list[Comparison]:
         ),
         Comparison(
             "one_step-12",
-            "One step of fine-tuning, 12 tasks",
+            "One step of fine-tuning",
             (
                 Entry("icprobe: one_step", "icprobe-one-step"),
                 Entry(

@@ -165,8 +165,6 @@ def _row(entry: Entry, work: Work, row: dict[str, Any]) -> dict[str, Any]:
 
 def precision(matrices: dict[str, np.ndarray | None]) -> dict[str, Any]:
     """What rounding changes: for each method the entries whose sign flips, and the order of the scores."""
-    from scipy.stats import spearmanr
-
     found = {}
     for method, reduce in (("icp", lambda a: (a > 0).mean(axis=1)), ("influence", lambda a: a.mean(axis=1))):
         exact, rough = matrices.get(f"{method}, float32"), matrices.get(f"{method}, bfloat16")
@@ -180,7 +178,14 @@ def precision(matrices: dict[str, np.ndarray | None]) -> dict[str, Any]:
             "largest_that_flips": float(size[flips].max()) if flips.any() else 0.0,
             "median_size": float(np.median(size)),
             "flips_above_median_size": int((flips & (size > np.median(size))).sum()),
-            "spearman_of_entries": float(spearmanr(exact.ravel(), rough.ravel()).statistic),
-            "spearman_of_scores": float(spearmanr(reduce(exact), reduce(rough)).statistic),
+            "spearman_of_entries": order_kept(exact.ravel(), rough.ravel()),
+            "spearman_of_scores": order_kept(reduce(exact), reduce(rough)),
         }
     return found
+
+
+def order_kept(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's correlation; None where one side is constant."""
+    from scipy.stats import spearmanr
+
+    return None if np.ptp(a) == 0 or np.ptp(b) == 0 else float(spearmanr(a, b).statistic)

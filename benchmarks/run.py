@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def save(record: dict[str, Any]) -> None:
         path = results / f"{record['comparison']}.json"
-        path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
     try:
         options.model = prepared(options.model)

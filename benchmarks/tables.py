@@ -264,8 +264,10 @@ def precision(record: Record) -> str:
             f"{values['flips'] / values['entries']:.1%}",
             f"{values['flips_above_median_size']}",
             f"{values['largest_that_flips']:.3g} (median {values['median_size']:.3g})",
-            f"{values['spearman_of_entries']:.4f}",
-            f"{values['spearman_of_scores']:.4f}",
+            *(
+                "–" if (kept := values[f"spearman_of_{what}"]) is None else f"{kept:.4f}"
+                for what in ("entries", "scores")
+            ),
         ]
         for method, values in (record["analysis"] or {}).items()
     ]
