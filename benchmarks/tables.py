@@ -58,7 +58,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def comparison(record: Record) -> str:
     """Table of a comparison's rows, then what they come to in sentences."""
-    first = next((row for row in record["rows"] if "median" in row), None)
+    first = next((row for row in record["rows"] if "median" in row and "rate" not in row["facts"]), None)
     rows = [_cells(row, first) for row in record["rows"]]
     rows += [[name, "–", "–", "–", "–", reason] for name, reason in record["cannot"].items()]
     sizes = ""
@@ -335,8 +335,9 @@ def growth_figure(record: Record, path: Path) -> None:
         other = "tasks" if what == "N" else "examples"
         axis.set_xlabel(f"{'examples' if what == 'N' else 'tasks'} ({members[0][other]} {other})")
         axis.set_ylabel("seconds")
-        axis.set_ylim(bottom=0)
         axis.legend()
+    for axis in axes:
+        axis.set_ylim(bottom=0)  # last: it freezes the upper end
     _save(figure, path)
 
 

@@ -48,7 +48,7 @@ def test_a_miniature_run_agrees_with_the_naive_loop_and_fills_the_page(tiny, tmp
     (tmp_path / "performance.md").write_text("# Before\n\n<!-- table: influence-12 -->\nold\n<!-- end -->\n\nAfter.\n")
     done = run(
         tmp_path,
-        *("--model", str(tiny), "--data", "resources/demo", "--examples", "8", "--tasks", "2", "--repeats", "2"),
+        *("--model", str(tiny), "--data", "resources/demo", "--examples", "10", "--tasks", "2", "--repeats", "2"),
         *("--threads", "1", "--only", "influence-12"),
         *("--contestants", "icprobe-influence,naive-influence,training-step"),
     )
