@@ -16,7 +16,7 @@ from icprobe.length_control import length_controlled_win_rate, with_length_contr
 from icprobe.tabulation import latex, markdown, significantly_best
 from icprobe.win_rates import crossed_half_width, paired_differences, win_rate, win_rate_table
 
-PUBLISHED = Path("/work/shared/data/annotations/OpenHermes-2.5-Mistral-7B.jsonl")
+PUBLISHED = Path(__file__).parents[2] / "shared/data/annotations/OpenHermes-2.5-Mistral-7B.jsonl"
 
 
 def judgements(preferences, method="icp", bin_="gt-0.90", subset="koala", seed=0):
