@@ -49,7 +49,9 @@ def compute(
     attribute = importlib.import_module(module).attribute
     with Progress(total=total, initial=done, desc="+".join(methods), unit="example") as progress:
         finished: dict[int, int] = {}
-        for method, rows, block in attribute(inputs, methods[0], [runs[i] for i in waiting], **settings):
+        # A method sets out with work of its own (zero-shot, the tasks' gradients), for nothing where nothing waits.
+        computed = attribute(inputs, methods[0], [runs[i] for i in waiting], **settings) if waiting else ()
+        for method, rows, block in computed:
             index = position[tuple(rows)]
             saved.add(method, index, block)
             finished[index] = finished.get(index, 0) + 1
