@@ -338,8 +338,9 @@ def row_numbers(count: int) -> list[str]:
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries."""
-    return frame.to_dict("records")
+    """Rows as dictionaries; what is missing is None, as JSON has it."""
+    plain = frame.astype(object)
+    return plain.where(plain.notna(), None).to_dict("records")
 
 
 def write_parquet(frame: pd.DataFrame, path: str | Path) -> None:

@@ -13,8 +13,8 @@ UNUSED = {"target": "", "one_shot_prefix": "", "separator": ""}
 
 with job(snakemake) as run:
     base, checkpoint = snakemake.input.base, snakemake.input.get("checkpoint")
-    table = pd.read_parquet(snakemake.input.prompts).astype(object)
-    rows = data.records(table.where(table.notna(), None))
+    table = pd.read_parquet(snakemake.input.prompts)
+    rows = data.records(table)
     found, partial = [], None
     if not (checkpoint and artifacts.read_manifest(checkpoint).get("empty")):
         from icprobe.generation import load_fine_tuned, responses

@@ -8,8 +8,8 @@ from icprobe.judging import judge, pair_up
 
 with job(snakemake) as run:
     settings = snakemake.params.settings
-    table = pd.read_parquet(snakemake.input.prompts).astype(object)
-    prompts = data.records(table.where(table.notna(), None))
+    table = pd.read_parquet(snakemake.input.prompts)
+    prompts = data.records(table)
     pairs = pair_up(prompts, jsonl.read(snakemake.input.base), jsonl.read(snakemake.input.responses))
     judgements = judge(settings["judge"], pairs, settings, cache=snakemake.params.cache)
     data.write_jsonl(judgements, snakemake.output[0])

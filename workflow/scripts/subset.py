@@ -18,8 +18,8 @@ with job(snakemake) as run:
         scores, reference = (pd.read_parquet(snakemake.input[name]) for name in ("scores", "reference"))
         chosen = members(scores, threshold_of(snakemake.wildcards.bin), reference)
         score = scores.set_index("id")["score"].to_dict()
-    texts = examples.loc[chosen, ["id", *data.TEXTS]].astype(object)
-    rows = data.records(texts.where(texts.notna(), None))
+    texts = examples.loc[chosen, ["id", *data.TEXTS]]
+    rows = data.records(texts)
     data.write_jsonl([{**row, "score": score.get(row["id"])} for row in rows], snakemake.output[0])
     logger.info("%d of %d examples are in the bin", len(rows), len(examples))
     run.summary(examples=len(rows), of=len(examples))

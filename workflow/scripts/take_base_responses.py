@@ -7,8 +7,8 @@ from icprobe.jobs import job
 from icprobe.prompts import full_instruction
 
 with job(snakemake) as run:
-    table = data.read_parquet(snakemake.input.prompts).astype(object)
-    rows = data.records(table.where(table.notna(), None))
+    table = data.read_parquet(snakemake.input.prompts)
+    rows = data.records(table)
     responses = [
         {
             "id": row["id"],
