@@ -43,7 +43,7 @@ lint: install-test
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/lint-imports
 
-# The JSON schema and docs/configuration.md, from the models in src/icprobe/sections.py.
+# The JSON schema and docs/configuration.md, from the models in src/icprobe/sections.py and sources.py.
 schema: install
 	$(BIN)/python -m icprobe.schema
 

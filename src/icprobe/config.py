@@ -11,22 +11,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from icprobe.errors import ConfigError, shown
-from icprobe.sections import (
-    Analysis,
-    Attribution,
-    Data,
-    Evaluation,
-    Figures,
-    Finetune,
-    ModelSource,
-    Name,
-    Report,
-    Section,
-    Seed,
-    Templates,
-    Threshold,
-    Wandb,
-)
+from icprobe.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Wandb
+from icprobe.sources import Data, ModelSource, Templates
+from icprobe.values import Name, Section, Seed, Threshold
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 

@@ -19,7 +19,7 @@ LARGEST = 2**31  # what bounds every whole number is not worth a word in a table
 INTRODUCTION = """\
 # The configuration
 
-Generated from `src/icprobe/sections.py` by `make schema`; do not edit.
+Generated from `src/icprobe/sections.py` and `sources.py` by `make schema`; do not edit.
 
 `config.yaml` is complete and runs. `--configfile other.yaml` is laid over it: mappings merge, lists replace, and a key
 whose value is `null` counts as absent, so that `null` takes away what `config.yaml` says. Unknown keys are refused. A
@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> int:
             print(f"wrote {name}")
         return 0
     if stale:
-        print(f"{' and '.join(stale)} do not fit src/icprobe/sections.py; run: make schema", file=sys.stderr)
+        print(f"{' and '.join(stale)} do not fit the models of the sections; run: make schema", file=sys.stderr)
     return 1 if stale else 0
 
 

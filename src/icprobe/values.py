@@ -1,0 +1,50 @@
+"""What values of the configuration may be: names, paths, thresholds, numbers; and what every section is."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+Dtype = Literal["float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def _plain_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or ".." in name:
+        raise ValueError("a plain name is needed: letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    return name
+
+
+def _threshold(text: str) -> str:
+    if not re.fullmatch(r"(<=|>) *(0(\.[0-9]{1,2})?|1(\.00?)?)", text):
+        raise ValueError('a bin is "<=x" or ">x" with x between 0 and 1 and at most two decimals, such as ">0.85"')
+    return text.replace(" ", "")
+
+
+def _path(text: str) -> str:
+    if not text.strip() or not text.isprintable() or any(c in "{}" for c in text):
+        raise ValueError("a path is needed, without braces (Snakemake's wildcards), tabs and line breaks")
+    return text
+
+
+def _number(value: Any) -> Any:
+    # To pydantic true is 1.
+    if isinstance(value, bool):
+        raise ValueError("a number is needed")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+FilePath = Annotated[str, AfterValidator(_path)]
+Threshold = Annotated[str, AfterValidator(_threshold)]
+Float = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+PositiveFloat = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_number)]
+Seed = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_number)]
+
+
+class Section(BaseModel):
+    """A mapping of the configuration: unknown keys are refused, values do not change after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
