@@ -57,6 +57,7 @@ class Comparison:
 MATMUL = Entry(
     "matrix products of the machine", "matmul", against="", note="a rate: the blocks' weights behind 1,024 rows"
 )
+OURS = Entry("matrix products by oneDNN", "matmul", {"ours": True}, against="", note="the same, as icprobe multiplies")
 STEP = Entry(
     "plain training step",
     "training-step",
@@ -77,6 +78,7 @@ def icp(key: str, title: str, share: float, m: int | None, naive: bool) -> Compa
     entries = [
         Entry("icprobe: icp", "icprobe-icp"),
         MATMUL,
+        OURS,
         Entry(
             "lm-eval", "lm-eval", {"batch_size": 4}, note="HFLM.loglikelihood, batch_size 4 (the fastest of 1 to 16)"
         ),

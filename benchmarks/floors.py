@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, linear
 from benchmarks.contestant import Outcome, Round
 from benchmarks.texts import Work
 from icprobe.models import linear_layers
+from icprobe.products import product
 from icprobe.prompts import Encoded
 
 
@@ -18,7 +19,7 @@ def matmul(work: Work) -> Round:
     """Rate of the products that a forward pass consists of: every weight of the blocks once, behind batch_tokens rows.
 
     The weights are the model's own, one after another, so that they come from memory as in a forward pass.
-    settings: seconds (at least that long; default 5).
+    settings: seconds (at least that long; default 5), ours (by icprobe's product instead of PyTorch's linear).
     """
     model = work.load_model()
     weights = [module.weight for module in linear_layers(model).values()]
@@ -28,10 +29,12 @@ def matmul(work: Work) -> Round:
     weights = [w.T if transposed else w for w in weights]
     operations = 2.0 * work.batch_tokens * sum(w.numel() for w in weights)
 
+    multiply = product if work.settings.get("ours") else linear
+
     @torch.no_grad()
     def once() -> None:
         for weight in weights:
-            linear(inputs[weight.shape[1]], weight)
+            multiply(inputs[weight.shape[1]], weight)
 
     def run() -> Outcome:
         once()

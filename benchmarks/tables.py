@@ -113,15 +113,15 @@ def _measured(record: Record, contestant: str) -> Record | None:
 
 
 def _rates(record: Record) -> list[str]:
-    machine = _measured(record, "matmul")
+    machines = [r for r in record["rows"] if r["contestant"] == "matmul" and "median" in r]
     sentences = []
     for row in record["rows"]:
         if "median" in row and "operations" in row["facts"]:
             rate = row["facts"]["operations"] / row["median"]
-            share = f", {rate / machine['facts']['rate']:.2f} of the machine's matrix products" if machine else ""
+            share = "".join(f", {rate / floor['facts']['rate']:.2f} of the {floor['name']}" for floor in machines)
             peak = record["settings"]["peak_flops"]
             mfu = f", {rate / peak:.1%} of the device's peak" if peak else ""
-            if machine or peak:
+            if machines or peak:
                 sentences.append(f"{row['name']}: {rate / 1e9:,.1f} GFLOP/s{share}{mfu}.")
     return sentences
 

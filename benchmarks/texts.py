@@ -13,7 +13,7 @@ from benchmarks.contestant import spread
 from icprobe import data
 from icprobe.errors import DataError
 from icprobe.prompts import Prompts
-from icprobe.sections import Templates
+from icprobe.sources import Templates
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["id", "instruction", "input", "output"]

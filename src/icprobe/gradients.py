@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from icprobe.likelihood import loss_gradient
 from icprobe.models import linear_layers
 from icprobe.packing import Network, Row
+from icprobe.products import product
 from icprobe.prompts import Encoded
 
 # (layer index, inputs [S, d_in], output gradients [S, d_out]) → None; called once per layer in the backward pass
@@ -104,7 +105,7 @@ def form(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Te
     """Gradients of all sequences for one layer into out[:n, :layer.size] (weight, then bias); returns that view."""
     view = out[: len(where), : layer.size]
     for row, span in zip(view, where, strict=True):
-        torch.mm(delta[span].T, a[span], out=row[: layer.weight_size].view(layer.d_out, layer.d_in))
+        product(delta[span].T, a[span].T, out=row[: layer.weight_size].view(layer.d_out, layer.d_in))
         if layer.bias:
             torch.sum(delta[span], dim=0, out=row[layer.weight_size :])
     return view

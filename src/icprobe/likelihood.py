@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from icprobe.packing import Base, Network, Row
+from icprobe.products import product
 
 # Words of the vocabulary whose logits are formed at a time: their weights and logits stay in a CPU's cache, while the
 # whole of the head's weight would be read from memory for every few rows.
@@ -71,8 +72,8 @@ def head_tiles(network: Network, states: Tensor) -> Iterator[tuple[int, Tensor]]
     weight, bias = network.head.weight, getattr(network.head, "bias", None)
     words = HEAD_WORDS if states.device.type == "cpu" else len(weight)
     for start in range(0, len(weight), words):
-        logits = states @ weight[start : start + words].T
-        yield start, (logits if bias is None else logits + bias[start : start + words]).float()
+        part = slice(start, start + words)
+        yield start, product(states, weight[part], None if bias is None else bias[part]).float()
 
 
 @torch.no_grad()
@@ -92,6 +93,6 @@ def loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> T
         exponentials = logits.sub_(higher).exp_()
         total = total * shrink + exponentials.sum(dim=1, keepdim=True)
         part = weight[start : start + logits.shape[1]]
-        mean = mean.mul_(shrink).add_((exponentials.to(weight.dtype) @ part).float())
+        mean = mean.mul_(shrink).add_(product(exponentials.to(weight.dtype), part.T).float())
         highest = higher
     return (mean / total - weight[wanted].float()).to(weight.dtype)

@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from icprobe.errors import ModelError
+from icprobe.models import linear_layers
+from icprobe.products import through_products
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     cached_mask: Tensor | None = None
+    causal_masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     seen: dict[int, tuple[Tensor, Tensor]] | None = None  # filled with each layer's keys and values where it is a dict
 
     @property
@@ -58,9 +61,15 @@ class Row:
         return len(self.base.ids) if self.base else 0
 
     def add(self, ids: Sequence[int], parent: int | None = None) -> int:
-        """Appends a segment behind `parent` (index of a segment; None: behind the base). Returns its index."""
+        """Appends a segment behind `parent` (index of a segment; None: behind the base). Returns its index.
+
+        In preorder: the parent is the last segment or one of its ancestors, else ValueError.
+        """
         ancestors, position = (), self.offset
         if parent is not None:
+            last = len(self.segments) - 1
+            if parent != last and parent not in self.segments[last].ancestors:
+                raise ValueError(f"segment {parent} has been left: segments are added in preorder")
             above = self.segments[parent]
             ancestors, position = (*above.ancestors, parent), above.position + above.end - above.start
         self.segments.append(Segment(len(self.ids), len(self.ids) + len(ids), position, ancestors))
@@ -99,6 +108,15 @@ class Row:
     def positions(self) -> list[int]:
         """Position of each token within its own sequence."""
         return [s.position + i for s in self.segments for i in range(s.end - s.start)]
+
+    def causal_mask(self, s: Segment, dtype: torch.dtype) -> Tensor | None:
+        """What a segment adds to its attention scores [length, position + length]; None where it sees but itself."""
+        if not s.position:
+            return None
+        shape = (s.end - s.start, s.position + s.end - s.start)
+        if shape not in self.causal_masks:
+            self.causal_masks[shape] = torch.full(shape, -torch.inf, dtype=dtype).triu(s.position + 1)
+        return self.causal_masks[shape]
 
     def mask(self, device: torch.device | None = None) -> Tensor:
         """Which token sees which, the base's first, as a dense boolean matrix [S, base + S]."""
@@ -150,31 +168,60 @@ def segment_attention(
     if row.base:
         key = torch.cat([row.base.keys[module.layer_idx], key], dim=2)
         value = torch.cat([row.base.values[module.layer_idx], value], dim=2)
-    first = row.offset  # of the row's own keys
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1 and (query.is_cuda or torch.is_grad_enabled()):
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if query.is_cuda:
         out = scaled_dot_product_attention(query, key, value, attn_mask=row.cached_mask, scale=scaling)
         return out.transpose(1, 2), None
-    parts = []
+    if torch.is_grad_enabled():
+        parts = [_within(query, *_seen(row, s, key, value), s, scaling) for s in row.segments]
+        return torch.cat(parts, dim=2).transpose(1, 2), None
+    return _along_paths(row, query, key, value, scaling).transpose(1, 2), None
+
+
+def _seen(row: Row, s: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the base, a segment's ancestors and itself."""
+    first = row.offset
+    spans = [slice(0, first)] if first else []
+    spans += [slice(first + o.start, first + o.end) for o in (*(row.segments[a] for a in s.ancestors), s)]
+    if len(spans) == 1:
+        return key[:, :, spans[0]], value[:, :, spans[0]]
+    return torch.cat([key[:, :, span] for span in spans], 2), torch.cat([value[:, :, span] for span in spans], 2)
+
+
+def _along_paths(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attention of all segments [1, heads, S, d], each key copied once.
+
+    A segment's tokens are written at their positions into one buffer; as segments come in preorder, what its ancestors
+    wrote below its position still stands there when a segment reads it.
+    """
+    heads, own, first = query.shape[1], key.shape[1], row.offset
+    longest = max(s.position + s.end - s.start for s in row.segments)
+    seen = query.new_empty(2, own, heads // own, longest, query.shape[3])
+    out = torch.empty_like(query)
+    if first:
+        seen[0, :, :, :first], seen[1, :, :, :first] = key[0, :, None, :first], value[0, :, None, :first]
     for s in row.segments:
-        own = slice(first + s.start, first + s.end)
-        if s.position:
-            spans = [slice(0, first)] if first else []
-            spans += [slice(first + row.segments[a].start, first + row.segments[a].end) for a in s.ancestors] + [own]
-            seen_key = torch.cat([key[:, :, span] for span in spans], dim=2)
-            seen_value = torch.cat([value[:, :, span] for span in spans], dim=2)
-            length = s.end - s.start
-            mask, causal = torch.ones(length, s.position + length, dtype=torch.bool).tril(s.position), False
-        else:
-            seen_key, seen_value, mask, causal = key[:, :, own], value[:, :, own], None, True
-        parts.append(
-            scaled_dot_product_attention(
-                query[:, :, s.start : s.end], seen_key, seen_value, attn_mask=mask, is_causal=causal, scale=scaling
-            )
-        )
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+        end = s.position + s.end - s.start
+        part = slice(first + s.start, first + s.end)
+        seen[0, :, :, s.position : end] = key[0, :, None, part]
+        seen[1, :, :, s.position : end] = value[0, :, None, part]
+        keys, values = seen.view(2, 1, heads, longest, -1)[:, :, :, :end]
+        out[:, :, s.start : s.end] = _within(query, keys, values, s, scaling, row.causal_mask(s, query.dtype))
+    return out
+
+
+def _within(
+    query: Tensor, key: Tensor, value: Tensor, s: Segment, scaling: float | None, mask: Tensor | None = None
+) -> Tensor:
+    """Attention of one segment [1, heads, length, d] over what it sees, itself last and causally."""
+    length = s.end - s.start
+    if s.position and mask is None:
+        mask = torch.ones(length, s.position + length, dtype=torch.bool).tril(s.position)
+    return scaled_dot_product_attention(
+        query[:, :, s.start : s.end], key, value, attn_mask=mask, is_causal=not s.position, scale=scaling
+    )
 
 
 AttentionInterface.register(NAME, segment_attention)
@@ -185,15 +232,17 @@ class Network:
 
     model: in evaluation mode, parameters frozen. `packs` says whether packed rows give what separate sequences give
     (tried out once, on a few tokens); if not, `hidden` works through padded batches instead and the log says so.
+    packed_weights: for forward passes alone; the model's weights must not change while the network is used.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, packed_weights: bool = False) -> None:
         self.model = model
         self.device = model.device
         self.head = model.get_output_embeddings()
         self.embed = model.get_input_embeddings()
         if self.packs_now():
             model.set_attn_implementation("sdpa")  # a model that another Network has used
+        through_products(linear_layers(model).values(), packed_weights)
         self._try_head()
         # Where the row's tokens lie in the batch that the model sees (flattened); None where the batch is the row.
         self.places: Tensor | None = None

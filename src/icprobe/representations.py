@@ -13,7 +13,7 @@ from icprobe.progress import Progress
 @torch.no_grad()
 def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Mean of the final hidden states over the tokens of each text: [texts, d] float32."""
-    network = Network(model)
+    network = Network(model, packed_weights=True)
     encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     points = []
     for ids in Progress(encoded, desc="hidden states", unit="text"):

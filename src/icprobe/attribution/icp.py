@@ -32,7 +32,7 @@ class Probe:
     def __init__(self, inputs: Inputs, batch_tokens: int) -> None:
         self.prompts, self.tokenizer, self.batch_tokens = inputs.prompts, inputs.tokenizer, batch_tokens
         self.examples = inputs.examples
-        self.network = Network(inputs.model)
+        self.network = Network(inputs.model, packed_weights=True)
         self.joint = 0  # pairs whose prefix and suffix merge into one token
         zero_shot = [Suffix(task.ids, task.n_context) for task in encode_tasks(inputs)]
         self.zero_shot = log_likelihoods(self.network, (), zero_shot)  # [M]

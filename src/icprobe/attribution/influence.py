@@ -1,6 +1,7 @@
 """Influence with the identity as Hessian: does an example's gradient point where a task's does?"""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 # Elements of a layer that are clamped and multiplied at a time: small enough for a CPU's cache.
 TILE = 1 << 16
+# Vectors that ⟨x, y⟩ is summed from, where their length allows.
+PARTS = 64
 
 
 def attribute(
@@ -78,8 +81,15 @@ def contractions(methods: Sequence[str]) -> Contractions:
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """⟨x_i, y_j⟩: [n, p], [m, p] → [n, m] float32."""
-    return (x @ y.T).float()
+    """⟨x_i, y_j⟩: [n, p], [m, p] → [n, m] float32.
+
+    On a CPU a batch of products of shorter vectors: they read memory faster than one product does, and round less.
+    """
+    parts = math.gcd(x.shape[1], PARTS)
+    if x.device.type != "cpu" or parts == 1:
+        return (x @ y.T).float()
+    left, right = (v.view(len(v), parts, -1).transpose(0, 1) for v in (x, y))
+    return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float32)
 
 
 def clamp(gradient: Tensor) -> Tensor:

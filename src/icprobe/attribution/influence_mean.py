@@ -9,6 +9,7 @@ from torch import Tensor
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
 from icprobe.gradients import layers_of, loss_backward, spans, tapped
 from icprobe.packing import Network
+from icprobe.products import product
 
 
 def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tokens: int = 1024) -> Blocks:
@@ -27,7 +28,7 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
     biases = [torch.zeros(layer.d_out, dtype=network.model.dtype, device=network.device) for layer in layers]
 
     def add(index: int, a: Tensor, delta: Tensor) -> None:
-        weights[index].addmm_(delta.T, a)
+        weights[index] += product(delta.T, a.T)
         if layers[index].bias:
             biases[index] += delta.sum(dim=0)
 
@@ -39,7 +40,7 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
         per_token = torch.zeros(sum(len(s.ids) for s in sequences), device=network.device)
 
         def contract(index: int, a: Tensor, delta: Tensor, per_token: Tensor = per_token) -> None:
-            per_token += ((a @ weights[index].T + biases[index]) * delta).sum(dim=1, dtype=torch.float32)
+            per_token += (product(a, weights[index], biases[index]) * delta).sum(dim=1, dtype=torch.float32)
 
         with tapped(network, layers, contract):
             loss_backward(network, sequences)

@@ -12,6 +12,7 @@ from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_
 from icprobe.gradients import Layer, layers_of, loss_backward, spans, tapped
 from icprobe.likelihood import Suffix, packed_log_likelihoods
 from icprobe.packing import Network
+from icprobe.products import product
 
 Factors = list[tuple[Tensor, Tensor]]  # per layer: inputs [T, d_in], output gradients [T, d_out]
 
@@ -92,7 +93,7 @@ def _materialise(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, s
 
     def hook(module: nn.Module, _inputs: tuple) -> None:
         out = scratch[: layer.weight_size].view(module.weight.shape)
-        torch.addmm(module.weight, left.T, right, alpha=-learning_rate, out=out)
+        torch.sub(module.weight, product(left.T, right.T), alpha=learning_rate, out=out)
         module.weight = nn.Parameter(out, requires_grad=False)
 
     return hook
@@ -110,7 +111,7 @@ def _add(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, low_rank:
 
     def hook(_module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         if low_rank:
-            output = output - ((inputs[0] @ a.T) @ delta).mul_(learning_rate)
+            output = output - product(product(inputs[0], a), delta.T).mul_(learning_rate)
         return output if shift is None else output - shift
 
     return hook
