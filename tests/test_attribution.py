@@ -1,12 +1,13 @@
 """Every method's matrix against a naive loop over pairs, and against itself under another cut of the work."""
 
 import copy
+from types import SimpleNamespace
 
 import naive
 import numpy as np
 import pytest
 
-from icprobe import packing
+from icprobe import gradients, packing
 from icprobe.attribution import baselines, holding, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.matrix import Inputs, batches, shard_of
 from icprobe.gradients import Layer
@@ -145,6 +146,35 @@ def test_models_that_cannot_be_packed_give_the_same_matrices_by_padding(module, 
     assert_close(matrices(module, inputs("llama"), method)[method], reference, 2e-5, np.abs(reference).max())
 
 
+@pytest.mark.parametrize("hold", ["tasks", "examples"])
+@pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_influence_by_gram_matrices_is_that_by_gradients(architecture, hold, dense, inputs, monkeypatch):
+    def plan(examples, tasks, *_):
+        held = tasks if hold == "tasks" else examples
+        return holding.Plan(hold, dense, [[i] for i in range(len(held.batches))], 0, 0, True)
+
+    monkeypatch.setattr(holding.Plan, "cheapest", plan)
+    reference = matrices(influence, inputs(architecture), "influence")["influence"]
+    monkeypatch.setattr(holding.Held, "_by_grams", lambda held, *_: held.all_tasks is not None)
+    monkeypatch.setattr(holding.Held, "_gradients", None)
+    by_grams = matrices(influence, inputs(architecture), "influence", methods=["influence"])["influence"]
+    assert_close(by_grams, reference, 1e-5, np.abs(reference).max())
+
+
+def test_gram_matrices_pay_for_short_sequences_alone():
+    layer = gradients.Layer("mlp", None, 576, 1536, False)
+    held = SimpleNamespace(all_tasks=100)
+
+    def pays(length):
+        batch = [slice(i * length, (i + 1) * length) for i in range(1000 // length)]
+        return holding.Held._by_grams(held, layer, batch, batch, held_first=False)
+
+    assert pays(20)
+    assert pays(30)
+    assert not pays(60)
+
+
 @pytest.mark.parametrize("budget_gb", [1e-9, 1e-4, 2e-4])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_memory_budget_changes_no_bit_of_influence(architecture, budget_gb, inputs, monkeypatch):
@@ -161,15 +191,16 @@ def test_the_memory_budget_changes_no_bit_of_influence(architecture, budget_gb, 
 
 @pytest.mark.parametrize("hold", ["tasks", "examples"])
 @pytest.mark.parametrize("dense", [True, False])
-def test_every_plan_gives_the_same_bits(hold, dense, inputs, monkeypatch):
-    reference = matrices(influence, inputs("gpt_neox"), "influence")
+@pytest.mark.parametrize("methods", [["influence"], ["influence", "influence_log"]])
+def test_every_plan_gives_the_same_bits(hold, dense, methods, inputs, monkeypatch):
+    reference = matrices(influence, inputs("gpt_neox"), "influence", methods=methods)
 
     def plan(examples, tasks, *_):
         held = tasks if hold == "tasks" else examples
         return holding.Plan(hold, dense, [[i] for i in range(len(held.batches))], 0, 0, True)
 
     monkeypatch.setattr(holding.Plan, "cheapest", plan)
-    other = matrices(influence, inputs("gpt_neox"), "influence")
+    other = matrices(influence, inputs("gpt_neox"), "influence", methods=methods)
     assert all((other[method] == reference[method]).all() for method in reference)
 
 
@@ -201,6 +232,14 @@ def test_influence_mean_equals_the_mean_of_the_matrix(architecture, inputs):
         mean[rows] = block[:, 0]
     slow = matrix.mean(axis=1, dtype=np.float64)
     assert_close(mean, slow, 1e-4, np.abs(slow).max())
+
+
+def test_a_segment_behind_one_that_has_been_left_is_refused():
+    row = Row()
+    first = row.add([5, 6])
+    row.add([7], row.add([8], first))
+    with pytest.raises(ValueError, match="preorder"):
+        row.add([9], row.add([4]) - 2)
 
 
 def test_what_suffixes_begin_with_alike_stands_in_the_row_once():

@@ -111,6 +111,28 @@ def form(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Te
     return view
 
 
+def grams(
+    layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], a2: Tensor, delta2: Tensor, where2: Sequence[slice]
+) -> Tensor:
+    """⟨g_i, g_j⟩ of one layer's gradients, none of which is formed: Σ_{s,t} (δ_s·δ_t)(a_s·a_t [+ 1 for a bias]).
+
+    [S, d_in], [S, d_out] and spans of either side → [n, n2] float32.
+    """
+    pairs = product(a, a2).float()
+    if layer.bias:
+        pairs += 1
+    pairs *= product(delta, delta2)
+    return product(product(_membership(where2, pairs), pairs), _membership(where, pairs)).T
+
+
+def _membership(where: Sequence[slice], like: Tensor) -> Tensor:
+    """Which tokens belong to which sequence, [n, S] of 0 and 1."""
+    members = like.new_zeros(len(where), where[-1].stop)
+    for row, span in zip(members, where, strict=True):
+        row[span] = 1
+    return members
+
+
 def parameters(layer: Layer) -> list[slice]:
     """The slices of a formed gradient that are one parameter tensor each: weight and, where there is one, bias."""
     weight = slice(0, layer.weight_size)

@@ -7,12 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from icprobe.gradients import Layer, form, loss_backward, parameters, spans, tapped
+from icprobe.gradients import Layer, form, grams, loss_backward, parameters, spans, tapped
 from icprobe.packing import Network
 from icprobe.prompts import Encoded
 
 # Bytes of activations that a backward pass keeps, as a multiple of its layers' inputs and outputs (measured: SmolLM2).
 ACTIVATIONS = 1.4
+# What a pair's product of two formed gradients costs, in multiplications: it waits for memory (measured: 2 cores).
+WAIT = 4
 
 # name → (gradients of examples [n, p], of tasks [m, p], both of one parameter tensor) → term [n, m] float32
 Contractions = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
@@ -55,8 +57,10 @@ class Plan:
     fits: bool
 
     @staticmethod
-    def cheapest(examples: Side, tasks: Side, layers: Sequence[Layer], budget: float, itemsize: int) -> "Plan":
-        """The plan of least cost that fits the budget [bytes]."""
+    def cheapest(
+        examples: Side, tasks: Side, layers: Sequence[Layer], budget: float, itemsize: int, factors: bool = False
+    ) -> "Plan":
+        """The plan of least cost that fits the budget [bytes]. factors: whether dense gradients are held with them."""
         elements = sum(layer.size for layer in layers)
         widths = sum(layer.d_in + layer.d_out for layer in layers)
         widest = max(layer.size for layer in layers)
@@ -67,7 +71,7 @@ class Plan:
             for dense in (True, False):
                 buffers = streamed.longest * widest + (0 if dense else held.longest * widest)
                 sizes = [
-                    itemsize * (len(batch) * elements if dense else held.tokens(i) * widths)
+                    itemsize * (len(batch) * elements * dense + held.tokens(i) * widths * (factors or not dense))
                     for i, batch in enumerate(held.batches)
                 ]
                 room = budget - buffers * itemsize - activations
@@ -107,12 +111,21 @@ def _tiles(sizes: Sequence[int], room: float) -> list[list[int]]:
 
 
 class Held:
-    """Some batches of one side, their gradients or factors kept layer by layer."""
+    """Some batches of one side, their gradients or factors kept layer by layer.
+
+    all_tasks: number of tasks, where ⟨g_z, g_t⟩ alone is wanted; pairs of short sequences then take `grams`. None: all
+    gradients are formed.
+    """
 
     def __init__(
-        self, network: Network, layers: Sequence[Layer], batches: Sequence[list[Encoded]], dense: bool
+        self,
+        network: Network,
+        layers: Sequence[Layer],
+        batches: Sequence[list[Encoded]],
+        dense: bool,
+        all_tasks: int | None = None,
     ) -> None:
-        self.network, self.layers, self.dense = network, layers, dense
+        self.network, self.layers, self.dense, self.all_tasks = network, layers, dense, all_tasks
         self.where = [spans(batch) for batch in batches]
         self.kept: list[list] = [[None] * len(layers) for _ in batches]
         self.dtype, self.device = network.model.dtype, network.device
@@ -120,11 +133,11 @@ class Held:
         for kept, where, batch in zip(self.kept, self.where, batches, strict=True):
 
             def keep(index: int, a: Tensor, delta: Tensor, kept: list = kept, where: list = where) -> None:
+                gradients = None
                 if dense:
                     out = torch.empty(len(where), layers[index].size, dtype=self.dtype, device=self.device)
-                    kept[index] = form(layers[index], a, delta, where, out)
-                else:
-                    kept[index] = (a, delta)
+                    gradients = form(layers[index], a, delta, where, out)
+                kept[index] = (None if dense and all_tasks is None else (a, delta), gradients)
 
             with tapped(network, layers, keep):
                 loss_backward(network, batch)
@@ -142,8 +155,16 @@ class Held:
 
         def multiply(index: int, a: Tensor, delta: Tensor) -> None:
             layer = self.layers[index]
-            streamed = form(layer, a, delta, streamed_where, self._buffer("streamed", n, layer))
+            streamed = None
             for number, total in enumerate(sums):
+                if self._by_grams(layer, self.where[number], streamed_where, held_first):
+                    sides = [(*self.kept[number][index][0], self.where[number]), (a, delta, streamed_where)]
+                    first, second = sides if held_first else reversed(sides)
+                    for products in total.values():
+                        products += grams(layer, *first, *second)
+                    continue
+                if streamed is None:
+                    streamed = form(layer, a, delta, streamed_where, self._buffer("streamed", n, layer))
                 held = self._gradients(number, index)
                 first, second = (held, streamed) if held_first else (streamed, held)
                 for part in parameters(layer):
@@ -154,10 +175,23 @@ class Held:
             loss_backward(self.network, batch)
         return sums
 
+    def _by_grams(self, layer: Layer, held: list[slice], streamed: list[slice], held_first: bool) -> bool:
+        """Whether two Gram matrices cost less than gradients, the tasks' at hand and the examples' serving all of them.
+
+        By shapes alone, so that neither the budget nor the number of shards changes a bit of the result.
+        """
+        if self.all_tasks is None:
+            return False
+        examples, tasks = (held, streamed) if held_first else (streamed, held)
+        z, t = examples[-1].stop, tasks[-1].stop  # tokens
+        formed = z * len(tasks) / self.all_tasks + WAIT * len(examples) * len(tasks)
+        return z * t * (layer.d_in + layer.d_out) < formed * layer.weight_size
+
     def _gradients(self, number: int, index: int) -> Tensor:
-        if self.dense:
-            return self.kept[number][index]
-        a, delta = self.kept[number][index]
+        factors, gradients = self.kept[number][index]
+        if gradients is not None:
+            return gradients
+        a, delta = factors
         where = self.where[number]
         return form(self.layers[index], a, delta, where, self._buffer("held", len(where), self.layers[index]))
 

@@ -42,7 +42,9 @@ def attribute(
     documents, tasks = encode_documents(inputs), encode_tasks(inputs)
     examples = Side([[documents[row] for row in run] for run in runs])
     targets = Side([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
-    plan = Plan.cheapest(examples, targets, layers, memory_budget_gb * 1e9, network.model.dtype.itemsize)
+    alone = len(tasks) if set(methods) == {"influence"} else None
+    itemsize = network.model.dtype.itemsize
+    plan = Plan.cheapest(examples, targets, layers, memory_budget_gb * 1e9, itemsize, alone is not None)
     logger.info("%s", plan.sentence(memory_budget_gb))
     edges = np.cumsum([0, *(len(batch) for batch in targets.batches)])
     blocks: dict[int, dict[str, np.ndarray]] = {}
@@ -59,14 +61,14 @@ def attribute(
     contract = contractions(methods)
     for number, tile in enumerate(plan.tiles):
         if plan.hold == "tasks":
-            held = Held(network, layers, [targets.batches[pack] for pack in tile], plan.dense)
+            held = Held(network, layers, [targets.batches[pack] for pack in tile], plan.dense, alone)
             for run, batch in enumerate(examples.batches):
                 for pack, products in zip(tile, held.stream(batch, contract, held_first=False), strict=True):
                     put(run, pack, products)
                 if number == len(plan.tiles) - 1:
                     yield from finished(run)
         else:
-            held = Held(network, layers, [examples.batches[run] for run in tile], plan.dense)
+            held = Held(network, layers, [examples.batches[run] for run in tile], plan.dense, alone)
             for pack, batch in enumerate(targets.batches):
                 for run, products in zip(tile, held.stream(batch, contract, held_first=True), strict=True):
                     put(run, pack, products)
