@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from icprobe import environment, report
+from icprobe.findings import ModelInputs
 from icprobe.jobs import job
 
 with job(snakemake) as run:
@@ -14,7 +15,7 @@ with job(snakemake) as run:
     models = {}
     for model in params.models:
         tables = {Path(name).stem: folder / model / name for name in params.tables}
-        models[model] = report.ModelInputs(
+        models[model] = ModelInputs(
             scores={m: folder / model / f"scores/{m}.parquet" for m in params.methods},
             attributions={m: folder / model / f"attributions/{m}.parquet" for m in params.methods},
             lengths=folder / model / "data/lengths.parquet",
