@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from icprobe import artifacts
+from icprobe import artifacts, ending
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -178,3 +178,14 @@ def evaluation_tables():
 def evaluation_figures():
     """Figures of one model that need judgements; none where nothing is judged."""
     return ["figures/win_rates.svg"] if JUDGED else []
+
+
+def say(text):
+    """Last words on the terminal and in Snakemake's log; none with `--quiet all`."""
+    if text:
+        logger.info(f"\n{text}\n")
+
+
+def failed_jobs():
+    """The jobs that failed in this invocation, those within groups too."""
+    return [job for one in workflow.scheduler.failed for job in (one.jobs if one.is_group() else [one])]

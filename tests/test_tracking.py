@@ -60,7 +60,7 @@ def read_back(directory: Path, *options: str) -> Any:
 
 
 def sync(directory: Path, server: str, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "icprobe.tracking", "sync", "results/demo", *options]
+    command = [sys.executable, "-m", "icprobe.syncing", "sync", "results/demo", *options]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=80)
 

@@ -38,6 +38,14 @@ def measured(logs: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, list[tuple[float, float]]] = {}
     for path in sorted(logs.rglob("*.benchmark.tsv")):
         rule = path.relative_to(logs).parts[0].removesuffix(".benchmark.tsv")
-        rows = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
-        found.setdefault(rule, []).append((float(rows["s"].iloc[0]), float(rows["max_rss"].iloc[0])))
+        found.setdefault(rule, []).append(benchmark(path))
     return found
+
+
+def benchmark(path: Path) -> tuple[float, float]:
+    """(seconds, peak MB) from a job's benchmark file; NaN for what is absent or, in a very short job, not measured."""
+    try:
+        rows = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
+        return float(rows["s"].iloc[0]), float(rows["max_rss"].iloc[0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return float("nan"), float("nan")

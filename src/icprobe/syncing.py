@@ -1,5 +1,10 @@
-"""Upload of offline runs, and a saved view of the project on W&B."""
+"""Upload of offline runs, and a saved view of the project on W&B.
 
+python -m icprobe.syncing sync results/demo                                   upload offline runs (`make sync`)
+python -m icprobe.syncing workspace --project icprobe --experiment demo       a saved view of the project
+"""
+
+import argparse
 import json
 import logging
 import os
@@ -242,3 +247,29 @@ def save_workspace(project: str, entity: str | None, experiment: str | None = No
     view = workspace(project, entity or wandb.Api(timeout=20).default_entity, experiment)
     view.save()
     return view.url
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: `sync DIRECTORY` and `workspace`."""
+    parser = argparse.ArgumentParser(prog="python -m icprobe.syncing", description="Offline runs and the saved view.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    upload = commands.add_parser("sync", help="upload the offline runs of an experiment")
+    upload.add_argument("directory", help="the experiment's directory, such as results/demo")
+    upload.add_argument("--timeout", type=float, default=60, help="give up after so many seconds without progress")
+    view = commands.add_parser("workspace", help="save a view with correlations, overlaps and win rates")
+    view.add_argument("--project", default="icprobe")
+    view.add_argument("--entity", default=None)
+    view.add_argument("--experiment", default=None, help="show the runs of one experiment")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if chosen.command == "sync":
+            failed = sync(chosen.directory, chosen.timeout)
+            sys.exit(f"{len(failed)} runs were not uploaded: {', '.join(failed)}" if failed else None)
+        print(save_workspace(chosen.project, chosen.entity, chosen.experiment))
+    except IcprobeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
