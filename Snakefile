@@ -10,6 +10,9 @@ configfile: "config.yaml"
 include: "rules/common.smk"
 
 
+report: "src/icprobe/captions/workflow.rst"
+
+
 wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),

@@ -6,6 +6,8 @@ import re
 import sys
 from pathlib import Path
 
+from snakemake.logging import logger
+
 from icprobe import artifacts, ending
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
@@ -152,6 +154,30 @@ def axis_labels():
         return f"{method} (mean over tasks, {METHODS[method].unit})"
 
     return {method: label(method) for method in CONFIG.attribution.methods}
+
+
+def marked(path, subcategory, what, kind, caption):
+    """A figure or table of one model, marked for `snakemake --report`."""
+    return report(
+        path,
+        category="{model}",
+        subcategory=subcategory,
+        labels={"what": what, "kind": kind},
+        caption=f"../src/icprobe/captions/{caption}.rst",
+    )
+
+
+def figure(name, subcategory, what):
+    """The outputs of a rule that draws: the figure, the same for papers, and the numbers that it shows."""
+    stem = f"results/{{experiment}}/{{model}}/figures/{name}"
+    drawn = marked(f"{stem}.svg", subcategory, what, "figure", name.split("/")[0])
+    return {"figure": drawn, "pdf": f"{stem}.pdf", "table": f"{stem}.csv"}
+
+
+def table(name, subcategory, what):
+    """The output of a rule that writes a table."""
+    path = f"results/{{experiment}}/{{model}}/tables/{name}.csv"
+    return marked(path, subcategory, what, "table", f"{name}_table")
 
 
 def scatter_pairs():

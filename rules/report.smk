@@ -1,30 +1,29 @@
 # The HTML report: one file that shows what was found, and how.
 
-# Which rules read what which rules make, for the picture of the DAG.
-NEEDS = {
-    "prepare_model": [],
-    "select_tasks": ["prepare_model"],
-    "prepare_train": ["select_tasks"],
-    "prepare_eval": ["prepare_model"],
-    "measure_lengths": ["prepare_train"],
-    "attribute": ["measure_lengths"],
-    "attribute_influence": ["measure_lengths"],
-    "gather_attributions": ["attribute", "attribute_influence"],
-    "name_rows": [],
-    "read_external": ["name_rows", "prepare_train"],
-    "score": ["gather_attributions", "read_external"],
-    "correlate": ["score"],
-    "compare_bins": ["score"],
-    "tell_labels": ["score"],
-    "subset": ["score"],
-    "fine_tune": ["subset"],
-    "generate_base": ["prepare_eval"],
-    "take_base_responses": ["prepare_eval"],
-    "generate": ["fine_tune", "prepare_eval"],
-    "judge": ["generate", "generate_base", "take_base_responses"],
-    "read_annotations": [],
-    "tabulate_win_rates": ["judge", "read_annotations"],
-}
+
+def behind_the_report():
+    """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes and where it is timed."""
+    dag = workflow.dag
+    found, left = {}, [job for job in dag.jobs if job.rule.name == "report"]
+    seen = set(left)
+    while left:
+        job = left.pop()
+        needed = list(dag.dependencies[job])
+        left += [other for other in needed if other not in seen]
+        seen.update(needed)
+        facts = found.setdefault(
+            job.rule.name,
+            {
+                "needs": set(),
+                "message": str(job.rule.message or ""),
+                "makes": str(next(iter(job.rule.output), "")),
+                "benchmark": str(job.rule.benchmark or ""),
+            },
+        )
+        facts["needs"] |= {other.rule.name for other in needed}
+    # In a fixed order: it is a param, and the picture.
+    order = [one.name for one in workflow.rules if one.name in found]
+    return {name: {**found[name], "needs": sorted(found[name]["needs"])} for name in order}
 
 
 rule report:
@@ -49,7 +48,7 @@ rule report:
         labels=CONFIG.data.labels,
         sound_labels=CONFIG.data.sound_labels,
         examples=CONFIG.report.examples,
-        needs=NEEDS,
+        rules=lambda w: behind_the_report(),
         # W&B's options change no result, so they are no part of the record.
         config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
         templates=package_files("templates/report.*"),

@@ -129,7 +129,7 @@ def failures(jobs: Iterable[tuple[str, Mapping[str, str], Sequence[str]]], width
     blocks = []
     for rule, wildcards, logs in jobs:
         what = " ".join(f"{name}={value}" for name, value in wildcards.items())
-        sentence = next(filter(None, map(sentence_of, logs)), "it gave no reason")
+        sentence = next(filter(None, map(sentence_of, logs)), "it ended without a word: killed, perhaps for memory")
         lines = wrap(
             f"{rule} failed{f' ({what})' if what else ''}: {sentence}",
             width,

@@ -19,7 +19,7 @@ from icprobe.wording import bin_label, count, fixed
 
 Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
 
-DC_TITLE = "{http://purl.org/dc/elements/1.1/}title"
+DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
 TEXT_FIELDS = ("instruction", "input", "output")
 
 
@@ -37,7 +37,7 @@ class ModelInputs:
     overlaps: Source | None = None  # [model], method, bin, n, n_overlap, overlap, chance
     win_rates: Source | None = None  # [model], method, bin, subset, seed, n, win_rate, ..., n_draws
     label_aucs: Source | None = None  # [model], label, value, method, auc, n_positive, n_negative; absent: computed
-    figures: Sequence[str | Path] = ()  # SVG files; the caption is the file's dc:title or its name
+    figures: Sequence[str | Path] = ()  # SVG files; the caption is the file's dc:title or name, and dc:description
 
 
 class Findings:
@@ -327,8 +327,13 @@ def _figure(path: Path) -> dict[str, str]:
         ) from None
     try:
         # Of the drawing itself: the program that drew it has a dc:title too.
-        title = ElementTree.fromstring(content).findtext(".//{http://creativecommons.org/ns#}Work/" + DC_TITLE)
+        work = ElementTree.fromstring(content).find(".//{http://creativecommons.org/ns#}Work")
     except ElementTree.ParseError as error:
         raise DataError(f"{path}: is no SVG figure ({error}). Remove it so that it is made anew.") from None
+    title, text = ("", "") if work is None else (work.findtext(DUBLIN_CORE + key) for key in ("title", "description"))
     caption = title or (path.stem.replace("--", " against ") if "--" in path.stem else path.stem.replace("_", " "))
-    return {"caption": caption, "source": "data:image/svg+xml;base64," + base64.b64encode(content).decode()}
+    return {
+        "caption": caption,
+        "text": text or "",
+        "source": "data:image/svg+xml;base64," + base64.b64encode(content).decode(),
+    }

@@ -167,7 +167,7 @@ def follow(lines: Iterable[str]) -> None:
     target = next(reversed(invocation.planned), "")
     subject = tracking.Subject(
         f"workflow-{header['id']}",
-        f"workflow {target}, {invocation.total} jobs",
+        f"workflow {target}, {invocation.total} job{'s' if invocation.total != 1 else ''}",
         "workflow",
         ["workflow"],
         {

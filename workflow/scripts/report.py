@@ -8,6 +8,7 @@ import pandas as pd
 from icprobe import environment, report
 from icprobe.findings import ModelInputs
 from icprobe.jobs import job
+from icprobe.making import RuleRun
 
 with job(snakemake) as run:
     params = snakemake.params
@@ -34,10 +35,12 @@ with job(snakemake) as run:
         params.examples,
         environment.describe(),
         [
-            (rule, seconds, megabytes, params.needs[rule])
-            for rule, jobs in environment.measured(Path("logs", snakemake.wildcards.experiment)).items()
-            if rule in params.needs
-            for seconds, megabytes in jobs
+            RuleRun(name, seconds, megabytes, rule["needs"], rule["makes"], rule["message"])
+            for name, rule in params.rules.items()
+            for seconds, megabytes in environment.measured(
+                rule["benchmark"], snakemake.wildcards.experiment, params.models
+            )
+            or [(None, None)]
         ],
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
