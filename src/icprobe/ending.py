@@ -15,12 +15,8 @@ from icprobe.wording import bin_label, fixed
 
 WIDEST = 100  # characters, on a terminal that has them
 PAIR = {"icp", "influence"}
-# What a width of so many characters has room for, widest first.
-COLUMNS = [
-    (66, ["method", "bin", "win rate, %", "95% interval", "n", "wins", "draws", "losses"]),
-    (46, ["method", "bin", "win rate, %", "95% interval"]),
-    (0, ["method", "bin", "win rate, %"]),
-]
+# What is shown where there is room for it; a narrower terminal has the first so many.
+ROOM = (8, 4, 3)
 
 
 def summary(experiment: str, models: Sequence[str], tracked: bool, width: int | None = None) -> str:
@@ -102,18 +98,23 @@ def _win_rates(folder: Path, width: int) -> str:
             "method": ["" if row.method == "all" else row.method for row in rows.itertuples()],
             "bin": [bin_label(str(row.bin)) for row in rows.itertuples()],
             "win rate, %": [fixed(row.win_rate, 1) for row in rows.itertuples()],
-            "95% interval": [f"{fixed(row.low, 1)} to {fixed(row.high, 1)}" for row in rows.itertuples()],
+            "95% interval": [
+                f"{fixed(row.low, 1)} to {fixed(row.high, 1)}" if row.low == row.low else "–"
+                for row in rows.itertuples()
+            ],
             "n": rows["n"].to_list(),
             "wins": rows["n_wins"].to_list(),
             "draws": rows["n_draws"].to_list(),
             "losses": rows["n_wins_base"].to_list(),
         }
     )
-    columns = next(columns for least, columns in COLUMNS if width >= least)
-    align = ["left" if name in ("method", "bin") else "right" for name in columns]
-    text = tabulate(
-        shown[columns], headers="keys", showindex=False, tablefmt="simple", colalign=align, disable_numparse=True
-    )
+    for n in ROOM:
+        columns = list(shown)[:n]
+        align = ["left" if name in ("method", "bin") else "right" for name in columns]
+        options = {"tablefmt": "simple", "colalign": align, "disable_numparse": True}
+        text = tabulate(shown[columns], headers="keys", showindex=False, **options)
+        if max(map(len, text.splitlines())) <= width:
+            break
     return f"Win rates against the base model\n\n{text}"
 
 

@@ -78,8 +78,7 @@ class LogHandler(LogHandlerBase):
             except BrokenPipeError:
                 pass
             except subprocess.TimeoutExpired:
-                process.kill()
-                print("W&B: the workflow's run was not finished in time; `make sync` uploads it", file=sys.stderr)
+                print("W&B: the workflow's run is still being finished, in the background", file=sys.stderr)
         super().close()
 
     # Of no use to it: its own stream or file, Snakemake's formats, and Snakemake's filters of what is printed.
