@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from icprobe.errors import DataError, IcprobeError
-from icprobe.lineage import EDGES, STEP
+from icprobe.lineage import CLOCK, EDGES, STEP
 
 logger = logging.getLogger(__name__)
 
@@ -184,11 +184,11 @@ def _unmark_refused(directory: Path) -> None:
 
 
 def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
-    """A wandb-workspaces Workspace: correlations, overlaps, win rates and training curves of a project. No network.
+    """A wandb-workspaces Workspace: correlations, overlaps, win rates, training curves, the workflow. No network.
 
     The panels read what jobs log: the summaries `spearman`, `overlap` and `win_rate`, the tables `correlations`,
-    `overlaps` and `win_rates`, and the curves train/*. That the specification is built, and which keys it names, is
-    tested; how W&B draws it, and saving it, need the service and were not.
+    `overlaps` and `win_rates`, the curves train/*, and those of the workflow's own runs. That the specification is
+    built, and which keys it names, is tested; how W&B draws it, and saving it, need the service and were not.
     """
     try:
         import wandb_workspaces.reports.v2 as panels
@@ -230,6 +230,14 @@ def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
                 panels.LinePlot(
                     title="Training loss by bin", x=STEP, y=["train/loss"], groupby=panels.Config("bin"), title_x="step"
                 ),
+            ),
+            section(
+                "Workflow",
+                panels.LinePlot(
+                    title="Jobs", x=CLOCK, y=[f"workflow/{state}" for state in ("done", "failed", "total")], title_x="s"
+                ),
+                panels.WeavePanelSummaryTable(table_name="rules"),
+                panels.WeavePanelSummaryTable(table_name="stale"),
             ),
         ],
         runset_settings=workspaces.RunsetSettings(
