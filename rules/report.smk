@@ -29,18 +29,20 @@ def behind_the_report():
 rule report:
     localrule: True
     message:
-        "Writing the report of {wildcards.experiment}"
+        "Writing the report of {CONFIG.experiment}"
     input:
-        train="results/{experiment}/data/train.parquet",
-        tasks="results/{experiment}/data/tasks.parquet",
+        train=results("data/train.parquet"),
+        tasks=results("data/tasks.parquet"),
         tables=[each_model(path) for path in [*TABLES, *evaluation_tables()]],
         figures=[each_model(path) for path in [*analysis_figures(), *evaluation_figures()]],
         lengths=each_model("data/lengths.parquet"),
         scores=each_model_and_method("scores/{method}.parquet"),
         attributions=each_model_and_method("attributions/{method}.parquet"),
+    # No wildcards: it is a target, too.
     output:
-        "results/{experiment}/report.html",
+        results("report.html"),
     params:
+        experiment=CONFIG.experiment,
         models=CONFIG.models,
         methods=CONFIG.attribution.methods,
         tables=[*TABLES, *evaluation_tables()],
@@ -54,9 +56,9 @@ rule report:
         templates=package_files("templates/report.*"),
         code=fingerprint("report"),
     log:
-        "logs/{experiment}/report.log",
+        f"logs/{CONFIG.experiment}/report.log",
     benchmark:
-        "logs/{experiment}/report.benchmark.tsv"
+        f"logs/{CONFIG.experiment}/report.benchmark.tsv"
     resources:
         mem_mb=4000,
         runtime=30,

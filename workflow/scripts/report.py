@@ -12,7 +12,7 @@ from icprobe.making import RuleRun
 
 with job(snakemake) as run:
     params = snakemake.params
-    folder = Path("results", snakemake.wildcards.experiment)
+    folder = Path("results", params.experiment)
     models = {}
     for model in params.models:
         tables = {Path(name).stem: folder / model / name for name in params.tables}
@@ -25,7 +25,7 @@ with job(snakemake) as run:
         )
     report.build(
         snakemake.output[0],
-        snakemake.wildcards.experiment,
+        params.experiment,
         params.config_text,
         models,
         pd.read_parquet(snakemake.input.train),
@@ -37,9 +37,7 @@ with job(snakemake) as run:
         [
             RuleRun(name, seconds, megabytes, rule["needs"], rule["makes"], rule["message"])
             for name, rule in params.rules.items()
-            for seconds, megabytes in environment.measured(
-                rule["benchmark"], snakemake.wildcards.experiment, params.models
-            )
+            for seconds, megabytes in environment.measured(rule["benchmark"], params.experiment, params.models)
             or [(None, None)]
         ],
     )
