@@ -48,10 +48,10 @@ schema: install
 	$(BIN)/python -m icprobe.schema
 
 sync: install
-	$(BIN)/python -m icprobe.tracking sync results/$(EXPERIMENT)
+	$(BIN)/python -m icprobe.syncing sync results/$(EXPERIMENT)
 
 workspace: install
-	$(BIN)/python -m icprobe.tracking workspace --experiment $(EXPERIMENT)
+	$(BIN)/python -m icprobe.syncing workspace --experiment $(EXPERIMENT)
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu$$//' | grep -viE '^(nvidia|triton)' > constraints.txt

@@ -10,6 +10,9 @@ configfile: "config.yaml"
 include: "rules/common.smk"
 
 
+report: "src/icprobe/captions/workflow.rst"
+
+
 wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),
@@ -35,8 +38,18 @@ rule all:
     default_target: True
     localrule: True
     message:
-        "{CONFIG.experiment}: finished; open results/{CONFIG.experiment}/report.html"
+        "{CONFIG.experiment}: all results are there"
     input:
         results("report.html"),
         # The report reads these too; named here, one that is removed comes back.
         [each_model(path) for path in [*TABLES, *analysis_figures(), *evaluation_tables(), *evaluation_figures()]],
+
+
+# The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
+onsuccess:
+    if any(job.rule.name == "report" for job in workflow.dag.jobs):
+        say(ending.summary(CONFIG.experiment, CONFIG.models, CONFIG.wandb.mode != "disabled"))
+
+
+onerror:
+    say(ending.failures((job.rule.name, job.wildcards_dict, job.log) for job in failed_jobs()))

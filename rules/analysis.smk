@@ -17,7 +17,7 @@ rule correlate:
         scores=SCORES,
         lengths=LENGTHS,
     output:
-        "results/{experiment}/{model}/tables/correlations.csv",
+        table("correlations", "Agreement of the methods", "correlations"),
     params:
         methods=CONFIG.attribution.methods,
         settings=slice_of(CONFIG.analysis),
@@ -41,7 +41,7 @@ rule compare_bins:
     input:
         scores=SCORES,
     output:
-        "results/{experiment}/{model}/tables/overlaps.csv",
+        table("overlaps", "Agreement of the methods", "overlap of bins"),
     params:
         methods=CONFIG.attribution.methods,
         bins=CONFIG.bins,
@@ -64,7 +64,7 @@ rule tell_labels:
         scores=SCORES,
         train="results/{experiment}/data/train.parquet",
     output:
-        "results/{experiment}/{model}/tables/label_aucs.csv",
+        table("label_aucs", "Sound examples and others", "AUC of labels"),
     params:
         methods=CONFIG.attribution.methods,
         good={label: CONFIG.data.sound_labels.get(label, []) for label in CONFIG.data.labels},
@@ -89,17 +89,12 @@ rule plot_scatter:
         correlations="results/{experiment}/{model}/tables/correlations.csv",
         train="results/{experiment}/data/train.parquet",
     output:
-        figure=report(
-            "results/{experiment}/{model}/figures/scatter/{method_a}--{method_b}.svg",
-            category="{model}",
-            subcategory="Scores against scores",
-            labels={"figure": "{method_a} against {method_b}"},
-        ),
-        table="results/{experiment}/{model}/figures/scatter/{method_a}--{method_b}.csv",
+        **figure("scatter/{method_a}--{method_b}", "Scores against scores", "{method_a} against {method_b}"),
     params:
         axis_labels=lambda w: {m: axis_labels()[m] for m in (w.method_a, w.method_b)},
         colors=CONFIG.figures.colors,
         labels=CONFIG.data.labels[:1],
+        caption=package_files("captions/scatter.rst"),
         code=fingerprint("plot_scatter"),
     log:
         "logs/{experiment}/plot_scatter/{model}/{method_a}--{method_b}.log",
@@ -118,17 +113,12 @@ rule plot_distributions:
     input:
         scores=SCORES,
     output:
-        figure=report(
-            "results/{experiment}/{model}/figures/distributions.svg",
-            category="{model}",
-            subcategory="Scores",
-            labels={"figure": "distributions"},
-        ),
-        table="results/{experiment}/{model}/figures/distributions.csv",
+        **figure("distributions", "Scores", "distributions"),
     params:
         methods=CONFIG.attribution.methods,
         axis_labels=axis_labels(),
         colors=CONFIG.figures.colors,
+        caption=package_files("captions/distributions.rst"),
         code=fingerprint("plot_distributions"),
     log:
         "logs/{experiment}/plot_distributions/{model}.log",
@@ -148,17 +138,12 @@ rule plot_lengths:
         scores=SCORES,
         lengths=LENGTHS,
     output:
-        figure=report(
-            "results/{experiment}/{model}/figures/lengths.svg",
-            category="{model}",
-            subcategory="Scores",
-            labels={"figure": "against response length"},
-        ),
-        table="results/{experiment}/{model}/figures/lengths.csv",
+        **figure("lengths", "Scores", "against response length"),
     params:
         methods=CONFIG.attribution.methods,
         axis_labels=axis_labels(),
         colors=CONFIG.figures.colors,
+        caption=package_files("captions/lengths.rst"),
         code=fingerprint("plot_lengths"),
     log:
         "logs/{experiment}/plot_lengths/{model}.log",
@@ -177,15 +162,10 @@ rule plot_heat_map:
     input:
         "results/{experiment}/{model}/tables/correlations.csv",
     output:
-        figure=report(
-            "results/{experiment}/{model}/figures/heat_map.svg",
-            category="{model}",
-            subcategory="Agreement of the methods",
-            labels={"figure": "correlations"},
-        ),
-        table="results/{experiment}/{model}/figures/heat_map.csv",
+        **figure("heat_map", "Agreement of the methods", "correlations"),
     params:
         methods=CONFIG.attribution.methods,
+        caption=package_files("captions/heat_map.rst"),
         code=fingerprint("plot_heat_map"),
     log:
         "logs/{experiment}/plot_heat_map/{model}.log",
@@ -204,15 +184,10 @@ rule plot_overlaps:
     input:
         "results/{experiment}/{model}/tables/overlaps.csv",
     output:
-        figure=report(
-            "results/{experiment}/{model}/figures/overlaps.svg",
-            category="{model}",
-            subcategory="Agreement of the methods",
-            labels={"figure": "overlap of bins"},
-        ),
-        table="results/{experiment}/{model}/figures/overlaps.csv",
+        **figure("overlaps", "Agreement of the methods", "overlap of bins"),
     params:
         colors=CONFIG.figures.colors,
+        caption=package_files("captions/overlaps.rst"),
         code=fingerprint("plot_overlaps"),
     log:
         "logs/{experiment}/plot_overlaps/{model}.log",
@@ -231,15 +206,10 @@ rule plot_win_rates:
     input:
         "results/{experiment}/{model}/tables/win_rates.csv",
     output:
-        figure=report(
-            "results/{experiment}/{model}/figures/win_rates.svg",
-            category="{model}",
-            subcategory="Fine-tuned models",
-            labels={"figure": "win rates"},
-        ),
-        table="results/{experiment}/{model}/figures/win_rates.csv",
+        **figure("win_rates", "Fine-tuned models", "win rates"),
     params:
         colors=CONFIG.figures.colors,
+        caption=package_files("captions/win_rates.rst"),
         code=fingerprint("plot_win_rates"),
     log:
         "logs/{experiment}/plot_win_rates/{model}.log",

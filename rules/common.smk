@@ -6,7 +6,9 @@ import re
 import sys
 from pathlib import Path
 
-from icprobe import artifacts
+from snakemake.logging import logger
+
+from icprobe import artifacts, ending
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -154,6 +156,30 @@ def axis_labels():
     return {method: label(method) for method in CONFIG.attribution.methods}
 
 
+def marked(path, subcategory, what, kind, caption):
+    """A figure or table of one model, marked for `snakemake --report`."""
+    return report(
+        path,
+        category="{model}",
+        subcategory=subcategory,
+        labels={"what": what, "kind": kind},
+        caption=f"../src/icprobe/captions/{caption}.rst",
+    )
+
+
+def figure(name, subcategory, what):
+    """The outputs of a rule that draws: the figure, the same for papers, and the numbers that it shows."""
+    stem = f"results/{{experiment}}/{{model}}/figures/{name}"
+    drawn = marked(f"{stem}.svg", subcategory, what, "figure", name.split("/")[0])
+    return {"figure": drawn, "pdf": f"{stem}.pdf", "table": f"{stem}.csv"}
+
+
+def table(name, subcategory, what):
+    """The output of a rule that writes a table."""
+    path = f"results/{{experiment}}/{{model}}/tables/{name}.csv"
+    return marked(path, subcategory, what, "table", f"{name}_table")
+
+
 def scatter_pairs():
     """Pairs of methods to draw against each other."""
     if CONFIG.figures.scatter != "all":
@@ -178,3 +204,14 @@ def evaluation_tables():
 def evaluation_figures():
     """Figures of one model that need judgements; none where nothing is judged."""
     return ["figures/win_rates.svg"] if JUDGED else []
+
+
+def say(text):
+    """Last words on the terminal and in Snakemake's log; none with `--quiet all`."""
+    if text:
+        logger.info(f"\n{text}\n")
+
+
+def failed_jobs():
+    """The jobs that failed in this invocation, those within groups too."""
+    return [job for one in workflow.scheduler.failed for job in (one.jobs if one.is_group() else [one])]

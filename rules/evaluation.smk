@@ -158,10 +158,10 @@ rule tabulate_win_rates:
     input:
         lambda wildcards: of_fine_tuned(wildcards.model, "judgements", ".jsonl", JUDGED),
     output:
-        csv="results/{experiment}/{model}/tables/win_rates.csv",
+        csv=table("win_rates", "Fine-tuned models", "win rates"),
         markdown="results/{experiment}/{model}/tables/win_rates.md",
         latex="results/{experiment}/{model}/tables/win_rates.tex",
-        differences="results/{experiment}/{model}/tables/differences.csv",
+        differences=table("differences", "Fine-tuned models", "differences between methods"),
     params:
         conditions=JUDGED,
         code=fingerprint("win_rates"),

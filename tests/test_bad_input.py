@@ -17,7 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from icprobe import artifacts, data
+from icprobe import artifacts, data, reading
 from icprobe.attribution import METHODS
 from icprobe.config import Templates, load
 from icprobe.errors import ArtifactError, IcprobeError
@@ -107,14 +107,14 @@ def sound(suffix):
     return ("[" + ",\n".join(lines) + "]" if suffix == ".json" else "\n".join(lines) + "\n").encode()
 
 
-@pytest.mark.parametrize("suffix", data.FORMATS)
+@pytest.mark.parametrize("suffix", reading.FORMATS)
 @bounded
 @given(content=st.binary(max_size=80) | st.text(max_size=40).map(lambda t: t.encode("utf-8", "surrogatepass")))
 def test_any_bytes_are_a_table_or_one_sentence(suffix, content):
     table_of(content, suffix)
 
 
-@pytest.mark.parametrize("suffix", data.FORMATS)
+@pytest.mark.parametrize("suffix", reading.FORMATS)
 @bounded
 @given(edits=st.data())
 def test_a_damaged_file_is_a_table_or_one_sentence(suffix, edits):
@@ -239,7 +239,7 @@ def test_parquet_columns_of_any_type_are_read_or_refused(kind, column):
         assert table[column].tolist() == ["x", "y"] if column != "other" else len(table) == 2
 
 
-@pytest.mark.parametrize("suffix", data.FORMATS)
+@pytest.mark.parametrize("suffix", reading.FORMATS)
 def test_rows_of_a_megabyte_are_rows(suffix, prompts):
     long = "wörd 🙂 " * 130_000
     found = [{"id": "a", "instruction": "x" * 10**6, "input": None, "output": long}, {**SOUND[0], "id": "z"}]

@@ -60,8 +60,9 @@ def read_back(directory: Path, *options: str) -> Any:
 
 
 def sync(directory: Path, server: str, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "icprobe.tracking", "sync", "results/demo", *options]
+    command = [sys.executable, "-m", "icprobe.syncing", "sync", "results/demo", *options]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
+    environment["PYTHONPATH"] = str(Path(syncing.__file__).parents[1])
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=80)
 
 
@@ -368,9 +369,22 @@ def test_the_saved_view_shows_correlations_overlaps_and_win_rates():
     pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is optional")
     view = json.loads(syncing.workspace("icprobe", "me", "demo")._to_model().model_dump_json())
     sections = view["spec"]["section"]["panel_bank_config"]["sections"]
-    assert [section["name"] for section in sections] == ["Correlations", "Overlaps", "Win rates", "Training"]
+    assert [section["name"] for section in sections] == [
+        "Correlations",
+        "Overlaps",
+        "Win rates",
+        "Training",
+        "Workflow",
+    ]
+    workflow = [f"workflow/{state}" for state in ("done", "failed", "total")]
     metrics = [panel["config"].get("metrics") for section in sections for panel in section["panels"]]
-    assert [metric for metric in metrics if metric] == [["spearman"], ["overlap"], ["win_rate"], ["train/loss"]]
+    assert [metric for metric in metrics if metric] == [
+        ["spearman"],
+        ["overlap"],
+        ["win_rate"],
+        ["train/loss"],
+        workflow,
+    ]
     tables = [json.dumps(section["panels"][1]) for section in sections[:3]]
     assert all(
         f'"{name}"' in table for name, table in zip(("correlations", "overlaps", "win_rates"), tables, strict=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from icprobe import data
+from icprobe import data, reading
 from icprobe.errors import DataError, shown
 
 LENGTHS = {"length_base": ("output_1", "len_1"), "length_response": ("output_2", "len_2")}
@@ -21,7 +21,7 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
 
     Raises DataError for files that cannot be read, a row that cannot be used, or several generators without a choice.
     """
-    rows = [row for path in paths for row in data.records(data.read_file(path))]
+    rows = [row for path in paths for row in data.records(reading.read_file(path))]
     if generator is not None:
         rows = [row for row in rows if row.get("generator_2") == generator]
         if not rows:
@@ -38,7 +38,7 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
     for row in rows:
         instruction = row.get("instruction")
         if not isinstance(instruction, str):
-            raise DataError(f"{row[data.WHERE]}: an annotation needs its instruction.")
+            raise DataError(f"{row[reading.WHERE]}: an annotation needs its instruction.")
         repeated = seen.get(instruction, 0)
         seen[instruction] = repeated + 1
         digest = hashlib.sha256(instruction.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -65,8 +65,8 @@ def _preference(row: dict[str, Any]) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
         raise DataError(
-            f"{row[data.WHERE]}: the preference is {shown(value)}; it lies between 1 (generator_1 is better) and 2, or "
-            "is 0 or 1.5 for a draw."
+            f"{row[reading.WHERE]}: the preference is {shown(value)}; it lies between 1 (generator_1 is better) and 2, "
+            "or is 0 or 1.5 for a draw."
         )
     return 1.5 if value == 0 else float(value)
 

@@ -5,14 +5,14 @@ one build to the next. Texts of the data are values, never names of fields.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import altair as alt
 import networkx as nx
-import numpy as np
 import pandas as pd
-from scipy.optimize import linprog
+
+from icprobe.layering import layers
+from icprobe.wording import duration
 
 # Okabe and Ito's colours, safe for the colour-blind; a shape stands beside each, so that none is needed.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -242,7 +242,7 @@ def dag(rules: pd.DataFrame, needs: Iterable[tuple[str, str]]) -> dict[str, Any]
     graph.add_nodes_from(rules["rule"])
     graph.add_edges_from((before, after) for after, before in needs if before != after)
     graph = nx.transitive_reduction(graph)
-    place, paths = _layers(graph)
+    place, paths = layers(graph)
     width = max(x for x, _ in place.values()) + 1
     depth = max(y for _, y in place.values()) + 1
 
@@ -311,20 +311,6 @@ def dag(rules: pd.DataFrame, needs: Iterable[tuple[str, str]]) -> dict[str, Any]
     return _specification(chart, "Diagram of the workflow's rules and what each waits for. The table below lists them.")
 
 
-def duration(seconds: float) -> str:
-    """Seconds as a person writes them: 8 s, 3 min 20 s, 2 h 5 min; empty where not measured."""
-    if seconds != seconds:
-        return ""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
 def _stations(path: list[Any], place: dict[Any, tuple[float, int]]) -> list[tuple[Any, float]]:
     """(node, y) along an edge, from the lower side of the first box to the upper side of the last; upright between
     the boxes of a layer that it passes."""
@@ -332,75 +318,3 @@ def _stations(path: list[Any], place: dict[Any, tuple[float, int]]) -> list[tupl
     upper, lower = -BOX_HEIGHT / 2, BOX_HEIGHT / 2
     passed = [(node, ends[node] + side) for node in path[1:-1] for side in (upper, lower)]
     return [(path[0], ends[path[0]] + lower), *passed, (path[-1], ends[path[-1]] + upper)]
-
-
-def _depths(graph: nx.DiGraph) -> dict[Any, int]:
-    """The layer of every node such that all edges lead down and are as short as possible together.
-
-    A linear programme whose vertices are whole numbers, as in dot (Gansner et al. 1993, section 2).
-    """
-    nodes = sorted(graph)
-    index = {node: i for i, node in enumerate(nodes)}
-    edges = sorted(graph.edges)
-    lengths = np.zeros((len(edges), len(nodes)))
-    for row, (before, after) in enumerate(edges):
-        lengths[row, index[before]], lengths[row, index[after]] = -1, 1
-    # The small second term settles ties towards the top.
-    cost = lengths.sum(axis=0) + 1e-3
-    least = {"A_ub": -lengths, "b_ub": -np.ones(len(edges))} if edges else {}
-    found = linprog(cost, **least, bounds=(0, len(nodes)), method="highs-ds")
-    return {node: round(found.x[index[node]]) for node in nodes}
-
-
-def _layers(graph: nx.DiGraph) -> tuple[dict[Any, tuple[float, int]], list[list[Any]]]:
-    """(column, layer) of every node, and each edge as the nodes that it passes.
-
-    An edge over several layers passes a place held free in each, so that it crosses no box. Within a layer nodes
-    stand in the order of the mean column of their neighbours, above and below in turn.
-    """
-    level = _depths(graph)
-    layers: list[list[Any]] = [[] for _ in range(max(level.values()) + 1)]
-    for node in sorted(graph):
-        layers[level[node]].append(node)
-    paths = []
-    neighbours = nx.Graph()
-    neighbours.add_nodes_from(graph)
-    for before, after in sorted(graph.edges):
-        between = [(before, after, number) for number in range(level[before] + 1, level[after])]
-        for waypoint in between:
-            layers[waypoint[2]].append(waypoint)
-            level[waypoint] = waypoint[2]
-        paths.append([before, *between, after])
-        nx.add_path(neighbours, paths[-1])
-    column = {node: float(index) for layer in layers for index, node in enumerate(layer)}
-    for sweep in range(12):
-        step = -1 if sweep % 2 else 1
-        for layer in layers[::-step]:
-
-            def mean(node: Any, step: int = step) -> float:
-                near = [column[other] for other in neighbours[node] if level[other] == level[node] + step]
-                return sum(near) / len(near) if near else column[node]
-
-            layer.sort(key=lambda node: (mean(node), str(node)))
-            _spread(layer, mean, column)
-    first = min(column.values())
-    return {node: (column[node] - first, level[node]) for node in column}, paths
-
-
-def _spread(layer: list[Any], wanted: Any, column: dict[Any, float]) -> None:
-    """Sets the columns of an ordered layer: as near to the wanted ones as a distance of 1 (0.4 beside a passing edge)
-    allows."""
-    widths = [0.4 if isinstance(node, tuple) else 1.0 for node in layer]
-    starts = [0.0]
-    for left, right in pairwise(widths):
-        starts.append(starts[-1] + (left + right) / 2)
-    # Without their distances the columns need only ascend: pool neighbours that do not (isotonic regression).
-    pools: list[list[float]] = []
-    for node, start in zip(layer, starts, strict=True):
-        pools.append([wanted(node) - start, 1.0])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            (a, m), (b, n) = pools[-2:]
-            pools[-2:] = [[(a * m + b * n) / (m + n), m + n]]
-    free = [value for value, count in pools for _ in range(int(count))]
-    for node, value, start in zip(layer, free, starts, strict=True):
-        column[node] = round(value + start, 6)

@@ -1,8 +1,11 @@
 """With what a result was computed: versions, machine, commit, seconds and memory."""
 
+import glob
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,11 +36,23 @@ def commit() -> str:
     return head + ("+" if dirty else "")
 
 
-def measured(logs: Path) -> dict[str, list[tuple[float, float]]]:
-    """{rule: [(seconds, peak MB) of each of its jobs]} from the benchmark files under logs/{experiment}/{rule}…."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for path in sorted(logs.rglob("*.benchmark.tsv")):
-        rule = path.relative_to(logs).parts[0].removesuffix(".benchmark.tsv")
+def measured(pattern: str, experiment: str, models: Sequence[str]) -> list[tuple[float, float]]:
+    """(seconds, peak MB) of each job of a rule whose benchmark files are there, in the order of their names.
+
+    pattern: the rule's `benchmark`, such as logs/{experiment}/score/{model}/{method}.benchmark.tsv; empty: no job.
+    """
+    fixed = {"experiment": re.escape(experiment), "model": "|".join(map(re.escape, models))}
+    parts = re.split(r"\{(\w+)[^}]*\}", pattern)
+    regex = "".join(f"({fixed.get(part, '[^/]+')})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
+    # Wildcards fill whole names or parts of one; never several.
+    found = Path().glob("".join("*" if i % 2 else glob.escape(part) for i, part in enumerate(parts))) if pattern else []
+    return [benchmark(path) for path in sorted(found) if re.fullmatch(regex, path.as_posix())]
+
+
+def benchmark(path: Path) -> tuple[float, float]:
+    """(seconds, peak MB) from a job's benchmark file; NaN for what is absent or, in a very short job, not measured."""
+    try:
         rows = pd.read_csv(path, sep="\t", na_values=["-", "NA"])
-        found.setdefault(rule, []).append((float(rows["s"].iloc[0]), float(rows["max_rss"].iloc[0])))
-    return found
+        return float(rows["s"].iloc[0]), float(rows["max_rss"].iloc[0])
+    except (OSError, ValueError, KeyError, IndexError):
+        return float("nan"), float("nan")

@@ -50,6 +50,7 @@ STYLE = {
     "savefig.dpi": 200,
     "svg.fonttype": "path",  # text as shapes: no viewer replaces the font and breaks the layout
     "svg.hashsalt": "icprobe",
+    "pdf.fonttype": 42,  # TrueType, embedded: some publishers refuse Type 3
 }
 
 

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from icprobe import tracking
 from icprobe.errors import IcprobeError
 from icprobe.lineage import named
@@ -162,11 +164,19 @@ def _terminable() -> Iterator[None]:
 # --- logging and environment ------------------------------------------------------------------------------------
 
 
+class _Terminal(logging.StreamHandler):
+    """Lines on the terminal, above a progress bar where one stands."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(sys.stderr):
+            super().emit(record)
+
+
 @contextmanager
 def _logging(log: Any) -> Iterator[None]:
     """Root logger at INFO to the rule's log and to the terminal, within the block."""
     formatter = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    terminal = logging.StreamHandler(sys.stderr)
+    terminal = _Terminal(sys.stderr)
     # Errors reach the terminal as the job's last words; the log has no other way to know them.
     terminal.addFilter(lambda record: not getattr(record, "file_only", False))
     handlers: list[logging.Handler] = [terminal]

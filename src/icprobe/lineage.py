@@ -12,6 +12,8 @@ from icprobe.errors import IcprobeError
 
 # The x-axis of every training curve, so that all bins meet in one chart.
 STEP = "train/step"
+# The x-axis of the workflow's own curves: seconds since it began.
+CLOCK = "workflow/seconds"
 # File in a run's directory that names its inputs and outputs.
 EDGES = "edges.json"
 # Hashing a larger file would take longer than a light job: its size must do.

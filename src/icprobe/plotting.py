@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from icprobe.artifacts import atomic_path, write_csv
+from icprobe.artifacts import PACKAGE, atomic_path, write_csv
 from icprobe.figure_style import (
     COLUMN,
     DENSITY_ABOVE,
@@ -37,15 +37,29 @@ from icprobe.figure_style import (
 )
 
 
-def save(figure: Figure, path: str | Path, table: pd.DataFrame) -> None:
-    """Write the figure to path (.svg, or what else matplotlib knows), and its numbers to the same stem, .csv.
+def save(figure: Figure, path: str | Path, table: pd.DataFrame, title: str = "", name: str = "") -> None:
+    """Write the figure to path (.svg) and beside it, under the same stem, as PDF for papers and its numbers as CSV.
 
-    The SVG carries no date and no random names: the same figure is the same file.
+    title: what it shows, in a few words. name: that of its caption in captions/. Both go into the files' metadata. No
+    file carries a date or random names: the same figure is the same file.
     """
     path = Path(path)
-    with rc_context(STYLE), atomic_path(path) as aside:
-        figure.savefig(aside, metadata={"Date": None} if path.suffix == ".svg" else None)
+    said = caption(name) if name else ""
+    metadata = {
+        ".svg": {"Title": title, "Description": said, "Date": None},
+        ".pdf": {"Title": title, "Subject": said, "CreationDate": None},
+    }
+    with rc_context(STYLE):
+        for suffix, values in metadata.items():
+            with atomic_path(path.with_suffix(suffix)) as aside:
+                figure.savefig(aside, metadata={key: value for key, value in values.items() if value != ""})
     write_csv(path.with_suffix(".csv"), table)
+
+
+def caption(name: str) -> str:
+    """What a figure shows, as one paragraph; the same text stands in the reports."""
+    text = (PACKAGE / "captions" / f"{name}.rst").read_text(encoding="utf-8")
+    return " ".join(text.replace("``", "").split())
 
 
 def scatter(

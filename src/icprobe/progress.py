@@ -32,7 +32,8 @@ class Progress(tqdm):
         finished = self.total is not None and state["n"] >= self.total
         if state["n"] > state["initial"] and (finished or state["elapsed"] - self._last_line >= self._log_seconds):
             if not (finished and self._last_line == float("inf")):
-                logger.info(self._line(state))
+                # On a terminal the bar says it.
+                logger.info(self._line(state), extra={"file_only": self._terminal})
             self._last_line = float("inf") if finished else state["elapsed"]
         return super().display(msg, pos) if self._terminal else True
 

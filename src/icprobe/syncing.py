@@ -1,5 +1,10 @@
-"""Upload of offline runs, and a saved view of the project on W&B."""
+"""Upload of offline runs, and a saved view of the project on W&B.
 
+python -m icprobe.syncing sync results/demo                                   upload offline runs (`make sync`)
+python -m icprobe.syncing workspace --project icprobe --experiment demo       a saved view of the project
+"""
+
+import argparse
 import json
 import logging
 import os
@@ -15,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from icprobe.errors import DataError, IcprobeError
-from icprobe.lineage import EDGES, STEP
+from icprobe.lineage import CLOCK, EDGES, STEP
 
 logger = logging.getLogger(__name__)
 
@@ -179,11 +184,11 @@ def _unmark_refused(directory: Path) -> None:
 
 
 def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
-    """A wandb-workspaces Workspace: correlations, overlaps, win rates and training curves of a project. No network.
+    """A wandb-workspaces Workspace: correlations, overlaps, win rates, training curves, the workflow. No network.
 
     The panels read what jobs log: the summaries `spearman`, `overlap` and `win_rate`, the tables `correlations`,
-    `overlaps` and `win_rates`, and the curves train/*. That the specification is built, and which keys it names, is
-    tested; how W&B draws it, and saving it, need the service and were not.
+    `overlaps` and `win_rates`, the curves train/*, and those of the workflow's own runs. That the specification is
+    built, and which keys it names, is tested; how W&B draws it, and saving it, need the service and were not.
     """
     try:
         import wandb_workspaces.reports.v2 as panels
@@ -226,6 +231,14 @@ def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
                     title="Training loss by bin", x=STEP, y=["train/loss"], groupby=panels.Config("bin"), title_x="step"
                 ),
             ),
+            section(
+                "Workflow",
+                panels.LinePlot(
+                    title="Jobs", x=CLOCK, y=[f"workflow/{state}" for state in ("done", "failed", "total")], title_x="s"
+                ),
+                panels.WeavePanelSummaryTable(table_name="rules"),
+                panels.WeavePanelSummaryTable(table_name="stale"),
+            ),
         ],
         runset_settings=workspaces.RunsetSettings(
             filters=workspaces.And(workspaces.Metric("Group") == experiment) if experiment else "",
@@ -242,3 +255,29 @@ def save_workspace(project: str, entity: str | None, experiment: str | None = No
     view = workspace(project, entity or wandb.Api(timeout=20).default_entity, experiment)
     view.save()
     return view.url
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: `sync DIRECTORY` and `workspace`."""
+    parser = argparse.ArgumentParser(prog="python -m icprobe.syncing", description="Offline runs and the saved view.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    upload = commands.add_parser("sync", help="upload the offline runs of an experiment")
+    upload.add_argument("directory", help="the experiment's directory, such as results/demo")
+    upload.add_argument("--timeout", type=float, default=60, help="give up after so many seconds without progress")
+    view = commands.add_parser("workspace", help="save a view with correlations, overlaps and win rates")
+    view.add_argument("--project", default="icprobe")
+    view.add_argument("--entity", default=None)
+    view.add_argument("--experiment", default=None, help="show the runs of one experiment")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        if chosen.command == "sync":
+            failed = sync(chosen.directory, chosen.timeout)
+            sys.exit(f"{len(failed)} runs were not uploaded: {', '.join(failed)}" if failed else None)
+        print(save_workspace(chosen.project, chosen.entity, chosen.experiment))
+    except IcprobeError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,27 +2,23 @@
 
 Settings come from the environment variable ICPROBE_TRACKING, which the Snakefile sets, and not from a param: no result
 depends on them. Without it nothing is tracked. No failure of W&B fails a job or holds it for more than half a minute.
-
-    python -m icprobe.tracking sync results/demo                       upload offline runs (`make sync`)
-    python -m icprobe.tracking workspace --project icprobe --experiment demo      a saved view of the project
 """
 
-import argparse
 import json
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from icprobe.artifacts import MANIFEST, write_json
-from icprobe.errors import IcprobeError
 from icprobe.lineage import (
+    CLOCK,
     EDGES,
     STEP,
     artifact_name,
@@ -34,7 +30,7 @@ from icprobe.lineage import (
     run_id,
     run_name,
 )
-from icprobe.syncing import TrackingError, check_server, save_workspace, sync
+from icprobe.syncing import TrackingError, check_server
 
 logger = logging.getLogger(__name__)
 
@@ -65,9 +61,19 @@ class Run:
         """Numbers (or words) that say what came out, shown in the table of runs."""
         self._attempt("the summary", lambda: self._run.summary.update(plain(values)))
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        """A point of each training curve, such as {"train/loss": 1.2}; step: optimiser steps done."""
-        self._attempt("a point of the training curves", lambda: self._run.log({**plain(metrics), STEP: step}))
+    def log(self, metrics: Mapping[str, Any], step: float, axis: str = STEP) -> None:
+        """A point of each curve, such as {"train/loss": 1.2}; step: its place on the axis, by default in steps."""
+        self._attempt("a point of the curves", lambda: self._run.log({**plain(metrics), axis: step}))
+
+    def bars(self, name: str, table: Any, label: str, value: str, title: str) -> None:
+        """A bar chart of one column of a DataFrame, named by another."""
+
+        def log() -> None:
+            rows = table[[label, value]].dropna().astype(object).values.tolist()
+            bars = self._wandb.Table(columns=[label, value], data=rows)
+            self._run.log({name: self._wandb.plot.bar(bars, label, value, title=title)})
+
+        self._attempt(f"the chart {name}", log)
 
     def table(self, name: str, table: Any, rows: int = TABLE_ROWS) -> None:
         """The first `rows` rows of a DataFrame, as a table to sort and filter."""
@@ -164,51 +170,81 @@ class Run:
             logger.warning("W&B: %s could not be logged (%s)", what, _first_line(error))
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What a run is about: a job, or the whole workflow."""
+
+    identity: str
+    name: str  # for people
+    kind: str  # the job type: a rule, or "workflow"
+    tags: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+
+
+def settings() -> dict[str, Any]:
+    """The configuration's `wandb` and the experiment's name, as the Snakefile hands them on."""
+    return json.loads(os.environ.get(VARIABLE) or '{"mode": "disabled"}')
+
+
 def start(snakemake: Any) -> Run:
     """The W&B run of a job, begun; one that does nothing where W&B is disabled or cannot start.
 
     snakemake: the object that a script has (input, output, params, wildcards, rule).
     """
+    chosen = settings()
+    if chosen["mode"] == "disabled":
+        return Run()
+    wildcards, params = named(snakemake.wildcards), plain(named(snakemake.params))
+    readable = {name: bin_words(value) if name == "bin" else value for name, value in wildcards.items()}
+    job = Subject(
+        run_id(chosen["experiment"], snakemake.rule, wildcards, params),
+        run_name(snakemake.rule, wildcards),
+        snakemake.rule,
+        [str(readable[name])[:64] for name in ("method", "bin", "model") if readable.get(name)],
+        {**params, **wildcards, "experiment": chosen["experiment"], "rule": snakemake.rule},
+        [*map(str, snakemake.input)],
+        [*map(str, snakemake.output)],
+    )
+    return begin(job, chosen)
+
+
+def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
+    """The subject's run, begun; one that does nothing where it cannot start. chosen: as `settings` gives them."""
     run = Run()
-    settings = json.loads(os.environ.get(VARIABLE) or '{"mode": "disabled"}')
-    if settings["mode"] == "disabled":
-        return run
-    run._inputs, run._outputs = [str(path) for path in snakemake.input], [str(path) for path in snakemake.output]
+    run._inputs, run._outputs = list(subject.inputs), list(subject.outputs)
     try:
-        _begin(run, settings, snakemake)
+        _begin(run, chosen, subject)
     except Exception as error:
-        logger.warning("W&B: no run (%s: %s); the job goes on without", type(error).__name__, error)
+        logger.warning("W&B: no run (%s: %s); the work goes on without", type(error).__name__, error)
         _kill_service()
     return run
 
 
-def _begin(run: Run, settings: dict[str, Any], snakemake: Any) -> None:
-    wildcards, params = named(snakemake.wildcards), plain(named(snakemake.params))
-    experiment = settings["experiment"]
-    identity = run_id(experiment, snakemake.rule, wildcards, params)
-    root, why = _root(Path("results", experiment))
+def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
+    root, why = _root(Path("results", chosen["experiment"]))
     if why:
         logger.warning("W&B: %s; this run lies in %s and `make sync` does not find it", why, root)
-    _remove_old(root / "wandb", identity)
-    _set_variables(root / "wandb", identity)
+    _remove_old(root / "wandb", subject.identity)
+    _set_variables(root / "wandb", subject.identity)
 
     import wandb
 
     run._wandb = wandb
-    run._online = _goes_online(settings["mode"])
-    readable = {name: bin_words(value) if name == "bin" else value for name, value in wildcards.items()}
+    run._online = _goes_online(chosen["mode"])
 
     def begin() -> Any:
         return wandb.init(
             dir=str(root.absolute()),
-            id=identity,
-            name=run_name(snakemake.rule, wildcards),
-            project=settings["project"],
-            entity=settings.get("entity"),
-            group=experiment,
-            job_type=snakemake.rule,
-            tags=[str(readable[name])[:64] for name in ("method", "bin", "model") if readable.get(name)],
-            config={**params, **wildcards, "experiment": experiment, "rule": snakemake.rule},
+            id=subject.identity,
+            name=subject.name,
+            project=chosen["project"],
+            entity=chosen.get("entity"),
+            group=chosen["experiment"],
+            job_type=subject.kind,
+            tags=list(subject.tags),
+            config=dict(subject.config),
             settings=_wandb_settings(wandb, run._online),
         )
 
@@ -222,13 +258,14 @@ def _begin(run: Run, settings: dict[str, Any], snakemake: Any) -> None:
         # Its service still holds the run's id.
         with suppress(Exception):
             _within(5, wandb.teardown)
-        _remove_old(root / "wandb", identity)
+        _remove_old(root / "wandb", subject.identity)
         run._run = _within(30, begin)
     # wandb falls back to /tmp by itself, without a word.
     if root.absolute() not in Path(run._run.dir).absolute().parents:
         logger.warning("W&B: %s is not used; this run lies in %s", root, run._run.dir)
-    run._run.define_metric(STEP, hidden=True)
-    run._run.define_metric("train/*", step_metric=STEP)
+    for step in (STEP, CLOCK):
+        run._run.define_metric(step, hidden=True)
+        run._run.define_metric(f"{step.split('/')[0]}/*", step_metric=step)
 
 
 def _goes_online(mode: str) -> bool:
@@ -238,9 +275,10 @@ def _goes_online(mode: str) -> bool:
     try:
         check_server(CONNECT_SECONDS)
     except TrackingError as error:
-        # In mode auto a machine without a key is nothing to warn of.
-        level = logging.INFO if mode == "auto" else logging.WARNING
-        logger.log(level, "%s The run is kept offline for `make sync`.", error)
+        # In mode auto a machine without a key is nothing to warn of: each job's log says it, the terminal does once,
+        # at the end of the workflow.
+        level, where = (logging.INFO, {"file_only": True}) if mode == "auto" else (logging.WARNING, None)
+        logger.log(level, "%s The run is kept offline for `make sync`.", error, extra=where)
         return False
     return True
 
@@ -334,29 +372,3 @@ def _kill_service() -> None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: `sync DIRECTORY` and `workspace`."""
-    parser = argparse.ArgumentParser(prog="python -m icprobe.tracking", description="Offline runs and the saved view.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    upload = commands.add_parser("sync", help="upload the offline runs of an experiment")
-    upload.add_argument("directory", help="the experiment's directory, such as results/demo")
-    upload.add_argument("--timeout", type=float, default=60, help="give up after so many seconds without progress")
-    view = commands.add_parser("workspace", help="save a view with correlations, overlaps and win rates")
-    view.add_argument("--project", default="icprobe")
-    view.add_argument("--entity", default=None)
-    view.add_argument("--experiment", default=None, help="show the runs of one experiment")
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        if chosen.command == "sync":
-            failed = sync(chosen.directory, chosen.timeout)
-            sys.exit(f"{len(failed)} runs were not uploaded: {', '.join(failed)}" if failed else None)
-        print(save_workspace(chosen.project, chosen.entity, chosen.experiment))
-    except IcprobeError as error:
-        sys.exit(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,3 +14,4 @@ with job(snakemake) as run:
     for name, rows in table.groupby("bin", sort=False):
         logging.info("bin %s: %d examples", name, rows["n"].max())
     run.table("overlaps", table)
+    run.summary(**{f"overlap/{row.method}/{row.bin}": row.overlap for row in table.itertuples()})

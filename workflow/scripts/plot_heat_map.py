@@ -10,5 +10,5 @@ with job(snakemake) as run:
     partial = "spearman_partial_length" if "spearman_partial_length" in set(table["statistic"]) else None
     figure = plotting.heat_map(table, "spearman", snakemake.params.methods, above=partial)
     shown = table[table["statistic"].isin(["spearman", "spearman_partial_length"])]
-    plotting.save(figure, snakemake.output.figure, shown)
+    plotting.save(figure, snakemake.output.figure, shown, "Correlations of the methods", "heat_map")
     run.figure("correlations", snakemake.output.figure)

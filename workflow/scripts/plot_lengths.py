@@ -14,5 +14,5 @@ with job(snakemake) as run:
     figure = plotting.length_scatter(
         scores, n_target, snakemake.params.axis_labels, spearman.to_dict(), snakemake.params.colors
     )
-    plotting.save(figure, snakemake.output.figure, table.reset_index())
+    plotting.save(figure, snakemake.output.figure, table.reset_index(), "Scores against response length", "lengths")
     run.figure("lengths", snakemake.output.figure)

@@ -7,5 +7,11 @@ from icprobe.jobs import job
 
 with job(snakemake) as run:
     table = pd.read_csv(snakemake.input[0])
-    plotting.save(plotting.overlap_curve(table, snakemake.params.colors), snakemake.output.figure, table)
+    plotting.save(
+        plotting.overlap_curve(table, snakemake.params.colors),
+        snakemake.output.figure,
+        table,
+        "Overlap of the bins",
+        "overlaps",
+    )
     run.figure("overlaps", snakemake.output.figure)

@@ -16,5 +16,5 @@ with job(snakemake) as run:
         scores, a, b, labels, pd.read_csv(snakemake.input.correlations), params.axis_labels, params.colors
     )
     table = pd.DataFrame(scores).assign(**({} if labels is None else {labels.name: labels})).reset_index()
-    plotting.save(figure, snakemake.output.figure, table)
+    plotting.save(figure, snakemake.output.figure, table, f"{a} against {b}", "scatter")
     run.figure(f"scatter/{a}--{b}", snakemake.output.figure)

@@ -7,5 +7,11 @@ from icprobe.jobs import job
 
 with job(snakemake) as run:
     table = pd.read_csv(snakemake.input[0])
-    plotting.save(plotting.win_rate_bars(table, colors=snakemake.params.colors), snakemake.output.figure, table)
+    plotting.save(
+        plotting.win_rate_bars(table, colors=snakemake.params.colors),
+        snakemake.output.figure,
+        table,
+        "Win rates",
+        "win_rates",
+    )
     run.figure("win_rates", snakemake.output.figure)

@@ -6,15 +6,17 @@ from pathlib import Path
 import pandas as pd
 
 from icprobe import environment, report
+from icprobe.findings import ModelInputs
 from icprobe.jobs import job
+from icprobe.making import RuleRun
 
 with job(snakemake) as run:
     params = snakemake.params
-    folder = Path("results", snakemake.wildcards.experiment)
+    folder = Path("results", params.experiment)
     models = {}
     for model in params.models:
         tables = {Path(name).stem: folder / model / name for name in params.tables}
-        models[model] = report.ModelInputs(
+        models[model] = ModelInputs(
             scores={m: folder / model / f"scores/{m}.parquet" for m in params.methods},
             attributions={m: folder / model / f"attributions/{m}.parquet" for m in params.methods},
             lengths=folder / model / "data/lengths.parquet",
@@ -23,7 +25,7 @@ with job(snakemake) as run:
         )
     report.build(
         snakemake.output[0],
-        snakemake.wildcards.experiment,
+        params.experiment,
         params.config_text,
         models,
         pd.read_parquet(snakemake.input.train),
@@ -33,10 +35,10 @@ with job(snakemake) as run:
         params.examples,
         environment.describe(),
         [
-            (rule, seconds, megabytes, params.needs[rule])
-            for rule, jobs in environment.measured(Path("logs", snakemake.wildcards.experiment)).items()
-            if rule in params.needs
-            for seconds, megabytes in jobs
+            RuleRun(name, seconds, megabytes, rule["needs"], rule["makes"], rule["message"])
+            for name, rule in params.rules.items()
+            for seconds, megabytes in environment.measured(rule["benchmark"], params.experiment, params.models)
+            or [(None, None)]
         ],
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6

@@ -23,3 +23,7 @@ with job(snakemake) as run:
     data.write_jsonl([{**row, "score": score.get(row["id"])} for row in rows], snakemake.output[0])
     logger.info("%d of %d examples are in the bin", len(rows), len(examples))
     run.summary(examples=len(rows), of=len(examples))
+    run.table("examples", texts.assign(score=[score.get(row["id"]) for row in rows]))
+    if score and rows:
+        shared = set(chosen) & set(members(reference, threshold_of(snakemake.wildcards.bin), reference))
+        run.summary(overlap=len(shared) / len(rows))

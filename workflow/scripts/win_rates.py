@@ -32,4 +32,6 @@ with job(snakemake) as run:
     logging.info("%d of %d differences are significant (Holm, 5%%)", (tested < 0.05).sum(), tested.notna().sum())
     run.table("win_rates", table)
     run.table("differences", differences)
+    overall = table[(table["subset"] == "overall") & (table["seed"].astype(str) == "all")].dropna(subset="win_rate")
+    run.summary(**{f"win_rate/{row.method}/{row.bin}": row.win_rate for row in overall.itertuples()})
     run.summary(judgements=len(judgements), unreadable=int(judgements["preference"].isna().sum()))

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from icprobe import data
+from icprobe import data, reading
 from icprobe.errors import DataError, ScoreError, reason, shown
 from icprobe.statistics import widen
 
@@ -301,7 +301,7 @@ def _of_object(path: Path, value: Any, key: str | None) -> tuple:
 
 
 def _of_jsonl(path: Path, settings: Mapping[str, Any]) -> tuple:
-    return _of_frame(path, data.read_file(path).drop(columns=data.WHERE), settings)
+    return _of_frame(path, reading.read_file(path).drop(columns=reading.WHERE), settings)
 
 
 def _of_frame(path: Path, frame: pd.DataFrame, settings: Mapping[str, Any]) -> tuple:

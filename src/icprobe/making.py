@@ -1,0 +1,101 @@
+"""How the results were made: the rules that ran, what each makes and needs, and how long it took. No Snakemake here."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+
+class RuleRun(NamedTuple):
+    """One job, or one rule: several rows of one rule are summed (seconds) and maximised (peak_mb)."""
+
+    rule: str
+    seconds: float | None = None  # wall clock
+    peak_mb: float | None = None  # resident memory, MB
+    needs: Sequence[str] = ()  # names of the rules whose output it reads
+    makes: str = ""  # its first output, a pattern
+    message: str = ""  # what Snakemake says when it runs; shown for rules that HOW lacks
+
+
+# rule -> how it makes what it makes.
+HOW = {
+    "prepare_model": "fetched, checked by SHA-256, saved as safetensors with tokenizer",
+    "prepare_train": "read, checked, sampled as configured; ids unique",
+    "prepare_eval": "read and checked",
+    "select_tasks": "the tasks that data.tasks.select chooses",
+    "name_rows": "numbers for the rows of scores that come without texts",
+    "measure_lengths": "tokens of query and response of each example",
+    "attribute": "effect of each example of a shard on the log-likelihood of each task",
+    "attribute_influence": "gradients of examples and tasks, multiplied layer by layer; both methods in one pass",
+    "read_external": "scores that others computed, checked against the examples and tasks",
+    "gather_attributions": "the shards of a method, joined",
+    "score": "the matrix reduced over tasks by the method's aggregator",
+    "correlate": "correlations of every pair of methods with 95% intervals",
+    "compare_bins": "examples that each method's bins share with those of icp",
+    "tell_labels": "how well each method tells good examples from others",
+    "subset": "the examples of a bin; as many as icp's bin of that name",
+    "fine_tune": "the model fine-tuned on a subset, loss on responses only",
+    "generate": "the fine-tuned model's response to each prompt",
+    "generate_base": "the base model's response to each eval prompt",
+    "take_base_responses": "the base responses that the eval table gives",
+    "judge": "each response against the base model's: a preference from 1 (base) to 2, 1.5 a draw",
+    "read_annotations": "preferences that others have collected",
+    "tabulate_win_rates": "preferences averaged by method, bin, subset and seed",
+    "report": "this page",
+}
+
+
+def rule_runs(dag: Iterable[RuleRun | tuple] | None) -> pd.DataFrame | None:
+    """One row per rule in order of appearance: rule, jobs, seconds, peak_mb, needs. None where there is no row.
+
+    A rule that is only waited for has no jobs: its times are not known.
+    """
+    rows = [RuleRun(*row) for row in dag or ()]
+    if not rows:
+        return None
+    names = dict.fromkeys([row.rule for row in rows] + [need for row in rows for need in row.needs])
+    found: dict[str, dict[str, Any]] = {
+        name: {"rule": name, "jobs": 0, "seconds": np.nan, "peak_mb": np.nan, "needs": {}, "makes": "", "message": ""}
+        for name in names
+    }
+    for row in rows:
+        rule = found[row.rule]
+        rule["jobs"] += 1
+        if row.seconds is not None and row.seconds == row.seconds:
+            rule["seconds"] = np.nansum([rule["seconds"], row.seconds])
+        if row.peak_mb is not None and row.peak_mb == row.peak_mb:
+            rule["peak_mb"] = np.nanmax([rule["peak_mb"], row.peak_mb])
+        rule["needs"] |= dict.fromkeys(row.needs)
+        rule["makes"], rule["message"] = row.makes or rule["makes"], row.message or rule["message"]
+    return pd.DataFrame(found.values()).astype({"seconds": float, "peak_mb": float})
+
+
+def edges(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    return [(row.rule, need) for row in runs.itertuples() for need in row.needs]
+
+
+def artifacts(runs: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """Rows of the table of artifacts: those of the rules that ran; none where that is not known."""
+    return [
+        {
+            **row,
+            "needs": list(row["needs"]),
+            "makes": re.sub(r"^results/\{experiment\}/", "", row["makes"]),
+            # "Drawing {wildcards.method_a} against …": a message names its wildcards.
+            "how": HOW.get(row["rule"]) or re.sub(r"\{wildcards\.(\w+)\}", r"{\1}", row["message"]),
+        }
+        for row in ([] if runs is None else runs.to_dict("records"))
+    ]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as rows (name, value), inner names behind a dot."""
+    rows = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else value))
+    return rows

@@ -1,0 +1,226 @@
+"""Rows as they stand in files (JSON, JSONL, CSV, parquet), behind an address or on the hub, each with its place."""
+
+import csv
+import io
+import json
+import shutil
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from icprobe.artifacts import matching, temporary_directory
+from icprobe.errors import DataError, reason, shown
+
+FORMATS = (".json", ".jsonl", ".csv", ".parquet")
+WHERE = "_where"  # the column that says where a row stands, for messages
+MAX_COLUMNS = 1000
+
+
+def read_file(path: str | Path) -> pd.DataFrame:
+    """Rows of a JSON, JSONL, CSV or parquet file as they are, plus `_where` (file and line or row, for messages).
+
+    Raises DataError naming the file and, where it can be told, the line.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise DataError(f"{path}: unknown format {path.suffix!r}; use one of {', '.join(FORMATS)}.")
+    reader = {".json": _read_json, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": _read_parquet}[path.suffix]
+    try:
+        if not path.is_file():
+            raise DataError(f"{path}: no such file.")
+        frame = reader(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({reason(error)}).") from None
+    if frame.empty:
+        raise DataError(f"{path}: holds no rows.")
+    return frame
+
+
+def _text(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: is not UTF-8 (byte {error.start}); convert the file.") from None
+
+
+def _parse(text: str) -> Any:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        row = dict(pairs)
+        if len(row) < len(pairs):
+            raise ValueError(f"the key {shown(_first_double([key for key, _ in pairs]))} stands there twice")
+        return row
+
+    def no_constant(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    try:
+        return json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _first_double(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    rows, where = [], []
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028 inside a text.
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            row = _parse(line)
+        except ValueError as error:
+            raise DataError(f"{place}: broken JSON ({reason(error)}).") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: a row must be a JSON object, not {type(row).__name__}.")
+        rows.append(row)
+        where.append(place)
+    return _from_rows(path, rows, where)
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    try:
+        rows = _parse(_text(path))
+    except ValueError as error:
+        raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: must be a JSON list of objects; for one object a line name it .jsonl.")
+    return _from_rows(path, rows, [f"{path}, row {number}" for number in range(1, len(rows) + 1)])
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    # Not pandas: it fills short rows, takes a surplus field for an index, and renames a column that stands there twice.
+    csv.field_size_limit(2**31 - 1)
+    lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    rows: list[list[str]] = []
+    where: list[str] = []
+    header: list[str] = []
+    try:
+        for row in lines:
+            place = f"{path}, line {lines.line_num}"
+            if not row:
+                continue
+            if not header:
+                header = row
+                if (double := _first_double(header)) is not None:
+                    raise DataError(f"{place}: the column {shown(double)} stands there twice; rename one.")
+            elif len(row) != len(header):
+                raise DataError(
+                    f"{place}: holds {len(row)} fields where the header names {len(header)}; "
+                    "a field with commas or line breaks stands in quotation marks."
+                )
+            else:
+                rows.append(row)
+                where.append(place)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {lines.line_num}: broken CSV ({reason(error)}).") from None
+    return _table({column: [row[i] for row in rows] for i, column in enumerate(header)}, where)
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    try:
+        table = pq.ParquetFile(path).read()
+        if (double := _first_double(table.column_names)) is not None:
+            raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
+        # Not to_pandas: it makes 7.0 of the id 7 where another id is null.
+        columns = {column: table[column].to_pylist() for column in table.column_names}
+    except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(f"{path}: broken parquet ({reason(error)}).") from None
+    return _table(columns, [f"{path}, row {number}" for number in range(1, table.num_rows + 1)])
+
+
+def _from_rows(path: Path, rows: list[dict[str, Any]], where: list[str]) -> pd.DataFrame:
+    columns = dict.fromkeys(key for row in rows for key in row)
+    if len(columns) > MAX_COLUMNS:
+        raise DataError(f"{path}: its rows have {len(columns)} different keys; rows of one table share their keys.")
+    return _table({column: [row.get(column) for row in rows] for column in columns}, where)
+
+
+def _table(columns: dict[str, list[Any]], where: list[str]) -> pd.DataFrame:
+    # Object columns: what the file says stays what it is (an id 007 or a null is not turned into a float).
+    table = {name: pd.Series(values, dtype=object) for name, values in columns.items()}
+    return pd.DataFrame({**table, WHERE: pd.Series(where, dtype=object)})
+
+
+def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
+    """(rows with `_where`, what they come from), of a file or several, an address, or the hub."""
+    path = source.get("path") or []
+    if isinstance(path, str) and Path(path).is_file():
+        return read_file(path), path
+    named = [(file, None) for file in matching([path] if isinstance(path, str) else path)]
+    named += [(file, subset) for subset, file in source.get("subsets", {}).items()]
+    if named:
+        several = len(named) > 1
+        frames = [_with_subset(read_file(file), file, subset, several) for file, subset in named]
+        frame = pd.concat(frames, ignore_index=True)
+        return frame.astype(object).where(frame.notna(), None), ", ".join(file for file, _ in named[:3])
+    if source.get("url"):
+        return _read_url(source["url"]), source["url"]
+    return _read_hub(source), source["hub"]
+
+
+def _with_subset(frame: pd.DataFrame, file: str, subset: str | None, several: bool) -> pd.DataFrame:
+    """A file's rows with the column `subset`, where there are several files or the configuration names it."""
+    if subset is not None:
+        return frame.assign(subset=subset)
+    if not several or "subset" in frame:
+        return frame
+    stems = pd.Series([Path(file).stem] * len(frame), dtype=object)
+    return frame.assign(subset=frame["dataset"].where(frame["dataset"].notna(), stems) if "dataset" in frame else stems)
+
+
+def _read_url(url: str) -> pd.DataFrame:
+    address = urllib.parse.urlsplit(url)
+    with temporary_directory() as folder:
+        file = Path(folder, Path(address.path).name or "table")
+        try:
+            with urllib.request.urlopen(url, timeout=60) as answer, open(file, "wb") as copy:
+                shutil.copyfileobj(answer, copy)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{url}: cannot be fetched ({reason(error)}); get the file and give its path.") from None
+        try:
+            frame = read_file(file)
+        except DataError as error:
+            raise DataError(str(error).replace(str(file), url)) from None
+    return frame.assign(**{WHERE: [place.replace(str(file), url) for place in frame[WHERE]]})
+
+
+def _read_hub_file(source: dict[str, Any]) -> pd.DataFrame:
+    import huggingface_hub
+
+    where = f"{source['hub']}, {source['file']}"
+    try:
+        file = huggingface_hub.hf_hub_download(
+            source["hub"], source["file"], repo_type="dataset", revision=source.get("revision")
+        )
+    except Exception as error:  # as below
+        raise DataError(f"{where}: cannot be fetched from the hub: {reason(error)}") from None
+    frame = read_file(file)
+    return frame.assign(**{WHERE: [place.replace(str(file), where) for place in frame[WHERE]]})
+
+
+def _read_hub(source: dict[str, Any]) -> pd.DataFrame:
+    if source.get("file"):
+        return _read_hub_file(source)
+    import datasets
+
+    try:
+        table = datasets.load_dataset(
+            source["hub"], source.get("name"), split=source["split"], revision=source.get("revision")
+        )
+        columns = {column: list(table[column]) for column in table.column_names}
+    except Exception as error:  # the library raises many kinds, for no network, no such set, no such split
+        raise DataError(f"{source['hub']}: cannot be loaded from the hub: {reason(error)}") from None
+    return _table(columns, [f"{source['hub']} {source['split']}, row {n}" for n in range(1, len(table) + 1)])

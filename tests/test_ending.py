@@ -1,0 +1,117 @@
+"""The last words on the terminal: what was found and where it is, or what failed and why."""
+
+import dag
+import pandas as pd
+import pytest
+
+from icprobe import ending
+
+CORRELATIONS = pd.DataFrame(
+    [
+        ("m", "icp", "influence", "spearman", 0.6234, 0.48, 0.731, "bootstrap", 108),
+        ("m", "icp", "influence", "spearman_partial_length", 0.41, 0.22, 0.57, "bootstrap", 108),
+        ("m", "icp", "random", "spearman", 0.01, -0.2, 0.2, "bootstrap", 108),
+    ],
+    columns=["model", "method_a", "method_b", "statistic", "value", "low", "high", "interval", "n"],
+)
+OVERLAPS = pd.DataFrame(
+    [("m", "influence", ">0.8", 30, 20, 2 / 3, 0.28), ("m", "influence", ">0.9", 0, 0, float("nan"), 0.0)],
+    columns=["model", "method", "bin", "n", "n_overlap", "overlap", "chance"],
+)
+WIN_RATES = pd.DataFrame(
+    [
+        ("m", "icp", ">0.8", "overall", "all", 24, 61.2, 4.0, 53.1, 69.3, 60.0, 12, 7, 5),
+        ("m", "icp", ">0.8", "overall", "0", 24, 99.9, 4.0, 53.1, 69.3, 60.0, 12, 7, 5),
+        ("m", "all", "all", "overall", "all", 24, 55.0, 4.0, 47.0, 63.0, 60.0, 12, 7, 5),
+        ("m", "random", ">0.8", "overall", "all", 0, *[float("nan")] * 5, 0, 0, 0),
+    ],
+    columns=[
+        *["model", "method", "bin", "subset", "seed", "n", "win_rate", "standard_error", "low", "high"],
+        *["discrete_win_rate", "n_wins", "n_wins_base", "n_draws"],
+    ],
+)
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    folder = tmp_path / "results/mine/m/tables"
+    folder.mkdir(parents=True)
+    for name, table in {"correlations": CORRELATIONS, "overlaps": OVERLAPS, "win_rates": WIN_RATES}.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
+    waiting = finished / "results/mine/wandb/offline-run-1/run-1.wandb"
+    waiting.parent.mkdir(parents=True)
+    waiting.touch()
+    said = ending.summary("mine", ["m"], tracked=True, width=100)
+    assert "Spearman of icp and influence: 0.62 [0.48, 0.73] over 108 examples" in said
+    assert "given response length 0.41 [0.22, 0.57]" in " ".join(said.split())
+    assert "icp's bin >0.8 (30 examples) in that of: influence 67%; by chance 28%" in said
+    rows = [line.split() for line in said.splitlines()]
+    assert ["icp", ">0.8", "61.2", "53.1", "to", "69.3", "24", "12", "5", "7"] in rows
+    assert "99.9" not in said
+    assert "Report: results/mine/report.html" in said
+    assert "W&B: 1 runs wait here; to upload them: make sync EXPERIMENT=mine" in said
+    assert "W&B" not in ending.summary("mine", ["m"], tracked=False, width=100)
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 100])
+def test_the_summary_fits_the_terminal(finished, width):
+    said = ending.summary("mine", ["m"], tracked=True, width=width)
+    # A path stays whole, to be copied.
+    assert max(len(line) for line in said.splitlines() if "report.html" not in line) <= width
+    assert "61.2" in said
+
+
+def test_what_was_not_computed_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = ending.summary("mine", ["m"], tracked=True, width=80)
+    assert said == "mine: finished\n\nReport: results/mine/report.html"
+
+
+LINE = "2026-11-24 10:00:00"
+
+
+@pytest.mark.parametrize(
+    ("log", "sentence"),
+    [
+        (
+            f"{LINE} begun\n{LINE} error: train.jsonl, line 3: broken.\n{LINE} failed after 1.0 s",
+            "train.jsonl, line 3: broken.",
+        ),
+        (f"{LINE} error: two\nlines.\n{LINE} failed after 1.0 s", "two lines."),
+        (
+            f"{LINE} bug: KeyError\nTraceback (most recent call last):\n  File x\n    y\nKeyError: 'z'\n{LINE} failed",
+            "a bug, KeyError: 'z'",
+        ),
+        (f"{LINE} begun\n", ""),
+    ],
+)
+def test_a_failed_job_is_told_in_its_own_sentence(tmp_path, log, sentence):
+    (tmp_path / "rule.log").write_text(log)
+    assert ending.sentence_of(tmp_path / "rule.log") == sentence
+    said = ending.failures([("fine_tune", {"method": "icp"}, [str(tmp_path / "rule.log")])], width=400)
+    expected = sentence or "it ended without a word: killed, perhaps for memory"
+    assert said.startswith(f"fine_tune failed (method=icp): {expected}\n  log: {tmp_path}/rule.log")
+
+
+def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path / "copy")
+    ended = project.snakemake("all", "--cores", "2", "--forcerun", "compare_bins")
+    assert ended.returncode == 0, ended.output[-3000:]
+    assert "tiny: finished\n\nSpearman of icp and influence: " in ended.output
+    assert "Report: results/tiny/report.html" in ended.output
+    assert "W&B" not in ended.output
+    for quiet in (["-n", "all"], ["all"], ["results/tiny/data/tasks.parquet", "--forcerun", "select_tasks"]):
+        assert "tiny: finished" not in project.snakemake(*quiet, "--cores", "2").output
+
+    # A broken row, and two jobs that read it.
+    project.edit("train.jsonl", "{", "[")
+    ended = project.snakemake("all", "--cores", "2")
+    assert ended.returncode == 1
+    assert "prepare_train failed (experiment=tiny): train.jsonl, line 1: broken JSON" in " ".join(ended.output.split())
+    assert "log: logs/tiny/prepare_train.log" in ended.output
+    assert "the same command goes on from there" in ended.output
