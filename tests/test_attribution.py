@@ -6,13 +6,14 @@ from types import SimpleNamespace
 import naive
 import numpy as np
 import pytest
+import torch
 
 from icprobe import gradients, packing
 from icprobe.attribution import baselines, holding, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.matrix import Inputs, batches, shard_of
 from icprobe.gradients import Layer
-from icprobe.packing import Row
 from icprobe.prompts import Encoded
+from icprobe.rows import Row
 
 ARCHITECTURES = ["llama", "gpt_neox", "gpt2"]
 
@@ -142,7 +143,7 @@ def test_models_that_cannot_be_packed_give_the_same_matrices_by_padding(module, 
     from icprobe.packing import Network
 
     reference = matrices(module, inputs("llama"), method)[method]
-    monkeypatch.setattr(Network, "_try_packing", lambda self: False)
+    monkeypatch.setattr(Network, "_try_packing", lambda self, way: False)
     assert_close(matrices(module, inputs("llama"), method)[method], reference, 2e-5, np.abs(reference).max())
 
 
@@ -234,6 +235,34 @@ def test_influence_mean_equals_the_mean_of_the_matrix(architecture, inputs):
     assert_close(mean, slow, 1e-4, np.abs(slow).max())
 
 
+@pytest.mark.parametrize("way", ["blocks", "mask"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
+@torch.no_grad()
+def test_one_attention_call_for_a_whole_row_gives_what_its_segments_give(way, architecture, inputs):
+    network = packing.Network(inputs(architecture).model)
+    row = Row(network.remember([3, 4, 5]))
+    root = row.add([5, 6, 7, 8])
+    row.add_tree([[9, 10, 11, 12, 13, 14], [9, 10, 11, 12, 20], [21] * 150], root)
+    row.add([4, 4])
+    by_segments = network.hidden(row)
+    network.attention = way
+    torch.testing.assert_close(network.hidden(row), by_segments, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("way", ["blocks", "mask"])
+def test_packed_rows_on_a_gpu_give_what_the_cpu_gives(way, inputs, monkeypatch):
+    reference = matrices(icp, inputs("llama"), "icp")["icp"]
+    ours = inputs("llama")
+    ours.model.to("cuda")
+    original = packing.Network._try_packing
+    monkeypatch.setattr(packing.Network, "_try_packing", lambda self, tried: tried == way and original(self, tried))
+    assert packing.Network(ours.model).packs
+    assert_close(matrices(icp, ours, "icp")["icp"], reference, 1e-3, np.abs(reference).max())
+
+
 def test_a_segment_behind_one_that_has_been_left_is_refused():
     row = Row()
     first = row.add([5, 6])
@@ -255,7 +284,7 @@ def test_what_suffixes_begin_with_alike_stands_in_the_row_once():
 
 def test_icp_does_not_depend_on_what_is_shared(inputs, monkeypatch):
     reference = matrices(icp, inputs("llama"), "icp")["icp"]
-    monkeypatch.setattr(packing, "WORTH_SHARING", 10**9)
+    monkeypatch.setattr("icprobe.rows.WORTH_SHARING", 10**9)
     monkeypatch.setattr(packing.Network, "remember", lambda self, ids: None)
     assert_close(matrices(icp, inputs("llama"), "icp")["icp"], reference, 2e-5, np.abs(reference).max())
 

@@ -15,9 +15,10 @@ from transformers.pytorch_utils import Conv1D
 
 from icprobe.likelihood import loss_gradient
 from icprobe.models import linear_layers
-from icprobe.packing import Network, Row
+from icprobe.packing import Network
 from icprobe.products import product
 from icprobe.prompts import Encoded
+from icprobe.rows import Row
 
 # (layer index, inputs [S, d_in], output gradients [S, d_out]) → None; called once per layer in the backward pass
 Consumer = Callable[[int, Tensor, Tensor], None]

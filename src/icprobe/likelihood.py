@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icprobe.packing import Base, Network, Row
+from icprobe.packing import Network
 from icprobe.products import product
+from icprobe.rows import Base, Row
 
 # Words of the vocabulary whose logits are formed at a time: their weights and logits stay in a CPU's cache, while the
 # whole of the head's weight would be read from memory for every few rows.

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from icprobe.packing import Network, Row
+from icprobe.packing import Network
 from icprobe.progress import Progress
+from icprobe.rows import Row
 
 
 @torch.no_grad()
