@@ -8,6 +8,7 @@ configfile: "config.yaml"
 
 
 include: "rules/common.smk"
+include: "rules/resources.smk"
 
 
 report: "src/icprobe/captions/workflow.rst"
@@ -22,8 +23,9 @@ wildcard_constraints:
     scatteritem=r"\d+-of-\d+",
 
 
+# A model's shards have the model's name: `--set-scatter pythia-1b-deduped=100`.
 scattergather:
-    shards=CONFIG.attribution.shards,
+    **SIZES.shards,
 
 
 include: "rules/data.smk"

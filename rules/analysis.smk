@@ -28,8 +28,7 @@ rule correlate:
     benchmark:
         "logs/{experiment}/correlate/{model}.benchmark.tsv"
     resources:
-        mem_mb=4000,
-        runtime=60,
+        **RESOURCES["correlate"],
     script:
         "../workflow/scripts/correlate.py"
 
@@ -51,7 +50,7 @@ rule compare_bins:
     benchmark:
         "logs/{experiment}/compare_bins/{model}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/compare_bins.py"
 
@@ -74,7 +73,7 @@ rule tell_labels:
     benchmark:
         "logs/{experiment}/tell_labels/{model}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/tell_labels.py"
 
@@ -101,7 +100,7 @@ rule plot_scatter:
     benchmark:
         "logs/{experiment}/plot_scatter/{model}/{method_a}--{method_b}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/plot_scatter.py"
 
@@ -125,7 +124,7 @@ rule plot_distributions:
     benchmark:
         "logs/{experiment}/plot_distributions/{model}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/plot_distributions.py"
 
@@ -150,7 +149,7 @@ rule plot_lengths:
     benchmark:
         "logs/{experiment}/plot_lengths/{model}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/plot_lengths.py"
 
@@ -172,7 +171,7 @@ rule plot_heat_map:
     benchmark:
         "logs/{experiment}/plot_heat_map/{model}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/plot_heat_map.py"
 
@@ -194,7 +193,7 @@ rule plot_overlaps:
     benchmark:
         "logs/{experiment}/plot_overlaps/{model}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/plot_overlaps.py"
 
@@ -216,7 +215,7 @@ rule plot_win_rates:
     benchmark:
         "logs/{experiment}/plot_win_rates/{model}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/plot_win_rates.py"
 

@@ -1,6 +1,7 @@
 # Attribution matrices: what each example is worth for each task, by each method, in shards.
 
 INFLUENCE = [m for m in CONFIG.attribution.methods if METHODS[m].together]
+COMPUTED = [m for m in CONFIG.attribution.methods if m not in [*INFLUENCE, *EXTERNAL]]
 ATTRIBUTION_INPUTS = dict(
     train="results/{experiment}/data/train.parquet",
     tasks="results/{experiment}/data/tasks.parquet",
@@ -13,11 +14,11 @@ rule attribute:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
     input:
         **ATTRIBUTION_INPUTS,
-        model=lambda w: f"resources/models/{w.model}" if METHODS[w.method].needs_model else [],
+        model="resources/models/{model}",
     output:
         matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
     wildcard_constraints:
-        method=either(m for m in CONFIG.attribution.methods if m not in [*INFLUENCE, *EXTERNAL]),
+        method=either(m for m in COMPUTED if METHODS[m].needs_model),
     params:
         methods=lambda w: [w.method],
         module=lambda w: METHODS[w.method].module,
@@ -30,12 +31,28 @@ rule attribute:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
     benchmark:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
-    threads: lambda w: 64 if METHODS[w.method].needs_model else 1
+    threads: 64
     resources:
-        mem_mb=lambda w, attempt: attempt * (6000 if METHODS[w.method].needs_model else 1000),
-        runtime=lambda w, attempt: attempt * 120,
+        **RESOURCES["attribute"],
     script:
         "../workflow/scripts/attribute.py"
+
+
+# What costs next to nothing is no job for a cluster.
+use rule attribute as attribute_without_model with:
+    localrule: True
+    input:
+        **ATTRIBUTION_INPUTS,
+        model=[],
+    wildcard_constraints:
+        method=either(m for m in COMPUTED if not METHODS[m].needs_model),
+    log:
+        "logs/{experiment}/attribute_without_model/{model}/{method}/{scatteritem}.log",
+    benchmark:
+        "logs/{experiment}/attribute_without_model/{model}/{method}/{scatteritem}.benchmark.tsv"
+    threads: 1
+    resources:
+        **LIGHT,
 
 
 if INFLUENCE:
@@ -62,8 +79,7 @@ if INFLUENCE:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
         threads: 64
         resources:
-            mem_mb=lambda w, attempt: attempt * (3000 + int(1000 * CONFIG.attribution.memory_budget_gb)),
-            runtime=lambda w, attempt: attempt * 120,
+            **RESOURCES["attribute_influence"],
         script:
             "../workflow/scripts/attribute.py"
 
@@ -92,8 +108,7 @@ if EXTERNAL:
         benchmark:
             "logs/{experiment}/read_external/{model}/{method}.benchmark.tsv"
         resources:
-            mem_mb=4000,
-            runtime=30,
+            **RESOURCES["read_external"],
         script:
             "../workflow/scripts/read_external.py"
 
@@ -103,7 +118,7 @@ rule gather_attributions:
     message:
         "Gathering {wildcards.method} attributions of {wildcards.model}"
     input:
-        shards=lambda w: shard_files(w.method),
+        shards=lambda w: shard_files(w.model, w.method),
         train="results/{experiment}/data/train.parquet",
     output:
         "results/{experiment}/{model}/attributions/{method}.parquet",
@@ -116,8 +131,7 @@ rule gather_attributions:
     benchmark:
         "logs/{experiment}/gather_attributions/{model}/{method}.benchmark.tsv"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **RESOURCES["gather_attributions"],
     script:
         "../workflow/scripts/gather_attributions.py"
 
@@ -139,8 +153,7 @@ rule score:
     benchmark:
         "logs/{experiment}/score/{model}/{method}.benchmark.tsv"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **RESOURCES["score"],
     script:
         "../workflow/scripts/score.py"
 

@@ -130,12 +130,10 @@ def attribution_settings(method):
     return {**settings, **own, **fixed}
 
 
-def shard_files(method):
+def shard_files(model, method):
     """Shards of a method's matrix."""
-    pattern = f"results/{{{{experiment}}}}/{{{{model}}}}/attributions/{method}/{{scatteritem}}.parquet"
-    if not METHODS[method].whole:
-        return gather.shards(pattern)
-    return [pattern.replace("{scatteritem}", "1-of-1").replace("{{", "{").replace("}}", "}")]
+    pattern = results(model, "attributions", method, "{scatteritem}.parquet")
+    return [pattern.format(scatteritem="1-of-1")] if METHODS[method].whole else getattr(gather, model)(pattern)
 
 
 def annotated_methods():

@@ -18,8 +18,7 @@ rule prepare_model:
         "logs/models/{model}.benchmark.tsv"
     threads: 64
     resources:
-        mem_mb=8000,
-        runtime=30,
+        **RESOURCES["prepare_model"],
     script:
         "../workflow/scripts/prepare_model.py"
 
@@ -54,8 +53,7 @@ if CONFIG.data.tasks:
         # k-means runs the first model over all candidates.
         threads: 64 if SELECT.startswith("kmeans") else 1
         resources:
-            mem_mb=4000,
-            runtime=30,
+            **RESOURCES["select_tasks"],
         script:
             "../workflow/scripts/select_tasks.py"
 
@@ -85,8 +83,7 @@ if CONFIG.data.train:
         benchmark:
             "logs/{experiment}/prepare_train.benchmark.tsv"
         resources:
-            mem_mb=4000,
-            runtime=30,
+            **RESOURCES["prepare_train"],
         script:
             "../workflow/scripts/prepare_train.py"
 
@@ -111,8 +108,7 @@ if NAMED_BY:
         benchmark:
             "logs/{experiment}/name_rows.benchmark.tsv"
         resources:
-            mem_mb=4000,
-            runtime=30,
+            **RESOURCES["name_rows"],
         script:
             "../workflow/scripts/name_rows.py"
 
@@ -137,8 +133,7 @@ rule prepare_eval:
     benchmark:
         "logs/{experiment}/prepare_eval.benchmark.tsv"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        **RESOURCES["prepare_eval"],
     script:
         "../workflow/scripts/prepare_eval.py"
 
@@ -159,7 +154,6 @@ rule measure_lengths:
     benchmark:
         "logs/{experiment}/measure_lengths/{model}.benchmark.tsv"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        **RESOURCES["measure_lengths"],
     script:
         "../workflow/scripts/measure_lengths.py"

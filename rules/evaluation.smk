@@ -45,7 +45,7 @@ if CONFIG.evaluation.base_responses == "generate":
             "logs/{experiment}/generate_base/{model}.benchmark.tsv"
         threads: 64
         resources:
-            mem_mb=lambda wildcards, attempt: 4000 * attempt,
+            **RESOURCES["generate_base"],
         script:
             "../workflow/scripts/generate.py"
 
@@ -68,7 +68,7 @@ else:
             "logs/{experiment}/take_base_responses/{model}.benchmark.tsv"
         threads: 1
         resources:
-            mem_mb=1000,
+            **RESOURCES["take_base_responses"],
         script:
             "../workflow/scripts/take_base_responses.py"
 
@@ -95,7 +95,7 @@ rule generate:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
     threads: 64
     resources:
-        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        **RESOURCES["generate"],
     script:
         "../workflow/scripts/generate.py"
 
@@ -120,13 +120,15 @@ if ANNOTATIONS:
             "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
         threads: 1
         resources:
-            mem_mb=1000,
+            **LIGHT,
         script:
             "../workflow/scripts/read_annotations.py"
 
 else:
 
+    # A judge compares letters, or sends requests and waits; nodes of a cluster often reach no network.
     rule judge:
+        localrule: True
         message:
             "Judging responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
             "seed {wildcards.seed}"
@@ -147,12 +149,13 @@ else:
             "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
         threads: 1
         resources:
-            mem_mb=1000,
+            **RESOURCES["judge"],
         script:
             "../workflow/scripts/judge.py"
 
 
 rule tabulate_win_rates:
+    localrule: True
     message:
         "Tabulating win rates of {wildcards.model}"
     input:
@@ -171,6 +174,6 @@ rule tabulate_win_rates:
         "logs/{experiment}/tabulate_win_rates/{model}.benchmark.tsv"
     threads: 1
     resources:
-        mem_mb=1000,
+        **LIGHT,
     script:
         "../workflow/scripts/win_rates.py"

@@ -35,6 +35,7 @@ rule checkpoints:
 
 
 rule subset:
+    localrule: True
     message:
         "Choosing bin {wildcards.bin} of {wildcards.method} on {wildcards.model}"
     input:
@@ -55,7 +56,7 @@ rule subset:
         "logs/{experiment}/subset/{model}/{method}/{bin}.benchmark.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
+        **RESOURCES["subset"],
     script:
         "../workflow/scripts/subset.py"
 
@@ -93,6 +94,6 @@ rule fine_tune:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
     threads: 64
     resources:
-        mem_mb=lambda wildcards, attempt: 6000 * attempt,
+        **RESOURCES["fine_tune"],
     script:
         "../workflow/scripts/fine_tune.py"

@@ -60,7 +60,6 @@ rule report:
     benchmark:
         f"logs/{CONFIG.experiment}/report.benchmark.tsv"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        **RESOURCES["report"],
     script:
         "../workflow/scripts/report.py"

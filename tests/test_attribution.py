@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from icprobe import gradients, packing
+from icprobe import data, gradients, packing
 from icprobe.attribution import baselines, holding, icp, icp_budget, influence, influence_mean, one_step
+from icprobe.attribution.gathering import gather
 from icprobe.attribution.matrix import Inputs, batches, shard_of
+from icprobe.attribution.shards import compute
 from icprobe.gradients import Layer
 from icprobe.prompts import Encoded
 from icprobe.rows import Row
@@ -331,6 +333,26 @@ def test_a_matrix_is_bit_equal_for_any_number_of_shards(module, method, shards, 
                 seen += rows.tolist()
                 assert (block == whole[rows]).all()
     assert sorted(seen) == list(range(len(ours.train)))
+
+
+def test_the_gathered_file_is_the_same_to_the_byte_for_any_number_of_shards(inputs, tmp_path):
+    """Down to more shards than batches, where some are empty."""
+    ours = inputs("llama")
+    data.write_parquet(ours.train, tmp_path / "train.parquet")
+    found = []
+    for of in (1, 2, 5, 64):
+        paths = []
+        for number in range(1, of + 1):
+            folder = tmp_path / f"{number}-of-{of}"
+            folder.mkdir()
+            (table,) = compute(
+                icp.__name__, ["icp"], inputs("llama"), {"batch_tokens": 200}, number, of, 200, folder
+            ).values()
+            paths.append(folder / "shard.parquet")
+            data.write_parquet(table, paths[-1])
+        gather(paths, tmp_path / "train.parquet", tmp_path / "matrix.parquet")
+        found.append((tmp_path / "matrix.parquet").read_bytes())
+    assert len(set(found)) == 1
 
 
 @pytest.mark.parametrize(("module", "method"), [(icp, "icp"), (influence, "influence")])

@@ -28,8 +28,8 @@ TRAINING = Counter(fine_tune=5) + GENERATION
 # icp and random are fine-tuned on, in two bins each; a bin of random has the size of icp's.
 OF_FINE_TUNED_SCORES = Counter(subset=4, fine_tune=4, generate=4, judge=4) + TABULATION
 # icp, influence and one_step in two shards; length and random in one.
-ATTRIBUTION = Counter(attribute=6, attribute_influence=2, gather_attributions=6, score=6)
-OF_RANDOM = Counter(attribute=1, gather_attributions=1, score=1) + (
+ATTRIBUTION = Counter(attribute=4, attribute_influence=2, attribute_without_model=2, gather_attributions=6, score=6)
+OF_RANDOM = Counter(attribute_without_model=1, gather_attributions=1, score=1) + (
     ANALYSIS | Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION
 )
 OF_SCORES = ANALYSIS | OF_FINE_TUNED_SCORES
@@ -147,7 +147,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "wandb.project": (config(wandb={"project": "another", "mode": "offline"}), NOTHING),
     # Of the methods random alone draws; the first tasks of a file are chosen without a seed, resamples with one.
     "seed": (config(seed=1), OF_RANDOM),
-    "a method is added": (method_added, Counter(attribute=1, gather_attributions=1, score=1) + ANALYSIS),
+    "a method is added": (method_added, Counter(attribute_without_model=1, gather_attributions=1, score=1) + ANALYSIS),
     "a model is added": (
         model_added,
         # A row that is too long for one model is dropped for all, so the tables are made anew, and all that reads them.

@@ -87,7 +87,11 @@ class Attribution(Section):
         {"icp": "fraction_positive", "one_step": "fraction_positive"},
         description="How a method's matrix is reduced over tasks; mean for methods not named.",
     )
-    shards: Count = Field(1, description="Jobs into which each method's work is cut; numbers do not depend on it.")
+    shards: Literal["auto"] | Count = Field(
+        "auto",
+        description="Jobs into which each method's work is cut; numbers do not depend on it. auto: about half an hour "
+        "each, by the sizes of the files, the model's and what `device` is taken to do (docs/clusters.md).",
+    )
     memory_budget_gb: PositiveFloat = Field(
         3, description="Memory for gradients and caches beside the model, in GB (10^9 bytes)."
     )

@@ -1,0 +1,53 @@
+# What each job asks of a machine, rule by rule: memory, run time, and a GPU where the configuration says `cuda`. The
+# formulas are in icprobe.resources; partition, account and CPUs come from the profile. Resources are no params: another
+# estimate reruns nothing.
+
+from icprobe import work
+from icprobe.resources import Needs, Sizes, directives
+
+
+def sizes_of(config):
+    """How large the experiment is, by what was there before it began."""
+    tables = {name: getattr(config.data, name) for name in ("train", "tasks", "eval")}
+    examples, tasks, prompts = (work.rows(table, local_files(table)) for table in tables.values())
+    shards = {model: work.shards(config, model, examples, tasks) for model in config.models}
+    return Sizes(config, examples, tasks, prompts, shards)
+
+
+def rows_of(files, otherwise):
+    """Rows in files that may not be there yet."""
+    return work.file_rows(filter(os.path.isfile, files)) or otherwise
+
+
+SIZES = sizes_of(CONFIG)
+DEVICE = CONFIG.attribution.device
+OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_of(local_files(CONFIG.data.train), SIZES.examples)))
+OF_MATRIX = directives(lambda w, input: SIZES.matrix())
+OF_RESPONSES = directives(lambda w, input: SIZES.tables(SIZES.prompts))
+LIGHT = directives(lambda w, input: Needs(1000 + 1e-3 * SIZES.examples))
+
+RESOURCES = {
+    "prepare_model": directives(lambda w, input: SIZES.prepare_model(w.model)),
+    "select_tasks": directives(
+        lambda w, input: SIZES.select_tasks(rows_of(local_files(CONFIG.data.tasks), SIZES.tasks))
+    ),
+    "prepare_train": OF_TRAIN,
+    "measure_lengths": OF_TRAIN,
+    "prepare_eval": OF_RESPONSES,
+    "name_rows": OF_MATRIX,
+    "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
+    "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
+    "read_external": OF_MATRIX,
+    "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
+    "score": OF_MATRIX,
+    "correlate": directives(lambda w, input: SIZES.correlate()),
+    "subset": OF_TRAIN,
+    "fine_tune": directives(
+        lambda w, input: SIZES.fine_tune(w.model, rows_of([input.subset], SIZES.examples)), CONFIG.finetune.device
+    ),
+    "generate": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
+    "generate_base": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
+    "take_base_responses": OF_RESPONSES,
+    "judge": OF_RESPONSES,
+    "report": directives(lambda w, input: SIZES.report()),
+}
