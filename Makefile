@@ -6,7 +6,7 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 EXPERIMENT ?= demo
 
-.PHONY: all install install-test test test-slow lint schema sync workspace lock bench install-bench clean
+.PHONY: all install install-test test test-slow test-slurm lint schema sync workspace lock bench install-bench clean
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -24,18 +24,22 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slurm,test]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slurm,executors,test]'
 	touch $@
 
 # Tests in as many processes as cores, each with one thread; a file stays in one process.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 test: install-test
-	$(TESTS) -m "not slow"
+	$(TESTS) -m "not slow and not slurm"
 
 # Jobs that are killed in the middle, and the like.
 test-slow: install-test
 	$(TESTS) -m slow
+
+# On a real Slurm of one node, which is installed (Debian, root), started and taken away again.
+test-slurm: install-test
+	tests/slurm/run env OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm
 
 lint: install-test
 	$(BIN)/ruff check

@@ -23,6 +23,7 @@ SIZES = sizes_of(CONFIG)
 DEVICE = CONFIG.attribution.device
 OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_of(local_files(CONFIG.data.train), SIZES.examples)))
 OF_MATRIX = directives(lambda w, input: SIZES.matrix())
+OF_EXTERNAL = directives(lambda w, input: Needs(1000 + 4e-6 * sum(map(os.path.getsize, input.scores))))
 OF_RESPONSES = directives(lambda w, input: SIZES.tables(SIZES.prompts))
 LIGHT = directives(lambda w, input: Needs(1000 + 1e-3 * SIZES.examples))
 
@@ -34,10 +35,10 @@ RESOURCES = {
     "prepare_train": OF_TRAIN,
     "measure_lengths": OF_TRAIN,
     "prepare_eval": OF_RESPONSES,
-    "name_rows": OF_MATRIX,
+    "name_rows": OF_EXTERNAL,
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
-    "read_external": OF_MATRIX,
+    "read_external": OF_EXTERNAL,
     "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
     "score": OF_MATRIX,
     "correlate": directives(lambda w, input: SIZES.correlate()),

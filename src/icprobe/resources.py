@@ -1,7 +1,7 @@
 """What each job asks of a machine: memory, run time and GPUs as functions of its work.
 
 Never an input of a result: no rule has these as params, so that a better estimate repeats nothing. They are meant to be
-enough, not tight; a job that was killed is submitted again with more (`Needs.at`).
+enough, not tight; a job that was killed is submitted again with more.
 """
 
 import functools

@@ -1,0 +1,86 @@
+"""The profiles of clusters: each plans the whole experiment, and the workflow knows of none of them."""
+
+import importlib.util
+import re
+import subprocess
+
+import dag
+import pytest
+import yaml
+
+PLUGINS = {"slurm": "slurm", "profiles/kubernetes": "kubernetes", "profiles/generic": "cluster_generic"}
+HEAVY = {"prepare_model", "attribute", "attribute_influence", "correlate", "fine_tune", "generate", "generate_base"}
+TABLES = {"select_tasks", "prepare_train", "prepare_eval", "measure_lengths"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return dag.new(tmp_path_factory.mktemp("planned"))
+
+
+def needs_plugin(name, kind="executor"):
+    if not importlib.util.find_spec(f"snakemake_{kind}_plugin_{name}"):
+        pytest.skip(f"needs snakemake-{kind}-plugin-{name.replace('_', '-')}")
+
+
+@pytest.mark.parametrize("profile", PLUGINS)
+def test_a_profile_plans_the_whole_experiment(profile, project, tmp_path):
+    needs_plugin(PLUGINS[profile])
+    arguments = []
+    if profile == "profiles/kubernetes":
+        needs_plugin("fs", kind="storage")
+        # The volume: what is given lies there, as what is made will.
+        volume = tmp_path / "volume"
+        for path in ("resources/demo", "train.jsonl"):
+            (volume / path).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-r", project.path / path, volume / path], check=True)
+        arguments = ["--default-storage-prefix", str(volume)]
+    ended = project.snakemake("--profile", profile, "all", "-n", *arguments)
+    assert ended.returncode == 0, ended.output
+    assert ended.jobs == project.snakemake("all", "-n", "--cores", "2").jobs
+    assert not re.search("warn|deprecat", ended.output, re.IGNORECASE), ended.output
+
+
+@pytest.mark.parametrize("profile", PLUGINS)
+def test_rules_without_threads_in_a_profile_are_local_or_ask_for_one(profile):
+    """A rule that asks for all cores of one machine would be given 64 on a cluster, and wait for ever."""
+    settings = yaml.safe_load((dag.ROOT / profile / "config.yaml").read_text())
+    greedy = set()
+    for path in (dag.ROOT / "rules").glob("*.smk"):
+        for rule in re.split(r"^\s*rule (?=\w+:)", path.read_text(), flags=re.MULTILINE)[1:]:
+            if re.search(r"^\s*threads: 64", rule, re.MULTILINE):
+                greedy.add(rule.partition(":")[0])
+    assert greedy == set(settings["set-threads"])
+    assert set(settings["groups"]) == TABLES
+
+
+def test_what_is_submitted_is_heavy_or_in_a_group():
+    found = set()
+    for path in (dag.ROOT / "rules").glob("*.smk"):
+        for rule in re.split(r"^\s*rule (?=\w+:)", path.read_text(), flags=re.MULTILINE)[1:]:
+            own = rule.partition("\nuse rule")[0]
+            if "localrule: True" not in own:
+                found.add(rule.partition(":")[0])
+    assert found == HEAVY | TABLES
+
+
+def test_a_job_runs_through_the_generic_profile(project, tmp_path):
+    """With a shell in the place of a batch system."""
+    needs_plugin("cluster_generic")
+    here = project.copy(tmp_path)
+    ended = here.snakemake(
+        "--profile", "profiles/generic", "--cluster-generic-submit-cmd", "sh", "--seconds-between-status-checks", "1",
+        "resources/models/tiny-llama",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.output
+    assert (here.path / "resources/models/tiny-llama/manifest.json").is_file()
+    assert "Nothing to be done" in here.snakemake("resources/models/tiny-llama", "-n", "--cores", "1").output
+
+
+def test_neither_rules_nor_scripts_know_a_batch_system_or_a_shared_tmp():
+    files = [dag.ROOT / "Snakefile", *(dag.ROOT / "rules").glob("*.smk"), *(dag.ROOT / "workflow").rglob("*.py")]
+    files += (dag.ROOT / "src").rglob("*.py")
+    assert len(files) > 60
+    for path in files:
+        code = re.sub(r"#.*", "", path.read_text(encoding="utf-8"))
+        assert not re.search(r"SLURM_|\b(sbatch|squeue|srun|qsub|kubectl)\b|[\"'](/var)?/tmp\b", code), path
