@@ -39,6 +39,8 @@ OVERLAY = {
 # What is computed; reports and figures also say when and how fast.
 COMPARED = {".parquet", ".csv", ".md", ".tex", ".jsonl", ".safetensors"}
 
+BASE = "results/tiny/tiny-llama/responses/base.jsonl"
+
 END = Counter(report=1, all=1)
 TABULATION = Counter(tabulate_win_rates=1, plot_win_rates=1) + END
 GENERATION = Counter(generate=1, judge=1) + TABULATION
@@ -77,7 +79,7 @@ def slurm(project: dag.Project, *arguments: str, config: dict | None = None) -> 
 
 @pytest.fixture(scope="module")
 def pool():
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(6) as pool:
         yield pool
 
 
@@ -184,22 +186,27 @@ def test_a_touched_module_reruns_nothing_and_an_edited_one_its_rules(finished, t
     assert ended.jobs == ICP, ended.output
 
 
-def test_what_ran_again_on_slurm_is_finished_again(finished, tmp_path):
-    """What a job on Slurm records of itself has to be what the next plan compares with."""
-    project = finished.copy(tmp_path)
+@pytest.fixture(scope="module", autouse=True)
+def edited(pool, finished, tmp_path_factory):
+    """A module of generation is edited, and the base model's responses are made again."""
+    project = finished.copy(tmp_path_factory.mktemp("edited"))
     project.edit("src/icprobe/generation.py", '"""', '"""Edited. ')
-    base = "results/tiny/tiny-llama/responses/base.jsonl"
-    ended = slurm(project, base)
-    assert ended.returncode == 0, ended.output
-    assert submitted(ended.output) == Counter(rule_generate_base=1)
-    assert "Nothing to be done" in slurm(project, base, "-n").output
+    return project, pool.submit(slurm, project, BASE)
+
+
+def test_what_ran_again_on_slurm_is_finished_again(edited):
+    """What a job on Slurm records of itself has to be what the next plan compares with."""
+    project, ended = edited
+    assert ended.result().returncode == 0, ended.result().output
+    assert submitted(ended.result().output) == Counter(rule_generate_base=1)
+    assert "Nothing to be done" in slurm(project, BASE, "-n").output
     assert slurm(project, "all", "-n").jobs == GENERATION
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def mistaken(pool, finished, tmp_path_factory):
     """Two mistakes, each in a copy of the finished run: a row without a response, and a damaged model."""
     rows = finished.copy(tmp_path_factory.mktemp("rows"))
