@@ -35,9 +35,12 @@ RESOURCES = {
     "prepare_train": OF_TRAIN,
     "measure_lengths": OF_TRAIN,
     "prepare_eval": OF_RESPONSES,
+    "measure_prompts": OF_RESPONSES,
     "name_rows": OF_EXTERNAL,
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
+    "attribute_step": directives(lambda w, input: SIZES.attribute(w.model, "one_step", w.scatteritem), DEVICE),
+    "chain": directives(lambda w, input: SIZES.chain(1 + len(CONFIG.analysis.chain.learning_rates))),
     "read_external": OF_EXTERNAL,
     "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
     "score": OF_MATRIX,

@@ -135,6 +135,13 @@ class Sizes:
         seconds = pairs * settings.resamples * resampled**2 / 2e10
         return Needs(3000 + 1e-5 * settings.resamples * resampled + 1e-4 * methods * self.examples, seconds)
 
+    def chain(self, steps: int) -> Needs:
+        """icp, influence and one_step at so many step sizes, cell by cell in float64, ranked in every resample."""
+        settings = self.config.analysis
+        resamples = settings.resamples if self.examples <= settings.analytic_above else 50
+        cells = self.examples * self.tasks * (2 + steps)
+        return Needs(2000 + 12 * (2 + steps) * self.matrix_mb, 1e-7 * resamples * cells)
+
     # --- fine-tuned models --------------------------------------------------------------------------------------
 
     def fine_tune(self, model: str, examples: float) -> Needs:
