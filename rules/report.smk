@@ -1,5 +1,7 @@
 # The HTML report: one file that shows what was found, and how.
 
+from snakemake.io import strip_wildcard_constraints
+
 
 def behind_the_report():
     """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes and where it is timed."""
@@ -16,8 +18,8 @@ def behind_the_report():
             {
                 "needs": set(),
                 "message": str(job.rule.message or ""),
-                "makes": str(next(iter(job.rule.output), "")),
-                "benchmark": str(job.rule.benchmark or ""),
+                "makes": strip_wildcard_constraints(str(next(iter(job.rule.output), ""))),
+                "benchmark": strip_wildcard_constraints(str(job.rule.benchmark or "")),
             },
         )
         facts["needs"] |= {other.rule.name for other in needed}

@@ -48,7 +48,7 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     waiting.touch()
     said = ending.summary("mine", ["m"], tracked=True, width=100)
     assert "Spearman of icp and influence: 0.62 [0.48, 0.73] over 108 examples" in said
-    assert "given response length 0.41 [0.22, 0.57]" in " ".join(said.split())
+    assert "The same given response length: 0.41 [0.22, 0.57]" in said
     assert "icp's bin >0.8 (30 examples) in that of: influence 67%; by chance 28%" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["icp", ">0.8", "61.2", "53.1", "to", "69.3", "24", "12", "5", "7"] in rows

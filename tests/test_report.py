@@ -10,8 +10,11 @@ import pandas as pd
 import pytest
 from reports import CONTROLS, HOSTILE, experiment, figure, with_texts
 
+from icprobe import plotting
+from icprobe.environment import measured
 from icprobe.errors import DataError, ScoreError
 from icprobe.findings import ModelInputs
+from icprobe.making import HOW, RuleRun, artifacts, rule_runs
 from icprobe.page import embedded_json, visible
 from icprobe.report import build
 from icprobe.wording import number
@@ -114,6 +117,45 @@ def test_a_figure_is_named_by_its_title_or_its_file(tmp_path):
     text = page(tmp_path, models={"smollm2": ModelInputs(scores=inputs.scores, figures=[titled, plain])})
     captions = re.findall(r"<figcaption><strong>([^<]*)</strong>", text)
     assert captions[:2] == ["Scores &lt;by&gt; method", "icp against one_step"]
+
+
+def test_a_figure_that_was_saved_brings_its_caption(tmp_path):
+    table = pd.DataFrame({"bin": [">0.8"], "method": ["influence"], "n": [3], "overlap": [0.5], "chance": [0.2]})
+    plotting.save(plotting.overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
+    inputs = experiment(tmp_path)["models"]["smollm2"]
+    text = page(tmp_path, models={"smollm2": ModelInputs(scores=inputs.scores, figures=[tmp_path / "o.svg"])})
+    said = html.unescape(re.search(r"<figcaption>(.*?)</figcaption>", text)[1])
+    assert said == f"<strong>Overlap & chance</strong>. {plotting.caption('overlaps')}"
+
+
+def test_only_this_experiments_jobs_are_timed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path, seconds in {
+        "logs/demo/score/m/icp": 1.5,
+        "logs/demo/score/m/length": "-",
+        "logs/demo/score/other/icp": 7,
+        "logs/demo2/score/m/icp": 8,
+        "logs/models/m": 3,
+        "logs/models/other": 4,
+    }.items():
+        file = tmp_path / f"{path}.benchmark.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t200.5\n")
+    scores = measured("logs/{experiment}/score/{model}/{method}.benchmark.tsv", "demo", ["m"])
+    assert scores[0] == (1.5, 200.5)
+    assert len(scores) == 2
+    assert np.isnan(scores[1][0])
+    assert measured("logs/models/{model}.benchmark.tsv", "demo", ["m"]) == [(3.0, 200.5)]
+    assert measured("", "demo", ["m"]) == []
+
+
+def test_a_rule_without_a_sentence_of_its_own_is_told_by_its_message(tmp_path):
+    drawn = RuleRun(
+        "plot_odd", makes="results/{experiment}/{model}/figures/odd.svg", message="Drawing {wildcards.model} oddly"
+    )
+    (row,) = artifacts(rule_runs([drawn]))
+    assert (row["makes"], row["how"]) == ("{model}/figures/odd.svg", "Drawing {model} oddly")
+    assert artifacts(rule_runs([RuleRun("score")]))[0]["how"] == HOW["score"]
 
 
 def test_an_auc_is_computed_where_no_table_gives_it(tmp_path):

@@ -64,8 +64,8 @@ def _agreement(folder: Path) -> list[str]:
     if "spearman" not in found:
         return []
     plain, partial = found["spearman"], found.get("spearman_partial_length")
-    text = f"Spearman of icp and influence: {_estimate(plain)} over {plain.n} examples"
-    return [text + (f"; given response length {_estimate(partial)}" if partial is not None else "")]
+    lines = [f"Spearman of icp and influence: {_estimate(plain)} over {plain.n} examples"]
+    return lines + ([f"The same given response length: {_estimate(partial)}"] if partial is not None else [])
 
 
 def _estimate(row: Any) -> str:
@@ -95,8 +95,8 @@ def _win_rates(folder: Path, width: int) -> str:
         return ""
     shown = pd.DataFrame(
         {
-            "method": ["" if row.method == "all" else row.method for row in rows.itertuples()],
-            "bin": [bin_label(str(row.bin)) for row in rows.itertuples()],
+            "method": ["all data" if row.method == "all" else row.method for row in rows.itertuples()],
+            "bin": ["" if row.bin == "all" else bin_label(str(row.bin)) for row in rows.itertuples()],
             "win rate, %": [fixed(row.win_rate, 1) for row in rows.itertuples()],
             "95% interval": [
                 f"{fixed(row.low, 1)} to {fixed(row.high, 1)}" if row.low == row.low else "–"

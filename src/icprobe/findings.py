@@ -20,6 +20,7 @@ from icprobe.wording import bin_label, count, fixed
 Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
 
 DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
+WIDE_POINTS = 400  # a figure of a paper's page, not of a column, gets the width of the report
 TEXT_FIELDS = ("instruction", "input", "output")
 
 
@@ -354,18 +355,21 @@ def _content(path: Path) -> bytes:
         ) from None
 
 
-def _figure(path: Path) -> dict[str, str]:
+def _figure(path: Path) -> dict[str, Any]:
     """An SVG file as a data address: in an <img> its ids cannot meet those of another, and no script of it runs."""
     content = _content(path)
     try:
-        # Of the drawing itself: the program that drew it has a dc:title too.
-        work = ElementTree.fromstring(content).find(".//{http://creativecommons.org/ns#}Work")
+        drawing = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
         raise DataError(f"{path}: is no SVG figure ({error}). Remove it so that it is made anew.") from None
+    # Of the drawing itself: the program that drew it has a dc:title too.
+    work = drawing.find(".//{http://creativecommons.org/ns#}Work")
     title, text = ("", "") if work is None else (work.findtext(DUBLIN_CORE + key) for key in ("title", "description"))
+    box = drawing.get("viewBox", "").split()  # x, y, width, height
     caption = title or (path.stem.replace("--", " against ") if "--" in path.stem else path.stem.replace("_", " "))
     return {
         "caption": caption,
         "text": text or "",
+        "wide": float(box[2]) > WIDE_POINTS if len(box) == 4 else False,
         "source": "data:image/svg+xml;base64," + base64.b64encode(content).decode(),
     }

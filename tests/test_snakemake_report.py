@@ -1,0 +1,76 @@
+"""Snakemake's own report: built without a network, every figure and table in it with its caption."""
+
+import json
+import re
+import zipfile
+
+import dag
+import pytest
+
+from icprobe.artifacts import PACKAGE
+
+FIGURES = {"distributions", "lengths", "heat_map", "overlaps", "win_rates", "icp--influence", "icp--one_step"}
+TABLES = {"correlations", "overlaps", "label_aucs", "win_rates", "differences"}
+# Every proxy refuses: what needs the network fails at once.
+NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path_factory.mktemp("report") / "copy")
+
+
+@pytest.fixture(scope="module")
+def report(project):
+    ended = project.snakemake("all", "--report", "report.zip", environment=NO_NETWORK)
+    assert ended.returncode == 0, ended.output[-3000:]
+    with zipfile.ZipFile(project.path / "report.zip") as archive:
+        archive.extractall(project.path / "unpacked")
+    (page,) = (project.path / "unpacked").rglob("report.html")
+    return page
+
+
+def test_every_figure_and_table_is_there_with_its_caption(report):
+    names = {path.stem for path in report.parent.rglob("data/raw/*/*")}
+    assert names == FIGURES | TABLES
+    text = " ".join(re.sub(r"<[^>]+>", "", report.read_text(encoding="utf-8").replace("\\n", " ")).split())
+    captions = list((PACKAGE / "captions").glob("*.rst"))
+    assert len(captions) == 12
+    for path in captions:
+        # Quotation marks and dashes are typeset; the first words are plain.
+        first = " ".join(path.read_text(encoding="utf-8").split()[:4])
+        assert first in text, path.name
+
+
+def test_it_opens_in_a_browser_without_network(report):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        try:
+            browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        except playwright.Error:
+            pytest.skip("/usr/bin/chromium is absent: apt-get install chromium")
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(10_000)
+        complaints, requests = [], []
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(report.as_uri())
+        page.get_by_text("Results", exact=True).click()
+        page.get_by_text("tiny-llama", exact=True).first.click()
+        page.get_by_text("Agreement of the methods", exact=True).first.click()
+        page.get_by_text("correlations", exact=True).first.wait_for()
+        assert complaints == []
+        assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        browser.close()
+
+
+def test_the_picture_of_the_dag_in_our_report_is_whole(project):
+    text = project.read("results/tiny/report.html").decode()
+    picture = json.loads(re.search(r'id="specifications">(.*?)</script>', text)[1])["dag"]
+    rows = next(rows for rows in picture["datasets"].values() if "seconds" in rows[0])
+    drawn = {row["rule"]: row for row in rows}
+    planned = project.snakemake("all", "-n", "--forceall").jobs
+    assert {rule: row["jobs"] for rule, row in drawn.items()} == {r: n for r, n in planned.items() if r != "all"}
+    # The report itself was still being written.
+    assert [rule for rule, row in drawn.items() if row["seconds"] is None] == ["report"]
+    assert "{experiment," not in text
