@@ -1,5 +1,6 @@
 # What every rule file uses: the validated configuration, and names made from it.
 
+import functools
 import json
 import os
 import re
@@ -57,8 +58,12 @@ def either(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+@functools.cache
 def fingerprint(script, *modules):
-    """Digest of a rule's script and all package code that it reaches; `modules` are those that it imports by name."""
+    """Digest of a rule's script and all package code that it reaches; `modules` are those that it imports by name.
+
+    Kept: the params of thousands of shards ask for the same one.
+    """
     return artifacts.fingerprint(os.path.join(workflow.basedir, "workflow", "scripts", f"{script}.py"), modules)
 
 
