@@ -13,7 +13,8 @@ rule attribute:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
     input:
         **ATTRIBUTION_INPUTS,
-        model=lambda w: f"resources/models/{w.model}" if METHODS[w.method].needs_model else [],
+        model=lambda w: ancient(MODEL.format(model=w.model)) if METHODS[w.method].needs_model else [],
+        manifest=lambda w: manifest(MODEL).format(model=w.model) if METHODS[w.method].needs_model else [],
     output:
         matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
     wildcard_constraints:
@@ -45,7 +46,8 @@ if INFLUENCE:
             "influence of {wildcards.model}, shard {wildcards.scatteritem}"
         input:
             **ATTRIBUTION_INPUTS,
-            model="resources/models/{model}",
+            model=ancient(MODEL),
+            manifest=manifest(MODEL),
         output:
             **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
         params:

@@ -87,9 +87,30 @@ def is_here(model):
     return CONFIG.model_sources[model].source != "external"
 
 
+# A directory and its manifest beside it. Snakemake knows a directory by its time alone, the manifest by its content: so
+# jobs read the directory whatever its time, and the manifest says whether it has changed.
+MODEL = "resources/models/{model}"
+CHECKPOINT = "results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}"
+
+
+def manifest(directory):
+    """The file beside a directory that says what is in it."""
+    return f"{directory}.manifest.json"
+
+
+def models_here():
+    """The directories of the models that can be run."""
+    return [MODEL.format(model=model) for model in CONFIG.models if is_here(model)]
+
+
 def model_directories():
-    """The directories of the models that can be run, as inputs."""
-    return [f"resources/models/{model}" for model in CONFIG.models if is_here(model)]
+    """The same as inputs; `model_manifests` belongs beside it."""
+    return [ancient(directory) for directory in models_here()]
+
+
+def model_manifests():
+    """The manifests of the models that can be run, as inputs."""
+    return [manifest(directory) for directory in models_here()]
 
 
 def contents(files):

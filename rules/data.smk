@@ -7,7 +7,8 @@ rule prepare_model:
     input:
         lambda w: model_files(w.model),
     output:
-        directory("resources/models/{model}"),
+        model=directory(MODEL),
+        manifest=manifest(MODEL),
     params:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
         contents=lambda w: contents(model_files(w.model)),
@@ -35,6 +36,7 @@ if CONFIG.data.tasks:
         input:
             file=local_files(CONFIG.data.tasks),
             models=model_directories(),
+            manifests=model_manifests(),
         output:
             "results/{experiment}/data/tasks.parquet",
         params:
@@ -69,6 +71,7 @@ if CONFIG.data.train:
             file=local_files(CONFIG.data.train),
             tasks="results/{experiment}/data/tasks.parquet",
             models=model_directories(),
+            manifests=model_manifests(),
         output:
             "results/{experiment}/data/train.parquet",
         params:
@@ -123,6 +126,7 @@ rule prepare_eval:
     input:
         file=local_files(CONFIG.data.eval),
         models=model_directories(),
+        manifests=model_manifests(),
     output:
         "results/{experiment}/data/eval.parquet",
     params:
@@ -148,7 +152,8 @@ rule measure_lengths:
         "Counting tokens of the examples for {wildcards.model}"
     input:
         train="results/{experiment}/data/train.parquet",
-        model=lambda w: f"resources/models/{w.model}" if CONFIG.data.train and is_here(w.model) else [],
+        model=lambda w: ancient(MODEL.format(model=w.model)) if CONFIG.data.train and is_here(w.model) else [],
+        manifest=lambda w: manifest(MODEL).format(model=w.model) if CONFIG.data.train and is_here(w.model) else [],
     output:
         "results/{experiment}/{model}/data/lengths.parquet",
     params:
