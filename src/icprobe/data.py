@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,18 @@ def write_jsonl(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
     """Rows as JSONL in UTF-8, written atomically."""
     with atomic_path(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(map(jsonl.line, rows))
+
+
+def write_subset(
+    examples: pd.DataFrame, chosen: Sequence[str], score: Mapping[str, float], path: str | Path, at_once: int = 10_000
+) -> None:
+    """The chosen examples in this order as JSONL: Alpaca's fields, `id`, and `score` (null where there is none).
+
+    examples: indexed by id. Some rows at a time: as mappings, a million would fill gigabytes.
+    """
+    texts = examples[["id", *TEXTS]]
+    parts = (records(texts.loc[chosen[start : start + at_once]]) for start in range(0, len(chosen), at_once))
+    write_jsonl(({**row, "score": score.get(row["id"])} for part in parts for row in part), path)
 
 
 # --- choosing rows ----------------------------------------------------------------------------------------------
