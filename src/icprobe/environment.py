@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from icprobe.artifacts import write_json
-from icprobe.lineage import named
 
 PACKAGES = [
     *("icprobe", "torch", "transformers", "tokenizers", "peft", "trl", "numpy", "scipy", "pandas", "pyarrow"),
@@ -63,29 +62,16 @@ def commit() -> str:
 # --- one job ----------------------------------------------------------------------------------------------------
 
 
-def record(snakemake: Any, threads: int) -> None:
-    """Writes a finished job's record beside its log: what it read and made, and with what.
+def record(
+    path: str | Path, rule: str, inputs: Iterable[str], outputs: Iterable[str], threads: int, dtype: str | None
+) -> None:
+    """Writes what a finished job read and made, and with what, to `path`, which ends with `SUFFIX`.
 
     threads: those that were given to the job; where it computed with torch, torch's own number stands in the record.
+    dtype: of the arithmetic, where the job has one.
     """
-    if not len(snakemake.log):
-        return
-    settings = named(snakemake.params).get("settings")
-    dtype = settings.get("dtype") if isinstance(settings, dict) else None
-    write_json(
-        Path(snakemake.log[0]).with_suffix(SUFFIX),
-        {
-            "rule": snakemake.rule,
-            "inputs": [str(path) for path in snakemake.input],
-            "outputs": [str(path) for path in snakemake.output],
-            "environment": {
-                **describe(),
-                "threads": threads,
-                **({"dtype": dtype} if dtype else {}),
-                **_of_torch(),
-            },
-        },
-    )
+    facts = {**describe(), "threads": threads, **({"dtype": dtype} if dtype else {}), **_of_torch()}
+    write_json(path, {"rule": rule, "inputs": list(inputs), "outputs": list(outputs), "environment": facts})
 
 
 def _of_torch() -> dict[str, Any]:

@@ -163,8 +163,18 @@ def _await_inputs(inputs: Iterable[Any]) -> None:
 
 
 def _record(snakemake: Any) -> None:
+    if not len(snakemake.log):
+        return
+    settings = named(snakemake.params).get("settings")
     try:
-        environment.record(snakemake, threads(snakemake))
+        environment.record(
+            Path(snakemake.log[0]).with_suffix(environment.SUFFIX),
+            snakemake.rule,
+            map(str, snakemake.input),
+            map(str, snakemake.output),
+            threads(snakemake),
+            settings.get("dtype") if isinstance(settings, dict) else None,
+        )
     except OSError as error:
         # The result is complete; no month of work is thrown away for a line about it.
         logger.warning("the environment could not be recorded (%s)", error)
