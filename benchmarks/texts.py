@@ -110,7 +110,7 @@ class Work:
         """The examples' documents as `Encoded`, their loss over all tokens after the first."""
         from icprobe.attribution.matrix import encode_documents
 
-        return encode_documents(self.inputs(None))
+        return [*encode_documents(self.inputs(None), [range(len(self.train))]).values()]
 
     @cached_property
     def targets(self) -> list[Any]:

@@ -14,7 +14,8 @@ rule attribute:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
     input:
         **ATTRIBUTION_INPUTS,
-        model="resources/models/{model}",
+        model=ancient(MODEL),
+        manifest=manifest(MODEL),
     output:
         matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
     wildcard_constraints:
@@ -62,7 +63,8 @@ if INFLUENCE:
             "influence of {wildcards.model}, shard {wildcards.scatteritem}"
         input:
             **ATTRIBUTION_INPUTS,
-            model="resources/models/{model}",
+            model=ancient(MODEL),
+            manifest=manifest(MODEL),
         output:
             **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
         params:

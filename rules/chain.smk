@@ -17,7 +17,8 @@ if CHAIN:
             "one_step of {wildcards.model} at step size {wildcards.learning_rate}, shard {wildcards.scatteritem}"
         input:
             **ATTRIBUTION_INPUTS,
-            model="resources/models/{model}",
+            model=ancient(MODEL),
+            manifest=manifest(MODEL),
         output:
             matrix=STEP + "/{scatteritem}.parquet",
         params:

@@ -1,5 +1,6 @@
 # What every rule file uses: the validated configuration, and names made from it.
 
+import functools
 import json
 import os
 import re
@@ -83,8 +84,12 @@ def either(names):
     return "|".join(map(re.escape, names)) or "(?!)"
 
 
+@functools.cache
 def fingerprint(script, *modules):
-    """Digest of a rule's script and all package code that it reaches; `modules` are those that it imports by name."""
+    """Digest of a rule's script and all package code that it reaches; `modules` are those that it imports by name.
+
+    Kept: the params of thousands of shards ask for the same one.
+    """
     return artifacts.fingerprint(os.path.join(workflow.basedir, "workflow", "scripts", f"{script}.py"), modules)
 
 
@@ -117,9 +122,20 @@ def is_here(model):
     return CONFIG.model_sources[model].source != "external"
 
 
-def model_directories():
-    """The directories of the models that can be run, as inputs."""
-    return [f"resources/models/{model}" for model in CONFIG.models if is_here(model)]
+# A directory and its manifest beside it. Snakemake knows a directory by its time alone, the manifest by its content: so
+# jobs read the directory whatever its time, and the manifest says whether it has changed.
+MODEL = "resources/models/{model}"
+CHECKPOINT = "results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}"
+
+
+def manifest(directory):
+    """The file beside a directory that says what is in it."""
+    return f"{directory}.manifest.json"
+
+
+def models_here():
+    """The directories of the models that can be run."""
+    return [MODEL.format(model=model) for model in CONFIG.models if is_here(model)]
 
 
 def contents(files):

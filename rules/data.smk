@@ -7,7 +7,8 @@ rule prepare_model:
     input:
         lambda w: model_files(w.model),
     output:
-        directory("resources/models/{model}"),
+        model=directory(MODEL),
+        manifest=manifest(MODEL),
     params:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
         contents=lambda w: contents(model_files(w.model)),
@@ -24,12 +25,13 @@ rule prepare_model:
 
 
 def models_read(first):
-    """Directories of the models that decide which rows a table has; first: the first model's tokens count rows anyway.
+    """Inputs: the models that decide which rows a table has; first: the first model's tokens count rows anyway.
 
     Where a row that is too long is an error, no model decides: `measure_lengths` and `measure_prompts` refuse it, each
     for its own model, so that one model more makes no table anew, and nothing of the models before it.
     """
-    return model_directories() if CONFIG.data.on_too_long != "error" else model_directories()[: int(first)]
+    read = models_here() if CONFIG.data.on_too_long != "error" else models_here()[: int(first)]
+    return {"models": ancient(read), "manifests": list(map(manifest, read))}
 
 
 SELECT = str(CONFIG.data.tasks.select) if CONFIG.data.tasks else "all"
@@ -41,8 +43,8 @@ if CONFIG.data.tasks:
         message:
             "Selecting tasks"
         input:
+            **models_read(first=SELECT.startswith("kmeans")),
             file=local_files(CONFIG.data.tasks),
-            models=models_read(first=SELECT.startswith("kmeans")),
         output:
             "results/{experiment}/data/tasks.parquet",
         params:
@@ -72,9 +74,9 @@ if CONFIG.data.train:
         message:
             "Reading and checking the training examples"
         input:
+            **models_read(first=bool(CONFIG.data.train.sample and CONFIG.data.train.sample.max_tokens)),
             file=local_files(CONFIG.data.train),
             tasks="results/{experiment}/data/tasks.parquet",
-            models=models_read(first=bool(CONFIG.data.train.sample and CONFIG.data.train.sample.max_tokens)),
         output:
             "results/{experiment}/data/train.parquet",
         params:
@@ -147,7 +149,8 @@ rule measure_lengths:
     input:
         train="results/{experiment}/data/train.parquet",
         tasks="results/{experiment}/data/tasks.parquet" if CONFIG.data.tasks else [],
-        model=lambda w: f"resources/models/{w.model}" if CONFIG.data.train and is_here(w.model) else [],
+        model=lambda w: ancient(MODEL.format(model=w.model)) if CONFIG.data.train and is_here(w.model) else [],
+        manifest=lambda w: manifest(MODEL).format(model=w.model) if CONFIG.data.train and is_here(w.model) else [],
     output:
         "results/{experiment}/{model}/data/lengths.parquet",
     params:
@@ -168,7 +171,8 @@ rule measure_prompts:
         "Counting tokens of the eval prompts for {wildcards.model}"
     input:
         prompts="results/{experiment}/data/eval.parquet",
-        model="resources/models/{model}",
+        model=ancient(MODEL),
+        manifest=manifest(MODEL),
     output:
         "results/{experiment}/{model}/data/prompt_lengths.parquet",
     params:

@@ -29,7 +29,8 @@ if CONFIG.evaluation.base_responses == "generate":
         message:
             "Generating responses of {wildcards.model} itself"
         input:
-            base="resources/models/{model}",
+            base=ancient(MODEL),
+            base_manifest=manifest(MODEL),
             prompts="results/{experiment}/data/eval.parquet",
             lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",
         output:
@@ -79,8 +80,10 @@ rule generate:
         "Generating responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
         "seed {wildcards.seed}"
     input:
-        base="resources/models/{model}",
-        checkpoint="results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}",
+        base=ancient(MODEL),
+        base_manifest=manifest(MODEL),
+        checkpoint=ancient(CHECKPOINT),
+        checkpoint_manifest=manifest(CHECKPOINT),
         prompts="results/{experiment}/data/eval.parquet",
         # Read by no one; what it holds was checked when it was made.
         lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",

@@ -65,10 +65,12 @@ rule fine_tune:
     message:
         "Fine-tuning {wildcards.model} on bin {wildcards.bin} of {wildcards.method}, seed {wildcards.seed}"
     input:
-        base="resources/models/{model}",
+        base=ancient(MODEL),
+        base_manifest=manifest(MODEL),
         subset="results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
     output:
-        directory("results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}"),
+        checkpoint=directory(CHECKPOINT),
+        manifest=manifest(CHECKPOINT),
     params:
         settings=slice_of(
             CONFIG.finetune,

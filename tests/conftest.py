@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -74,3 +75,17 @@ def few(tokenizer, prompts):
         {"id": train["id"], "n_query": [e.n_context for e in encoded], "n_target": [e.n_target for e in encoded]}
     )
     return train, tasks, lengths
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KB; only root can mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

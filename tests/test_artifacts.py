@@ -97,19 +97,6 @@ def test_a_process_killed_in_the_middle_of_a_write_leaves_what_was_there(kind, b
     artifacts.write_text(path / "x" if path.is_dir() else path, "next")
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_full_disk_is_an_error_and_leaves_neither_a_truncated_file_nor_rubbish(small_disk):
     path = small_disk / "t.csv"
     artifacts.write_text(path, "old")

@@ -12,7 +12,7 @@ from icprobe import models
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` belongs to the repository, not to the installed package
 
-from benchmarks import budgeted, comparisons, tables, worker  # noqa: E402
+from benchmarks import budgeted, comparisons, reckoning, scaling, tables, worker  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +124,38 @@ def test_the_growth_table_reads_its_own_rows(tmp_path):
     assert "4 times the examples holds +0.03 GB" in table
     tables.growth_figure(record, tmp_path / "growth.svg")
     assert (tmp_path / "growth.svg").stat().st_size > 1000
+
+
+def test_every_step_of_scaling_runs_and_fills_the_page(tmp_path):
+    page = tmp_path / "scaling.md"
+    page.write_text("<!-- table: measured -->\nold\n<!-- end -->\n")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.scaling", "--examples", "300", "--tasks", "7", "--shards", "3"),
+            *("--folder", str(tmp_path), "--results", str(tmp_path / "scaling.json"), "--page", str(page)),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
+    assert list(rows) == list(scaling.STEPS)
+    assert "old" not in page.read_text()
+    assert "300 examples × 7 tasks, 3 shards" in page.read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scaling.json", "scaling.md"]
+
+
+def test_reckoned_operations_are_those_of_one_pair_after_another():
+    one = reckoning.Experiment("one", 3, 2, blocks=10, head=7, example_tokens=5, task_tokens=4, response_tokens=2)
+    icp = sum(2 * 10 * 5 + sum(2 * 10 * 4 + 2 * 7 * 2 for _task in range(2)) for _example in range(3))
+    assert reckoning.icp(one) == icp
+    assert reckoning.one_step(one) == icp + 3 * 4 * 10 * 5  # two passes back besides the one forward
+    assert reckoning.influence(one) == 3 * 6 * 10 * 5 + 2 * 3 * 2 * 10
+    assert reckoning.hours(one, "icp") == icp / reckoning.BFLOAT16 / 3600
+
+
+def test_the_page_holds_what_is_reckoned_now():
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert reckoning.table() in page, "run python -m benchmarks.reckoning"

@@ -269,3 +269,15 @@ def test_kmeans_gives_as_many_rows_as_asked_even_where_rows_coincide():
     chosen = data.select_tasks(frame(6), "kmeans:4", 0, lambda: np.repeat([[0.0], [1.0], [2.0], [3.0]], 2, 0)[:6])
     assert chosen["id"].is_unique
     assert len(chosen) == 4
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+def test_a_subset_has_its_rows_in_order_however_many_are_written_at_a_time(at_once, tmp_path):
+    texts = {"instruction": ["A", "B", "C"], "input": ["", "x", ""], "output": ["é", "b", "c"]}
+    table = pd.DataFrame({"id": ["a", "b", "c"], **texts, "label": "l"}).set_index("id", drop=False)
+    data.write_subset(table, ["c", "a"], {"c": 0.5}, tmp_path / "s.jsonl", at_once)
+    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows == [
+        {"id": "c", "instruction": "C", "input": "", "output": "c", "score": 0.5},
+        {"id": "a", "instruction": "A", "input": "", "output": "é", "score": None},
+    ]

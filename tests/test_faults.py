@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,9 +107,13 @@ def killed_twice(
     assert not partial(project), "what was partial is left behind"
 
 
-def attribute(project: dag.Project) -> None:
-    # Each batch is saved, not only what took twenty seconds.
+def attribute_saves_each_batch(project: dag.Project) -> None:
+    """Not only what took twenty seconds."""
     project.edit("src/icprobe/attribution/shards.py", "SAVE_SECONDS = ", "SAVE_SECONDS = 0 * ")
+
+
+def attribute(project: dag.Project) -> None:
+    attribute_saves_each_batch(project)
     log = "tiny/attribute/tiny-llama/icp/1-of-2.log"
     killed_twice(project, ICP, (2, 1), log, lambda text: "examples were finished before" in text)
 
@@ -204,12 +209,68 @@ def damaged(file: Path, damage: Callable[[Path], None], target: Path) -> Callabl
     return check
 
 
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """The folder on a file system of so many bytes, empty at first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def full_disk(project: dag.Project) -> None:
+    """Unfinished work, then the result itself, find a full disk: it is said, nothing half stands there, it goes on."""
+    wanted = files(project.path / ICP)
+    attribute_saves_each_batch(project)
+    unfinished, results = project.path / "results/tiny/.partial", (project.path / ICP).parent
+
+    def refused(*arguments: str) -> None:
+        ended = project.snakemake(str(ICP), "--cores", "2", *arguments)
+        assert ended.returncode == 1, ended.output
+        assert ended.output.count("the disk is full. Free some space and run again") == 1, ended.output
+        assert "Traceback" not in ended.output
+        assert not (project.path / ICP).exists()
+
+    with small_disk(unfinished, 2 * os.sysconf("SC_PAGE_SIZE")):
+        refused("--force")
+        kept = partial(project)
+        assert kept
+        subprocess.run(["mount", "-o", "remount,size=1m", str(unfinished)], check=True)
+        with small_disk(results, os.sysconf("SC_PAGE_SIZE")):
+            filler = results / "filler"
+            filler.write_bytes(b"x" * os.sysconf("SC_PAGE_SIZE"))
+            refused()
+            assert os.listdir(results) == ["filler"], "a truncated file, or rubbish"
+            filler.unlink()
+            ended = project.snakemake(str(ICP), "--cores", "2")
+            assert ended.returncode == 0, ended.output
+            assert "examples were finished before" in project.log("tiny/attribute/tiny-llama/icp/1-of-2.log")
+            assert files(project.path / ICP) == wanted
+
+
+def clock_ahead(project: dag.Project) -> None:
+    """An input was written by a machine whose clock is some seconds ahead: the result is newer all the same."""
+    scores, overlaps = project.path / dag.RESULTS / "scores/icp.parquet", dag.RESULTS / "tables/overlaps.csv"
+    wanted = project.read(overlaps)
+    ahead = time.time() + 20
+    os.utime(scores, (ahead, ahead))
+    ended = project.snakemake(str(overlaps), "--force", "--cores", "1")
+    assert ended.returncode == 0, ended.output
+    assert project.read(overlaps) == wanted
+    assert (project.path / overlaps).stat().st_mtime > ahead
+    assert "Nothing to be done" in project.snakemake(str(overlaps), "-n").output
+
+
 def no_home(project: dag.Project) -> None:
-    """A home in which nothing can be written, not by root either; Snakemake's own cache needs a place elsewhere."""
+    """A home in which nothing can be written, not by root either."""
     targets = [str(dag.RESULTS / "figures/lengths.svg"), str(RESPONSES)]
     wanted = project.read(RESPONSES)
-    environment = {"HOME": "/proc/none", "XDG_CACHE_HOME": str(project.path / "cache")}
-    ended = project.snakemake(*targets, "--force", "--cores", "2", environment=environment)
+    ended = project.snakemake(*targets, "--force", "--cores", "2", environment={"HOME": "/proc/none"})
     assert ended.returncode == 0, ended.output
     assert project.read(RESPONSES) == wanted
 
@@ -217,6 +278,13 @@ def no_home(project: dag.Project) -> None:
 def one_core(project: dag.Project) -> None:
     """The experiment with --cores 1 and with --cores 2: the same bytes in matrices, scores, subsets and tables."""
     first = {name: files(project.path / dag.RESULTS / name) for name in ("attributions", "scores", "subsets", "tables")}
+    # From the same responses the same judgements and tables of win rates; the responses themselves follow below.
+    judged = [dag.RESULTS / "tables/win_rates.csv", JUDGEMENTS]
+    before = files(project.path / JUDGEMENTS)
+    ended = project.snakemake(*map(str, judged), "--force", "--cores", "1")
+    assert ended.returncode == 0, ended.output
+    assert files(project.path / JUDGEMENTS) == before
+    assert files(project.path / dag.RESULTS / "tables") == first["tables"]
     base, checkpoint = project.read(RESPONSES), files(project.path / CHECKPOINT)
     shutil.rmtree(project.path / "results")
     tables = [str(dag.RESULTS / "tables" / name) for name in ("correlations.csv", "overlaps.csv", "label_aucs.csv")]
@@ -251,6 +319,8 @@ FAULTS: dict[str, Callable[[dag.Project], None]] = {
     "a truncated model is named": damaged(MODEL, truncate, ICP),
     "a model with a flipped bit is named": damaged(MODEL, flip, RESPONSES),
     "a home that cannot be written is no hindrance": no_home,
+    "a full disk is said, and work goes on": full_disk,
+    "a clock that is ahead holds up for as long": clock_ahead,
 }
 
 

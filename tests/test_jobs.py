@@ -1,11 +1,13 @@
 """Jobs end cleanly: what a user can mend is one sentence, a bug is a traceback, and the log tells what happened."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,6 +131,55 @@ with job(snakemake):
     assert Path(matplotlib).is_dir()
     assert Path(matplotlib).is_relative_to(tmp_path)
     assert hub == "/models"
+
+
+def future_input(directory: Path, seconds: float) -> None:
+    path = directory / "results/demo/m/scores/icp.parquet"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    os.utime(path, (time.time() + seconds, time.time() + seconds))
+
+
+def test_an_input_that_is_a_little_ahead_of_the_clock_is_waited_for(tmp_path):
+    future_input(tmp_path, 6)
+    ahead = (tmp_path / "results/demo/m/scores/icp.parquet").stat().st_mtime
+    ended = run_job(tmp_path, "with job(snakemake):\n    pass")
+    assert ended.returncode == 0, ended.stderr
+    assert "ahead of this machine's clock; waiting" in ended.log
+    assert time.time() > ahead
+
+
+def test_an_input_from_the_far_future_is_refused_before_the_work(tmp_path):
+    future_input(tmp_path, 3600)
+    ended = run_job(tmp_path, "with job(snakemake):\n    print('works')")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert re.search(
+        r"scores/icp.parquet: its modification time lies 3[56]\d\d s in the future\. Set the", ended.stderr
+    )
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_finished_job_leaves_a_record_of_what_it_was_computed_with(tmp_path):
+    body = """
+import torch
+snakemake.params["settings"] = {"dtype": "bfloat16", "device": "auto"}
+with job(snakemake):
+    torch.set_num_threads(1)
+"""
+    ended = run_job(tmp_path, body)
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads((tmp_path / "logs/demo/rule.environment.json").read_text())
+    assert (record["rule"], record["outputs"]) == ("fine_tune", ["results/demo/m/tables/correlations.csv"])
+    facts = record["environment"]
+    assert (facts["threads"], facts["dtype"], facts["commit"]) == (1, "bfloat16", "unknown")
+    assert facts["torch"] == version("torch")
+    assert facts["device"]
+    assert facts["processor"]
+
+
+def test_a_failed_job_leaves_no_record(tmp_path):
+    run_job(tmp_path, "with job(snakemake):\n    raise MemoryError")
+    assert not list((tmp_path / "logs").rglob("*.json"))
 
 
 def test_importing_jobs_imports_nothing_heavy():

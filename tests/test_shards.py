@@ -1,7 +1,10 @@
 """Work cut into shards and put together again is the work: no row lost, doubled or moved, no number changed."""
 
 import itertools
+import os
+import resource
 import sys
+import tempfile
 import types
 
 import numpy as np
@@ -147,6 +150,32 @@ def test_a_foreign_a_doubled_and_a_lost_example_are_named_with_their_shard(cut, 
     data.write_parquet(second.rename(columns={"t0": "u0"}), paths[1])
     assert refused(cut, tmp_path).startswith(f"{paths[1]}: has other columns than {paths[0]}")
     assert expected["id"].is_unique
+
+
+def test_many_shards_need_no_more_open_files_than_one(tmp_path):
+    ids = [f"z{i}" for i in range(200)]
+    data.write_parquet(pd.DataFrame({"id": ids}), tmp_path / "train.parquet")
+    paths = [tmp_path / f"{i}.parquet" for i in range(200)]
+    for i, path in enumerate(paths):
+        data.write_parquet(to_table([ids[i]], ["t"], np.float32([[i]])), path)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, limits[1]))
+    try:
+        gather(paths, tmp_path / "train.parquet", tmp_path / "whole.parquet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert data.read_parquet(tmp_path / "whole.parquet")["t"].tolist() == list(range(200))
+
+
+def test_too_little_room_to_put_rows_in_order_is_said_before_anything_is_written(small_disk, tmp_path, monkeypatch):
+    ids = [f"z{i}" for i in range(1000)]
+    data.write_parquet(pd.DataFrame({"id": ids}), tmp_path / "train.parquet")
+    matrix = np.zeros((1000, 100), np.float32)
+    data.write_parquet(to_table(ids, [f"t{j}" for j in range(100)], matrix), tmp_path / "1-of-1.parquet")
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with pytest.raises(ArtifactError, match=r"0\.0004 GB are needed .* set TMPDIR to a folder that has more"):
+        gather([tmp_path / "1-of-1.parquet"], tmp_path / "train.parquet", tmp_path / "whole.parquet")
+    assert not list(small_disk.iterdir())
 
 
 # --- one shard, resumed -----------------------------------------------------------------------------------------

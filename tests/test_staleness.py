@@ -3,14 +3,18 @@
 What would rerun is Snakemake's own table of jobs, compared in full: each rule with the number of its jobs.
 """
 
+import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import dag
 import pytest
+
+from icprobe.artifacts import show_manifest, write_manifest
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the tiny experiment, on a machine that may be busy
 
@@ -71,6 +75,30 @@ def older_file(project: dag.Project) -> None:
     """Another file in the place of the train file, with its own, older time, as `mv` and `cp -p` leave it."""
     project.edit("train.jsonl", '"output": "', '"output": "Well, ')
     os.utime(project.path / "train.jsonl", (1e9, 1e9))
+
+
+def times_shuffled(project: dag.Project) -> None:
+    """Results, models and logs as machines leave them whose clocks are up to an hour apart."""
+    random = Random(0)
+    for folder in ("results", "resources/models", "logs"):
+        for path in (project.path / folder).rglob("*"):
+            time = path.stat().st_mtime + random.uniform(-3600, 3600)
+            os.utime(path, (time, time))
+
+
+def times_shuffled_and_a_row_edited(project: dag.Project) -> None:
+    times_shuffled(project)
+    project.edit("train.jsonl", '"output": "', '"output": "Well, ')
+
+
+def model_made_anew(project: dag.Project) -> None:
+    """Another model in the place of the first, whatever its directory's time says."""
+    folder = project.path / "resources/models/tiny-llama"
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["digest"]
+    write_manifest(folder, **{name: fact for name, fact in manifest.items() if name != "files"}, remark="another")
+    show_manifest(folder, folder.with_name("tiny-llama.manifest.json"))
+    os.utime(folder / ".snakemake_timestamp", (1e9, 1e9))
 
 
 def rewritten(project: dag.Project) -> None:
@@ -176,6 +204,12 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         replaced("resources/demo/eval.jsonl", '"output": "', '"output": "Well, '),
         Counter(prepare_eval=1, measure_prompts=1, generate_base=1) + GENERATION,
     ),
+    "the times of all results, shuffled": (times_shuffled, NOTHING),
+    "the times of all results, shuffled, and a row of the train file": (
+        times_shuffled_and_a_row_edited,
+        OF_TRAIN + Counter(prepare_train=1),
+    ),
+    "another model in the place of the first": (model_made_anew, OF_TRAIN + Counter(generate_base=1) + TABLES),
     "a result is removed": (
         lambda project: (project.path / dag.RESULTS / "tables/correlations.csv").unlink(),
         CORRELATION,

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from icprobe.errors import ConfigError, ScoreError
+from icprobe import data
+from icprobe.errors import ArtifactError, ConfigError, ScoreError
 from icprobe.statistics import aggregate, auc, label_aucs, widen
 
 
@@ -69,6 +70,32 @@ def test_an_example_that_was_not_evaluated_scores_nan_only_where_allowed(how):
         aggregate(matrix(values), how)
     with pytest.raises(ScoreError, match="inf"):
         aggregate(matrix([[1, np.inf]]), how, allow_missing=True)
+
+
+@pytest.mark.parametrize("how", ["mean", "fraction_positive"])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_scores_of_a_file_do_not_depend_on_how_many_rows_are_read_at_a_time(how, rows, tmp_path):
+    values = np.random.default_rng(0).normal(size=(57, 23)).astype(np.float32)
+    data.write_parquet(matrix(values), tmp_path / "m.parquet")
+    pieces = list(data.read_pieces(tmp_path / "m.parquet", rows * 4 * 24))
+    assert [len(piece) for piece in pieces[:-1]] == [rows] * (len(pieces) - 1)
+    pd.testing.assert_frame_equal(aggregate(pieces, how), aggregate(matrix(values), how), check_exact=True)
+
+
+def test_what_is_refused_is_counted_over_all_pieces():
+    values = np.ones((20, 3))
+    values[4:12, 1] = np.nan
+    with pytest.raises(ScoreError, match=r"8 of 20 examples .*: e4 \(nan\), e5"):
+        aggregate((matrix(values[i : i + 5], [f"e{j}" for j in range(i, i + 5)]) for i in range(0, 20, 5)), "mean")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_a_damaged_matrix_is_named(damage, tmp_path):
+    path = tmp_path / "m.parquet"
+    data.write_parquet(matrix(np.ones((5, 2))), path)
+    path.write_bytes(path.read_bytes()[:-20]) if damage == "truncated" else path.unlink()
+    with pytest.raises(ArtifactError, match=r"m\.parquet: is damaged"):
+        aggregate(data.read_pieces(path), "mean")
 
 
 def test_an_unknown_aggregator_is_refused():

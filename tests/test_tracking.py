@@ -310,6 +310,41 @@ def test_a_server_that_falls_silent_in_the_middle_does_not_hold_the_job(tmp_path
     assert seconds < 35, f"{seconds:.1f} s"
 
 
+def test_a_server_that_dies_in_the_middle_loses_nothing_and_is_one_line(tmp_path, server):
+    """Connections are cut and refused from then on; the job goes on, and what it logged can be uploaded later."""
+    body = """
+import pathlib, time
+with job(snakemake) as run:
+    run.log({"train/loss": 2.0}, step=0)
+    print("half", flush=True)
+    while not pathlib.Path("dead").exists():
+        time.sleep(0.05)
+    for step in range(1, 30):
+        run.log({"train/loss": 1.5}, step=step)
+    run.summary(examples=96)
+    pathlib.Path("result.txt").write_text("whole")
+"""
+    begun = time.monotonic()
+    process = start_job(
+        tmp_path, body, ICPROBE_TRACKING=settings("online"), WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url
+    )
+    assert process.stdout.readline() == "half\n"
+    server.die()
+    (tmp_path / "dead").touch()
+    _, stderr = process.communicate(timeout=50)
+    seconds = time.monotonic() - begun
+    assert process.returncode == 0, stderr
+    assert (tmp_path / "result.txt").read_text() == "whole"
+    log = (tmp_path / "logs/demo/rule.log").read_text()
+    said = [line for line in log.splitlines() if "W&B" in line]
+    assert len(said) == 1, log
+    assert "for `make sync`" in said[0]
+    assert "Traceback" not in stderr
+    assert read_back(tmp_path, "--summary")["summary"]["train/step"] == 29
+    assert len(syncing.pending(tmp_path / "results/demo/wandb")) == 1
+    assert seconds < 40, f"{seconds:.1f} s"
+
+
 # --- sync and the saved view ------------------------------------------------------------------------------------
 
 

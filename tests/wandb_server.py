@@ -6,7 +6,9 @@ Written from the client's queries, so it shows what is sent, not what the servic
 import gzip
 import json
 import re
+import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -18,6 +20,7 @@ class Server:
         self.requests: list[tuple[str, Any]] = []
         self.artifacts: dict[str, str] = {}
         self.refused: set[str] = set()
+        self._connections: list[socket.socket] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,9 +51,22 @@ class Server:
             def handle_error(self, *_: Any) -> None:
                 pass  # The client resets connections that it no longer needs.
 
+            def get_request(self) -> tuple[socket.socket, Any]:
+                connection, address = super().get_request()
+                outer._connections.append(connection)
+                return connection, address
+
         self.http = Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def die(self) -> None:
+        """Cuts all connections; from now on none is accepted."""
+        self.http.shutdown()
+        self.http.server_close()
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def keep(self, path: str, body: bytes) -> dict:
         """An upload."""

@@ -130,6 +130,12 @@ def write_manifest(directory: str | Path, **facts: Any) -> None:
     write_json(directory / MANIFEST, {**contents, "digest": digest(contents)})
 
 
+def show_manifest(directory: str | Path, path: str | Path) -> None:
+    """The manifest of a directory as a file outside it, which tells by its content whether the directory changed."""
+    with atomic_path(path) as aside:
+        shutil.copyfile(Path(directory) / MANIFEST, aside)
+
+
 def read_manifest(directory: str | Path) -> dict[str, Any]:
     """The manifest of a directory. Raises ArtifactError where there is none, or not the one that was written."""
     path = Path(directory) / MANIFEST

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from icprobe import jsonl
 from icprobe.artifacts import atomic_path
@@ -17,6 +18,7 @@ from icprobe.reading import WHERE, read_source
 
 TEXTS = ["instruction", "input", "output"]
 MAX_ID = 200  # characters
+PIECE_BYTES = 128e6  # of a matrix in memory at a time
 
 
 def read_table(
@@ -139,10 +141,40 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataF
         raise ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.") from None
 
 
+def read_pieces(path: str | Path, piece_bytes: float = PIECE_BYTES) -> Iterator[pd.DataFrame]:
+    """Rows of an attribution matrix in order, as many at a time as `piece_bytes` hold in float32; one piece at least.
+
+    Raises ArtifactError as `read_parquet` does.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            pieces = file.iter_batches(max(1, int(piece_bytes // (4 * len(names)))), columns=names)
+            first = next(pieces, None)
+            yield file.schema_arrow.empty_table().to_pandas() if first is None else first.to_pandas()
+            del first
+            for piece in pieces:
+                yield piece.to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.") from None
+
+
 def write_jsonl(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
     """Rows as JSONL in UTF-8, written atomically."""
     with atomic_path(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(map(jsonl.line, rows))
+
+
+def write_subset(
+    examples: pd.DataFrame, chosen: Sequence[str], score: Mapping[str, float], path: str | Path, at_once: int = 10_000
+) -> None:
+    """The chosen examples in this order as JSONL: Alpaca's fields, `id`, and `score` (null where there is none).
+
+    examples: indexed by id. Some rows at a time: as mappings, a million would fill gigabytes.
+    """
+    texts = examples[["id", *TEXTS]]
+    parts = (records(texts.loc[chosen[start : start + at_once]]) for start in range(0, len(chosen), at_once))
+    write_jsonl(({**row, "score": score.get(row["id"])} for part in parts for row in part), path)
 
 
 # --- choosing rows ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pandas as pd
 
 from icprobe import charts
 from icprobe.binning import bins
+from icprobe.data import read_pieces
 from icprobe.errors import DataError, ScoreError
 from icprobe.page import text
 from icprobe.statistics import label_aucs, widen
@@ -229,9 +230,9 @@ class Findings:
         """Scores, ranks, bins and matrices of the explored examples, as plain values."""
         matrices = {}
         for method, columns in self.matrix_columns(tasks).items():
-            table = _table(self._attributions[method]).astype({"id": str}).set_index("id")
-            _refuse_unknown(table.index, self._train["id"], f"{self.name}, {method}")
-            values = table.reindex(index=self._train["id"].iloc[explored])[columns].to_numpy(np.float32)
+            ids, known = self._train["id"].iloc[explored], self._train["id"]
+            table = _rows(self._attributions[method], ids, known, f"{self.name}, {method}")
+            values = table.reindex(index=ids)[columns].to_numpy(np.float32)
             place = {task: number for number, task in enumerate(tasks["id"])}
             matrices[method] = {"tasks": [place[column] for column in columns], **_packed(values)}
         return {
@@ -316,6 +317,18 @@ def _table(source: Source | None) -> pd.DataFrame | None:
         raise DataError(
             f"{path}: cannot be read for the report ({error}). Remove it so that it is made anew."
         ) from None
+
+
+def _rows(source: Source, wanted: pd.Series, known: pd.Series, what: str) -> pd.DataFrame:
+    """The wanted rows of a matrix, indexed by id; of a file some rows at a time. Refuses ids that are not known."""
+    in_pieces = not isinstance(source, pd.DataFrame) and Path(source).suffix == ".parquet"
+    kept, ids = [], []
+    for piece in read_pieces(source) if in_pieces else [_table(source)]:
+        piece = piece.astype({"id": str}).set_index("id")
+        ids += piece.index
+        kept.append(piece[piece.index.isin(wanted)])
+    _refuse_unknown(ids, known, what)
+    return pd.concat(kept)
 
 
 def _columns(source: Source) -> list[str]:

@@ -17,15 +17,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from icprobe import tracking
-from icprobe.errors import IcprobeError
+from icprobe import environment, tracking
+from icprobe.errors import ArtifactError, IcprobeError
 from icprobe.lineage import named
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ QUIET_WARNINGS = [
     ("`is_gradient_checkpointing` is deprecated", FutureWarning),
 ]
 FULL = {errno.ENOSPC, errno.EDQUOT}
+# By how much clocks of machines that share files may differ; a wait of this length is the price.
+CLOCKS_DIFFER_SECONDS = 300.0
 
 
 @contextmanager
@@ -83,7 +85,10 @@ def job(snakemake: Any) -> Iterator[tracking.Run]:
         run = tracking.start(snakemake)
         exit_code = 1
         try:
+            _refuse_what_comes_from_the_future(snakemake.input)
             yield run
+            _await_inputs(snakemake.input)
+            _record(snakemake)
             exit_code = 0
         except Exception as error:
             message = _sentence(error, snakemake)
@@ -120,6 +125,59 @@ def peak_memory_gb() -> float:
 def _title(snakemake: Any) -> str:
     wildcards = " ".join(f"{name}={value}" for name, value in named(snakemake.wildcards).items())
     return f"{snakemake.rule}{': ' + wildcards if wildcards else ''} ({threads(snakemake)} threads)"
+
+
+# --- clocks and records -----------------------------------------------------------------------------------------
+
+
+def _newest(paths: Iterable[Any]) -> tuple[float, str]:
+    """(modification time, path) of the newest file; of a directory that Snakemake made, of the stamp within it."""
+    times = [(0.0, "")]
+    for path in map(str, paths):
+        stamp = os.path.join(path, ".snakemake_timestamp")
+        with suppress(OSError):
+            path = stamp if os.path.exists(stamp) else path
+            times.append((os.stat(path).st_mtime, path))
+    return max(times)
+
+
+def _refuse_what_comes_from_the_future(inputs: Iterable[Any]) -> None:
+    """Snakemake would refuse what is older than its inputs, but only once the work is done."""
+    modified, path = _newest(inputs)
+    ahead = modified - time.time()
+    if ahead > CLOCKS_DIFFER_SECONDS:
+        raise ArtifactError(
+            f"{path}: its modification time lies {ahead:.0f} s in the future. Set the clock of this machine, or of the "
+            f"one that wrote it, and `touch {path}`."
+        )
+
+
+def _await_inputs(inputs: Iterable[Any]) -> None:
+    """Waits until this machine's clock is past the inputs' times, so that results are newer than what they read."""
+    modified, path = _newest(inputs)
+    ahead = modified - time.time()
+    if ahead > 0:
+        logger.info("%s was written %.0f s ahead of this machine's clock; waiting as long", path, ahead)
+    # The file system's clock may lag by some milliseconds.
+    time.sleep(max(0.0, ahead + 0.05) if ahead > -0.05 else 0.0)
+
+
+def _record(snakemake: Any) -> None:
+    if not len(snakemake.log):
+        return
+    settings = named(snakemake.params).get("settings")
+    try:
+        environment.record(
+            Path(snakemake.log[0]).with_suffix(environment.SUFFIX),
+            snakemake.rule,
+            map(str, snakemake.input),
+            map(str, snakemake.output),
+            threads(snakemake),
+            settings.get("dtype") if isinstance(settings, dict) else None,
+        )
+    except OSError as error:
+        # The result is complete; no month of work is thrown away for a line about it.
+        logger.warning("the environment could not be recorded (%s)", error)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """From an attribution matrix to one score per example, and how well scores find labelled examples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,13 @@ AGGREGATORS = ("mean", "fraction_positive")
 NAMED_IN_ERRORS = 5
 
 
-def aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool = False) -> pd.DataFrame:
+def aggregate(
+    attributions: pd.DataFrame | Iterable[pd.DataFrame], how: str, allow_missing: bool = False
+) -> pd.DataFrame:
     """One score per example: the attribution matrix reduced over its tasks, in float64.
 
-    attributions: `id`, then one column per task [N, M], in nats or the method's own unit. how: `mean` keeps
+    attributions: `id`, then one column per task [N, M], in nats or the method's own unit; or pieces of it, some rows at
+    a time, which change no bit of the result. how: `mean` keeps
     the unit; `fraction_positive` is the share of tasks with A > 0 (strict), in [0, 1]. A matrix whose only
     column is `score` is not reduced, whatever `how` says; a float32 in it widens by its shortest decimal,
     so that 0.85 stays 0.85; `n_tasks` beside it, how many tasks an example got, is kept. Returns `id`, `score`
@@ -27,6 +30,20 @@ def aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool = False)
     """
     if how not in AGGREGATORS:
         raise ConfigError(f"attribution.aggregators: {how!r} is unknown; use one of {', '.join(AGGREGATORS)}.")
+    pieces = [attributions] if isinstance(attributions, pd.DataFrame) else attributions
+    tables, wrong, n = [], [], 0
+    for piece in pieces:
+        table, wrong_here = _aggregate(piece, how, allow_missing)
+        tables.append(table)
+        wrong += wrong_here
+        n += len(piece)
+    if wrong:
+        _refuse(wrong, n)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool) -> tuple[pd.DataFrame, list[tuple]]:
+    """The scores of some rows, and (id, value) of each that has a value which is refused."""
     if "id" not in attributions.columns or attributions.shape[1] < 2:
         raise ScoreError(
             f"An attribution matrix needs the column `id` and at least one task, but has the columns "
@@ -36,8 +53,9 @@ def aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool = False)
     values = tasks.to_numpy()  # [N, M]
     missing = np.isnan(values).any(axis=1)
     wrong = np.isinf(values).any(axis=1) if allow_missing else ~np.isfinite(values).all(axis=1)
-    if wrong.any():
-        _refuse(attributions["id"].to_numpy(), values, wrong)
+    refused = [
+        (attributions["id"].iloc[row], values[row][~np.isfinite(values[row])][0]) for row in np.flatnonzero(wrong)
+    ]
 
     kept = {}
     if list(tasks.columns) in (["score"], ["score", "n_tasks"]):
@@ -47,7 +65,8 @@ def aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool = False)
         score = values.mean(axis=1, dtype=np.float64)
     else:
         score = (values > 0).sum(axis=1) / values.shape[1]
-    return pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score), **kept})
+    scores = pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score), **kept})
+    return scores, refused
 
 
 def widen(values: np.ndarray) -> np.ndarray:
@@ -60,12 +79,11 @@ def widen(values: np.ndarray) -> np.ndarray:
     return values.astype(np.dtypes.StringDType()).astype(np.float64)
 
 
-def _refuse(ids: np.ndarray, values: np.ndarray, wrong: np.ndarray) -> None:
-    rows = np.flatnonzero(wrong)
-    shown = ", ".join(f"{ids[row]} ({values[row][~np.isfinite(values[row])][0]})" for row in rows[:NAMED_IN_ERRORS])
-    more = ", …" if len(rows) > NAMED_IN_ERRORS else ""
+def _refuse(wrong: Sequence[tuple], n: int) -> None:
+    shown = ", ".join(f"{example} ({value})" for example, value in wrong[:NAMED_IN_ERRORS])
+    more = ", …" if len(wrong) > NAMED_IN_ERRORS else ""
     raise ScoreError(
-        f"{len(rows)} of {len(ids)} examples have an attribution that is NaN or infinite: {shown}{more}. "
+        f"{len(wrong)} of {n} examples have an attribution that is NaN or infinite: {shown}{more}. "
         "Look at these examples, then compute them again (if bfloat16 overflows: attribution.dtype: float32)."
     )
 

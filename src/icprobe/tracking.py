@@ -213,7 +213,10 @@ def start(snakemake: Any) -> Run:
 def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
     """The subject's run, begun; one that does nothing where it cannot start. chosen: as `settings` gives them."""
     run = Run()
-    run._inputs, run._outputs = list(subject.inputs), list(subject.outputs)
+    # The manifest beside a directory is no artifact of its own: the directory's is that manifest.
+    run._inputs, run._outputs = (
+        [path for path in paths if not path.endswith(f".{MANIFEST}")] for paths in (subject.inputs, subject.outputs)
+    )
     try:
         _begin(run, chosen, subject)
     except Exception as error:

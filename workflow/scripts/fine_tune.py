@@ -12,7 +12,7 @@ UNUSED = {"one_shot_prefix": "", "separator": ""}
 with job(snakemake) as run:
     base, seed = snakemake.input.base, int(snakemake.wildcards.seed)
     rows = jsonl.read(snakemake.input.subset)
-    with artifacts.atomic_path(snakemake.output[0]) as output:
+    with artifacts.atomic_path(snakemake.output.checkpoint) as output:
         if rows:
             from icprobe.finetuning import fine_tune
             from icprobe.models import set_threads
@@ -29,5 +29,6 @@ with job(snakemake) as run:
             output.mkdir(parents=True)
             artifacts.write_manifest(output, empty=True, seed=seed, examples=0)
             run.summary(examples=0)
+    artifacts.show_manifest(snakemake.output.checkpoint, snakemake.output.manifest)
     if partial:
         shutil.rmtree(partial)

@@ -2,15 +2,16 @@
 
 import logging
 
-from icprobe.artifacts import atomic_path
+from icprobe.artifacts import atomic_path, show_manifest
 from icprobe.jobs import job
 
 with job(snakemake) as run:
     from icprobe.models import prepare, set_threads
 
     set_threads()
-    with atomic_path(snakemake.output[0]) as aside:
+    with atomic_path(snakemake.output.model) as aside:
         manifest = prepare(snakemake.params.source, aside)
+    show_manifest(snakemake.output.model, snakemake.output.manifest)
     logging.info(
         "%s: %.1f M parameters, %.1f M of them attributed; context %s tokens",
         manifest["architecture"],

@@ -33,7 +33,7 @@ with job(snakemake) as run:
         params.labels,
         params.sound_labels,
         params.examples,
-        environment.describe(),
+        environment.of_results(snakemake.input, [Path("logs", params.experiment), Path("logs/models")]),
         [
             RuleRun(name, seconds, megabytes, rule["needs"], rule["makes"], rule["message"])
             for name, rule in params.rules.items()

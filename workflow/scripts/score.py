@@ -2,15 +2,13 @@
 
 import logging
 
-import pandas as pd
-
 from icprobe import data
 from icprobe.jobs import job
 from icprobe.statistics import aggregate
 
 with job(snakemake) as run:
     scores = aggregate(
-        pd.read_parquet(snakemake.input[0]), snakemake.params.aggregator, allow_missing=snakemake.params.allow_missing
+        data.read_pieces(snakemake.input[0]), snakemake.params.aggregator, allow_missing=snakemake.params.allow_missing
     )
     data.write_parquet(scores, snakemake.output[0])
     values = scores["score"]

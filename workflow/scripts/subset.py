@@ -4,7 +4,7 @@ import logging
 
 import pandas as pd
 
-from icprobe import data
+from icprobe import data, tracking
 from icprobe.binning import members, threshold_of
 from icprobe.jobs import job
 
@@ -13,17 +13,16 @@ logger = logging.getLogger(__name__)
 with job(snakemake) as run:
     examples = pd.read_parquet(snakemake.input.examples).set_index("id", drop=False)
     if snakemake.wildcards.method == "all":
-        chosen, score = list(examples.index), {}
+        chosen, score = examples.index, {}
     else:
         scores, reference = (pd.read_parquet(snakemake.input[name]) for name in ("scores", "reference"))
         chosen = members(scores, threshold_of(snakemake.wildcards.bin), reference)
         score = scores.set_index("id")["score"].to_dict()
-    texts = examples.loc[chosen, ["id", *data.TEXTS]]
-    rows = data.records(texts)
-    data.write_jsonl([{**row, "score": score.get(row["id"])} for row in rows], snakemake.output[0])
-    logger.info("%d of %d examples are in the bin", len(rows), len(examples))
-    run.summary(examples=len(rows), of=len(examples))
-    run.table("examples", texts.assign(score=[score.get(row["id"]) for row in rows]))
-    if score and rows:
+    data.write_subset(examples, chosen, score, snakemake.output[0])
+    logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
+    run.summary(examples=len(chosen), of=len(examples))
+    shown = examples.loc[chosen[: tracking.TABLE_ROWS], ["id", *data.TEXTS]]
+    run.table("examples", shown.assign(score=[score.get(name) for name in shown["id"]]))
+    if score and len(chosen):
         shared = set(chosen) & set(members(reference, threshold_of(snakemake.wildcards.bin), reference))
-        run.summary(overlap=len(shared) / len(rows))
+        run.summary(overlap=len(shared) / len(chosen))

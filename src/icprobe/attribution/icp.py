@@ -32,18 +32,20 @@ class Probe:
     def __init__(self, inputs: Inputs, batch_tokens: int) -> None:
         self.prompts, self.tokenizer, self.batch_tokens = inputs.prompts, inputs.tokenizer, batch_tokens
         self.examples = inputs.examples
+        # A spread of all examples, whichever of them are computed here.
+        spread = self.examples(slice(None, None, max(1, len(inputs.train) // 100)))
         self.network = Network(inputs.model, packed_weights=True)
         self.joint = 0  # pairs whose prefix and suffix merge into one token
         zero_shot = [Suffix(task.ids, task.n_context) for task in encode_tasks(inputs)]
         self.zero_shot = log_likelihoods(self.network, (), zero_shot)  # [M]
         rows = inputs.tasks.to_dict("records")
         self._texts = [(self.prompts.separator + self.prompts.query(t), self.prompts.target(t)) for t in rows]
-        self.base = self.network.remember(self.beginning(self.examples))
+        self.base = self.network.remember(self.beginning(spread))
 
     def effects(self, rows: Sequence[int], tasks: Sequence[int] | None = None) -> np.ndarray:
         """A[z, t] of some examples and some tasks (default: all): [rows, tasks] float32, in nats."""
         tasks = range(len(self._texts)) if tasks is None else tasks
-        groups = [self.one_shot(self.examples[row], tasks) for row in rows]
+        groups = [self.one_shot(example, tasks) for example in self.examples(rows)]
         block = np.empty((len(rows), len(tasks)), dtype=np.float32)
         shared = self.base.ids if self.base else ()
         for pack in packs([len(p) + sum(len(s.ids) for s in suffixes) for p, suffixes in groups], self.batch_tokens):
@@ -58,9 +60,8 @@ class Probe:
         return block
 
     def beginning(self, examples: list[dict]) -> tuple[int, ...]:
-        """The token ids that the one-shot contexts of all examples begin with, as far as a spread of them shows."""
-        spread = examples[:: max(1, len(examples) // 100)]
-        prefixes = [token_ids(self.tokenizer, self.prompts.one_shot_prefix(example)) for example in spread]
+        """The token ids that the one-shot contexts of these examples begin with."""
+        prefixes = [token_ids(self.tokenizer, self.prompts.one_shot_prefix(example)) for example in examples]
         # One token less than they share: each context needs a token of its own behind the base.
         return prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))]
 

@@ -39,7 +39,7 @@ def attribute(
     """
     network = Network(inputs.model)
     layers = layers_of(network)
-    documents, tasks = encode_documents(inputs), encode_tasks(inputs)
+    documents, tasks = encode_documents(inputs, runs), encode_tasks(inputs)
     examples = Side([[documents[row] for row in run] for run in runs])
     targets = Side([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
     alone = len(tasks) if set(methods) == {"influence"} else None

@@ -21,7 +21,7 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
     """
     network = Network(inputs.model)
     layers = layers_of(network)
-    documents, tasks = encode_documents(inputs), encode_tasks(inputs)
+    documents, tasks = encode_documents(inputs, runs), encode_tasks(inputs)
     weights = [
         torch.zeros(layer.d_out, layer.d_in, dtype=network.model.dtype, device=network.device) for layer in layers
     ]

@@ -29,9 +29,9 @@ class Inputs:
     seed: int = 0
     notes: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def examples(self) -> list[dict[str, Any]]:
-        return self.train.to_dict("records")
+    def examples(self, rows: Sequence[int] | slice) -> list[dict[str, Any]]:
+        """Some rows of train, as mappings; never all, for one shard's share of a million is small."""
+        return self.train.iloc[rows].to_dict("records")
 
 
 # (method, row indices of a batch, block [rows, tasks] float32)
@@ -45,15 +45,14 @@ def batches(lengths: pd.DataFrame, batch_tokens: int) -> list[np.ndarray]:
     They depend on all examples and on nothing else, so that no number depends on how the work is cut into shards.
     """
     total = (lengths["n_query"] + lengths["n_target"]).to_numpy()
-    order = sorted(range(len(total)), key=lambda row: (total[row], lengths["id"].iloc[row]))
-    runs: list[list[int]] = []
-    for row in order:
+    by_id = np.argsort(lengths["id"].to_numpy(dtype=object), kind="stable")
+    order = by_id[np.argsort(total[by_id], kind="stable")]
+    edges = [0]
+    for place, longest in enumerate(total[order].tolist()):
         # Lengths ascend: this row is the longest so far.
-        if runs and (len(runs[-1]) + 1) * total[row] <= batch_tokens:
-            runs[-1].append(row)
-        else:
-            runs.append([row])
-    return [np.array(run) for run in runs]
+        if place > edges[-1] and (place - edges[-1] + 1) * longest > batch_tokens:
+            edges.append(place)
+    return np.split(order, edges[1:]) if len(order) else []
 
 
 def shard_of(runs: Sequence[np.ndarray], lengths: pd.DataFrame, number: int, of: int) -> list[int]:
@@ -75,10 +74,12 @@ def packs(lengths: Sequence[int], batch_tokens: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise([*edges, len(lengths)])]
 
 
-def encode_documents(inputs: Inputs) -> list[Encoded]:
-    """Documents with their loss over all tokens after the first."""
-    texts = [inputs.prompts.document(row) for row in inputs.examples]
-    return [Encoded(tuple(ids), 1) for ids in inputs.tokenizer(texts, add_special_tokens=False)["input_ids"]]
+def encode_documents(inputs: Inputs, runs: Sequence[Sequence[int]]) -> dict[int, Encoded]:
+    """Documents of the rows in these batches, by row, with their loss over all tokens after the first."""
+    rows = np.concatenate(runs).tolist()
+    texts = [inputs.prompts.document(example) for example in inputs.examples(rows)]
+    encoded = inputs.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return {row: Encoded(tuple(ids), 1) for row, ids in zip(rows, encoded, strict=True)}
 
 
 def encode_tasks(inputs: Inputs) -> list[Encoded]:

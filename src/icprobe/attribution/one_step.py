@@ -31,7 +31,7 @@ def attribute(
     """
     network = Network(inputs.model)
     layers = layers_of(network)
-    documents = encode_documents(inputs)
+    documents = encode_documents(inputs, runs)
     encoded = encode_tasks(inputs)
     # Rows of tasks are fixed, so that before and after differ by the update alone.
     suffixes = [Suffix(e.ids, e.n_context) for e in encoded]

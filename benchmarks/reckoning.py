@@ -1,0 +1,129 @@
+"""GPU hours, jobs and storage of large experiments, reckoned from operation counts: nothing here is measured.
+
+python -m benchmarks.reckoning [--page docs/scaling.md]
+
+A multiplication with an addition counts as two operations. P: weights of the linear layers in the blocks; V: those of
+the LM head. A token costs 2 P forward, 2 P for the gradients of inputs and 2 P for those of weights.
+"""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import tables
+
+# Assumed to be sustained on one H100: 30% of its dense bfloat16 peak of 989 TFLOP/s, 45% of 67 TFLOP/s in float32.
+BFLOAT16, FLOAT32 = 300e12, 30e12
+BUDGET = 60e9  # attribution.memory_budget_gb on a card of 80 GB
+SHARD_HOURS = 0.5
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """examples × tasks with a model; tokens of an example and of a task (query and response), and of its response."""
+
+    name: str
+    examples: float
+    tasks: int
+    blocks: float  # P
+    head: float  # V
+    example_tokens: int = 300
+    task_tokens: int = 178
+    response_tokens: int = 155
+
+    @property
+    def pairs(self) -> float:
+        return self.examples * self.tasks
+
+    @property
+    def behind(self) -> float:
+        """Operations of one task behind one context: forward, and the head where a response token is predicted."""
+        return 2 * self.blocks * self.task_tokens + 2 * self.head * self.response_tokens
+
+
+def icp(e: Experiment) -> float:
+    """Each example once, each task behind each example. What tasks begin with alike is not taken off."""
+    return e.examples * 2 * e.blocks * e.example_tokens + e.pairs * e.behind
+
+
+def influence(e: Experiment) -> float:
+    """Examples' gradients as often as the budget parts the tasks' (or the other way round), and products."""
+    tiles = math.ceil(e.tasks * e.blocks * 2 / BUDGET)
+    tasks_held = tiles * e.examples * 6 * e.blocks * e.example_tokens
+    groups = math.ceil(e.examples * e.blocks * 2 / BUDGET)
+    examples_held = groups * e.tasks * 6 * e.blocks * e.task_tokens + e.examples * 6 * e.blocks * e.example_tokens
+    return min(tasks_held, examples_held) + e.pairs * 2 * e.blocks
+
+
+def influence_mean(e: Experiment) -> float:
+    """Forward, backward for inputs, and the contraction with the tasks' summed gradient."""
+    return (e.examples * e.example_tokens + e.tasks * e.task_tokens) * 6 * e.blocks
+
+
+def one_step(e: Experiment) -> float:
+    """An example's gradient, then each task with the changed weights, in float32."""
+    return e.examples * 6 * e.blocks * e.example_tokens + e.pairs * e.behind
+
+
+METHODS = {
+    "icp": (icp, BFLOAT16),
+    "influence": (influence, BFLOAT16),
+    "influence_mean": (influence_mean, BFLOAT16),
+    "one_step": (one_step, FLOAT32),
+}
+PYTHIA = {"blocks": 16 * 12 * 2048**2, "head": 50_304 * 2048}
+LLAMA = {"blocks": 32 * (4 * 4096**2 + 3 * 4096 * 11_008), "head": 32_000 * 4096}
+EXPERIMENTS = [
+    Experiment("52,002 × 100, Pythia-1b", 52_002, 100, **PYTHIA, example_tokens=89),
+    Experiment("1 M × 1,000, 7B", 1e6, 1000, **LLAMA),
+    Experiment("100 M × 100, Pythia-1b", 1e8, 100, **PYTHIA),
+]
+
+
+def hours(e: Experiment, method: str) -> float:
+    """GPU hours of one method."""
+    operations, rate = METHODS[method]
+    return operations(e) / rate / 3600
+
+
+def shown(number: float) -> str:
+    """Two digits, or all before the point."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def size(number_of_bytes: float) -> str:
+    for unit, divisor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if number_of_bytes >= divisor:
+            return f"{number_of_bytes / divisor:.3g} {unit}"
+    return f"{number_of_bytes / 1e3:.3g} KB"
+
+
+def table() -> str:
+    """GPU hours and half-hour jobs of each method, then what a method's files hold."""
+    rows = []
+    for method in METHODS:
+        found = [hours(e, method) for e in EXPERIMENTS]
+        rows.append([f"`{method}`: GPU hours (jobs)"] + [f"{shown(h)} ({math.ceil(h / SHARD_HOURS):,})" for h in found])
+    matrix = [e.pairs * 4 for e in EXPERIMENTS]
+    rows += [
+        ["a matrix, gathered", *map(size, matrix)],
+        ["its shards beside it", *map(size, matrix)],
+        ["in TMPDIR while it is gathered", *map(size, matrix)],
+        ["a table of scores", *(size(e.examples * 20) for e in EXPERIMENTS)],
+        ["all gradients of the tasks, bfloat16", *(size(e.tasks * e.blocks * 2) for e in EXPERIMENTS)],
+    ]
+    return tables.markdown(["", *(e.name for e in EXPERIMENTS)], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reckoning", description=__doc__.splitlines()[0])
+    parser.add_argument("--page", default="docs/scaling.md", help="page whose table is filled")
+    page = Path(parser.parse_args().page)
+    print(table())
+    if page.exists():
+        page.write_text(tables.filled(page.read_text(encoding="utf-8"), {"reckoned": table()}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
