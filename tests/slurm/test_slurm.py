@@ -240,11 +240,11 @@ def test_the_sentence_of_a_failed_job_reaches_the_terminal(mistake, sentence, mi
     assert "Traceback" not in ended.output
 
 
-@pytest.mark.parametrize(("rule", "given"), [("memory", [1200, 2400]), ("time", [1, 2])])
-def test_a_job_that_was_killed_comes_back_with_more_through_a_silent_controller(rule, given, retried):
+@pytest.mark.parametrize(("rule", "attempts", "made"), [("memory", 2, "2400, GPU 0"), ("time", 2, "2")])
+def test_a_job_that_was_killed_comes_back_with_more_through_a_silent_controller(rule, attempts, made, retried):
+    """Made by an attempt that had 2,400 MB, and the GPU that it asked for; by one that had two minutes."""
     folder, ended = retried
     assert len((folder / "bin/squeue.asked").read_text().splitlines()) > 20
-    output = ended.result().stdout
-    assert ended.result().returncode == 0, output
-    assert submitted(output)[f"rule_{rule}"] == len(given), output
-    assert (folder / f"{rule}.txt").read_text() == str(given[-1])
+    assert ended.result().returncode == 0, ended.result().stdout
+    assert submitted(ended.result().stdout)[f"rule_{rule}"] == attempts, ended.result().stdout
+    assert (folder / f"{rule}.txt").read_text() == made
