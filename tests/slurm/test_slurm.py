@@ -244,7 +244,8 @@ def test_the_sentence_of_a_failed_job_reaches_the_terminal(mistake, sentence, mi
 def test_a_job_that_was_killed_comes_back_with_more_through_a_silent_controller(rule, attempts, made, retried):
     """Made by an attempt that had 2,400 MB, and the GPU that it asked for; by one that had two minutes."""
     folder, ended = retried
-    assert len((folder / "bin/squeue.asked").read_text().splitlines()) > 20
     assert ended.result().returncode == 0, ended.result().stdout
     assert submitted(ended.result().stdout)[f"rule_{rule}"] == attempts, ended.result().stdout
     assert (folder / f"{rule}.txt").read_text() == made
+    # The silence is over, and was heard.
+    assert len((folder / "bin/squeue.asked").read_text().splitlines()) > 20
