@@ -44,7 +44,7 @@ if CHAIN:
         message:
             "Gathering one_step attributions of {wildcards.model} at step size {wildcards.learning_rate}"
         input:
-            shards=lambda w: getattr(gather, w.model)(f"{STEP.format(**w)}/{{scatteritem}}.parquet"),
+            shards=lambda w: shard_files(w.model, f"one_step/learning_rate-{w.learning_rate}", "one_step"),
             train="results/{experiment}/data/train.parquet",
         output:
             STEP + ".parquet",

@@ -40,7 +40,7 @@ RESOURCES = {
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
     "attribute_step": directives(lambda w, input: SIZES.attribute(w.model, "one_step", w.scatteritem), DEVICE),
-    "chain": directives(lambda w, input: SIZES.chain(1 + len(CONFIG.analysis.chain.learning_rates))),
+    "chain": directives(lambda w, input: SIZES.chain()),
     "read_external": OF_EXTERNAL,
     "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
     "score": OF_MATRIX,

@@ -209,7 +209,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         times_shuffled_and_a_row_edited,
         OF_TRAIN + Counter(prepare_train=1),
     ),
-    "another model in the place of the first": (model_made_anew, OF_TRAIN + Counter(generate_base=1) + TABLES),
+    "another model in the place of the first": (
+        model_made_anew,
+        OF_TRAIN + Counter(measure_prompts=1, generate_base=1),
+    ),
     "a result is removed": (
         lambda project: (project.path / dag.RESULTS / "tables/correlations.csv").unlink(),
         CORRELATION,

@@ -135,12 +135,13 @@ class Sizes:
         seconds = pairs * settings.resamples * resampled**2 / 2e10
         return Needs(3000 + 1e-5 * settings.resamples * resampled + 1e-4 * methods * self.examples, seconds)
 
-    def chain(self, steps: int) -> Needs:
-        """icp, influence and one_step at so many step sizes, cell by cell in float64, ranked in every resample."""
+    def chain(self) -> Needs:
+        """All cells ranked in each resample, in all tasks together and one by one, and again by domain."""
         settings = self.config.analysis
+        matrices = 3 + len(settings.chain.learning_rates)
         resamples = settings.resamples if self.examples <= settings.analytic_above else 50
-        cells = self.examples * self.tasks * (2 + steps)
-        return Needs(2000 + 12 * (2 + steps) * self.matrix_mb, 1e-7 * resamples * cells)
+        cells = matrices * self.examples * self.tasks
+        return Needs(2000 + 1.2e-4 * cells + 4e-6 * resamples * self.examples, 4e-7 * cells * resamples)
 
     # --- fine-tuned models --------------------------------------------------------------------------------------
 
