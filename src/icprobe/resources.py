@@ -141,7 +141,7 @@ class Sizes:
         matrices = 3 + len(settings.chain.learning_rates)
         resamples = settings.resamples if self.examples <= settings.analytic_above else 50
         cells = matrices * self.examples * self.tasks
-        return Needs(2000 + 1.2e-4 * cells + 4e-6 * resamples * self.examples, 4e-7 * cells * resamples)
+        return Needs(2000 + 6e-4 * cells + 4e-6 * resamples * self.examples, 4e-7 * cells * resamples)
 
     # --- fine-tuned models --------------------------------------------------------------------------------------
 
