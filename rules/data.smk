@@ -23,6 +23,15 @@ rule prepare_model:
         "../workflow/scripts/prepare_model.py"
 
 
+def models_read(first):
+    """Directories of the models that decide which rows a table has; first: the first model's tokens count rows anyway.
+
+    Where a row that is too long is an error, no model decides: `measure_lengths` and `measure_prompts` refuse it, each
+    for its own model, so that one model more makes no table anew, and nothing of the models before it.
+    """
+    return model_directories() if CONFIG.data.on_too_long != "error" else model_directories()[: int(first)]
+
+
 SELECT = str(CONFIG.data.tasks.select) if CONFIG.data.tasks else "all"
 
 
@@ -33,13 +42,12 @@ if CONFIG.data.tasks:
             "Selecting tasks"
         input:
             file=local_files(CONFIG.data.tasks),
-            models=model_directories(),
+            models=models_read(first=SELECT.startswith("kmeans")),
         output:
             "results/{experiment}/data/tasks.parquet",
         params:
             source=slice_of(CONFIG.data.tasks),
             contents=lambda w: contents(local_files(CONFIG.data.tasks)),
-            models=CONFIG.models,
             on_empty=CONFIG.data.on_empty,
             on_too_long=CONFIG.data.on_too_long,
             templates=slice_of(CONFIG.templates),
@@ -66,13 +74,12 @@ if CONFIG.data.train:
         input:
             file=local_files(CONFIG.data.train),
             tasks="results/{experiment}/data/tasks.parquet",
-            models=model_directories(),
+            models=models_read(first=bool(CONFIG.data.train.sample and CONFIG.data.train.sample.max_tokens)),
         output:
             "results/{experiment}/data/train.parquet",
         params:
             source=slice_of(CONFIG.data.train),
             contents=lambda w: contents(local_files(CONFIG.data.train)),
-            models=CONFIG.models,
             labels=CONFIG.data.labels,
             on_empty=CONFIG.data.on_empty,
             on_too_long=CONFIG.data.on_too_long,
@@ -118,15 +125,11 @@ rule prepare_eval:
         "Reading and checking the eval prompts"
     input:
         file=local_files(CONFIG.data.eval),
-        models=model_directories(),
     output:
         "results/{experiment}/data/eval.parquet",
     params:
         source=slice_of(CONFIG.data.eval),
         contents=lambda w: contents(local_files(CONFIG.data.eval)),
-        models=CONFIG.models,
-        templates=slice_of(CONFIG.templates),
-        max_new_tokens=CONFIG.evaluation.max_new_tokens,
         code=fingerprint("prepare_eval"),
     log:
         "logs/{experiment}/prepare_eval.log",
@@ -143,6 +146,7 @@ rule measure_lengths:
         "Counting tokens of the examples for {wildcards.model}"
     input:
         train="results/{experiment}/data/train.parquet",
+        tasks="results/{experiment}/data/tasks.parquet" if CONFIG.data.tasks else [],
         model=lambda w: f"resources/models/{w.model}" if CONFIG.data.train and is_here(w.model) else [],
     output:
         "results/{experiment}/{model}/data/lengths.parquet",
@@ -157,3 +161,26 @@ rule measure_lengths:
         **RESOURCES["measure_lengths"],
     script:
         "../workflow/scripts/measure_lengths.py"
+
+
+rule measure_prompts:
+    message:
+        "Counting tokens of the eval prompts for {wildcards.model}"
+    input:
+        prompts="results/{experiment}/data/eval.parquet",
+        model="resources/models/{model}",
+    output:
+        "results/{experiment}/{model}/data/prompt_lengths.parquet",
+    params:
+        templates=slice_of(CONFIG.templates, "query"),
+        max_new_tokens=CONFIG.evaluation.max_new_tokens,
+        code=fingerprint("measure_prompts"),
+    log:
+        "logs/{experiment}/measure_prompts/{model}.log",
+    benchmark:
+        "logs/{experiment}/measure_prompts/{model}.benchmark.tsv"
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    script:
+        "../workflow/scripts/measure_prompts.py"

@@ -31,6 +31,7 @@ if CONFIG.evaluation.base_responses == "generate":
         input:
             base="resources/models/{model}",
             prompts="results/{experiment}/data/eval.parquet",
+            lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",
         output:
             "results/{experiment}/{model}/responses/base.jsonl",
         params:
@@ -81,6 +82,8 @@ rule generate:
         base="resources/models/{model}",
         checkpoint="results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}",
         prompts="results/{experiment}/data/eval.parquet",
+        # Read by no one; what it holds was checked when it was made.
+        lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",
     output:
         "results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
     params:

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from icprobe.errors import DataError
-from icprobe.fitting import Reader, check_prompts, fit_tasks, fit_train, lengths
+from icprobe.fitting import Reader, fit_tasks, fit_train, lengths, prompt_lengths
 
 
 def table(*outputs, **columns):
@@ -51,7 +51,7 @@ def test_a_text_without_tokens_is_refused_by_its_id(prompts):
     with pytest.raises(DataError, match="row r0: its query has no token of m"):
         lengths(silent, prompts, Reader("m", Deaf(), None))
     with pytest.raises(DataError, match=r"data\.eval: the prompt r0 has no token of m"):
-        check_prompts(silent, prompts, [Reader("m", Deaf(), None)], 5)
+        prompt_lengths(silent, prompts, Reader("m", Deaf(), None), 5)
 
 
 def test_a_row_fits_up_to_the_last_token_and_not_one_further(prompts, reader, tokenizer):
@@ -108,7 +108,9 @@ def test_a_row_that_cannot_be_cut_to_fit_is_named(prompts, reader):
 
 def test_eval_prompts_leave_room_for_the_response(prompts, reader, tokenizer):
     rows = table("", "").assign(instruction=["short", words(10)])
-    longest = max(count(tokenizer, prompts.query(row)) for row in rows.to_dict("records"))
-    check_prompts(rows, prompts, [reader(longest + 7), reader(None)], 7)
+    counts = [count(tokenizer, prompts.query(row)) for row in rows.to_dict("records")]
+    longest = max(counts)
+    for limit in (longest + 7, None):
+        assert prompt_lengths(rows, prompts, reader(limit), 7)["n_query"].tolist() == counts
     with pytest.raises(DataError, match=r"the prompts r1 \(1 in all\) leave no room"):
-        check_prompts(rows, prompts, [reader(longest + 6)], 7)
+        prompt_lengths(rows, prompts, reader(longest + 6), 7)

@@ -154,6 +154,8 @@ MISTAKES = {
     "a row longer than the context": Mistake(
         train_file(LONG),
         r"data.train: 1 rows .* first of long: \d+ tokens where tiny-llama takes 2048",
+        target=f"{dag.RESULTS}/data/lengths.parquet",
+        log="tiny/measure_lengths/tiny-llama.log",
         before_torch=False,
     ),
     "a model that is no causal LM": Mistake(

@@ -117,18 +117,21 @@ def _truncated(row: dict[str, Any], readers: list[Reader], text: Any, besides: d
     return row["output"][: ends[low]]
 
 
-def check_prompts(frame: pd.DataFrame, prompts: Prompts, readers: list[Reader], max_new_tokens: int) -> None:
-    """Raises DataError for eval prompts whose query leaves no room for max_new_tokens."""
-    queries = [prompts.query(row) for row in frame.to_dict("records")]
-    for reader in readers:
-        limit, counts = reader.max_positions, reader.counts(queries)
-        if 0 in counts:
-            row_id = frame["id"].iloc[counts.index(0)]
-            raise DataError(f"data.eval: the prompt {row_id} has no token of {reader.model}; remove it.")
-        long = [i for i, n in enumerate(counts) if limit is not None and n + max_new_tokens > limit]
-        if long:
-            ids = ", ".join(frame["id"].iloc[long[:5]])
-            raise DataError(
-                f"data.eval: the prompts {ids} ({len(long)} in all) leave no room for evaluation.max_new_tokens: "
-                f"{max_new_tokens} within the {limit} tokens of {reader.model}; shorten or remove them."
-            )
+def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_new_tokens: int) -> pd.DataFrame:
+    """Table id, n_query: tokens of each eval prompt's query, in this model's tokens.
+
+    Raises DataError for a query that has none, or that leaves no room for max_new_tokens in the model's context.
+    """
+    counts = reader.counts([prompts.query(row) for row in frame.to_dict("records")])
+    limit = reader.max_positions
+    if 0 in counts:
+        row_id = frame["id"].iloc[counts.index(0)]
+        raise DataError(f"data.eval: the prompt {row_id} has no token of {reader.model}; remove it.")
+    long = [i for i, n in enumerate(counts) if limit is not None and n + max_new_tokens > limit]
+    if long:
+        ids = ", ".join(frame["id"].iloc[long[:5]])
+        raise DataError(
+            f"data.eval: the prompts {ids} ({len(long)} in all) leave no room for evaluation.max_new_tokens: "
+            f"{max_new_tokens} within the {limit} tokens of {reader.model}; shorten or remove them."
+        )
+    return pd.DataFrame({"id": frame["id"], "n_query": counts}).astype({"n_query": "int32"})

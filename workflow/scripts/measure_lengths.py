@@ -1,9 +1,9 @@
-"""Counts the tokens of each example's query and response."""
+"""Counts the tokens of each example's query and response, and checks that examples and tasks fit the context."""
 
 import logging
 
 from icprobe import data
-from icprobe.fitting import lengths, unknown_lengths
+from icprobe.fitting import fit_tasks, fit_train, lengths, unknown_lengths
 from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
@@ -12,7 +12,13 @@ with job(snakemake) as run:
     if snakemake.input.model:
         from icprobe.tokenizing import reader
 
-        table = lengths(train, Prompts(snakemake.params.templates), reader(snakemake.input.model))
+        prompts, model = Prompts(snakemake.params.templates), reader(snakemake.input.model)
+        table = lengths(train, prompts, model)
+        # Here and not where the tables are made, unless rows may be dropped or cut: so one model more touches no table.
+        tasks = data.read_parquet(snakemake.input.tasks) if snakemake.input.tasks else train[:0]
+        if len(tasks):
+            fit_tasks(tasks, prompts, [model], "error")
+        fit_train(train, tasks, prompts, [model], "error")
         total = int(table["n_query"].sum() + table["n_target"].sum())
         logging.info("%d examples, %d tokens, longest response %d", len(table), total, table["n_target"].max())
         run.summary(examples=len(table), tokens=total)
