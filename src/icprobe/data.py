@@ -182,7 +182,8 @@ def select_tasks(
     """The tasks that the configuration's data.tasks.select names, in its order (file order for all but a list of ids).
 
     hidden_states: gives the mean hidden state of each row's document [rows, d]; called for "kmeans:n" alone.
-    Raises DataError for unknown ids, too few rows, or the id "id", which would collide with the matrix's own column.
+    Raises DataError for unknown ids, too few rows, or the id "id" or the domain "all", which
+    mean something else in the tables that follow.
     """
     if isinstance(select, list):
         position = {row_id: row for row, row_id in enumerate(frame["id"])}
@@ -210,6 +211,8 @@ def select_tasks(
     chosen = frame.iloc[rows].reset_index(drop=True)
     if (chosen["id"] == "id").any():
         raise DataError('tasks: a task must not be called "id"; rename it.')
+    if "domain" in chosen and (chosen["domain"] == "all").any():
+        raise DataError('tasks: a domain must not be called "all", which means all tasks in the tables; rename it.')
     return chosen
 
 

@@ -4,14 +4,17 @@ import logging
 
 from icprobe import artifacts
 from icprobe.binning import overlaps
-from icprobe.data import read_scores
+from icprobe.domains import ALL, by_domain, score_sets
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    table = overlaps(read_scores(snakemake.params.methods, snakemake.input.scores), snakemake.params.bins)
-    table.insert(0, "model", snakemake.wildcards.model)
+    params, files = snakemake.params, snakemake.input
+    sets = score_sets(params.methods, files.scores, files.matrices, files.tasks, **params.domains)
+    # Published icp scores may be over all tasks alone: then no domain has bins.
+    binned = ((domain, found) for domain, found in sets if "icp" in found)
+    table = by_domain(snakemake.wildcards.model, binned, lambda found: overlaps(found, params.bins))
     artifacts.write_csv(snakemake.output[0], table)
-    for name, rows in table.groupby("bin", sort=False):
+    for name, rows in table[table["domain"] == ALL].groupby("bin", sort=False):
         logging.info("bin %s: %d examples", name, rows["n"].max())
     run.table("overlaps", table)
     run.summary(**{f"overlap/{row.method}/{row.bin}": row.overlap for row in table.itertuples()})

@@ -6,18 +6,20 @@ import pandas as pd
 
 from icprobe import artifacts
 from icprobe.correlations import correlations
-from icprobe.data import read_scores
+from icprobe.domains import ALL, by_domain, score_sets
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    params = snakemake.params
-    scores = read_scores(params.methods, snakemake.input.scores)
-    n_target = pd.read_parquet(snakemake.input.lengths).set_index("id")["n_target"]
+    params, files = snakemake.params, snakemake.input
+    sets = score_sets(params.methods, files.scores, files.matrices, files.tasks, **params.domains)
+    n_target = pd.read_parquet(files.lengths).set_index("id")["n_target"]
     known = None if n_target.isna().all() else n_target
-    table = correlations(scores, known, seed=params.seed, **params.settings)
-    table.insert(0, "model", snakemake.wildcards.model)
+    table = by_domain(
+        snakemake.wildcards.model, sets, lambda found: correlations(found, known, seed=params.seed, **params.settings)
+    )
     artifacts.write_csv(snakemake.output[0], table)
-    spearman = table[table["statistic"] == "spearman"].set_index(["method_a", "method_b"])["value"]
+    overall = table[(table["domain"] == ALL) & (table["statistic"] == "spearman")]
+    spearman = overall.set_index(["method_a", "method_b"])["value"]
     for (a, b), value in spearman.items():
         logging.info("Spearman(%s, %s) = %.3f", a, b, value)
     run.table("correlations", table)

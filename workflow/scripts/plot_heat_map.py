@@ -6,7 +6,7 @@ from icprobe import plotting
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    table = pd.read_csv(snakemake.input[0])
+    table = pd.read_csv(snakemake.input[0]).query("domain == 'all'")
     partial = "spearman_partial_length" if "spearman_partial_length" in set(table["statistic"]) else None
     figure = plotting.heat_map(table, "spearman", snakemake.params.methods, above=partial)
     shown = table[table["statistic"].isin(["spearman", "spearman_partial_length"])]

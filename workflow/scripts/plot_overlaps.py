@@ -6,7 +6,7 @@ from icprobe import plotting
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    table = pd.read_csv(snakemake.input[0])
+    table = pd.read_csv(snakemake.input[0]).query("domain == 'all'")
     plotting.save(
         plotting.overlap_curve(table, snakemake.params.colors),
         snakemake.output.figure,

@@ -5,17 +5,17 @@ import logging
 import pandas as pd
 
 from icprobe import artifacts
-from icprobe.data import read_scores
+from icprobe.domains import ALL, by_domain, score_sets
 from icprobe.jobs import job
 from icprobe.statistics import label_aucs
 
 with job(snakemake) as run:
-    scores = read_scores(snakemake.params.methods, snakemake.input.scores)
-    train = pd.read_parquet(snakemake.input.train)
-    table = label_aucs(scores, train, snakemake.params.good)
-    table.insert(0, "model", snakemake.wildcards.model)
+    params, files = snakemake.params, snakemake.input
+    sets = score_sets(params.methods, files.scores, files.matrices, files.tasks, **params.domains)
+    train = pd.read_parquet(files.train)
+    table = by_domain(snakemake.wildcards.model, sets, lambda found: label_aucs(found, train, params.good))
     artifacts.write_csv(snakemake.output[0], table)
-    headline = table.drop_duplicates(["label", "method"])
+    headline = table[table["domain"] == ALL].drop_duplicates(["label", "method"])
     for row in headline.itertuples():
         logging.info("%s: AUC of %s = %.3f", row.label, row.method, row.auc)
     run.table("label_aucs", table)

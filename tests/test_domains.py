@@ -1,0 +1,80 @@
+"""Tables by domain of task: the scores over a domain's tasks alone, whatever the other tasks are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from icprobe.correlations import correlations
+from icprobe.data import select_tasks
+from icprobe.domains import ALL, by_domain, score_sets, task_domains
+from icprobe.errors import DataError
+
+TASKS = pd.DataFrame({"id": ["a", "b", "c", "d"], "domain": ["code", "law", "code", None]})
+AGGREGATORS = {"icp": "fraction_positive", "influence": "mean"}
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Arguments of `score_sets`: matrices of icp and influence, scores of these and of three one-column methods."""
+    rng = np.random.default_rng(0)
+    ids = [f"e{i}" for i in range(30)]
+    matrices = {}
+    for method in AGGREGATORS:
+        values = rng.standard_normal((30, 4)).astype(np.float32)
+        matrices[method] = pd.DataFrame(values, columns=TASKS["id"]).assign(id=ids)[["id", *TASKS["id"]]]
+    scores = {m: pd.DataFrame({"id": ids, "score": rng.random(30)}) for m in [*AGGREGATORS, "length", "influence_mean"]}
+    for kind, tables in (("scores", scores), ("matrices", matrices)):
+        for method, table in tables.items():
+            table.to_parquet(tmp_path / f"{kind}-{method}.parquet", index=False)
+    TASKS.to_parquet(tmp_path / "tasks.parquet", index=False)
+    files = {
+        kind: [tmp_path / f"{kind}-{m}.parquet" for m in of]
+        for kind, of in (("scores", scores), ("matrices", matrices))
+    }
+    arguments = (list(scores), files["scores"], files["matrices"], tmp_path / "tasks.parquet", AGGREGATORS, ["length"])
+    return arguments, scores, matrices
+
+
+def test_scores_of_a_domain_are_those_of_its_tasks_alone(written):
+    arguments, scores, matrices = written
+    sets = dict(score_sets(*arguments))
+    assert list(sets) == [ALL, "code", "law"]
+    code = matrices["icp"][["a", "c"]].to_numpy()
+    assert np.array_equal(sets["code"]["icp"].to_numpy(), (code > 0).mean(axis=1))
+    assert np.array_equal(sets["law"]["influence"].to_numpy(), matrices["influence"]["b"].astype(float))
+    for found in sets.values():
+        assert np.array_equal(found["length"].to_numpy(), scores["length"]["score"])
+    # What was summed over all tasks cannot be taken apart.
+    assert "influence_mean" in sets[ALL]
+    assert "influence_mean" not in sets["code"]
+
+
+def test_a_domains_rows_do_not_depend_on_the_tasks_of_others(written, tmp_path):
+    arguments, _, matrices = written
+
+    def table():
+        return by_domain("m", score_sets(*arguments), lambda found: correlations(found, None, resamples=20))
+
+    before = table()
+    matrices["icp"].assign(b=-1.0, d=np.nan_to_num(matrices["icp"]["d"]) + 9).to_parquet(arguments[2][0], index=False)
+    after = table()
+    assert list(before.columns[:4]) == ["model", "domain", "method_a", "method_b"]
+    code = before["domain"] == "code"
+    assert code.any()
+    pd.testing.assert_frame_equal(before[code], after[code])
+    assert not before[before["domain"] == "law"].equals(after[after["domain"] == "law"])
+
+
+@pytest.mark.parametrize("domain", [["x"] * 4, [None] * 4, None])
+def test_one_domain_or_none_adds_no_rows(domain):
+    tasks = TASKS.drop(columns="domain") if domain is None else TASKS.assign(domain=domain)
+    assert task_domains(tasks) == {}
+
+
+def test_one_domain_and_tasks_of_none_are_told_apart():
+    assert task_domains(TASKS.assign(domain=["x", "x", None, None])) == {"x": ["a", "b"]}
+
+
+def test_a_domain_called_all_is_refused():
+    with pytest.raises(DataError, match='a domain must not be called "all"'):
+        select_tasks(TASKS.assign(domain="all"), "all", 0)
