@@ -31,6 +31,7 @@ scattergather:
 include: "rules/data.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"
+include: "rules/chain.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
@@ -45,6 +46,7 @@ rule all:
         results("report.html"),
         # The report reads these too; named here, one that is removed comes back.
         [each_model(path) for path in [*TABLES, *analysis_figures(), *evaluation_tables(), *evaluation_figures()]],
+        sweep_figures(),
 
 
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.

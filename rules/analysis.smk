@@ -1,8 +1,15 @@
 # From scores to tables and figures. No torch here; every figure also writes the numbers that it shows.
 
 SCORES = expand("results/{{experiment}}/{{model}}/scores/{method}.parquet", method=CONFIG.attribution.methods)
+# What the tables by domain of task are made from besides.
+DOMAIN_INPUTS = dict(
+    matrices=expand("results/{{experiment}}/{{model}}/attributions/{method}.parquet", method=PER_TASK),
+    tasks="results/{experiment}/data/tasks.parquet",
+)
 LENGTHS = "results/{experiment}/{model}/data/lengths.parquet"
-TABLES = ["tables/correlations.csv", "tables/label_aucs.csv"] + (["tables/overlaps.csv"] if CONFIG.bins else [])
+TABLES = ["tables/correlations.csv", "tables/label_aucs.csv"]
+TABLES += ["tables/overlaps.csv"] if CONFIG.bins else []
+TABLES += ["tables/chain.csv", "tables/weak_link.txt"] if CHAIN else []
 
 
 wildcard_constraints:
@@ -14,13 +21,15 @@ rule correlate:
     message:
         "Correlating the scores of {wildcards.model}"
     input:
+        **DOMAIN_INPUTS,
         scores=SCORES,
         lengths=LENGTHS,
     output:
         table("correlations", "Agreement of the methods", "correlations"),
     params:
         methods=CONFIG.attribution.methods,
-        settings=slice_of(CONFIG.analysis),
+        domains=domain_params(),
+        settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
         seed=CONFIG.seed,
         code=fingerprint("correlate"),
     log:
@@ -38,11 +47,13 @@ rule compare_bins:
     message:
         "Comparing the bins of {wildcards.model}"
     input:
+        **DOMAIN_INPUTS,
         scores=SCORES,
     output:
         table("overlaps", "Agreement of the methods", "overlap of bins"),
     params:
         methods=CONFIG.attribution.methods,
+        domains=domain_params(),
         bins=CONFIG.bins,
         code=fingerprint("compare_bins"),
     log:
@@ -60,12 +71,14 @@ rule tell_labels:
     message:
         "How well each method of {wildcards.model} tells good examples from others"
     input:
+        **DOMAIN_INPUTS,
         scores=SCORES,
         train="results/{experiment}/data/train.parquet",
     output:
         table("label_aucs", "Sound examples and others", "AUC of labels"),
     params:
         methods=CONFIG.attribution.methods,
+        domains=domain_params(),
         good={label: CONFIG.data.sound_labels.get(label, []) for label in CONFIG.data.labels},
         code=fingerprint("tell_labels"),
     log:
@@ -198,6 +211,40 @@ rule plot_overlaps:
         "../workflow/scripts/plot_overlaps.py"
 
 
+if SWEEP:
+
+    rule plot_sweep:
+        localrule: True
+        message:
+            "Drawing icp against influence by model and by domain of task"
+        input:
+            correlations=each_model("tables/correlations.csv"),
+            tasks="results/{experiment}/data/tasks.parquet",
+            train="results/{experiment}/data/train.parquet",
+        output:
+            figure=report(
+                "results/{experiment}/figures/sweep.svg",
+                category="All models",
+                labels={"what": "icp against influence by model and domain", "kind": "figure"},
+                caption="../src/icprobe/captions/sweep.rst",
+            ),
+            pdf="results/{experiment}/figures/sweep.pdf",
+            table="results/{experiment}/figures/sweep.csv",
+        params:
+            in_domain=CONFIG.data.in_domain,
+            colors=CONFIG.figures.colors,
+            caption=package_files("captions/sweep.rst"),
+            code=fingerprint("plot_sweep"),
+        log:
+            "logs/{experiment}/plot_sweep.log",
+        benchmark:
+            "logs/{experiment}/plot_sweep.benchmark.tsv"
+        resources:
+            mem_mb=2000,
+        script:
+            "../workflow/scripts/plot_sweep.py"
+
+
 rule plot_win_rates:
     localrule: True
     message:
@@ -226,3 +273,4 @@ rule analysis:
         "{CONFIG.experiment}: all tables and figures of the scores are there"
     input:
         [each_model(path) for path in [*TABLES, *analysis_figures()]],
+        sweep_figures(),

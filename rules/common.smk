@@ -8,11 +8,11 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import artifacts, ending
+from icprobe import artifacts, data, ending
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
-from icprobe.errors import IcprobeError
+from icprobe.errors import DataError, IcprobeError
 
 try:
     CONFIG = load(config, METHODS)
@@ -33,6 +33,15 @@ def local_files(table):
 EXTERNAL = {m: CONFIG.attribution.external[m] for m in CONFIG.attribution.methods if m in CONFIG.attribution.external}
 ANNOTATIONS = CONFIG.evaluation.annotations if CONFIG.evaluation.judge == "annotations" else {}
 
+# Methods with a value for each task: their scores can be taken over the tasks of one domain.
+PER_TASK = [m for m in CONFIG.attribution.methods if METHODS[m].per_task]
+
+# The chain of the paper's argument, where nothing of it comes from elsewhere; and one_step's step sizes besides its own,
+# by their names in paths.
+CHAIN = all(m in CONFIG.attribution.methods and m not in EXTERNAL for m in ("icp", "one_step", "influence"))
+OWN_STEP = CONFIG.attribution.one_step.learning_rate
+STEPS = {str(eta): eta for eta in CONFIG.analysis.chain.learning_rates if CHAIN and eta != OWN_STEP}
+
 # Tables that have no texts: the external scores whose rows, or columns, are numbered instead.
 NAMED_BY = {table: None for table in ("train", "tasks") if getattr(CONFIG.data, table) is None}
 for table in NAMED_BY:
@@ -47,6 +56,23 @@ for key, named in {
     for file in named:
         if not os.path.isfile(file):
             sys.exit(f"config: {key}.path: {file}: no such file; correct the path")
+
+
+def several_domains():
+    """Whether a local file of tasks names several domains; what comes from elsewhere is not known before it is read."""
+    files = local_files(CONFIG.data.tasks)
+    try:
+        rows = data.read_file(files[0]) if files else {}
+    except DataError:
+        return False  # `select_tasks` says what is wrong
+    column = CONFIG.data.tasks.columns.get("domain", "domain") if files else None
+    return column in rows and rows[column].nunique() > 1
+
+
+SWEEP = CONFIG.figures.sweep
+if SWEEP is None:
+    both = {"icp", "influence"} <= set(CONFIG.attribution.methods)
+    SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
 
 # Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
 os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
@@ -70,6 +96,15 @@ def results(*parts):
 def each_model(*parts):
     """The same path of every model of the experiment."""
     return [results(model, *parts) for model in CONFIG.models]
+
+
+def domain_params():
+    """How scores over the tasks of one domain are made, as `icprobe.domains.score_sets` takes it."""
+    return dict(
+        aggregators={m: CONFIG.attribution.aggregators.get(m, "mean") for m in PER_TASK},
+        without_tasks=[m for m in CONFIG.attribution.methods if not METHODS[m].needs_model and m not in EXTERNAL],
+        may_skip=[m for m in PER_TASK if METHODS[m].may_skip],
+    )
 
 
 def external_files(method):
@@ -188,15 +223,20 @@ def scatter_pairs():
 
 def analysis_figures():
     """Figures of one model that need no fine-tuning."""
-    names = ["distributions", "heat_map"] + (["overlaps"] if CONFIG.bins else [])
+    names = ["distributions", "heat_map"] + (["overlaps"] if CONFIG.bins else []) + (["chain"] if CHAIN else [])
     if CONFIG.data.train and any(map(is_here, CONFIG.models)):
         names.append("lengths")
     return [f"figures/{name}.svg" for name in names] + [f"figures/scatter/{a}--{b}.svg" for a, b in scatter_pairs()]
 
 
+def sweep_figures():
+    """Figures over all models and domains; none where there is one of each."""
+    return [results("figures/sweep.svg")] if SWEEP else []
+
+
 def evaluation_tables():
     """Tables of one model that need judgements; none where nothing is judged."""
-    return ["tables/win_rates.csv"] if JUDGED else []
+    return ["tables/win_rates.csv", "tables/differences.csv"] if JUDGED else []
 
 
 def evaluation_figures():

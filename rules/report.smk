@@ -35,6 +35,7 @@ rule report:
         tasks=results("data/tasks.parquet"),
         tables=[each_model(path) for path in [*TABLES, *evaluation_tables()]],
         figures=[each_model(path) for path in [*analysis_figures(), *evaluation_figures()]],
+        sweep=sweep_figures(),
         lengths=each_model("data/lengths.parquet"),
         scores=each_model_and_method("scores/{method}.parquet"),
         attributions=each_model_and_method("attributions/{method}.parquet"),

@@ -15,9 +15,14 @@ import pytest
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the tiny experiment, on a machine that may be busy
 
 END = Counter(report=1, all=1)
-# Every figure and table that reads all scores; both scatter plots read the table of correlations.
+# Both scatter plots read the table of correlations, as the figure over models and domains does.
+CORRELATION = Counter(correlate=1, plot_heat_map=1, plot_scatter=2, plot_sweep=1) + END
+CHAIN = Counter(chain=1, plot_chain=1)
+# one_step at a step size of the chain's own, in two shards.
+STEPS = Counter(attribute_step=2, gather_steps=1)
+# Every figure and table that reads all scores.
 ANALYSIS = (
-    Counter(correlate=1, compare_bins=1, tell_labels=1, plot_scatter=2)
+    Counter(correlate=1, compare_bins=1, tell_labels=1, plot_scatter=2, plot_sweep=1)
     + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps"])
     + END
 )
@@ -29,13 +34,14 @@ TRAINING = Counter(fine_tune=5) + GENERATION
 OF_FINE_TUNED_SCORES = Counter(subset=4, fine_tune=4, generate=4, judge=4) + TABULATION
 # icp, influence and one_step in two shards; length and random in one.
 ATTRIBUTION = Counter(attribute=4, attribute_influence=2, attribute_without_model=2, gather_attributions=6, score=6)
-OF_RANDOM = Counter(attribute_without_model=1, gather_attributions=1, score=1) + (
-    ANALYSIS | Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION
+OF_RANDOM = (
+    CHAIN
+    + Counter(attribute_without_model=1, gather_attributions=1, score=1)
+    + (ANALYSIS | Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION)
 )
 OF_SCORES = ANALYSIS | OF_FINE_TUNED_SCORES
-OF_ATTRIBUTIONS = ATTRIBUTION + OF_SCORES
+OF_ATTRIBUTIONS = ATTRIBUTION + OF_SCORES + STEPS + CHAIN
 OF_TRAIN = OF_ATTRIBUTIONS + Counter(measure_lengths=1) | Counter(subset=5) + TRAINING
-TABLES = Counter(select_tasks=1, prepare_train=1, prepare_eval=1)
 NOTHING = Counter()
 
 MODULE = "\n_ADDED = 1\n"
@@ -59,10 +65,6 @@ def replaced(name: str, old: str, new: str) -> Callable:
 
 def config(**sections) -> Callable:
     return lambda project: sections
-
-
-def twice(jobs: Counter) -> Counter:
-    return jobs + jobs
 
 
 def older_file(project: dag.Project) -> None:
@@ -118,31 +120,36 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "bins": (config(bins=["<=0.5", ">0.5", ">0.8"]), Counter(compare_bins=1, plot_overlaps=1) + END),
     "the aggregator of one_step": (
         config(attribution={"aggregators": {"one_step": "mean"}}),
-        Counter(score=1) + ANALYSIS,
+        Counter(score=1) + ANALYSIS + CHAIN,
     ),
     "attribution.one_step.learning_rate": (
         config(attribution={"one_step": {"learning_rate": 1e-3}}),
-        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS,
+        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS + CHAIN,
+    ),
+    "a step size of the chain is added": (
+        config(analysis={"chain": {"learning_rates": [1e-5, 1e-6]}}),
+        STEPS + CHAIN + END,
     ),
     "attribution.memory_budget_gb": (
         config(attribution={"memory_budget_gb": 2}),
-        Counter(attribute_influence=2, gather_attributions=2, score=2) + ANALYSIS,
+        Counter(attribute_influence=2, gather_attributions=2, score=2) + ANALYSIS + CHAIN,
     ),
     "evaluation.max_new_tokens": (
         config(evaluation={"max_new_tokens": 4}),
-        Counter(prepare_eval=1, generate_base=1) + GENERATION,
+        Counter(measure_prompts=1, generate_base=1) + GENERATION,
     ),
     "evaluation.draw_margin": (config(evaluation={"draw_margin": 2.0}), JUDGING),
     "analysis.resamples": (
         config(analysis={"resamples": 10}),
-        Counter(correlate=1, plot_heat_map=1, plot_scatter=2) + END,
+        CORRELATION + CHAIN,
     ),
     "figures.colors": (
         config(figures={"colors": ["#112233"]}),
-        Counter(plot_scatter=2)
+        Counter(plot_scatter=2, plot_chain=1, plot_sweep=1)
         + Counter(["plot_distributions", "plot_lengths", "plot_overlaps", "plot_win_rates"])
         + END,
     ),
+    "data.in_domain": (config(data={"in_domain": ["code"]}), Counter(plot_sweep=1) + END),
     "report.examples": (config(report={"examples": 3}), END),
     "wandb.project": (config(wandb={"project": "another", "mode": "offline"}), NOTHING),
     # Of the methods random alone draws; the first tasks of a file are chosen without a seed, resamples with one.
@@ -150,8 +157,8 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "a method is added": (method_added, Counter(attribute_without_model=1, gather_attributions=1, score=1) + ANALYSIS),
     "a model is added": (
         model_added,
-        # A row that is too long for one model is dropped for all, so the tables are made anew, and all that reads them.
-        twice(OF_TRAIN - END) + Counter(prepare_model=1, generate_base=2) + TABLES + END,
+        # Jobs of that model alone, and what shows all models.
+        OF_TRAIN + Counter(prepare_model=1, measure_prompts=1, generate_base=1),
     ),
     # --- files
     "a row of the train file": (
@@ -167,11 +174,11 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "a row of the eval file": (
         replaced("resources/demo/eval.jsonl", '"output": "', '"output": "Well, '),
-        Counter(prepare_eval=1, generate_base=1) + GENERATION,
+        Counter(prepare_eval=1, measure_prompts=1, generate_base=1) + GENERATION,
     ),
     "a result is removed": (
         lambda project: (project.path / dag.RESULTS / "tables/correlations.csv").unlink(),
-        Counter(correlate=1, plot_heat_map=1, plot_scatter=2) + END,
+        CORRELATION,
     ),
     # --- code
     "the method registry's line of influence": (
@@ -181,40 +188,46 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "attribution/icp.py": (
         module("attribution/icp"),
-        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS | OF_FINE_TUNED_SCORES,
+        Counter(attribute=2, gather_attributions=1, score=1) + (ANALYSIS | OF_FINE_TUNED_SCORES) + CHAIN,
     ),
     "attribution/influence.py": (
         module("attribution/influence"),
-        Counter(attribute_influence=2, gather_attributions=2, score=2) + ANALYSIS,
+        Counter(attribute_influence=2, gather_attributions=2, score=2) + ANALYSIS + CHAIN,
     ),
     "attribution/one_step.py": (
         module("attribution/one_step"),
-        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS,
+        Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS + STEPS + CHAIN,
     ),
     "gradients.py": (
         module("gradients"),
-        Counter(attribute=2, attribute_influence=2, gather_attributions=3, score=3) + ANALYSIS,
+        Counter(attribute=2, attribute_influence=2, gather_attributions=3, score=3) + ANALYSIS + STEPS + CHAIN,
     ),
     "likelihood.py": (
         module("likelihood"),
-        Counter(attribute=4, attribute_influence=2, gather_attributions=4, score=4) + ANALYSIS | OF_FINE_TUNED_SCORES,
+        Counter(attribute=4, attribute_influence=2, gather_attributions=4, score=4)
+        + (ANALYSIS | OF_FINE_TUNED_SCORES)
+        + STEPS
+        + CHAIN,
     ),
     "prompts.py": (
         module("prompts"),
-        OF_TRAIN + Counter(prepare_model=1, generate_base=1) + TABLES,
+        OF_TRAIN + Counter(["select_tasks", "prepare_train", "prepare_model", "measure_prompts", "generate_base"]),
     ),
     "attribution/gathering.py": (
         module("attribution/gathering"),
-        Counter(gather_attributions=6, score=6) + OF_SCORES,
+        Counter(gather_attributions=6, gather_steps=1, score=6) + OF_SCORES + CHAIN,
     ),
-    "statistics.py": (module("statistics"), Counter(score=6) + OF_SCORES),
-    "correlations.py": (
-        module("correlations"),
-        Counter(correlate=1, plot_heat_map=1, plot_scatter=2) + END,
+    "statistics.py": (module("statistics"), Counter(score=6) + OF_SCORES + CHAIN),
+    "correlations.py": (module("correlations"), CORRELATION + CHAIN),
+    "domains.py": (
+        module("domains"),
+        CORRELATION + CHAIN + Counter(compare_bins=1, plot_overlaps=1, tell_labels=1),
     ),
+    "chain.py": (module("chain"), CHAIN + END),
+    "plotting_sweeps.py": (module("plotting_sweeps"), Counter(plot_chain=1, plot_sweep=1) + END),
     "plotting.py": (
         module("plotting"),
-        Counter(plot_scatter=2)
+        Counter(plot_scatter=2, plot_chain=1, plot_sweep=1)
         + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps", "plot_win_rates"])
         + END,
     ),

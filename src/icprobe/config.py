@@ -64,6 +64,8 @@ class Config(Section):
             for method in pair:
                 if method not in methods:
                     raise ValueError(f"figures.scatter: {method!r} is not in attribution.methods")
+        if self.figures.sweep and not {"icp", "influence"} <= set(methods):
+            raise ValueError("figures.sweep: it shows icp against influence, so attribution.methods needs both")
         for name in (self.finetune.bins or []) if self.finetune.methods else []:
             if name not in self.bins:
                 raise ValueError(f"finetune.bins: {name!r} is not among bins {self.bins}")

@@ -114,11 +114,11 @@ def _of_complete(values, control, pairs, resamples, seed, analytic_above) -> lis
         return [dict.fromkeys(names, nothing) for _ in pairs]
 
     once = np.ones((1, n), dtype=np.float32)
-    points = _estimates(values, control, pairs, once)
+    points = estimates(values, control, pairs, once)
     points["kendall"] = np.array([[kendalltau(values[a], values[b]).statistic for a, b in pairs]])
     if bootstrap:
         counts = resample_counts(n, resamples, seed)
-        draws = _estimates(values, control, pairs, counts)
+        draws = estimates(values, control, pairs, counts)
         draws["kendall"] = _resampled_kendall(values, pairs, counts)
 
     tables = []
@@ -127,7 +127,7 @@ def _of_complete(values, control, pairs, resamples, seed, analytic_above) -> lis
         for name in names:
             value = float(points[name][0, k])
             if bootstrap:
-                low, high = _percentiles(draws[name][:, k]) if not np.isnan(value) else (np.nan, np.nan)
+                low, high = percentiles(draws[name][:, k]) if not np.isnan(value) else (np.nan, np.nan)
             else:
                 low, high = fisher_interval(name, value, n)
             table[name] = (value, low, high, interval, n)
@@ -166,7 +166,8 @@ def fisher_interval(statistic: str, value: float, n: int) -> tuple[float, float]
     return float(np.tanh(z - half)), float(np.tanh(z + half))
 
 
-def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+def percentiles(draws: np.ndarray) -> tuple[float, float]:
+    """The central 95% of bootstrap draws; undefined ones do not count."""
     defined = draws[~np.isnan(draws)]
     if not defined.size:
         return np.nan, np.nan
@@ -174,9 +175,13 @@ def _percentiles(draws: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _estimates(values, control, pairs, counts) -> dict[str, np.ndarray]:
-    """Spearman, Pearson and the partial [R, pairs] of values [m, n] in each resample of counts [R, n]."""
+def estimates(values, control, pairs, counts) -> dict[str, np.ndarray]:
+    """Spearman, Pearson and the partial [R, pairs] of values [m, n] in each resample of counts [R, examples].
+
+    An example is n / examples neighbouring values (the cells of its row of a matrix), which are drawn together.
+    """
     m, n = values.shape
+    cells = n // counts.shape[1]
     first, second = (np.array(side) for side in zip(*pairs, strict=True))
     ranked = values if control is None else np.vstack([values, control])
     ties = [TieGroups(row) for row in ranked]
@@ -187,12 +192,13 @@ def _estimates(values, control, pairs, counts) -> dict[str, np.ndarray]:
     step = max(1, ELEMENTS_AT_ONCE // (len(ranked) * n))
     for start in range(0, len(counts), step):
         part = slice(start, start + step)
-        drawn = counts[part].astype(np.float64)  # [r, n]
+        drawn = np.repeat(counts[part].astype(np.float64), cells, axis=1)  # [r, n]
+        total = drawn.sum(axis=1)[:, None, None]
         groups = [tie.counts(drawn) for tie in ties]
         defined = np.stack([(group > 0).sum(axis=1) > 1 for group in groups], axis=1)  # [r, m (+ control)]
         ranks = np.stack([tie.ranks(group) for tie, group in zip(ties, groups, strict=True)], axis=1)
-        by_rank = _weighted_correlations(ranks - (n + 1) / 2, drawn, defined)
-        centred = scaled[None] - (drawn @ scaled.T / n)[:, :, None]  # [r, m, n]
+        by_rank = _weighted_correlations(ranks - (total + 1) / 2, drawn, defined)
+        centred = scaled[None] - (drawn @ scaled.T)[:, :, None] / total  # [r, m, n]
         by_value = _weighted_correlations(centred, drawn, defined[:, :m])
         found["spearman"][part] = by_rank[:, first, second]
         found["pearson"][part] = by_value[:, first, second]

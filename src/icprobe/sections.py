@@ -109,18 +109,43 @@ class Attribution(Section):
 # --- analysis ---------------------------------------------------------------------------------------------------
 
 
+class Chain(Section):
+    """The chain icp ~ one_step ~ influence, which is looked at where all three are computed."""
+
+    learning_rates: list[PositiveFloat] = Field(
+        [],
+        description="Step sizes η at which one_step is computed besides its own, attribution.one_step.learning_rate; "
+        "each costs what the method one_step does.",
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Chain":
+        doubled = [eta for eta in self.learning_rates if self.learning_rates.count(eta) > 1]
+        if doubled:
+            raise ValueError(f"learning_rates: {doubled[0]:g} stands there twice")
+        return self
+
+
 class Analysis(Section):
     """Correlations and their intervals."""
 
     resamples: Count = Field(1000, description="Bootstrap resamples over examples.")
-    analytic_above: Count = Field(20_000, description="Rows above which intervals are analytic instead.")
+    analytic_above: Count = Field(
+        20_000, description="Rows above which intervals are analytic instead (those of the chain: a jackknife)."
+    )
+    chain: Chain = Field(Chain(), description="The chain of the paper's argument.")
 
 
 class Figures(Section):
-    """How figures look and which pairs are drawn."""
+    """How figures look and which are drawn."""
 
     scatter: Literal["all"] | list[Annotated[list[Name], Field(min_length=2, max_length=2)]] = Field(
         "all", description="Pairs of methods to draw against each other: all, or a list such as [[icp, influence]]."
+    )
+    sweep: bool | None = Field(
+        None,
+        description="The experiment's figure of icp against influence by model and by domain of task; null draws it "
+        "where there are several models, or several domains in a local task file.",
     )
     colors: list[Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]] = Field(
         ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"],

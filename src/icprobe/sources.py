@@ -157,6 +157,11 @@ class Data(Section):
     )
     tasks: TaskTable | None = Field(None, description="The tasks; null where external scores alone are analysed.")
     eval: EvalTable | None = Field(None, description="The eval prompts; null where nothing is fine-tuned.")
+    in_domain: list[str] | None = Field(
+        None,
+        description="Domains of tasks that the training examples are of; null takes those that the examples themselves "
+        "carry in their column domain, if they have one.",
+    )
     labels: list[str] = Field(
         [],
         description="Columns that describe examples; no scorer sees them. Absent ones are skipped.",

@@ -1,0 +1,113 @@
+# The chain of the paper's argument, icp ~ one_step ~ influence: one_step at several step sizes, the table, the figure.
+#
+# Each step size is a job of its own. What they would share, the example's backward pass, is a small part of the work (the
+# tasks' likelihoods after each step are the rest), and so one more step size repeats none of the others.
+
+STEP = "results/{experiment}/{model}/attributions/one_step/learning_rate-{learning_rate}"
+
+
+wildcard_constraints:
+    learning_rate=either(STEPS),
+
+
+if CHAIN:
+
+    rule attribute_step:
+        message:
+            "one_step of {wildcards.model} at step size {wildcards.learning_rate}, shard {wildcards.scatteritem}"
+        input:
+            **ATTRIBUTION_INPUTS,
+            model="resources/models/{model}",
+        output:
+            matrix=STEP + "/{scatteritem}.parquet",
+        params:
+            methods=["one_step"],
+            module=METHODS["one_step"].module,
+            per_task=True,
+            settings=lambda w: attribution_settings("one_step") | {"learning_rate": STEPS[w.learning_rate]},
+            templates=slice_of(CONFIG.templates),
+            seed=None,
+            code=fingerprint("attribute", METHODS["one_step"].module),
+        log:
+            "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.log",
+        benchmark:
+            "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.benchmark.tsv"
+        threads: 64
+        resources:
+            mem_mb=lambda w, attempt: attempt * 6000,
+            runtime=lambda w, attempt: attempt * 120,
+        script:
+            "../workflow/scripts/attribute.py"
+
+    rule gather_steps:
+        localrule: True
+        message:
+            "Gathering one_step attributions of {wildcards.model} at step size {wildcards.learning_rate}"
+        input:
+            shards=gather.shards(STEP.replace("{", "{{").replace("}", "}}") + "/{scatteritem}.parquet"),
+            train="results/{experiment}/data/train.parquet",
+        output:
+            STEP + ".parquet",
+        params:
+            code=fingerprint("gather_attributions"),
+        log:
+            "logs/{experiment}/gather_steps/{model}/{learning_rate}.log",
+        benchmark:
+            "logs/{experiment}/gather_steps/{model}/{learning_rate}.benchmark.tsv"
+        resources:
+            mem_mb=2000,
+            runtime=30,
+        script:
+            "../workflow/scripts/gather_attributions.py"
+
+    rule chain:
+        message:
+            "Following the chain icp ~ one_step ~ influence of {wildcards.model}"
+        input:
+            icp="results/{experiment}/{model}/attributions/icp.parquet",
+            influence="results/{experiment}/{model}/attributions/influence.parquet",
+            one_step=[
+                "results/{experiment}/{model}/attributions/one_step.parquet",
+                *(STEP.replace("{learning_rate}", name) + ".parquet" for name in STEPS),
+            ],
+            tasks="results/{experiment}/data/tasks.parquet",
+        output:
+            table=table("chain", "Agreement of the methods", "the chain icp, one_step, influence"),
+            sentence="results/{experiment}/{model}/tables/weak_link.txt",
+        params:
+            learning_rates=[OWN_STEP, *STEPS.values()],
+            aggregators={m: CONFIG.attribution.aggregators.get(m, "mean") for m in ("icp", "influence", "one_step")},
+            settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
+            seed=CONFIG.seed,
+            dtype=CONFIG.attribution.dtype,
+            code=fingerprint("chain"),
+        log:
+            "logs/{experiment}/chain/{model}.log",
+        benchmark:
+            "logs/{experiment}/chain/{model}.benchmark.tsv"
+        resources:
+            mem_mb=lambda w, attempt: attempt * 4000,
+            runtime=60,
+        script:
+            "../workflow/scripts/chain.py"
+
+    rule plot_chain:
+        localrule: True
+        message:
+            "Drawing the chain icp ~ one_step ~ influence of {wildcards.model}"
+        input:
+            "results/{experiment}/{model}/tables/chain.csv",
+        output:
+            **figure("chain", "Agreement of the methods", "the chain icp, one_step, influence"),
+        params:
+            colors=CONFIG.figures.colors,
+            caption=package_files("captions/chain.rst"),
+            code=fingerprint("plot_chain"),
+        log:
+            "logs/{experiment}/plot_chain/{model}.log",
+        benchmark:
+            "logs/{experiment}/plot_chain/{model}.benchmark.tsv"
+        resources:
+            mem_mb=2000,
+        script:
+            "../workflow/scripts/plot_chain.py"
