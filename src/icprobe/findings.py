@@ -36,6 +36,9 @@ class ModelInputs:
     correlations: Source | None = None  # [model], method_a, method_b, statistic, value, low, high, interval, n
     overlaps: Source | None = None  # [model], method, bin, n, n_overlap, overlap, chance
     win_rates: Source | None = None  # [model], method, bin, subset, seed, n, win_rate, ..., n_draws
+    differences: Source | None = None  # [model], bin, method_a, method_b, n, difference, ..., p_value_holm
+    chain: Source | None = None  # [model], link, level, task, learning_rate, statistic, value, low, high, interval, n
+    weak_link: str | Path | None = None  # text file: which link of the chain is the weak one, in words
     label_aucs: Source | None = None  # [model], label, value, method, auc, n_positive, n_negative; absent: computed
     figures: Sequence[str | Path] = ()  # SVG files; the caption is the file's dc:title or name, and dc:description
 
@@ -67,6 +70,11 @@ class Findings:
         self.correlations = self._own(inputs.correlations)
         self.overlaps = self._own(inputs.overlaps)
         self.win_rates = self._own(inputs.win_rates)
+        if self.win_rates is not None and "length_controlled_win_rate" not in self.win_rates:
+            self.win_rates["length_controlled_win_rate"] = np.nan
+        self.differences = self._own(inputs.differences)
+        self.chain = self._own(inputs.chain)
+        self.weak_link = "" if inputs.weak_link is None else _content(Path(inputs.weak_link)).decode().strip()
         aucs = self._own(inputs.label_aucs)
         if aucs is None:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
@@ -80,12 +88,14 @@ class Findings:
             self.worst[method] = list(evaluated.index[::-1][:top])
 
     def _own(self, source: Source | None) -> pd.DataFrame | None:
-        """The rows of a table that are of this model; None where there are none."""
+        """The rows of a table that are of this model and over all tasks; None where there are none."""
         table = _table(source)
         if table is None:
             return None
         if "model" in table.columns:
             table = table[table["model"] == self.name]
+        if "domain" in table.columns:
+            table = table[table["domain"] == "all"]
         return table.reset_index(drop=True) if len(table) else None
 
     # --- for the template
@@ -137,6 +147,16 @@ class Findings:
 
     def interval_kind(self) -> str:
         return " and ".join(sorted(set(self.correlations["interval"].astype(str))))
+
+    def chain_rows(self) -> dict[float, dict[tuple[str, str], Any]]:
+        """Step size -> (level, link) -> row of the chain's rank correlations; ("error", "") -> its relative error."""
+        rows: dict[float, dict[tuple[str, str], Any]] = {}
+        for row in self.chain[self.chain["learning_rate"].notna()].itertuples():
+            if row.statistic == "spearman":
+                rows.setdefault(row.learning_rate, {})[row.level, row.link] = row
+            elif row.statistic == "relative_error":
+                rows.setdefault(row.learning_rate, {})["error", ""] = row
+        return dict(sorted(rows.items()))
 
     def overlap_bins(self) -> dict[str, float]:
         """bin -> overlap expected by chance."""
@@ -239,6 +259,14 @@ class Findings:
         return found
 
 
+class Sweep:
+    """icp against influence over models and domains: the figure (SVG) and, from the CSV beside it, the rows it shows."""
+
+    def __init__(self, path: Path):
+        self.figure = _figure(path)
+        self.rows = list(_table(path.with_suffix(".csv")).itertuples())
+
+
 def _reading(row: Any, what: str) -> str:
     """What an interval says about 0, in a sentence."""
     if row.low != row.low or row.high != row.high:
@@ -317,14 +345,18 @@ def _packed(values: np.ndarray) -> dict[str, Any]:
     return {"unit": unit, "values": base64.b64encode(half.tobytes()).decode()}
 
 
-def _figure(path: Path) -> dict[str, str]:
-    """An SVG file as a data address: in an <img> its ids cannot meet those of another, and no script of it runs."""
+def _content(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path}: cannot be read for the report ({error}). Remove it so that it is made anew."
         ) from None
+
+
+def _figure(path: Path) -> dict[str, str]:
+    """An SVG file as a data address: in an <img> its ids cannot meet those of another, and no script of it runs."""
+    content = _content(path)
     try:
         # Of the drawing itself: the program that drew it has a dc:title too.
         work = ElementTree.fromstring(content).find(".//{http://creativecommons.org/ns#}Work")

@@ -16,7 +16,7 @@ import pandas as pd
 from icprobe import charts, making, page
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
-from icprobe.findings import TEXT_FIELDS, Findings, ModelInputs
+from icprobe.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.making import RuleRun
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ def build(
     top: int = 20,
     environment: Mapping[str, Any] | None = None,
     dag: Iterable[RuleRun | tuple] | None = None,
+    sweep: str | Path | None = None,
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 
@@ -45,7 +46,8 @@ def build(
     labels: label columns of train; absent ones are skipped. sound_labels: label -> values that mark good examples, for
     the AUC. top: examples shown as best and as worst of each method. environment: name -> value (versions, device,
     dtype, threads, commit); mappings within it become rows of their own. dag: `RuleRun` rows, or tuples (rule, seconds,
-    peak MB, rules that it needs), times None where not measured; None leaves the picture out.
+    peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure (SVG) of
+    icp against influence by model and domain, with its table beside it (.csv).
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
@@ -84,6 +86,7 @@ def build(
         n_examples=len(train),
         n_explored=len(explored),
         n_tasks=len(tasks),
+        sweep=None if sweep is None else Sweep(Path(sweep)),
         labels=labels,
         sound_labels=sound_labels,
         top=top,

@@ -40,6 +40,7 @@ with job(snakemake) as run:
             for seconds, megabytes in environment.measured(rule["benchmark"], params.experiment, params.models)
             or [(None, None)]
         ],
+        next(iter(snakemake.input.sweep), None),
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)

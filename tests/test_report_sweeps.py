@@ -1,0 +1,101 @@
+"""What the report shows of the chain, of models and domains, and of differences between methods."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import test_chain
+from test_report import experiment, figure, page
+
+from icprobe.chain import chain, weak_link
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    """An experiment with all three; the domain `law` must not stand in tables over all tasks."""
+    made = experiment(tmp_path)
+    table = chain(*test_chain.matrices(n=30), test_chain.AGGREGATORS, resamples=50)
+    (tmp_path / "weak_link.txt").write_text(weak_link(table) + "\n", encoding="utf-8")
+    by_domain = [table.assign(domain="all"), table.assign(domain="law", value=0.123)]
+    names = [
+        "model",
+        "domain",
+        "bin",
+        "method_a",
+        "method_b",
+        "n",
+        "difference",
+        "low",
+        "high",
+        "p_value",
+        "p_value_holm",
+    ]
+    where = ("smollm2", "all", "gt-0.80")
+    found = (*where, "icp", "random", 24, 12.34, 3.2, 21.9, 0.004, 0.012)
+    untested = (*where, "influence", "random", 1, *[np.nan] * 5)
+    differences = pd.DataFrame([found, untested], columns=names)
+    model = made["models"]["smollm2"]
+    made["models"]["smollm2"] = dataclasses.replace(
+        model,
+        chain=pd.concat(by_domain).assign(model="smollm2"),
+        weak_link=tmp_path / "weak_link.txt",
+        differences=differences,
+        win_rates=model.win_rates.assign(length_controlled_win_rate=41.4),
+    )
+    figure(tmp_path / "sweep.svg", "by model and domain")
+    rows = [
+        ("smollm2", "all", "all", 12, 0.61),
+        ("smollm2", "law", "in-domain", 6, 0.52),
+        ("b", "all", "all", 12, np.nan),
+    ]
+    sweep = pd.DataFrame(rows, columns=["model", "domain", "kind", "n_tasks", "value"])
+    sweep.assign(low=0.4, high=0.7, n=96).to_csv(tmp_path / "sweep.csv", index=False)
+    return made | {"sweep": tmp_path / "sweep.svg"}, table
+
+
+def plain(text):
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
+
+
+def test_the_chain_is_told_in_words_and_by_step_size(arguments, tmp_path):
+    made, table = arguments
+    text = plain(page(tmp_path, **made))
+    assert weak_link(table) in text
+    for eta in test_chain.ETAS:
+        rows = table[table["learning_rate"] == eta].set_index(["level", "link", "statistic"])["value"]
+        shown = [
+            rows[level, link, "spearman"]
+            for level in ("element", "example")
+            for link in ("icp~one_step", "one_step~influence")
+        ]
+        pattern = r" \[[^]]*\] ".join(f"{value:.2f}".replace("-", "−") for value in shown)
+        assert re.search(
+            pattern + r" \[[^]]*\] " + f"{rows['element', 'one_step~influence', 'relative_error']:.3f}", text
+        )
+
+
+def test_models_and_domains_are_shown_with_their_kind(arguments, tmp_path):
+    text = page(tmp_path, **arguments[0])
+    section = text[text.index('<section id="sweep"') :]
+    section = plain(section[: section.index("</section>")])
+    assert "smollm2 law in-domain 6 0.52 [0.40, 0.70] 96" in section
+    assert "b all all 12 – 96" in section
+    assert '<a href="#sweep">' in text
+
+
+def test_differences_and_length_control_stand_beside_the_win_rates(arguments, tmp_path):
+    text = page(tmp_path, **arguments[0])
+    assert "icp − random 24 12.3 [3.2, 21.9] 0.0040 0.0120" in plain(text)
+    assert "<strong>0.0120</strong>" in text
+    assert "influence − random 1 – – –" in plain(text)
+    assert "Length-controlled, %" in text
+    assert '<td class="n">41.4</td>' in text
+
+
+def test_an_experiment_without_them_says_nothing_of_them(tmp_path):
+    text = page(tmp_path, **experiment(tmp_path))
+    assert 'id="sweep"' not in text
+    assert "The chain:" not in text
+    assert "Differences between methods" not in text
