@@ -99,6 +99,11 @@ def test_the_configuration_given_is_left_as_it_was():
         ("finetune.methods", ["length", "nuggets"], "config: finetune.methods: 'nuggets' is not scored"),
         ("finetune.bins", [">0.7"], "config: finetune.bins: '>0.7' is not among bins"),
         ("figures.scatter", [["icp", "x"]], "config: figures.scatter: 'x' is not in attribution.methods"),
+        (
+            "analysis.chain.learning_rates",
+            [1e-5, 1e-5],
+            "config: analysis.chain: learning_rates: 1e-05 stands there twice",
+        ),
         ("attribution.aggregators.icp", "mean", "config: bins: they are thresholds on the icp score"),
         ("data.train", {}, 'config: data.train: exactly one of "path", '),
         ("data.train.path", "a/{x}.jsonl", "config: data.train.path: a path is needed, without braces"),
@@ -119,6 +124,14 @@ def test_bins_need_icp_and_without_bins_nothing_does():
     with pytest.raises(ConfigError, match="config: bins: they are thresholds on the icp score"):
         load(whole, METHODS)
     assert load({**whole, "bins": []}, METHODS).finetune_bins == []
+
+
+def test_a_sweep_needs_the_two_methods_that_it_shows():
+    whole = changed("attribution.methods", ["icp", "random"])
+    whole["finetune"]["methods"] = []
+    assert load(whole, METHODS).figures.sweep is None
+    with pytest.raises(ConfigError, match=r"config: figures\.sweep: it shows icp against influence"):
+        load({**whole, "figures": {"sweep": True}}, METHODS)
 
 
 def test_the_other_mistakes_are_counted():

@@ -6,7 +6,7 @@ import pytest
 
 from icprobe.correlations import correlations
 from icprobe.data import select_tasks
-from icprobe.domains import ALL, by_domain, score_sets, task_domains
+from icprobe.domains import ALL, by_domain, score_sets, sweep_table, task_domains
 from icprobe.errors import DataError
 
 TASKS = pd.DataFrame({"id": ["a", "b", "c", "d"], "domain": ["code", "law", "code", None]})
@@ -78,3 +78,33 @@ def test_one_domain_and_tasks_of_none_are_told_apart():
 def test_a_domain_called_all_is_refused():
     with pytest.raises(DataError, match='a domain must not be called "all"'):
         select_tasks(TASKS.assign(domain="all"), "all", 0)
+
+
+def sweep(train, in_domain=None):
+    rows = [
+        (model, domain, *pair, statistic, value, 0.1, 0.9, "bootstrap", 30)
+        for model in ("large", "base")
+        for domain, value in ((ALL, 0.7), ("code", 0.6), ("law", 0.5))
+        for pair in (("icp", "influence"), ("icp", "length"))
+        for statistic in ("spearman", "pearson")
+    ]
+    names = ["model", "domain", "method_a", "method_b", "statistic", "value", "low", "high", "interval", "n"]
+    return sweep_table(pd.DataFrame(rows, columns=names), TASKS, train, in_domain)
+
+
+def test_a_sweep_holds_icp_against_influence_of_every_model_in_domain_first():
+    table = sweep(pd.DataFrame({"id": ["x", "y"], "domain": ["law", None]}))
+    assert table["model"].tolist() == ["large"] * 3 + ["base"] * 3
+    assert table["domain"].tolist() == [ALL, "law", "code"] * 2
+    assert table["kind"].tolist() == ["all", "in-domain", "out-of-domain"] * 2
+    assert table["n_tasks"].tolist() == [4, 1, 2] * 2
+    assert table["value"].tolist() == [0.7, 0.5, 0.6] * 2
+
+
+def test_what_is_in_domain_is_configured_or_else_said_by_the_examples_or_unknown():
+    said = pd.DataFrame({"id": ["x"], "domain": ["law"]})
+    assert sweep(said, ["code"])["kind"].tolist()[:3] == ["all", "in-domain", "out-of-domain"]
+    assert sweep(said, ["code"])["domain"].tolist()[:3] == [ALL, "code", "law"]
+    assert sweep(said.drop(columns="domain"))["kind"].tolist()[:3] == ["all", "", ""]
+    assert sweep(said.assign(domain=None))["kind"].tolist()[:3] == ["all", "", ""]
+    assert sweep(said, [])["kind"].tolist()[:3] == ["all", "out-of-domain", "out-of-domain"]

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, QuadMesh
 
-from icprobe import plotting
+from icprobe import plotting, plotting_sweeps
 from icprobe.figure_style import limits, look, number, tick
 
 METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random", "another_method", "judge"]
@@ -54,6 +54,31 @@ def win_rate_rows(methods):
     return pd.concat([table.assign(subset="overall"), other]).assign(seed="all")
 
 
+def chain_rows(steps):
+    """Rows of chain.csv: the first link at 0.5, the second at 0.9; an error that falls with η and rises at the last."""
+    rows = []
+    for level, n in (("element", 360), ("example", 30)):
+        rows.append(("icp~influence", level, np.nan, "spearman", 0.4, 0.3, 0.55, n))
+        for eta in steps:
+            for link, value in (("icp~one_step", 0.5), ("one_step~influence", 0.9)):
+                rows.append((link, level, eta, "spearman", value, value - 0.2, value + 0.05, n))
+    for k, eta in enumerate(sorted(steps)):
+        error = 0.02 * 10 ** abs(k - 1)
+        rows.append(("one_step~influence", "element", eta, "relative_error", error, error / 2, error * 1.5, 360))
+    return pd.DataFrame(rows, columns=["link", "level", "learning_rate", "statistic", "value", "low", "high", "n"])
+
+
+def sweep_rows(models, domains):
+    """A table of `sweep_table`: in-domain and out-of-domain tasks in turn, the last domain undefined."""
+    rows = []
+    for m in range(models):
+        for k, domain in enumerate(["all", *(f"domain {d}" for d in range(domains))]):
+            kind = "all" if not k else ("out-of-domain", "in-domain")[k % 2]
+            value = np.nan if k == domains > 0 else 0.8 - 0.1 * k + 0.05 * m
+            rows.append((f"model-with-a-name-{m}", domain, kind, 3, value, value - 0.1, value + 0.1, 108))
+    return pd.DataFrame(rows, columns=["model", "domain", "kind", "n_tasks", "value", "low", "high", "n"])
+
+
 def all_figures(n, methods):
     scores, n_target = score_set(n, methods)
     kinds = pd.Series(np.resize(["sound", "mismatched", None], n), index=n_target.index, name="planted")
@@ -64,6 +89,8 @@ def all_figures(n, methods):
     yield "heat_map", plotting.heat_map(table, above="spearman_partial_length")
     yield "overlap_curve", plotting.overlap_curve(overlap_table(methods))
     yield "win_rate_bars", plotting.win_rate_bars(win_rate_rows(methods))
+    yield "chain_curves", plotting_sweeps.chain_curves(chain_rows([1e-6, 1e-5, 1e-4, 1e-3][: methods - 1]))
+    yield "sweep_points", plotting_sweeps.sweep_points(sweep_rows(methods - 1, methods))
 
 
 def texts(figure):
@@ -129,11 +156,18 @@ def test_missing_and_constant_scores_are_drawn_without_a_warning(n, tmp_path):
 
 @pytest.mark.filterwarnings("error")
 def test_empty_tables_are_drawn_without_a_warning(tmp_path):
-    empty = (correlation_table(1), overlap_table(1), win_rate_rows(1).iloc[:0])
-    for draw, table in zip((plotting.heat_map, plotting.overlap_curve, plotting.win_rate_bars), empty, strict=True):
+    empty = (
+        correlation_table(1),
+        overlap_table(1),
+        win_rate_rows(1).iloc[:0],
+        chain_rows([]).iloc[:0],
+        sweep_rows(0, 0),
+    )
+    drawn = (plotting.heat_map, plotting.overlap_curve, plotting.win_rate_bars)
+    for draw, table in zip((*drawn, plotting_sweeps.chain_curves, plotting_sweeps.sweep_points), empty, strict=True):
         assert table.empty
         plotting.save(draw(table), tmp_path / f"{draw.__name__}.svg", table)
-    assert len(list(tmp_path.glob("*.svg"))) == 3
+    assert len(list(tmp_path.glob("*.svg"))) == 5
 
 
 def test_a_dense_scatter_counts_every_example():
@@ -221,6 +255,36 @@ def test_win_rate_bars_show_the_chosen_subset_and_say_what_is_empty():
     ]
     koala = plotting.win_rate_bars(win_rate_rows(2), subset="koala").axes[0]
     assert koala.containers[0].patches[0].get_height() == 1
+
+
+def test_the_chain_is_drawn_by_step_size_with_intervals_and_the_error_on_log_axes():
+    by_cells, by_scores, error = plotting_sweeps.chain_curves(chain_rows([1e-4, 1e-6, 1e-5])).axes
+    for axes in (by_cells, by_scores):
+        drawn = {bar.get_label(): bar.lines[0].get_xydata() for bar in axes.containers}
+        assert np.allclose(drawn["icp – one_step"], [[1e-6, 0.5], [1e-5, 0.5], [1e-4, 0.5]])
+        assert np.allclose(drawn["one_step – influence"][:, 1], 0.9)
+        ends = [line for line in axes.lines if line.get_label() == "icp – influence"]
+        assert ends[0].get_ydata()[0] == 0.4
+    assert np.allclose(error.containers[0].lines[0].get_xydata(), [[1e-6, 0.2], [1e-5, 0.02], [1e-4, 0.2]])
+    assert np.allclose(error.containers[0].lines[2][0].get_segments()[1][:, 1], [0.01, 0.03])
+    assert (error.get_xscale(), error.get_yscale()) == ("log", "log")
+    assert "least at η\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1e-05, rounding below" in texts(error.figure)
+
+
+def test_a_sweep_tells_in_domain_tasks_from_others_by_colour_and_marker():
+    figure = plotting_sweeps.sweep_points(sweep_rows(2, 4))
+    assert [axes._left_title.get_text().split("\n")[0] for axes in figure.axes] == [
+        f"model-with-a-name-{m}" for m in (0, 1)
+    ]
+    axes = figure.axes[0]
+    points = {line.get_label(): line for line in axes.lines if line.get_linestyle() == "None"}
+    kinds = ["all tasks", "in-domain tasks", "out-of-domain tasks"]
+    assert len({(points[kind].get_color(), points[kind].get_marker()) for kind in kinds}) == 3
+    assert len({points[kind].get_marker() for kind in kinds}) == 3
+    assert np.allclose(points["in-domain tasks"].get_xydata(), [[0.7, 1], [0.5, 3]])
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["all (3)", "domain 0 (3)"]
+    assert "undefined" in texts(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == kinds
 
 
 def test_methods_stay_apart_when_colours_begin_again():

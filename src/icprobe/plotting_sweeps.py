@@ -40,12 +40,13 @@ def chain_curves(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figu
             name_axes(axes, "step size η", "Spearman correlation")
         axes, rows = panels[-1], table[table["statistic"] == "relative_error"].sort_values("learning_rate")
         _with_intervals(axes, rows, **look(1, colors))
-        axes.set_yscale("log")
         positive = rows["value"][rows["value"] > 0]
-        if len(positive):  # whole decades: a single point has an axis, too
+        if len(positive):
+            axes.set_yscale("log")
+            # Whole decades: a single point has an axis, too.
             axes.set_ylim(10 ** np.floor(np.log10(positive.min() / 1.3)), 10 ** np.ceil(np.log10(positive.max() * 1.3)))
-        axes.yaxis.set_major_locator(LogLocator(numticks=6))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_locator(LogLocator(numticks=6))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")
         title(axes, "Error of one_step/η", _error_note(rows))
         name_axes(axes, "step size η", "relative to influence")
@@ -64,11 +65,11 @@ def _with_intervals(axes: Axes, rows: pd.DataFrame, **style) -> None:
 
 
 def _step_axis(axes: Axes, steps: np.ndarray) -> None:
-    axes.set_xscale("log")
-    if len(steps):
+    if len(steps):  # nothing at all has no logarithm
+        axes.set_xscale("log")
         axes.set_xlim(steps.min() / 3, steps.max() * 3)
         axes.xaxis.set_major_locator(LogLocator(numticks=8))
-    axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _error_note(rows: pd.DataFrame) -> str:
