@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import test_chain
-from test_report import experiment, figure, page
+from reports import experiment, figure
+from test_report import page
 
 from icprobe.chain import chain, weak_link
 

@@ -260,7 +260,7 @@ class Findings:
 
 
 class Sweep:
-    """icp against influence over models and domains: the figure (SVG) and, from the CSV beside it, the rows it shows."""
+    """icp against influence over models and domains: the figure (SVG) and the rows of the CSV beside it."""
 
     def __init__(self, path: Path):
         self.figure = _figure(path)

@@ -46,8 +46,8 @@ def build(
     labels: label columns of train; absent ones are skipped. sound_labels: label -> values that mark good examples, for
     the AUC. top: examples shown as best and as worst of each method. environment: name -> value (versions, device,
     dtype, threads, commit); mappings within it become rows of their own. dag: `RuleRun` rows, or tuples (rule, seconds,
-    peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure (SVG) of
-    icp against influence by model and domain, with its table beside it (.csv).
+    peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure
+    (SVG) of icp against influence by model and domain, with its table beside it (.csv).
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
