@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import artifacts, data, ending
+from icprobe import artifacts, ending, reading
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -62,7 +62,7 @@ def several_domains():
     """Whether a local file of tasks names several domains; what comes from elsewhere is not known before it is read."""
     files = local_files(CONFIG.data.tasks)
     try:
-        rows = data.read_file(files[0]) if files else {}
+        rows = reading.read_file(files[0]) if files else {}
     except DataError:
         return False  # `select_tasks` says what is wrong
     column = CONFIG.data.tasks.columns.get("domain", "domain") if files else None
