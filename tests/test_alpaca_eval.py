@@ -279,6 +279,6 @@ def test_the_whole_paper_is_planned(tmp_path):
     models = methods * bins + 1
     for rule in ("subset", "fine_tune", "generate", "judge"):
         assert jobs[rule] == models, rule
-    for rule in ("prepare_model", "prepare_eval", "generate_base", "tabulate_win_rates", "report"):
+    for rule in ("prepare_model", "prepare_eval", "generate_base", "chain", "tabulate_win_rates", "report"):
         assert jobs[rule] == 1, rule
     assert jobs["attribute_influence"] == 64

@@ -366,7 +366,14 @@ def test_the_analysis_runs_without_a_model_and_without_texts(tmp_path):
     planned = project.snakemake("analysis", "-n", config=config)
     assert planned.jobs["read_external"] == 2
     assert planned.jobs["plot_heat_map"] == 1
-    assert not planned.jobs.keys() & {"prepare_model", "prepare_train", "select_tasks", "plot_lengths"}
+    assert not planned.jobs.keys() & {
+        "prepare_model",
+        "prepare_train",
+        "select_tasks",
+        "plot_lengths",
+        "chain",
+        "plot_sweep",
+    }
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f"{PUBLISHED} is absent")

@@ -112,7 +112,7 @@ def test_a_figure_is_named_by_its_title_or_its_file(tmp_path):
     plain.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>", encoding="utf-8")
     inputs = experiment(tmp_path)["models"]["smollm2"]
     text = page(tmp_path, models={"smollm2": ModelInputs(scores=inputs.scores, figures=[titled, plain])})
-    captions = re.findall(r"<figcaption>([^<]*)</figcaption>", text)
+    captions = re.findall(r"<figcaption><strong>([^<]*)</strong>", text)
     assert captions[:2] == ["Scores &lt;by&gt; method", "icp against one_step"]
 
 
