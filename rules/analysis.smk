@@ -240,7 +240,7 @@ if SWEEP:
         benchmark:
             "logs/{experiment}/plot_sweep.benchmark.tsv"
         resources:
-            mem_mb=2000,
+            **LIGHT,
         script:
             "../workflow/scripts/plot_sweep.py"
 

@@ -118,7 +118,7 @@ rule gather_attributions:
     message:
         "Gathering {wildcards.method} attributions of {wildcards.model}"
     input:
-        shards=lambda w: shard_files(w.model, w.method),
+        shards=lambda w: shard_files(w.model, w.method, w.method),
         train="results/{experiment}/data/train.parquet",
     output:
         "results/{experiment}/{model}/attributions/{method}.parquet",

@@ -34,8 +34,7 @@ if CHAIN:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.benchmark.tsv"
         threads: 64
         resources:
-            mem_mb=lambda w, attempt: attempt * 6000,
-            runtime=lambda w, attempt: attempt * 120,
+            **RESOURCES["attribute_step"],
         script:
             "../workflow/scripts/attribute.py"
 
@@ -44,7 +43,7 @@ if CHAIN:
         message:
             "Gathering one_step attributions of {wildcards.model} at step size {wildcards.learning_rate}"
         input:
-            shards=gather.shards(STEP.replace("{", "{{").replace("}", "}}") + "/{scatteritem}.parquet"),
+            shards=lambda w: shard_files(w.model, f"one_step/learning_rate-{w.learning_rate}", "one_step"),
             train="results/{experiment}/data/train.parquet",
         output:
             STEP + ".parquet",
@@ -55,8 +54,7 @@ if CHAIN:
         benchmark:
             "logs/{experiment}/gather_steps/{model}/{learning_rate}.benchmark.tsv"
         resources:
-            mem_mb=2000,
-            runtime=30,
+            **RESOURCES["gather_attributions"],
         script:
             "../workflow/scripts/gather_attributions.py"
 
@@ -86,8 +84,7 @@ if CHAIN:
         benchmark:
             "logs/{experiment}/chain/{model}.benchmark.tsv"
         resources:
-            mem_mb=lambda w, attempt: attempt * 4000,
-            runtime=60,
+            **RESOURCES["chain"],
         script:
             "../workflow/scripts/chain.py"
 
@@ -108,6 +105,6 @@ if CHAIN:
         benchmark:
             "logs/{experiment}/plot_chain/{model}.benchmark.tsv"
         resources:
-            mem_mb=2000,
+            **LIGHT,
         script:
             "../workflow/scripts/plot_chain.py"

@@ -165,9 +165,9 @@ def attribution_settings(method):
     return {**settings, **own, **fixed}
 
 
-def shard_files(model, method):
-    """Shards of a method's matrix."""
-    pattern = results(model, "attributions", method, "{scatteritem}.parquet")
+def shard_files(model, folder, method):
+    """Shards of a method's matrix, in a folder of the attributions."""
+    pattern = results(model, "attributions", folder, "{scatteritem}.parquet")
     return [pattern.format(scatteritem="1-of-1")] if METHODS[method].whole else getattr(gather, model)(pattern)
 
 

@@ -180,7 +180,6 @@ rule measure_prompts:
     benchmark:
         "logs/{experiment}/measure_prompts/{model}.benchmark.tsv"
     resources:
-        mem_mb=4000,
-        runtime=30,
+        **RESOURCES["measure_prompts"],
     script:
         "../workflow/scripts/measure_prompts.py"

@@ -34,14 +34,17 @@ RESOURCES = {
     ),
     "prepare_train": OF_TRAIN,
     "measure_lengths": OF_TRAIN,
+    "measure_prompts": OF_RESPONSES,
     "prepare_eval": OF_RESPONSES,
     "name_rows": OF_EXTERNAL,
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
+    "attribute_step": directives(lambda w, input: SIZES.attribute(w.model, "one_step", w.scatteritem), DEVICE),
     "read_external": OF_EXTERNAL,
     "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
     "score": OF_MATRIX,
     "correlate": directives(lambda w, input: SIZES.correlate()),
+    "chain": directives(lambda w, input: SIZES.chain()),
     "subset": OF_TRAIN,
     "fine_tune": directives(
         lambda w, input: SIZES.fine_tune(w.model, rows_of([input.subset], SIZES.examples)), CONFIG.finetune.device

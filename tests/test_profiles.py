@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 PLUGINS = {"slurm": "slurm", "profiles/kubernetes": "kubernetes", "profiles/generic": "cluster_generic"}
-HEAVY = {"prepare_model", "attribute", "attribute_influence", "correlate", "fine_tune", "generate", "generate_base"}
-TABLES = {"select_tasks", "prepare_train", "prepare_eval", "measure_lengths"}
+ATTRIBUTION = {"attribute", "attribute_influence", "attribute_step"}
+HEAVY = {"prepare_model", *ATTRIBUTION, "correlate", "chain", "fine_tune", "generate", "generate_base"}
+TABLES = {"select_tasks", "prepare_train", "prepare_eval", "measure_lengths", "measure_prompts"}
 
 
 @pytest.fixture(scope="module")

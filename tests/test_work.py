@@ -177,6 +177,7 @@ def asked(found):
         "matrix": found.matrix(),
         "report": found.report(),
         "correlate": found.correlate(),
+        "chain": found.chain(),
         "fine_tune": found.fine_tune(model, found.examples),
         "generate": found.generate(model),
     }

@@ -135,6 +135,14 @@ class Sizes:
         seconds = pairs * settings.resamples * resampled**2 / 2e10
         return Needs(3000 + 1e-5 * settings.resamples * resampled + 1e-4 * methods * self.examples, seconds)
 
+    def chain(self) -> Needs:
+        """All cells ranked in each resample, in all tasks together and one by one, and again by domain."""
+        settings = self.config.analysis
+        matrices = 3 + len(settings.chain.learning_rates)
+        resamples = settings.resamples if self.examples <= settings.analytic_above else 50
+        cells = matrices * self.examples * self.tasks
+        return Needs(2000 + 6e-4 * cells + 4e-6 * resamples * self.examples, 4e-7 * cells * resamples)
+
     # --- fine-tuned models --------------------------------------------------------------------------------------
 
     def fine_tune(self, model: str, examples: float) -> Needs:
