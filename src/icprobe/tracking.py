@@ -193,7 +193,11 @@ def _begin(run: Run, settings: dict[str, Any], snakemake: Any) -> None:
     _set_variables(root / "wandb", identity)
 
     import wandb
+    from wandb.sdk.wandb_run import Run as WandbRun
 
+    # It would report each library that the job imports to its service, from within the import: a service that has died
+    # would fail the import, and with it the job.
+    WandbRun._register_telemetry_import_hooks = lambda _run: None
     run._wandb = wandb
     run._online = _goes_online(settings["mode"])
     readable = {name: bin_words(value) if name == "bin" else value for name, value in wildcards.items()}
