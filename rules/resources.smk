@@ -29,6 +29,7 @@ LIGHT = directives(lambda w, input: Needs(1000 + 1e-3 * SIZES.examples))
 
 RESOURCES = {
     "prepare_model": directives(lambda w, input: SIZES.prepare_model(w.model)),
+    "fetch_gguf": directives(lambda w, input: SIZES.prepare_model(w.quantised)),
     "select_tasks": directives(
         lambda w, input: SIZES.select_tasks(rows_of(local_files(CONFIG.data.tasks), SIZES.tasks))
     ),

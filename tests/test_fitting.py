@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from icprobe.errors import DataError
-from icprobe.fitting import Reader, fit_tasks, fit_train, lengths, prompt_lengths
+from icprobe.fitting import Reader, draw, fit_tasks, fit_train, lengths, prompt_lengths
 
 
 def table(*outputs, **columns):
@@ -35,6 +35,26 @@ def test_lengths_are_token_counts_of_query_and_of_what_follows_it(few, prompts, 
     for column in ("n_query", "n_target"):
         assert found[column].tolist() == expected[column].tolist()
         assert found[column].dtype == "int32"
+
+
+def test_a_sample_is_drawn_from_rows_that_are_short_enough_and_equally_from_each_stratum(reader, tokenizer):
+    frame = table(*(words(n) for n in range(1, 25))).assign(subset=["koala", "vicuna", "oasst"] * 8)
+    asked = {"n": 6, "stratify": "subset", "seed": 1, "max_tokens": 13}
+
+    def draw_from(frame, **changes):
+        return draw(frame, {**asked, **changes}, lambda row: row["output"], [reader(None)], "data.eval.sample")
+
+    drawn = draw_from(frame)
+    assert drawn["subset"].value_counts().to_dict() == {"koala": 2, "vicuna": 2, "oasst": 2}
+    assert max(count(tokenizer, text) for text in drawn["output"]) < 13
+    assert {count(tokenizer, text) for text in draw_from(frame, max_tokens=None, n=24)["output"]} > {13}
+    pd.testing.assert_frame_equal(draw_from(frame), drawn)
+    assert draw_from(frame, seed=2)["id"].tolist() != drawn["id"].tolist()
+    assert draw(frame, None, None, [], "data.eval.sample") is frame
+    with pytest.raises(DataError, match=r"data\.eval\.sample: 9 rows of 'koala' are wanted, but there are 8"):
+        draw_from(frame, n=27, max_tokens=None)
+    with pytest.raises(DataError, match=r"data\.eval\.sample\.stratify: the data have no column 'subset'"):
+        draw_from(frame.drop(columns="subset"))
 
 
 def test_a_text_without_tokens_is_refused_by_its_id(prompts):

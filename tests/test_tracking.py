@@ -230,6 +230,21 @@ with job(snakemake):
     assert copied < 1_000_000, f"{copied} bytes below results/demo/wandb"
 
 
+def test_an_import_does_not_fail_where_the_service_of_wandb_has_died(tmp_path):
+    """wandb reports to its service, from within the import, that a job imports transformers, sklearn and so on."""
+    body = """
+from icprobe import tracking
+with job(snakemake) as run:
+    tracking._kill_service()
+    import sklearn
+    run.summary(examples=96)
+    print("sklearn is there")
+"""
+    done = run_tracked(tmp_path, body)
+    assert done.returncode == 0, done.stderr
+    assert "sklearn is there" in done.stdout + done.stderr
+
+
 def test_a_directory_that_cannot_be_written_is_said_and_fails_nothing(tmp_path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results/demo").write_text("a file where the directory would be")

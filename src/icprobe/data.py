@@ -180,30 +180,31 @@ def write_subset(
 # --- choosing rows ----------------------------------------------------------------------------------------------
 
 
-def sample(frame: pd.DataFrame, n: int, stratify: str | None = None, seed: int = 0) -> pd.DataFrame:
+def sample(
+    frame: pd.DataFrame, n: int, stratify: str | None = None, seed: int = 0, where: str = "data.train.sample"
+) -> pd.DataFrame:
     """n random rows in file order; with `stratify` equally many from each value of that column (nulls excluded).
 
-    Raises DataError where there are too few rows.
+    where: the key of the configuration, for messages. Raises DataError where there are too few rows.
     """
     generator = np.random.default_rng(seed)
     if stratify is None:
         groups = [("all", np.arange(len(frame)))]
     elif stratify not in frame:
-        raise DataError(f"data.train.sample.stratify: the data have no column {stratify!r}; list it under data.labels.")
+        listed = "" if stratify == "subset" else "; list it under data.labels"
+        raise DataError(f"{where}.stratify: the data have no column {stratify!r}{listed}.")
     else:
         groups = [
             (value, np.flatnonzero(frame[stratify] == value)) for value in sorted(frame[stratify].dropna().unique())
         ]
     if not groups:
-        raise DataError(f"data.train.sample.stratify: no row has a value of {stratify!r}.")
+        raise DataError(f"{where}.stratify: no row has a value of {stratify!r}.")
     share, rest = divmod(n, len(groups))
     chosen: list[int] = []
     for number, (value, rows) in enumerate(groups):
         wanted = share + (number < rest)
         if wanted > len(rows):
-            raise DataError(
-                f"data.train.sample: {wanted} rows of {shown(value)} are wanted, but there are {len(rows)}."
-            )
+            raise DataError(f"{where}: {wanted} rows of {shown(value)} are wanted, but there are {len(rows)}.")
         chosen += generator.choice(rows, size=wanted, replace=False).tolist()
     return frame.iloc[sorted(chosen)].reset_index(drop=True)
 

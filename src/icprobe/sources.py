@@ -78,10 +78,14 @@ class Sample(Section):
     """A random sample of the rows, drawn once and with a seed."""
 
     n: Count = Field(description="Rows to draw, over all strata.")
-    stratify: str | None = Field(None, description="Label column; equal numbers are drawn from each of its values.")
+    stratify: str | None = Field(
+        None, description="Label column, or `subset`; equal numbers are drawn from each of its values."
+    )
     seed: Seed = Field(0, description="Seed of the draw.")
     max_tokens: Count | None = Field(
-        None, description="Draw only rows whose document has fewer tokens than this (first model's tokenizer)."
+        None,
+        description="Draw only rows whose document (of an eval prompt: its query) has fewer tokens than this, by "
+        "the first model's tokenizer.",
     )
 
 
@@ -146,6 +150,10 @@ class EvalTable(Table):
         None, description="Local file, or a list of files; each may be a pattern such as alpaca_eval/*.json."
     )
     subsets: dict[Name, FilePath] = Field({}, description="Subset: the local file with its prompts.")
+    sample: Sample | None = Field(
+        None,
+        description="Draw a sample instead of taking all prompts; stratify: subset draws as many from each subset.",
+    )
     _origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
 
 

@@ -233,7 +233,11 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     _set_variables(root / "wandb", subject.identity)
 
     import wandb
+    from wandb.sdk.wandb_run import Run as WandbRun
 
+    # It would report each library that the job imports to its service, from within the import: a service that has died
+    # would fail the import, and with it the job.
+    WandbRun._register_telemetry_import_hooks = lambda _run: None
     run._wandb = wandb
     run._online = _goes_online(chosen["mode"])
 

@@ -3,7 +3,7 @@
 import logging
 
 from icprobe import data
-from icprobe.fitting import fit_train
+from icprobe.fitting import draw, fit_train
 from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
@@ -16,12 +16,7 @@ with job(snakemake) as run:
     from icprobe.tokenizing import reader
 
     readers = [reader(path) for path in snakemake.input.models]
-    sampling = params.source["sample"]
-    if sampling:
-        if sampling["max_tokens"]:
-            counts = readers[0].counts([prompts.document(row) for row in data.records(train)])
-            train = train[[count < sampling["max_tokens"] for count in counts]].reset_index(drop=True)
-        train = data.sample(train, sampling["n"], sampling["stratify"], sampling["seed"])
+    train = draw(train, params.source["sample"], prompts.document, readers, "data.train.sample")
     train = fit_train(train, data.read_parquet(snakemake.input.tasks), prompts, readers, params.on_too_long)
     data.write_parquet(train, snakemake.output[0])
     too_long = train.attrs["too_long"]
