@@ -15,7 +15,7 @@ from icprobe.finetuning import IGNORED, fine_tune, newest_complete, tokenize
 from icprobe.generation import load_fine_tuned
 from icprobe.models import linear_layers, load_model, random_model
 from icprobe.prompts import Prompts
-from icprobe.sections import Templates
+from icprobe.sources import Templates
 from icprobe.tokenizing import load_tokenizer, train_tokenizer
 
 ROWS = [
@@ -211,7 +211,7 @@ KILLED = """
     import test_finetuning as t
     from pathlib import Path
     from icprobe import artifacts
-    from icprobe.sections import Templates
+    from icprobe.sources import Templates
 
     at = {at!r}
     if at == "manifest":  # a checkpoint's files are written, its manifest is not

@@ -6,7 +6,7 @@ from icprobe.errors import DataError
 from icprobe.generation import batches, generate, next_prompt_marker, responses
 from icprobe.models import load_model, random_model
 from icprobe.prompts import Prompts
-from icprobe.sections import Templates
+from icprobe.sources import Templates
 from icprobe.tokenizing import load_tokenizer, train_tokenizer
 
 ROWS = [

@@ -325,7 +325,7 @@ def _rows(source: Source, wanted: pd.Series, known: pd.Series, what: str) -> pd.
     kept, ids = [], []
     for piece in read_pieces(source) if in_pieces else [_table(source)]:
         piece = piece.astype({"id": str}).set_index("id")
-        ids += piece.index
+        ids.extend(piece.index)
         kept.append(piece[piece.index.isin(wanted)])
     _refuse_unknown(ids, known, what)
     return pd.concat(kept)
