@@ -18,7 +18,7 @@ from icprobe.reading import WHERE, read_source
 
 TEXTS = ["instruction", "input", "output"]
 MAX_ID = 200  # characters
-PIECE_BYTES = 128e6  # of a matrix in memory at a time
+PIECE_BYTES = 64e6  # of a matrix in memory at a time
 
 
 def read_table(
@@ -148,13 +148,13 @@ def read_pieces(path: str | Path, piece_bytes: float = PIECE_BYTES) -> Iterator[
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            names = file.schema_arrow.names
-            pieces = file.iter_batches(max(1, int(piece_bytes // (4 * len(names)))), columns=names)
-            first = next(pieces, None)
-            yield file.schema_arrow.empty_table().to_pandas() if first is None else first.to_pandas()
-            del first
-            for piece in pieces:
-                yield piece.to_pandas()
+            rows = max(1, int(piece_bytes // (4 * len(file.schema_arrow.names))))
+            if not file.metadata.num_rows:
+                yield file.schema_arrow.empty_table().to_pandas()
+            # Group by group: one reader for all would keep what it has read of every group before.
+            for group in range(file.num_row_groups):
+                for piece in file.iter_batches(rows, row_groups=[group]):
+                    yield piece.to_pandas()
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.") from None
 
