@@ -240,7 +240,7 @@ def test_annotations_and_given_base_responses_go_through_the_dag(tmp_path):
     assert base[0]["instruction"] == "koala 0?"
 
     found = pd.read_csv(project.path / folder / "tables/win_rates.csv", dtype={"seed": str})
-    contract = "model method bin subset seed n win_rate standard_error low high discrete_win_rate n_wins"
+    contract = "model domain method bin subset seed n win_rate standard_error low high discrete_win_rate n_wins"
     assert list(found) == [*contract.split(), "n_wins_base", "n_draws", "length_controlled_win_rate"]
     found = found.set_index(["method", "subset", "seed"]).sort_index()
     for subset in ("koala", "oasst", "overall"):

@@ -10,7 +10,8 @@ import pytest
 from icprobe.artifacts import PACKAGE
 
 FIGURES = {"distributions", "lengths", "heat_map", "overlaps", "win_rates", "icp--influence", "icp--one_step"}
-TABLES = {"correlations", "overlaps", "label_aucs", "win_rates", "differences"}
+FIGURES |= {"chain", "sweep"}
+TABLES = {"correlations", "overlaps", "label_aucs", "win_rates", "differences", "chain"}
 # Every proxy refuses: what needs the network fails at once.
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
@@ -35,7 +36,7 @@ def test_every_figure_and_table_is_there_with_its_caption(report):
     assert names == FIGURES | TABLES
     text = " ".join(re.sub(r"<[^>]+>", "", report.read_text(encoding="utf-8").replace("\\n", " ")).split())
     captions = list((PACKAGE / "captions").glob("*.rst"))
-    assert len(captions) == 12
+    assert len(captions) == 15
     for path in captions:
         # Quotation marks and dashes are typeset; the first words are plain.
         first = " ".join(path.read_text(encoding="utf-8").split()[:4])

@@ -211,7 +211,8 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "another model in the place of the first": (
         model_made_anew,
-        OF_TRAIN + Counter(measure_prompts=1, generate_base=1),
+        # The tables stand, and so does the subset of all examples.
+        OF_TRAIN + Counter(measure_prompts=1, generate_base=1) - Counter(subset=1),
     ),
     "a result is removed": (
         lambda project: (project.path / dag.RESULTS / "tables/correlations.csv").unlink(),
@@ -248,7 +249,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "prompts.py": (
         module("prompts"),
-        OF_TRAIN + Counter(["select_tasks", "prepare_train", "prepare_model", "measure_prompts", "generate_base"]),
+        OF_TRAIN
+        + Counter(
+            ["select_tasks", "prepare_train", "prepare_eval", "prepare_model", "measure_prompts", "generate_base"]
+        ),
     ),
     "attribution/gathering.py": (
         module("attribution/gathering"),
