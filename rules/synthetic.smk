@@ -32,8 +32,7 @@ rule train_regressor:
         "logs/{experiment}/train_regressor.benchmark.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=lambda w, attempt: attempt * 120,
+        **RESOURCES["train_regressor"],
     script:
         "../workflow/scripts/train_regressor.py"
 
@@ -56,8 +55,7 @@ rule value_points:
         "logs/{experiment}/value_points.benchmark.tsv"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **RESOURCES["value_points"],
     script:
         "../workflow/scripts/value_points.py"
 
@@ -78,8 +76,7 @@ rule correlate_points:
     benchmark:
         "logs/{experiment}/correlate_points.benchmark.tsv"
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **RESOURCES["correlate_points"],
     script:
         "../workflow/scripts/correlate_points.py"
 
@@ -94,19 +91,22 @@ rule plot_points:
         figure=report(
             "results/{experiment}/synthetic/figures/{figure}.svg",
             category="Synthetic check",
-            labels={"figure": "{figure}"},
+            labels={"what": "{figure}", "kind": "figure"},
+            caption="../src/icprobe/captions/synthetic_{figure}.rst",
         ),
+        pdf="results/{experiment}/synthetic/figures/{figure}.pdf",
         table="results/{experiment}/synthetic/figures/{figure}.csv",
     wildcard_constraints:
         figure=either(SYNTHETIC_FIGURES),
     params:
         colors=CONFIG.figures.colors,
+        caption=lambda w: package_files(f"captions/synthetic_{w.figure}.rst"),
         code=fingerprint("plot_points"),
     log:
         "logs/{experiment}/plot_points/{figure}.log",
     benchmark:
         "logs/{experiment}/plot_points/{figure}.benchmark.tsv"
     resources:
-        mem_mb=2000,
+        **LIGHT,
     script:
         "../workflow/scripts/plot_points.py"
