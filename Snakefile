@@ -35,6 +35,7 @@ include: "rules/chain.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
+include: "rules/synthetic.smk"
 
 
 rule all:
@@ -47,6 +48,7 @@ rule all:
         # The report reads these too; named here, one that is removed comes back.
         [each_model(path) for path in [*TABLES, *analysis_figures(), *evaluation_tables(), *evaluation_figures()]],
         sweep_figures(),
+        SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.

@@ -25,6 +25,7 @@ rule prepare_model:
 
 
 rule fetch_gguf:
+    localrule: True
     message:
         "Fetching the GGUF file of {wildcards.quantised}, for a server"
     output:

@@ -54,5 +54,8 @@ RESOURCES = {
     "generate_base": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
     "take_base_responses": OF_RESPONSES,
     "judge": OF_RESPONSES,
+    "train_regressor": directives(lambda w, input: SIZES.train_regressor()),
+    "value_points": directives(lambda w, input: SIZES.correlate_points()),
+    "correlate_points": directives(lambda w, input: SIZES.correlate_points()),
     "report": directives(lambda w, input: SIZES.report()),
 }

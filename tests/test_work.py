@@ -65,6 +65,7 @@ def test_what_the_configuration_chooses_is_known_exactly():
     found = sizes(chosen)
     assert (found.examples, found.tasks) == (24, 7)
     assert sizes(loaded(data={"tasks": {"select": ["a", "b", "c"]}})).tasks == 3
+    assert sizes(loaded(data={"eval": {"sample": {"n": 5}}})).prompts == 5
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,8 @@ def asked(found):
         "chain": found.chain(),
         "fine_tune": found.fine_tune(model, found.examples),
         "generate": found.generate(model),
+        "train_regressor": found.train_regressor(),
+        "correlate_points": found.correlate_points(),
     }
 
 
@@ -200,7 +203,8 @@ def test_each_attempt_asks_for_more(names):
 
 
 def test_more_work_asks_for_more():
-    small, large = asked(sizes(loaded())), asked(sizes(loaded("configs/paper.yaml")))
+    large_check = {"width": 256, "dimensions": list(range(1, 9)), "functions": 4000, "steps": 20_000}
+    small, large = asked(sizes(loaded())), asked(sizes(loaded("configs/paper.yaml", synthetic=large_check)))
     for rule in small:
         assert large[rule].memory(1) > small[rule].memory(1), rule
     for rule in set(small) - {"matrix", "report", "correlate", "select_tasks"}:

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from icprobe.errors import ConfigError, shown
-from icprobe.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Wandb
+from icprobe.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.sources import Data, ModelSource, Templates
 from icprobe.values import Name, Section, Seed, Threshold
 
@@ -34,6 +34,7 @@ class Config(Section):
     bins: list[Threshold] = Field(["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"], description="Bins of the icp score.")
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
+    synthetic: Synthetic = Synthetic()
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()

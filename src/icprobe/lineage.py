@@ -31,6 +31,8 @@ ARTIFACT_TYPES = (
     ("/tables/", "table"),
     ("/figures/", "figure"),
     ("/report", "report"),
+    ("/synthetic/transformer", "model"),
+    ("/synthetic/", "table"),
     ("/data/", "dataset"),
     ("resources/", "dataset"),
 )

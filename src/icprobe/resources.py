@@ -25,6 +25,7 @@ ROW_MB = 0.01  # of a row of texts as Python's objects, with its tokens
 ACTIVATIONS = 150.0
 LOGITS = 12 * 65_000  # bytes of a token's logits, their float32 copy and their gradient
 BANDWIDTH = {"cpu": 2e10, "auto": 2e10, "cuda": 1e12}  # bytes of memory a second: what generation waits for
+CORE_SPEED = 2e10  # floating-point operations a second of one core, in small products
 DOWNLOAD = 1e7  # bytes a second
 ROWS_A_SECOND = 1000  # that are read, checked and counted in tokens
 MARGIN = 3  # of the run time over its estimate
@@ -142,6 +143,21 @@ class Sizes:
         resamples = settings.resamples if self.examples <= settings.analytic_above else 50
         cells = matrices * self.examples * self.tasks
         return Needs(2000 + 6e-4 * cells + 4e-6 * resamples * self.examples, 4e-7 * cells * resamples)
+
+    # --- the synthetic check ------------------------------------------------------------------------------------
+
+    def train_regressor(self) -> Needs:
+        """A small transformer on one core."""
+        check = self.config.synthetic
+        size = 12 * check.layers * check.width**2
+        tokens = check.batch_size * (2 * check.points + 3)
+        return Needs(TORCH_MB + 1e-6 * tokens * ACTIVATIONS * size**0.5, 6 * size * tokens * check.steps / CORE_SPEED)
+
+    def correlate_points(self) -> Needs:
+        """All points of a dimension and noise are ranked in each resample."""
+        check = self.config.synthetic
+        values = len(check.dimensions) * len(check.noise) * check.functions * check.points
+        return Needs(1000 + 1e-4 * values, 2e-6 * values * self.config.analysis.resamples)
 
     # --- fine-tuned models --------------------------------------------------------------------------------------
 

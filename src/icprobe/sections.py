@@ -136,6 +136,35 @@ class Analysis(Section):
     chain: Chain = Field(Chain(), description="The chain of the paper's argument.")
 
 
+class Synthetic(Section):
+    """Linear regression in context: a small transformer trained here, icp and influence against closed forms."""
+
+    in_all: bool = Field(False, description="Whether `all` makes it, too; `snakemake synthetic` always does.")
+    dimensions: list[Count] = Field([1, 2, 4, 8], min_length=1, description="Dimensions of x.")
+    noise: list[Float] = Field(
+        [0.0, 0.25, 0.5, 1.0, 2.0], min_length=1, description="Standard deviations σ of the noise in y."
+    )
+    points: Count = Field(8, description="Points of a function that stand in a prompt, and that are valued.")
+    functions: Count = Field(400, description="Held-out functions for each dimension and noise.")
+    width: Count = Field(64, description="Hidden size of the transformer.")
+    layers: Count = Field(3, description="Blocks of the transformer.")
+    heads: Count = Field(4, description="Attention heads of a block; they divide the width.")
+    steps: Count = Field(8_000, description="Training steps.")
+    batch_size: Count = Field(64, description="Functions in a training step.")
+    learning_rate: PositiveFloat = Field(1e-3, description="Peak learning rate of AdamW; a cosine follows it.")
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> "Synthetic":
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide a width of {self.width}")
+        for key in ("dimensions", "noise"):
+            values = getattr(self, key)
+            doubled = [value for value in values if values.count(value) > 1]
+            if doubled:
+                raise ValueError(f"{key}: {doubled[0]} stands there twice")
+        return self
+
+
 class Figures(Section):
     """How figures look and which are drawn."""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from icprobe.config import Config
-from icprobe.sources import Table, TaskTable, TrainTable
+from icprobe.sources import EvalTable, Table, TaskTable, TrainTable
 
 # A row of Alpaca: 22.8 MB of JSON and 5.6 M tokens in 52,002 rows.
 ROW_BYTES = 440
@@ -33,7 +33,7 @@ def rows(table: Table | None, files: Iterable[str]) -> float:
     """Rows that are taken from a table of the configuration, about; files: those that it is read from."""
     if table is None:
         return 0
-    if isinstance(table, TrainTable) and table.sample:
+    if isinstance(table, TrainTable | EvalTable) and table.sample:
         return table.sample.n
     if isinstance(table, TaskTable) and table.select != "all":
         chosen = table.select

@@ -1,0 +1,112 @@
+# The check that needs no language model: linear regression in context, where the value of a point has a closed form.
+
+SYNTHETIC_FIGURES = ["noise", "dimension", "learning"]
+SYNTHETIC = [results("synthetic", f"{table}.csv") for table in ("correlations", "learning")] + [
+    results("synthetic", "figures", f"{figure}.svg") for figure in SYNTHETIC_FIGURES
+]
+# What the transformer is, which those who load it need as well.
+REGRESSOR = ["dimensions", "points", "width", "layers", "heads"]
+
+
+rule synthetic:
+    localrule: True
+    message:
+        "{CONFIG.experiment}: icp and influence against closed forms are in results/{CONFIG.experiment}/synthetic"
+    input:
+        SYNTHETIC,
+
+
+rule train_regressor:
+    message:
+        "Training a transformer on random linear functions"
+    output:
+        directory("results/{experiment}/synthetic/transformer"),
+    params:
+        settings=slice_of(CONFIG.synthetic, *REGRESSOR, "noise", "steps", "batch_size", "learning_rate"),
+        seed=CONFIG.seed,
+        results="results/{experiment}",
+        code=fingerprint("train_regressor"),
+    log:
+        "logs/{experiment}/train_regressor.log",
+    benchmark:
+        "logs/{experiment}/train_regressor.benchmark.tsv"
+    threads: 1
+    resources:
+        **RESOURCES["train_regressor"],
+    script:
+        "../workflow/scripts/train_regressor.py"
+
+
+rule value_points:
+    message:
+        "Valuing the points of held-out linear functions"
+    input:
+        "results/{experiment}/synthetic/transformer",
+    output:
+        values="results/{experiment}/synthetic/values.parquet",
+        learning="results/{experiment}/synthetic/learning.csv",
+    params:
+        settings=slice_of(CONFIG.synthetic, *REGRESSOR, "noise", "functions"),
+        seed=CONFIG.seed,
+        code=fingerprint("value_points"),
+    log:
+        "logs/{experiment}/value_points.log",
+    benchmark:
+        "logs/{experiment}/value_points.benchmark.tsv"
+    threads: 1
+    resources:
+        **RESOURCES["value_points"],
+    script:
+        "../workflow/scripts/value_points.py"
+
+
+rule correlate_points:
+    message:
+        "Correlating the values of points"
+    input:
+        "results/{experiment}/synthetic/values.parquet",
+    output:
+        "results/{experiment}/synthetic/correlations.csv",
+    params:
+        resamples=CONFIG.analysis.resamples,
+        seed=CONFIG.seed,
+        code=fingerprint("correlate_points"),
+    log:
+        "logs/{experiment}/correlate_points.log",
+    benchmark:
+        "logs/{experiment}/correlate_points.benchmark.tsv"
+    resources:
+        **RESOURCES["correlate_points"],
+    script:
+        "../workflow/scripts/correlate_points.py"
+
+
+rule plot_points:
+    localrule: True
+    message:
+        "Drawing the correlations of the values of points against {wildcards.figure}"
+    input:
+        lambda w: f"results/{{experiment}}/synthetic/{'learning' if w.figure == 'learning' else 'correlations'}.csv",
+    output:
+        figure=report(
+            "results/{experiment}/synthetic/figures/{figure}.svg",
+            category="Synthetic check",
+            labels={"what": "{figure}", "kind": "figure"},
+            caption="../src/icprobe/captions/synthetic_{figure}.rst",
+        ),
+        pdf="results/{experiment}/synthetic/figures/{figure}.pdf",
+        table="results/{experiment}/synthetic/figures/{figure}.csv",
+    wildcard_constraints:
+        figure=either(SYNTHETIC_FIGURES),
+    params:
+        colors=CONFIG.figures.colors,
+        caption=lambda w: package_files(f"captions/synthetic_{w.figure}.rst"),
+        code=fingerprint("plot_points"),
+    log:
+        "logs/{experiment}/plot_points/{figure}.log",
+    benchmark:
+        "logs/{experiment}/plot_points/{figure}.benchmark.tsv"
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/plot_points.py"
