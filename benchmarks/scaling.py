@@ -295,8 +295,8 @@ def main() -> None:
     if unknown := wanted - STEPS.keys():
         sys.exit(f"--only: there is no step {sorted(unknown)[0]!r}; there are {', '.join(STEPS)}.")
     with tempfile.TemporaryDirectory(prefix="icprobe-scaling-", dir=options.folder) as folder:
-        # Shards, the rows put in order, and the matrix; then scores and texts.
-        needed, free = options.examples * (3 * 4 * options.tasks + 3000), shutil.disk_usage(folder).free
+        # Shards (half as much again for their footers), the rows put in order, and the matrix; then scores and texts.
+        needed, free = options.examples * (3.5 * 4 * options.tasks + 3000), shutil.disk_usage(folder).free
         if "gather" in wanted and free < needed:
             sys.exit(
                 f"{Path(folder).parent}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; see --folder."
