@@ -34,6 +34,7 @@ PROFILE = (
 )
 OVERLAY = {
     "attribution": {"batch_tokens": 256, "memory_budget_gb": 0.3},
+    "analysis": {"chain": {"learning_rates": []}},
     "finetune": {"methods": ["random"], "bins": [">0.8"], "all_data": False},
 }
 # What is computed; reports and figures also say when and how fast.
@@ -47,14 +48,16 @@ GENERATION = Counter(generate=1, judge=1) + TABULATION
 ICP = (
     Counter(attribute=2, gather_attributions=1, score=1, correlate=1, compare_bins=1, tell_labels=1, plot_scatter=2)
     + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps", "subset", "fine_tune"])
+    + Counter(["chain", "plot_chain", "plot_sweep"])
     + GENERATION
 )
 SUBMITTED = Counter(
     rule_prepare_model=1,
-    group_tables_measure_lengths_prepare_eval_prepare_train_select_tasks=1,
+    group_tables_measure_lengths_measure_prompts_prepare_eval_prepare_train_select_tasks=1,
     rule_attribute=4,
     rule_attribute_influence=2,
     rule_correlate=1,
+    rule_chain=1,
     rule_fine_tune=1,
     rule_generate=1,
     rule_generate_base=1,
