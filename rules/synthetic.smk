@@ -1,6 +1,10 @@
 # The check that needs no language model: linear regression in context, where the value of a point has a closed form.
 
-SYNTHETIC_FIGURES = ["noise", "dimension", "learning"]
+SYNTHETIC_FIGURES = {
+    "noise": "agreement against noise",
+    "dimension": "agreement against dimension",
+    "learning": "what the transformer has learned",
+}
 SYNTHETIC = [results("synthetic", f"{table}.csv") for table in ("correlations", "learning")] + [
     results("synthetic", "figures", f"{figure}.svg") for figure in SYNTHETIC_FIGURES
 ]
@@ -84,28 +88,31 @@ rule correlate_points:
 rule plot_points:
     localrule: True
     message:
-        "Drawing the correlations of the values of points against {wildcards.figure}"
+        "Drawing the correlations of the values of points, and what the transformer has learned"
     input:
-        lambda w: f"results/{{experiment}}/synthetic/{'learning' if w.figure == 'learning' else 'correlations'}.csv",
+        correlations="results/{experiment}/synthetic/correlations.csv",
+        learning="results/{experiment}/synthetic/learning.csv",
     output:
-        figure=report(
-            "results/{experiment}/synthetic/figures/{figure}.svg",
-            category="Synthetic check",
-            labels={"what": "{figure}", "kind": "figure"},
-            caption="../src/icprobe/captions/synthetic_{figure}.rst",
-        ),
-        pdf="results/{experiment}/synthetic/figures/{figure}.pdf",
-        table="results/{experiment}/synthetic/figures/{figure}.csv",
-    wildcard_constraints:
-        figure=either(SYNTHETIC_FIGURES),
+        **{
+            figure: report(
+                f"results/{{experiment}}/synthetic/figures/{figure}.svg",
+                category="Synthetic check",
+                labels={"what": what, "kind": "figure"},
+                caption=f"../src/icprobe/captions/synthetic_{figure}.rst",
+            )
+            for figure, what in SYNTHETIC_FIGURES.items()
+        },
+        pdfs=[f"results/{{experiment}}/synthetic/figures/{figure}.pdf" for figure in SYNTHETIC_FIGURES],
+        tables=[f"results/{{experiment}}/synthetic/figures/{figure}.csv" for figure in SYNTHETIC_FIGURES],
     params:
+        titles=SYNTHETIC_FIGURES,
         colors=CONFIG.figures.colors,
-        caption=lambda w: package_files(f"captions/synthetic_{w.figure}.rst"),
+        captions=package_files("captions/synthetic_*.rst"),
         code=fingerprint("plot_points"),
     log:
-        "logs/{experiment}/plot_points/{figure}.log",
+        "logs/{experiment}/plot_points.log",
     benchmark:
-        "logs/{experiment}/plot_points/{figure}.benchmark.tsv"
+        "logs/{experiment}/plot_points.benchmark.tsv"
     resources:
         **LIGHT,
     script:

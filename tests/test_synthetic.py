@@ -1,6 +1,8 @@
 """Linear regression in context: closed forms, a transformer that learns it, correlations, and the target of the DAG."""
 
+import zipfile
 from collections import Counter
+from pathlib import Path
 
 import dag
 import numpy as np
@@ -11,6 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
 from icprobe import synthetic, synthetic_figures
+from icprobe.artifacts import PACKAGE
 from icprobe.attribution import METHODS
 from icprobe.config import load
 from icprobe.errors import ConfigError, ModelError
@@ -316,9 +319,9 @@ def test_settings_that_cannot_be_are_refused(changed, said):
 
 WHERE = "results/tiny/synthetic"
 TARGET = Counter(synthetic=1)
-PLOTS = Counter(plot_points=2) + TARGET
+PLOTS = Counter(plot_points=1) + TARGET
 CORRELATION = Counter(correlate_points=1) + PLOTS
-VALUES = Counter(value_points=1, plot_points=1) + CORRELATION
+VALUES = Counter(value_points=1) + CORRELATION
 TRAINING = Counter(train_regressor=1) + VALUES
 
 
@@ -340,14 +343,14 @@ CASES = {
     "steps": (lambda project: {"synthetic": {"steps": 31}}, TRAINING),
     "functions": (lambda project: {"synthetic": {"functions": 31}}, VALUES),
     "resamples": (lambda project: {"analysis": {"resamples": 10}}, CORRELATION),
-    "colors": (lambda project: {"figures": {"colors": ["#112233"]}}, Counter(plot_points=3) + TARGET),
+    "colors": (lambda project: {"figures": {"colors": ["#112233"]}}, PLOTS),
     "finetune.learning_rate": (lambda project: {"finetune": {"learning_rate": 1e-3}}, Counter()),
     "in_all": (lambda project: {"synthetic": {"in_all": True}}, Counter()),
     "seed": (lambda project: {"seed": 1}, TRAINING),
     "regressor.py": (module("regressor"), TRAINING),
     "synthetic_values.py": (module("synthetic_values"), VALUES),
     "synthetic.py": (module("synthetic"), VALUES),
-    "synthetic_figures.py": (module("synthetic_figures"), Counter(plot_points=3) + TARGET),
+    "synthetic_figures.py": (module("synthetic_figures"), PLOTS),
 }
 
 
@@ -385,6 +388,20 @@ def test_the_target_makes_tables_and_figures_and_the_same_bytes_again(finished, 
 
 
 @pytest.mark.timeout(1800)
+def test_snakemakes_own_report_has_its_figures_with_their_captions(finished, tmp_path):
+    project = finished.copy(tmp_path)
+    ended = project.snakemake("synthetic", "--report", "report.zip")
+    assert ended.returncode == 0, ended.output
+    with zipfile.ZipFile(project.path / "report.zip") as archive:
+        names = {Path(name).stem for name in archive.namelist() if "/data/raw/" in name}
+        (page,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("report.html"))
+    assert names == {"noise", "dimension", "learning"}
+    text = " ".join(page.replace("\\n", " ").split())
+    for path in (PACKAGE / "captions").glob("synthetic_*.rst"):
+        assert " ".join(path.read_text(encoding="utf-8").split()[:4]) in text, path.name
+
+
+@pytest.mark.timeout(1800)
 def test_all_makes_it_only_where_the_configuration_says_so(finished, tmp_path):
     project = dag.new(tmp_path / "fresh")
     assert "train_regressor" not in project.snakemake("all", "-n").jobs
@@ -393,5 +410,5 @@ def test_all_makes_it_only_where_the_configuration_says_so(finished, tmp_path):
         "train_regressor": 1,
         "value_points": 1,
         "correlate_points": 1,
-        "plot_points": 3,
+        "plot_points": 1,
     }

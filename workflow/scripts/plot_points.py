@@ -1,4 +1,4 @@
-"""A figure of the synthetic check: correlations against noise or dimension, or the transformer's learning curves."""
+"""The figures of the synthetic check: correlations against noise and dimension, and the learning curves."""
 
 import pandas as pd
 
@@ -6,12 +6,12 @@ from icprobe import plotting, synthetic_figures
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    name, colors = snakemake.wildcards.figure, snakemake.params.colors
-    table = pd.read_csv(snakemake.input[0])
-    if name == "learning":
-        figure, shown, title = synthetic_figures.learning(table, colors), table, "What the transformer has learned"
-    else:
-        figure, shown = synthetic_figures.correlations(table, name, colors=colors)
-        title = f"Agreement on points of linear functions, against {name}"
-    plotting.save(figure, snakemake.output.figure, shown, title, f"synthetic_{name}")
-    run.figure(name, snakemake.output.figure)
+    titles, colors = snakemake.params.titles, snakemake.params.colors
+    learning, table = pd.read_csv(snakemake.input.learning), pd.read_csv(snakemake.input.correlations)
+    for name, title in titles.items():
+        if name == "learning":
+            figure, shown = synthetic_figures.learning(learning, colors), learning
+        else:
+            figure, shown = synthetic_figures.correlations(table, name, colors=colors)
+        plotting.save(figure, snakemake.output[name], shown, title, f"synthetic_{name}")
+        run.figure(name, snakemake.output[name])
