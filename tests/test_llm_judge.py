@@ -155,6 +155,32 @@ def test_white_space_around_a_name_counts_and_a_name_that_is_not_likely_counts_a
     assert row["preference"] == (2 if row["order"] == "base_first" else 1)
 
 
+@pytest.mark.parametrize("content", ["\N{REPLACEMENT CHARACTER}", "", None])
+def test_a_first_token_that_is_no_text_is_one_unreadable_answer_and_no_endpoint_without_logprobs(content, tmp_path):
+    """llama.cpp gives no logprobs where the first token ends the answer, or is a part of a character."""
+
+    def answer(body):
+        return completion(content) if "Count to 3." in body["messages"][0]["content"] else prefers_two(body)
+
+    with Endpoint(answer) as endpoint:
+        rows = judge("llm", PAIRS, settings(endpoint.url), tmp_path)
+        assert [row["id"] for row in rows if row["preference"] is None] == ["3"]
+        assert preferences(judge("llm", PAIRS, settings(endpoint.url), tmp_path)) == preferences(rows)
+        assert len(endpoint.bodies) == len(PAIRS), "it is kept, too"
+
+
+def test_equal_responses_are_a_draw_and_nobody_is_asked(caplog):
+    equal = [replace(pair, response=pair.base) for pair in PAIRS[:3]]
+    with Endpoint(prefers_two) as endpoint, caplog.at_level(logging.INFO):
+        rows = judge("llm", [*equal, *PAIRS[3:]], settings(endpoint.url, order="both"))
+        assert len(endpoint.bodies) == 2 * 5
+        assert preferences(rows[:3]) == [1.5] * 3
+        assert [(row["order"], row["answers"]) for row in rows[:3]] == [(None, [])] * 3
+        assert preferences(rows[3:]) == pytest.approx([1 + 0.8 / 0.9] * 5)
+        assert "3 of 8 pairs are equal responses" in caplog.text
+        assert preferences(judge("llm", equal, settings("http://127.0.0.1:9/v1"))) == [1.5] * 3
+
+
 @pytest.mark.parametrize(
     ("text", "second"),
     [

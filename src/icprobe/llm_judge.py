@@ -30,6 +30,7 @@ from icprobe.errors import ConfigError, JudgeError
 
 logger = logging.getLogger(__name__)
 
+DRAW = 1.5
 FIRST, SECOND = "m", "M"  # names under which the judge sees the two answers, in the order in which they stand
 ORDERS = ("base_first", "response_first")
 SCHEMA = {
@@ -55,15 +56,20 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
     """Verdicts of the language model that `settings["llm"]` describes, in the order of the pairs.
 
     A verdict: `preference` in [1, 2], or None where an answer cannot be read; `order` (base_first, response_first or
-    both); `answers`, for each request its order, what it says of the response, and the answer as it came. cache: a
-    folder; answers in it are not asked for again. Raises ConfigError where the key is missing, before anything is
-    asked, and JudgeError where the endpoint refuses or stays out of reach.
+    both); `answers`, for each request its order, what it says of the response, and the answer as it came. Equal
+    responses are a draw and nothing is asked, as with AlpacaEval; their `order` is None. cache: a folder; answers in it
+    are not asked for again. Raises ConfigError where the key is missing, before anything is asked, and JudgeError where
+    the endpoint refuses or stays out of reach.
     """
     settings = settings["llm"]
     requests = [
         [(order, request(pair, order, settings)) for order in orders(pair.instruction, settings["order"])]
+        if pair.base != pair.response
+        else []
         for pair in pairs
     ]
+    if equal := requests.count([]):
+        logger.info("%d of %d pairs are equal responses, draws that nobody is asked about", equal, len(pairs))
     answers = Cache(cache)
     waiting = {}
     for _, body in (asked for asked_of_pair in requests for asked in asked_of_pair):
@@ -75,6 +81,9 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
     asking = _Asking(waiting, settings, answers) if waiting else None
     try:
         for asked_of_pair in requests:
+            if not asked_of_pair:
+                yield {"preference": DRAW, "order": None, "answers": []}
+                continue
             said = []
             for order, body in asked_of_pair:
                 key = cache_key(body, settings)
@@ -305,7 +314,10 @@ def _said(completion: Any, mode: str) -> Any:
     if mode == "plain":
         return choice.message.content
     if choice.logprobs is None:
-        raise JudgeError("The judge's endpoint gives no logprobs. Set evaluation.llm.mode: plain.")
+        # llama.cpp has none either for a first token that is no text: an end, or a part of a character (U+FFFD).
+        if (choice.message.content or "").strip(" \N{REPLACEMENT CHARACTER}"):
+            raise JudgeError("The judge's endpoint gives no logprobs. Set evaluation.llm.mode: plain.")
+        return None
     tokens = choice.logprobs.content
     return [[entry.token, entry.logprob] for entry in tokens[0].top_logprobs] if tokens else None
 
