@@ -11,6 +11,7 @@ from reports import experiment, figure
 from test_report import page
 
 from icprobe.chain import chain, weak_link
+from icprobe.win_rates import DIFFERENCE_COLUMNS
 
 
 @pytest.fixture
@@ -20,23 +21,10 @@ def arguments(tmp_path):
     table = chain(*test_chain.matrices(n=30), test_chain.AGGREGATORS, resamples=50)
     (tmp_path / "weak_link.txt").write_text(weak_link(table) + "\n", encoding="utf-8")
     by_domain = [table.assign(domain="all"), table.assign(domain="law", value=0.123)]
-    names = [
-        "model",
-        "domain",
-        "bin",
-        "method_a",
-        "method_b",
-        "n",
-        "difference",
-        "low",
-        "high",
-        "p_value",
-        "p_value_holm",
-    ]
     where = ("smollm2", "all", "gt-0.80")
     found = (*where, "icp", "random", 24, 12.34, 3.2, 21.9, 0.004, 0.012)
     untested = (*where, "influence", "random", 1, *[np.nan] * 5)
-    differences = pd.DataFrame([found, untested], columns=names)
+    differences = pd.DataFrame([found, untested], columns=["model", "domain", *DIFFERENCE_COLUMNS])
     model = made["models"]["smollm2"]
     made["models"]["smollm2"] = dataclasses.replace(
         model,
