@@ -21,7 +21,7 @@ def measure(comparison: Comparison, source: Source, options: Any, say: Say) -> d
     with scratch() as scratch_folder:
         folder = Path(scratch_folder)
         works = {entry.name: work_of(comparison, entry, source, options, folder) for entry in comparison.entries}
-        rows = _alternate(comparison, works, folder, rounds, say)
+        rows = _alternate(comparison, works, folder, rounds, options.patience, say)
         matrices = {name: _load(row) for name, row in rows.items()}
         _compare(comparison, rows, matrices)
         analysis = precision(matrices) if comparison.key == "precision" else None
@@ -71,7 +71,7 @@ def work_of(comparison: Comparison, entry: Entry, source: Source, options: Any, 
 
 
 def _alternate(
-    comparison: Comparison, works: dict[str, Work], folder: Path, rounds: int, say: Say
+    comparison: Comparison, works: dict[str, Work], folder: Path, rounds: int, patience: float, say: Say
 ) -> dict[str, dict[str, Any]]:
     """{entry: {"contestant", "answers"}}; A B C A B C …, or one after another where there is one round."""
     started: dict[str, Contestant] = {}
@@ -79,7 +79,7 @@ def _alternate(
 
     def start(entries: Sequence[Entry]) -> None:
         for entry in entries:
-            started[entry.name] = Contestant(entry.contestant, works[entry.name], folder)
+            started[entry.name] = Contestant(entry.contestant, works[entry.name], folder, patience)
         for entry in entries:
             started[entry.name].wait()
 

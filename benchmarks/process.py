@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import select
 import subprocess
 import sys
 import tempfile
@@ -33,10 +34,14 @@ PACKAGES = (
 
 
 class Contestant:
-    """A worker process. `failed` says in one sentence why it gives no figures, once it does not."""
+    """A worker process. `failed` says in one sentence why it gives no figures, once it does not.
 
-    def __init__(self, name: str, work: Work, folder: Path) -> None:
+    patience: seconds that it has to get ready, and for each round; then it is stopped.
+    """
+
+    def __init__(self, name: str, work: Work, folder: Path, patience: float) -> None:
         self.failed: str | None = None
+        self.patience = patience
         path = folder / f"{len(list(folder.glob('work-*.json')))}"
         self.work_file = path.with_name(f"work-{path.name}.json")
         texts.write(work, self.work_file)
@@ -69,6 +74,11 @@ class Contestant:
         return {}
 
     def _answer(self) -> dict[str, Any]:
+        # A line for each question: nothing is left in the buffer when the next is waited for.
+        if not select.select([self.process.stdout], [], [], self.patience)[0]:
+            self.process.kill()
+            self.failed = f"stopped after {self.patience:g} s in which it did not come to an end"
+            return {}
         line = self.process.stdout.readline()
         if not line:
             code = self.process.wait()

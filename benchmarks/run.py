@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--peak-flops", type=float, help="the device's dense peak in this dtype, for the MFU")
     made.add_argument("--batch-tokens", type=int, help="default: 1024, on cuda 16384")
     made.add_argument("--max-tokens", type=int, default=SHORT, help="documents have fewer tokens; on cuda any length")
+    made.add_argument("--patience", type=float, default=900, help="seconds of a round, after which it is stopped")
     made.add_argument("--whole", action="store_true", help="measure whole what is otherwise scaled from a part")
     made.add_argument("--results", default="benchmarks/results", help="folder of the JSON files")
     made.add_argument("--page", default="docs/performance.md")

@@ -24,7 +24,7 @@ Network(load_model({model!r}, device="cpu"))
 JOBS = {
     "heavy: attribute, model loaded": HEAVY,
     "light: score": "from icprobe.jobs import job; from icprobe import data; from icprobe.statistics import aggregate",
-    "light: correlate": "from icprobe.jobs import job; from icprobe import data; import icprobe.correlations",
+    "light: correlate": "from icprobe.jobs import job; import icprobe.correlations, icprobe.domains",
     "torch and transformers alone": "import torch; from transformers import AutoModelForCausalLM",
 }
 
