@@ -37,6 +37,9 @@ OVERLAY = {
     "analysis": {"chain": {"learning_rates": []}},
     "finetune": {"methods": ["random"], "bins": [">0.8"], "all_data": False},
 }
+# The same experiment, whole where it was cut, and without the pages and figures that are not compared.
+AT_HOME = {**OVERLAY, "attribution": {**OVERLAY["attribution"], "shards": 1}}
+TABLES = [str(dag.RESULTS / f"tables/{name}.csv") for name in ("correlations", "overlaps", "label_aucs", "chain")]
 # What is computed; reports and figures also say when and how fast.
 COMPARED = {".parquet", ".csv", ".md", ".tex", ".jsonl", ".safetensors"}
 
@@ -53,7 +56,7 @@ ICP = (
 )
 SUBMITTED = Counter(
     rule_prepare_model=1,
-    group_tables_measure_lengths_measure_prompts_prepare_eval_prepare_train_select_tasks=1,
+    group_tables=1,
     rule_attribute=4,
     rule_attribute_influence=2,
     rule_correlate=1,
@@ -65,14 +68,15 @@ SUBMITTED = Counter(
 
 
 def submitted(output: str) -> Counter[str]:
-    """What became a Slurm job, by the folder of its log."""
-    return Counter(re.findall(r"submitted with SLURM jobid \d+ \(log: \S*slurm_logs/(\w+)/", output))
+    """What became a Slurm job, by the folder of its log; a group's tells all its rules after its name."""
+    return Counter(re.findall(r"submitted with SLURM jobid \d+ \(log: \S*slurm_logs/(group_tables|\w+)", output))
 
 
 def computed(project: dag.Project) -> dict[str, bytes]:
-    """{path: content} of every number that the experiment computes."""
+    """{path: content} of every number that the experiment computes, shards of matrices aside."""
     root = project.path / "results/tiny"
-    files = [path for path in sorted(root.rglob("*")) if path.suffix in COMPARED and ".partial" not in path.parts]
+    files = [path for path in sorted(root.rglob("*")) if path.suffix in COMPARED and "-of-" not in path.stem]
+    files = [path for path in files if not {".partial", "figures"} & set(path.parts)]
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
@@ -95,7 +99,7 @@ def on_slurm(pool, tmp_path_factory):
 @pytest.fixture(scope="module")
 def at_home(pool, on_slurm, tmp_path_factory):
     project = dag.new(tmp_path_factory.mktemp("home"))
-    return project, pool.submit(project.snakemake, "all", "--cores", "2", config=OVERLAY)
+    return project, pool.submit(project.snakemake, "win_rates", *TABLES, "--cores", "2", config=AT_HOME)
 
 
 # The controller does not answer for a while, as when it restarts: the second to the twentieth question fail.
@@ -156,9 +160,8 @@ def test_the_numbers_are_those_of_a_run_at_home_to_the_byte(finished, at_home):
     project, ended = at_home
     assert ended.result().returncode == 0, ended.result().output[-6000:]
     there, here = computed(finished), computed(project)
-    assert list(there) == list(here)
-    assert {name for name in here if there[name] != here[name]} == set()
-    assert sum("/attributions/" in name for name in here) >= 12
+    assert {name for name in here if there.get(name) != here[name]} == set()
+    assert sum("/attributions/" in name for name in here) == 6
     assert sum("/scores/" in name for name in here) == 6
     assert sum("/tables/" in name for name in here) >= 5
 
