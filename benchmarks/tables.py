@@ -21,7 +21,8 @@ TEMPLATE = "# Performance\n\nAll figures on this page come from `make bench`.\n"
 
 def write(results: Path, page: Path) -> None:
     """Fills the page's tables from all records there are and draws the figures beside it."""
-    records = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))}
+    records = {name: record for name, record in found.items() if "comparison" in record}  # not those of scaling.py
     text = page.read_text(encoding="utf-8") if page.is_file() else TEMPLATE
     made = {name: MAKERS.get(name, comparison)(record) for name, record in records.items()}
     if records:
