@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import socket
 import subprocess
 from pathlib import Path
 
@@ -89,3 +90,21 @@ def small_disk(tmp_path):
         pytest.skip(f"no small file system can be mounted here: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def server():
+    """A stand-in for W&B's server."""
+    from wandb_server import Server
+
+    stand_in = Server()
+    yield stand_in
+    stand_in.http.shutdown()
+    stand_in.http.server_close()
+
+
+@pytest.fixture
+def silent_server():
+    """A server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -3,52 +3,19 @@
 import json
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_jobs import run_job, start_job
-from wandb_server import Server
+from test_jobs import start_job
+from tracked import KEY, LIGHT, WORK, run_directories, run_name_of_work, run_tracked, settings
 
 from icprobe import lineage, syncing, tracking
 
 pytestmark = pytest.mark.timeout(90)
-
-KEY = "a" * 40
-WORK = """
-import pathlib
-import pandas
-for path in [*snakemake.input, *snakemake.output]:
-    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-pathlib.Path(snakemake.input[0]).write_text("scores")
-pathlib.Path("figure.svg").write_text('<?xml version="1.0"?>\\n<svg xmlns="http://www.w3.org/2000/svg"></svg>')
-with job(snakemake) as run:
-    run.summary(examples=96, spearman=0.7)
-    run.log({"train/loss": 1.5}, step=1)
-    run.log({"train/loss": 0.5}, step=2)
-    run.table("correlations", pandas.DataFrame({"method": ["icp", None], "value": [0.5, float("nan")]}))
-    run.figure("scatter", "figure.svg")
-    pathlib.Path(snakemake.output[0]).write_text("model,value\\n")
-"""
-LIGHT = "with job(snakemake) as run:\n    run.summary(examples=96)\n"
-
-
-def settings(mode: str) -> str:
-    return json.dumps({"mode": mode, "project": "icprobe", "entity": None, "experiment": "demo"})
-
-
-def run_tracked(directory: Path, body: str, mode: str = "offline", **environment: str) -> SimpleNamespace:
-    return run_job(directory, body, ICPROBE_TRACKING=settings(mode), **environment)
-
-
-def run_directories(directory: Path) -> list[Path]:
-    return sorted((directory / "results/demo/wandb").glob("*run-*"))
 
 
 def read_back(directory: Path, *options: str) -> Any:
@@ -57,28 +24,6 @@ def read_back(directory: Path, *options: str) -> Any:
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(log)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return json.loads(said) if options else [json.loads(line) for line in said.splitlines()]
-
-
-def sync(directory: Path, server: str, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "icprobe.syncing", "sync", "results/demo", *options]
-    environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
-    environment["PYTHONPATH"] = str(Path(syncing.__file__).parents[1])
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=80)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    stand_in = Server()
-    yield stand_in
-    stand_in.http.shutdown()
-    stand_in.http.server_close()
-
-
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    """A server that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 # --- what a run is ----------------------------------------------------------------------------------------------
@@ -290,10 +235,6 @@ def test_an_online_run_sends_run_artifacts_and_lineage(tmp_path, server):
     assert not syncing.pending(tmp_path / "results/demo/wandb")
 
 
-def run_name_of_work() -> str:
-    return lineage.run_name("fine_tune", {"model": "m", "method": "icp", "bin": "gt-0.80", "seed": "0"})
-
-
 @pytest.mark.parametrize("kind", ["refused", "silent"])
 def test_an_unreachable_server_costs_seconds_and_the_run_is_kept(tmp_path, silent_server, kind):
     url = silent_server if kind == "silent" else "http://127.0.0.1:9"
@@ -361,88 +302,6 @@ with job(snakemake) as run:
     assert read_back(tmp_path, "--summary")["summary"]["train/step"] == 29
     assert len(syncing.pending(tmp_path / "results/demo/wandb")) == 1
     assert seconds < 40, f"{seconds:.1f} s"
-
-
-# --- sync and the saved view ------------------------------------------------------------------------------------
-
-
-def test_sync_uploads_once_with_lineage_and_uploads_again_what_has_grown(tmp_path, server):
-    assert run_tracked(tmp_path, WORK).returncode == 0
-    first = sync(tmp_path, server.url)
-    assert first.returncode == 0, first.stderr
-    assert server.sent("UpsertBucket")[0]["displayName"] == run_name_of_work()
-    assert len(server.sent("UseArtifact")) == 1
-    asked = len(server.requests)
-    second = sync(tmp_path, server.url)
-    assert (second.returncode, len(server.requests)) == (0, asked), second.stderr
-    (mark,) = (tmp_path / "results/demo/wandb").glob("*run-*/*.synced")
-    (log,) = (tmp_path / "results/demo/wandb").glob("*run-*/*.wandb")
-    assert syncing.pending(tmp_path / "results/demo/wandb") == []
-    assert mark.name == log.name + ".synced"
-    log.touch()
-    assert syncing.pending(tmp_path / "results/demo/wandb") == [log]
-
-
-def test_a_run_of_which_the_server_refuses_a_part_is_not_uploaded(tmp_path, server):
-    assert run_tracked(tmp_path, WORK).returncode == 0
-    server.refused = {"CreateArtifact"}
-    first = sync(tmp_path, server.url)
-    assert (first.returncode, run_directories(tmp_path)[0].name in first.stderr) == (1, True), first.stderr
-    assert "failed to log artifact" in first.stderr
-    server.refused = {"UseArtifact"}
-    second = sync(tmp_path, server.url)
-    assert second.returncode == 0, second.stderr
-    assert "its inputs are not linked" in second.stderr
-
-
-@pytest.mark.parametrize("kind", ["refused", "silent"])
-def test_sync_without_a_server_names_the_runs_and_fails_soon(tmp_path, silent_server, kind):
-    assert run_tracked(tmp_path, LIGHT).returncode == 0
-    begun = time.monotonic()
-    failed = sync(tmp_path, silent_server if kind == "silent" else "http://127.0.0.1:9", "--timeout", "1")
-    assert failed.returncode == 1
-    assert run_directories(tmp_path)[0].name in failed.stderr
-    assert time.monotonic() - begun < 10
-
-
-def test_makers_of_a_file_are_uploaded_before_its_readers(tmp_path):
-    edges = {"c": (["b.out"], []), "a": ([], ["a.out"]), "b": (["a.out"], ["b.out"]), "killed": None}
-    logs = {}
-    for name, edge in edges.items():
-        logs[name] = tmp_path / name / f"run-{name}.wandb"
-        logs[name].parent.mkdir()
-        if edge:
-            (tmp_path / name / lineage.EDGES).write_text(json.dumps({"inputs": edge[0], "outputs": edge[1]}))
-    waves = syncing.waves(list(logs.values()))
-    assert [[log.parent.name for log in wave] for wave in waves] == [["a", "killed"], ["b"], ["c"]]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
-def test_the_saved_view_shows_correlations_overlaps_and_win_rates():
-    pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is optional")
-    view = json.loads(syncing.workspace("icprobe", "me", "demo")._to_model().model_dump_json())
-    sections = view["spec"]["section"]["panel_bank_config"]["sections"]
-    assert [section["name"] for section in sections] == [
-        "Correlations",
-        "Overlaps",
-        "Win rates",
-        "Training",
-        "Workflow",
-    ]
-    workflow = [f"workflow/{state}" for state in ("done", "failed", "total")]
-    metrics = [panel["config"].get("metrics") for section in sections for panel in section["panels"]]
-    assert [metric for metric in metrics if metric] == [
-        ["spearman"],
-        ["overlap"],
-        ["win_rate"],
-        ["train/loss"],
-        workflow,
-    ]
-    tables = [json.dumps(section["panels"][1]) for section in sections[:3]]
-    assert all(
-        f'"{name}"' in table for name, table in zip(("correlations", "overlaps", "win_rates"), tables, strict=True)
-    )
-    assert '"demo"' in json.dumps(view["spec"]["section"]["run_sets"][0]["filters"])
 
 
 def test_limits_of_waiting_stay_under_half_a_minute():

@@ -52,7 +52,10 @@ def segment_attention(
         out = scaled_dot_product_attention(query, key, value, attn_mask=row.visible, scale=scaling)
         return out.transpose(1, 2), None
     if torch.is_grad_enabled():
-        parts = [_within(query, *_seen(row, s, key, value), s, scaling) for s in row.segments]
+        parts = [
+            _within(query, *_seen(row, s, key, value), s, scaling, row.causal_mask(s, query.dtype))
+            for s in row.segments
+        ]
         return torch.cat(parts, dim=2).transpose(1, 2), None
     return _along_paths(row, query, key, value, scaling).transpose(1, 2), None
 
@@ -114,12 +117,9 @@ def _along_paths(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: f
 
 
 def _within(
-    query: Tensor, key: Tensor, value: Tensor, s: Segment, scaling: float | None, mask: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, s: Segment, scaling: float | None, mask: Tensor | None
 ) -> Tensor:
-    """Attention of one segment [1, heads, length, d] over what it sees, itself last and causally."""
-    length = s.end - s.start
-    if s.position and mask is None:
-        mask = torch.ones(length, s.position + length, dtype=torch.bool).tril(s.position)
+    """Attention of one segment [1, heads, length, d] over what it sees, itself last and causally; mask: the row's."""
     return scaled_dot_product_attention(
         query[:, :, s.start : s.end], key, value, attn_mask=mask, is_causal=not s.position, scale=scaling
     )

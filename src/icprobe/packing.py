@@ -42,6 +42,8 @@ class Network:
         # How attention goes through a packed row: segment by segment, or at once by FlexAttention or a dense mask.
         ways = ("blocks", "mask") if self.device.type == "cuda" else ("segments",)
         self.packs = any(self._try_packing(way) for way in ways)
+        if not self.packs:
+            logger.info("%s: its sequences are padded, not packed", type(model).__name__)
 
     @torch.no_grad()
     def _try_head(self) -> None:
@@ -76,7 +78,7 @@ class Network:
         except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
         self.model.set_attn_implementation(before)
-        logger.info("%s: sequences are not packed by %s but padded (%s)", name, way, reason)
+        logger.info("%s: its sequences cannot be packed by %s (%s)", name, way, reason)
         return False
 
     @torch.no_grad()

@@ -66,6 +66,11 @@ class Prompts:
                 raise ConfigError(f"config: templates.{name}: {reason(error)}") from None
         self.separator = templates["separator"]
 
+    @classmethod
+    def of_queries(cls, templates: dict[str, str]) -> "Prompts":
+        """Those of `query` alone: of other templates a job then knows nothing, so a change of them repeats nothing."""
+        return cls({"target": "", "one_shot_prefix": "", "separator": "", **templates})
+
     def _render(self, template: str, **values: Any) -> str:
         try:
             return self._templates[template].render(**values)

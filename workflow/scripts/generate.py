@@ -8,9 +8,6 @@ from icprobe import artifacts, data
 from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
-# Texts that play no part here; a change of them repeats nothing.
-UNUSED = {"target": "", "one_shot_prefix": "", "separator": ""}
-
 with job(snakemake) as run:
     base, checkpoint = snakemake.input.base, snakemake.input.get("checkpoint")
     table = pd.read_parquet(snakemake.input.prompts)
@@ -28,7 +25,7 @@ with job(snakemake) as run:
         source = artifacts.content_digest(checkpoint or base)
         identity = [source, artifacts.content_digest(base), rows, settings, templates, snakemake.params.code]
         partial = artifacts.partial_directory(snakemake.params.results, "generate", *identity)
-        texts = Prompts({**UNUSED, **templates})
+        texts = Prompts.of_queries(templates)
         found = responses(model, load_tokenizer(base), texts, rows, snakemake.params.generator, settings, partial)
     data.write_jsonl(found, snakemake.output[0])
     words = sum(len(row["output"].split()) for row in found)

@@ -7,14 +7,11 @@ from icprobe.fitting import prompt_lengths
 from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
-# Texts that play no part here; a change of them repeats nothing.
-UNUSED = {"target": "", "one_shot_prefix": "", "separator": ""}
-
 with job(snakemake) as run:
     from icprobe.tokenizing import reader
 
     params = snakemake.params
-    texts = Prompts({**UNUSED, **params.templates})
+    texts = Prompts.of_queries(params.templates)
     prompts = data.read_parquet(snakemake.input.prompts)
     table = prompt_lengths(prompts, texts, reader(snakemake.input.model), params.max_new_tokens)
     data.write_parquet(table, snakemake.output[0])
