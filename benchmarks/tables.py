@@ -11,9 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.goals import goals
+from benchmarks.ratios import Record, line_through, markdown, measured, number, ratio_of, series
 from benchmarks.texts import ROOT
 
-Record = dict[str, Any]
 FLOORS = ("training-step", "step-and-forwards")
 WHOLE = (52_002, 100)  # the paper's examples and tasks
 TEMPLATE = "# Performance\n\nAll figures on this page come from `make bench`.\n"
@@ -27,6 +28,7 @@ def write(results: Path, page: Path) -> None:
     made = {name: MAKERS.get(name, comparison)(record) for name, record in records.items()}
     if records:
         made["machine"] = conditions(records)
+        made["goals"] = goals(records)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(filled(text, made), encoding="utf-8")
     figures = page.parent / "figures"
@@ -47,11 +49,6 @@ def filled(text: str, made: dict[str, str]) -> str:
         else:
             text = f"{text.rstrip()}\n\n{block}\n"
     return text
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 2), "---"], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
 
 
 # --- one comparison ---------------------------------------------------------------------------------------------
@@ -102,17 +99,6 @@ def _cells(row: Record, first: Record | None) -> list[str]:
     return [row["name"], seconds, ratio, f"{memory / 1000:.2f}", error, "; ".join(remarks)]
 
 
-def ratio_of(row: Record, base: Record) -> float:
-    """Median over rounds of the quotient within a round; of medians where they have not as many rounds."""
-    if len(row["seconds"]) == len(base["seconds"]):
-        return statistics.median(a / b for a, b in zip(row["seconds"], base["seconds"], strict=True))
-    return row["median"] / base["median"]
-
-
-def _measured(record: Record, contestant: str) -> Record | None:
-    return next((r for r in record["rows"] if r["contestant"] == contestant and "median" in r), None)
-
-
 def _rates(record: Record) -> list[str]:
     machines = [r for r in record["rows"] if r["contestant"] == "matmul" and "median" in r]
     sentences = []
@@ -128,7 +114,7 @@ def _rates(record: Record) -> list[str]:
 
 
 def _against_floors(record: Record) -> list[str]:
-    floor = next((r for c in FLOORS if (r := _measured(record, c))), None)
+    floor = next((r for c in FLOORS if (r := measured(record, c))), None)
     if floor is None:
         return []
     mine = [r for r in record["rows"] if r["contestant"].startswith("icprobe") and "median" in r]
@@ -171,37 +157,14 @@ def conditions(records: dict[str, Record]) -> str:
     return "\n".join(f"- {line}." for line in lines)
 
 
-def _series(record: Record) -> dict[tuple[str, str], list[Record]]:
-    """{(method, "N" or "M"): rows that were measured, by rising number}"""
-    series: dict[tuple[str, str], list[Record]] = {}
-    for row in record["rows"]:
-        method, what = row["name"].split(", ")
-        if "median" in row:
-            series.setdefault((method, what[0]), []).append(row)
-    return series
-
-
-def _number(row: Record, what: str) -> int:
-    return row["examples"] if what == "N" else row["tasks"]
-
-
-def line_through(points: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """(intercept, slope, largest relative distance of a point) of the least-squares line."""
-    n, mx, my = len(points), statistics.mean(x for x, _ in points), statistics.mean(y for _, y in points)
-    spread = sum((x - mx) ** 2 for x, _ in points)
-    slope = sum((x - mx) * (y - my) for x, y in points) / spread if n > 1 and spread else 0.0
-    intercept = my - slope * mx
-    return intercept, slope, max(abs(y / (intercept + slope * x) - 1) for x, y in points)
-
-
 def growth(record: Record) -> str:
     header = ["method", "examples", "tasks", "tokens of the varied side", "seconds", "peak memory, GB", "off the line"]
     rows, sentences = [], []
-    for (method, what), members in _series(record).items():
-        points = [(_number(row, what), row["median"]) for row in members]
+    for (method, what), members in series(record).items():
+        points = [(number(row, what), row["median"]) for row in members]
         intercept, slope, off = line_through(points)
         for row in members:
-            expected = intercept + slope * _number(row, what)
+            expected = intercept + slope * number(row, what)
             side = row["tokens"]["examples" if what == "N" else "tasks"]
             rows.append(
                 [
@@ -218,7 +181,7 @@ def growth(record: Record) -> str:
         if what == "N" and len(members) > 1:
             few, many = members[0], members[-1]
             sentences.append(
-                f"{method} with {_number(many, 'N') // _number(few, 'N')} times the examples holds "
+                f"{method} with {number(many, 'N') // number(few, 'N')} times the examples holds "
                 f"{(many['peak_mb'] - few['peak_mb']) / 1000:+.2f} GB."
             )
     return markdown(header, rows) + "\n\n" + " ".join(sentences)
@@ -299,7 +262,7 @@ def _growth_csv(record: Record, path: Path) -> None:
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["method", "varied", "examples", "tasks", "seconds", "peak_mb"])
-        for (method, what), members in _series(record).items():
+        for (method, what), members in series(record).items():
             for row in members:
                 varied = "examples" if what == "N" else "tasks"
                 values = [f"{row['median']:.3f}", f"{row['peak_mb']:.1f}"]
@@ -325,10 +288,10 @@ def growth_figure(record: Record, path: Path) -> None:
     from icprobe.figure_style import MARKERS, OKABE_ITO
 
     figure, axes = _axes(2)
-    methods = sorted({method for method, _ in _series(record)})
-    for (method, what), members in _series(record).items():
+    methods = sorted({method for method, _ in series(record)})
+    for (method, what), members in series(record).items():
         axis, style = axes[what == "M"], methods.index(method)
-        points = [(_number(row, what), row["median"]) for row in members]
+        points = [(number(row, what), row["median"]) for row in members]
         intercept, slope, _ = line_through(points)
         xs = [0, max(x for x, _ in points)]
         axis.plot(xs, [intercept + slope * x for x in xs], color=OKABE_ITO[style], linewidth=0.8)

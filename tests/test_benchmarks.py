@@ -12,7 +12,7 @@ from icprobe import models
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` belongs to the repository, not to the installed package
 
-from benchmarks import budgeted, comparisons, reckoning, scaling, tables, worker  # noqa: E402
+from benchmarks import budgeted, comparisons, goals, ratios, reckoning, scaling, tables, worker  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,33 @@ def test_every_row_has_a_contestant_and_a_reference_of_its_own_comparison():
 
 
 def test_a_straight_line_is_none_off_itself_and_a_square_is():
-    assert tables.line_through([(1, 3), (2, 5), (4, 9)]) == pytest.approx((1, 2, 0))
-    assert tables.line_through([(1, 1), (2, 4), (4, 16)])[2] > 0.1
+    assert ratios.line_through([(1, 3), (2, 5), (4, 9)]) == pytest.approx((1, 2, 0))
+    assert ratios.line_through([(1, 1), (2, 4), (4, 16)])[2] > 0.1
+
+
+def test_a_goal_is_met_missed_or_not_measured():
+    def row(contestant, *seconds, **facts):
+        row = {"name": contestant, "contestant": contestant, "facts": facts, "seconds": seconds}
+        return {**row, "median": seconds[1], "peak_mb": 4000}
+
+    icp, peer, floor = (
+        row("icprobe-icp", 10, 10, 20, operations=6e12),
+        row("lm-eval", 20, 25, 80),
+        row("matmul", 1, 1, 1),
+    )
+    floor["facts"]["rate"] = 1e12
+    growth = [
+        {"name": f"icp, N = {n}", "examples": n, "tasks": 2, "median": seconds, "peak_mb": 1000 + 100 * n}
+        for n, seconds in ((1, 1), (2, 2), (4, 8))
+    ]
+    records = {"icp-12": {"rows": [icp, peer, floor]}, "growth": {"rows": growth}}
+    found = {goal.text: goal.row(records)[1:] for goal in goals.GOALS}
+    assert found["ICP, 12 tasks: of the machine's matrix products"] == ["0.60×", "no"]
+    assert found["ICP, 12 tasks: lm-eval's time"] == ["2.50×", "no"]  # the median of 2, 2.5 and 4
+    assert found["memory from N to 4 N examples: grows by"] == ["0.30 GB", "yes"]
+    assert found["growth in examples and tasks: off a straight line"][1] == "no"
+    assert found["a heavy job is ready after"] == ["–", "not measured"]
+    assert {goal.key for goal in goals.GOALS} <= {c.key for c in comparisons.comparisons(False)} | {"import"}
 
 
 def test_ties_at_the_border_count_as_recovered():
