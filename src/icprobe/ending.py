@@ -49,9 +49,11 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _table(path: Path) -> pd.DataFrame | None:
+    """A table's rows over all tasks; those of each domain alone are the report's."""
     try:
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
-    except (OSError, ValueError):
+        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        return table[table["domain"] == "all"]
+    except (OSError, ValueError, KeyError):
         return None
 
 
