@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.comparisons import BOTH
-from benchmarks.ratios import Record, line_through, markdown, measured, number, ratio_of, series
+from benchmarks.ratios import Record, line_through, markdown, measured, memory_grown, points, ratio_of, series
 
 INFLUENCE, STEP = "icprobe-influence", "training-step"
 MODEL_GB = 0.54  # SmolLM2-135M in float32
@@ -55,16 +55,12 @@ def memory(record: Record) -> float | None:
 def memory_growth(record: Record) -> float | None:
     """GB by which the peak grows from the fewest to the most examples, of the method that grows most."""
     members = [rows for (_, what), rows in series(record).items() if what == "N" and len(rows) > 1]
-    return max(((rows[-1]["peak_mb"] - rows[0]["peak_mb"]) / 1000 for rows in members), default=None)
+    return max(map(memory_grown, members), default=None)
 
 
 def off_the_line(record: Record) -> float | None:
     """Per cent by which the farthest point of all series is off its line."""
-    found = [
-        line_through([(number(row, what), row["median"]) for row in rows])[2]
-        for (_, what), rows in series(record).items()
-        if len(rows) > 2
-    ]
+    found = [line_through(points(rows, what))[2] for (_, what), rows in series(record).items() if len(rows) > 2]
     return 100 * max(found) if found else None
 
 

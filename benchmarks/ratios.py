@@ -34,6 +34,16 @@ def number(row: Record, what: str) -> int:
     return row["examples"] if what == "N" else row["tasks"]
 
 
+def points(rows: list[Record], what: str) -> list[tuple[float, float]]:
+    """(examples or tasks, seconds) of the rows of a series."""
+    return [(number(row, what), row["median"]) for row in rows]
+
+
+def memory_grown(rows: list[Record]) -> float:
+    """GB by which the last row's peak exceeds the first's."""
+    return (rows[-1]["peak_mb"] - rows[0]["peak_mb"]) / 1000
+
+
 def line_through(points: list[tuple[float, float]]) -> tuple[float, float, float]:
     """(intercept, slope, largest relative distance of a point) of the least-squares line."""
     n, mx, my = len(points), statistics.mean(x for x, _ in points), statistics.mean(y for _, y in points)

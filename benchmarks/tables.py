@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import goals
-from benchmarks.ratios import Record, line_through, markdown, measured, number, ratio_of, series
+from benchmarks.ratios import Record, line_through, markdown, measured, memory_grown, number, points, ratio_of, series
 from benchmarks.texts import ROOT
 
 FLOORS = ("training-step", "step-and-forwards")
@@ -161,8 +161,7 @@ def growth(record: Record) -> str:
     header = ["method", "examples", "tasks", "tokens of the varied side", "seconds", "peak memory, GB", "off the line"]
     rows, sentences = [], []
     for (method, what), members in series(record).items():
-        points = [(number(row, what), row["median"]) for row in members]
-        intercept, slope, off = line_through(points)
+        intercept, slope, off = line_through(points(members, what))
         for row in members:
             expected = intercept + slope * number(row, what)
             side = row["tokens"]["examples" if what == "N" else "tasks"]
@@ -182,7 +181,7 @@ def growth(record: Record) -> str:
             few, many = members[0], members[-1]
             sentences.append(
                 f"{method} with {number(many, 'N') // number(few, 'N')} times the examples holds "
-                f"{(many['peak_mb'] - few['peak_mb']) / 1000:+.2f} GB."
+                f"{memory_grown(members):+.2f} GB."
             )
     return markdown(header, rows) + "\n\n" + " ".join(sentences)
 
@@ -291,11 +290,11 @@ def growth_figure(record: Record, path: Path) -> None:
     methods = sorted({method for method, _ in series(record)})
     for (method, what), members in series(record).items():
         axis, style = axes[what == "M"], methods.index(method)
-        points = [(number(row, what), row["median"]) for row in members]
-        intercept, slope, _ = line_through(points)
-        xs = [0, max(x for x, _ in points)]
+        shown = points(members, what)
+        intercept, slope, _ = line_through(shown)
+        xs = [0, max(x for x, _ in shown)]
         axis.plot(xs, [intercept + slope * x for x in xs], color=OKABE_ITO[style], linewidth=0.8)
-        axis.plot(*zip(*points, strict=True), MARKERS[style], color=OKABE_ITO[style], label=method)
+        axis.plot(*zip(*shown, strict=True), MARKERS[style], color=OKABE_ITO[style], label=method)
         other = "tasks" if what == "N" else "examples"
         axis.set_xlabel(f"{'examples' if what == 'N' else 'tasks'} ({members[0][other]} {other})")
         axis.set_ylabel("seconds")

@@ -287,14 +287,17 @@ def one_core(project: dag.Project) -> None:
     assert files(project.path / dag.RESULTS / "tables") == first["tables"]
     base, checkpoint = project.read(RESPONSES), files(project.path / CHECKPOINT)
     shutil.rmtree(project.path / "results")
-    del first["tables"]["win_rates.csv"], first["tables"]["win_rates.md"], first["tables"]["win_rates.tex"]
-    del first["tables"]["differences.csv"]
+    of_win_rates = {"win_rates.csv", "win_rates.md", "win_rates.tex", "differences.csv"}
+    first["tables"] = {name: content for name, content in first["tables"].items() if name not in of_win_rates}
     targets = [str(dag.RESULTS / part / name) for part in ("tables", "subsets") for name in first[part]]
     ended = project.snakemake(*targets, str(RESPONSES), str(CHECKPOINT), "--cores", "1")
     assert ended.returncode == 0, ended.output
     second = {name: files(project.path / dag.RESULTS / name) for name in first}
     different = [
-        f"{name}/{file}" for name in first for file in first[name] if second[name].get(file) != first[name][file]
+        f"{name}/{file}"
+        for name in first
+        for file in first[name].keys() | second[name].keys()
+        if second[name].get(file) != first[name].get(file)
     ]
     # What win rates are made of.
     different += [str(RESPONSES)] if project.read(RESPONSES) != base else []

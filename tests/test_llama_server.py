@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from test_llm_judge import tiny_gguf
+from tiny_gguf import tiny_gguf
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed"),

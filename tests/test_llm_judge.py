@@ -10,10 +10,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai._base_client
 import pytest
+from tiny_gguf import tiny_gguf
 
 from icprobe import jsonl, llm_judge
 from icprobe.errors import ConfigError, JudgeError
 from icprobe.judging import Pair, judge
+from icprobe.llama_server import serving
 from icprobe.sections import Evaluation
 
 PAIRS = [Pair(str(n), "s", f"Count to {n}.", "one " * (n + 1), "two " * (9 - n), "-") for n in range(8)]
@@ -349,63 +351,14 @@ def test_cost_and_time_are_told_before_the_first_request(caplog):
 # --- a real server ----------------------------------------------------------------------------------------------
 
 
-def tiny_gguf(path):
-    """A random Llama of one layer as a GGUF file, with a vocabulary of bytes: its answers vary with the text."""
-    import gguf
-    import numpy as np
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    random = np.random.default_rng(0)
-    tokens = [*bytes_to_unicode().values(), "<|end|>"]
-    width, hidden = 64, 128
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(4096)
-    writer.add_embedding_length(width)
-    writer.add_block_count(1)
-    writer.add_feed_forward_length(hidden)
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_rope_dimension_count(width // 2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([1] * (len(tokens) - 1) + [3])
-    writer.add_token_merges(["Ġ t"])
-    writer.add_eos_token_id(len(tokens) - 1)
-    writer.add_bos_token_id(len(tokens) - 1)
-    writer.add_add_bos_token(False)
-    writer.add_chat_template("{% for message in messages %}{{ message['content'] }}{% endfor %}")
-    shapes = {"token_embd": (len(tokens), width), "output": (len(tokens), width)}
-    shapes |= {f"blk.0.attn_{name}": (width, width) for name in ("q", "k", "v", "output")}
-    shapes |= {"blk.0.ffn_gate": (hidden, width), "blk.0.ffn_up": (hidden, width), "blk.0.ffn_down": (width, hidden)}
-    for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
-    for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
-        writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 @pytest.fixture(scope="module")
 def llama_server(tmp_path_factory):
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("xllamacpp is not installed: pip install xllamacpp")
-    import xllamacpp
-
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     tiny_gguf(path)
-    options = xllamacpp.CommonParams()
-    options.model.path = str(path)
-    options.n_ctx, options.n_parallel, options.warmup = 8192, 2, False
-    options.hostnames, options.port, options.verbosity = ["127.0.0.1"], 0, 0
-    server = xllamacpp.Server(options)
-    yield f"{server.listening_address}/v1"
-    del server
+    with serving(path, port=0) as address:
+        yield address
 
 
 def post(url, body):

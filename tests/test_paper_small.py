@@ -62,9 +62,8 @@ def data(tmp_path):
 def test_make_paper_small_plans_the_whole_experiment_with_data_from_any_folder(data, tmp_path):
     project = dag.new(tmp_path / "project")
     asked = ["make", "-n", "-o", "install-test", "paper-small", f"DATA={data}", "CORES=2"]
-    outside = {
-        name: value for name, value in os.environ.items() if not name.startswith("MAKE")
-    }  # not as a child of make
+    # As from a terminal: a child of make would say more.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     said = subprocess.run(asked, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout.splitlines()
     fetching, served, shown = (shlex.split(line) for line in said)
     assert "resources/models/smollm2-135m-instruct.gguf" in fetching

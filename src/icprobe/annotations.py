@@ -7,6 +7,7 @@ from typing import Any
 
 from icprobe import data, reading
 from icprobe.errors import DataError, shown
+from icprobe.judging import DRAW
 
 LENGTHS = {"length_base": ("output_1", "len_1"), "length_response": ("output_2", "len_2")}
 
@@ -68,7 +69,7 @@ def _preference(row: dict[str, Any]) -> float | None:
             f"{row[reading.WHERE]}: the preference is {shown(value)}; it lies between 1 (generator_1 is better) and 2, "
             "or is 0 or 1.5 for a draw."
         )
-    return 1.5 if value == 0 else float(value)
+    return DRAW if value == 0 else float(value)
 
 
 def _length(row: dict[str, Any], text: str, length: str) -> int | None:

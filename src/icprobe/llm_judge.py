@@ -27,10 +27,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from icprobe import jsonl
 from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, JudgeError
+from icprobe.judging import DRAW
 
 logger = logging.getLogger(__name__)
 
-DRAW = 1.5
 FIRST, SECOND = "m", "M"  # names under which the judge sees the two answers, in the order in which they stand
 ORDERS = ("base_first", "response_first")
 SCHEMA = {

@@ -160,7 +160,8 @@ def test_the_numbers_are_those_of_a_run_at_home_to_the_byte(finished, at_home):
     project, ended = at_home
     assert ended.result().returncode == 0, ended.result().output[-6000:]
     there, here = computed(finished), computed(project)
-    assert {name for name in here if there.get(name) != here[name]} == set()
+    assert list(there) == list(here)
+    assert {name for name in here if there[name] != here[name]} == set()
     assert sum("/attributions/" in name for name in here) == 6
     assert sum("/scores/" in name for name in here) == 6
     assert sum("/tables/" in name for name in here) >= 5

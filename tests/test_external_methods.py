@@ -1,0 +1,127 @@
+"""Scores that somebody else computed as methods of an experiment, and the analysis of them without texts or a model."""
+
+from pathlib import Path
+
+import dag
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from icprobe.attribution import METHODS, methods_of
+from icprobe.config import load
+from icprobe.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def configuration(**sections):
+    whole = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    for key, value in sections.items():
+        whole[key] = {**whole[key], **value} if isinstance(whole.get(key), dict) else value
+    return load(whole, METHODS)
+
+
+GIVEN = {"path": "scores.npz", "orientation": "scores"}
+NOTHING_TO_TUNE = {"methods": [], "all_data": False}
+
+
+def test_external_scores_go_before_a_method_of_the_same_name_and_leave_the_others():
+    methods = ["icp", "mine", "influence", "random"]
+    config = configuration(attribution={"external": {"icp": GIVEN, "mine": GIVEN}, "methods": methods})
+    found = methods_of(config)
+    assert found["icp"].module == found["mine"].module == "icprobe.attribution.external"
+    assert not found["icp"].needs_model
+    assert {name: method for name, method in found.items() if name not in ("icp", "mine")} == {
+        name: method for name, method in METHODS.items() if name != "icp"
+    }
+
+
+def test_external_shares_are_bins_without_an_aggregator():
+    attribution_ = {"external": {"icp": GIVEN}, "methods": ["icp", "influence", "random"], "aggregators": {}}
+    assert configuration(attribution=attribution_).bins
+    with pytest.raises(ConfigError, match="bins"):
+        configuration(attribution={**attribution_, "external": {}})
+
+
+def test_what_needs_texts_or_a_model_says_so_where_there_are_none():
+    away = {
+        "models": ["m"],
+        "model_sources": {"m": {"source": "external"}},
+        "finetune": NOTHING_TO_TUNE,
+        "data": {"train": None, "tasks": None, "eval": None},
+    }
+    chosen = {"external": {"icp": GIVEN}, "methods": ["icp", "random"]}
+    assert methods_of(configuration(**away, attribution=chosen))
+    for method in ("influence", "length"):
+        with pytest.raises(ConfigError, match=f"{method} reads texts"):
+            methods_of(configuration(**away, attribution={**chosen, "methods": ["icp", method]}))
+    here = {**away, "models": ["smollm2-135m-instruct"]}
+    with pytest.raises(ConfigError, match=r"needs data\.train, which is null"):
+        methods_of(configuration(**here, attribution={**chosen, "methods": ["icp", "one_step"]}))
+    with pytest.raises(ConfigError, match="fine-tuning needs"):
+        configuration(**{**away, "finetune": {"methods": ["icp"]}}, attribution=chosen)
+
+
+def test_unknown_options_are_refused():
+    with pytest.raises(ConfigError, match="unknown key"):
+        configuration(attribution={"external": {"icp": {**GIVEN, "orientated": "scores"}}})
+    with pytest.raises(ConfigError, match="orientation"):
+        configuration(attribution={"external": {"icp": {"path": "scores.npz"}}})
+
+
+# --- through the DAG
+
+
+def test_the_analysis_runs_without_a_model_and_without_texts(tmp_path):
+    rng = np.random.default_rng(3)
+    shares = (rng.integers(20, 100, 60) / 100).astype(np.float32)
+    effects = rng.normal(size=(60, 5)).astype(np.float32) + shares[:, None]
+    project = dag.new(tmp_path / "project")
+    np.savez(project.path / "given.npz", shares=shares, effects=effects.T)
+    config = {
+        "experiment": "given",
+        "models": ["theirs"],
+        "model_sources": {"tiny-llama": None, "theirs": {"source": "external"}},
+        "data": {"train": None, "tasks": None, "eval": None, "labels": []},
+        "attribution": {
+            "methods": ["icp", "influence", "random"],
+            "external": {
+                "icp": {"path": "given.npz", "key": "shares", "orientation": "scores"},
+                "influence": {"path": "given.npz", "key": "effects", "orientation": "tasks_by_examples"},
+            },
+        },
+        "figures": {"scatter": []},
+        "finetune": NOTHING_TO_TUNE,
+    }
+    tables = [f"results/given/theirs/tables/{name}.csv" for name in ("correlations", "overlaps")]
+    ended = project.snakemake(*tables, "--cores", "2", config=config)
+    assert ended.returncode == 0, ended.output
+    assert not (project.path / "resources/models").exists()
+
+    train = pd.read_parquet(project.path / "results/given/data/train.parquet")
+    assert train["id"].tolist() == [f"{row:02d}" for row in range(60)]
+    lengths = pd.read_parquet(project.path / "results/given/theirs/data/lengths.parquet")
+    assert lengths[["n_query", "n_target"]].isna().all(axis=None)
+    found, bins = (pd.read_csv(project.path / table) for table in tables)
+    assert set(found["statistic"]) == {"spearman", "pearson", "kendall"}
+    decimals = pd.Series([float(f"{share:.2f}") for share in shares])
+    naive = decimals.corr(pd.Series(effects.mean(axis=1, dtype=np.float64)), method="spearman")
+    value = found[(found["statistic"] == "spearman") & (found["method_b"] == "influence")]["value"].item()
+    assert value == pytest.approx(naive, abs=1e-12)
+    sizes = bins[bins["method"] == "influence"].set_index("bin")["n"]
+    assert sizes["<=0.5"] == sum(round(100 * float(share)) <= 50 for share in shares)
+    assert sizes[">0.85"] == sum(round(100 * float(share)) > 85 for share in shares)
+
+    np.savez(project.path / "given.npz", shares=shares, effects=effects.T + 1)
+    planned = project.snakemake("analysis", "-n", config=config)
+    assert planned.jobs["read_external"] == 2
+    assert planned.jobs["plot_heat_map"] == 1
+    assert not planned.jobs.keys() & {
+        "prepare_model",
+        "prepare_train",
+        "select_tasks",
+        "plot_lengths",
+        "chain",
+        "plot_sweep",
+    }
