@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import zipfile
@@ -26,6 +27,9 @@ LAYERS = {
     ),
     "gpt2": ("transformer.h", ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
 }
+
+
+ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 def random_source(architecture="llama", sizes=None, **changes):
@@ -151,13 +155,40 @@ def saved(model, tokenizer, folder):
 def test_models_that_are_not_causal_are_refused(tokenizer, tmp_path):
     import transformers
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    bert = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=len(tokenizer), **sizes))
+    bert = transformers.BertForMaskedLM(transformers.BertConfig(vocab_size=len(tokenizer), **ENCODER))
     message = refused(saved(bert, tokenizer, tmp_path / "bert"), tmp_path)
     assert "looks at later tokens: it is no causal language model; choose one that is" in message
     t5 = transformers.T5Config(d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2, vocab_size=len(tokenizer))
     message = refused(saved(transformers.T5ForConditionalGeneration(t5), tokenizer, tmp_path / "t5"), tmp_path)
     assert "a t5 is no causal language model; choose one that is" in message
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_encoder_is_told_from_a_causal_model_however_small_its_logits(seed):
+    import transformers
+
+    torch.manual_seed(seed)
+    sizes = {**ENCODER, "hidden_size": 16, "num_hidden_layers": 1}
+    with pytest.raises(ModelError, match="looks at later tokens"):
+        models.check_causal(transformers.BertLMHeadModel(transformers.BertConfig(vocab_size=64, **sizes)))
+
+
+def test_a_model_saved_without_its_head_is_refused(tokenizer, tmp_path):
+    import transformers
+
+    encoder = transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), **ENCODER))
+    message = refused(saved(encoder, tokenizer, tmp_path / "bert"), tmp_path)
+    assert "weights of BertLMHeadModel are not in its files, first cls.predictions" in message
+    headless = models.random_model("gpt_neox", SIZES["gpt_neox"], 0, tokenizer).gpt_neox
+    message = refused(saved(headless, tokenizer, tmp_path / "neox"), tmp_path)
+    assert "1 weights of GPTNeoXForCausalLM are not in its files, first" in message
+
+
+@pytest.mark.parametrize("architecture", SIZES)
+def test_a_directory_without_a_tokenizer_is_refused(architecture, tokenizer, tmp_path):
+    models.random_model(architecture, SIZES[architecture], 0, tokenizer).save_pretrained(tmp_path / "mute")
+    message = refused({"source": "local", "path": str(tmp_path / "mute"), "trust_remote_code": False}, tmp_path)
+    assert re.search("tokenizer knows no words; put|cannot be loaded by transformers: .*tokenizer", message)
 
 
 def test_a_model_that_predicts_nan_is_called_damaged(tokenizer, tmp_path):

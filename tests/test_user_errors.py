@@ -74,11 +74,10 @@ def train_file(*rows, **data) -> Callable:
 
 
 def encoder(project: dag.Project) -> dict:
-    from transformers import BertConfig, BertModel
+    from transformers import T5Config
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=64, **sizes)).save_pretrained(project.path / "bert")
-    return {"models": ["bert"], "model_sources": {"bert": {"source": "local", "path": "bert"}}}
+    T5Config(d_model=16, num_layers=1, num_heads=2).save_pretrained(project.path / "t5")
+    return {"models": ["t5"], "model_sources": {"t5": {"source": "local", "path": "t5"}}}
 
 
 def no_directory(project: dag.Project) -> dict:
@@ -160,9 +159,9 @@ MISTAKES = {
     ),
     "a model that is no causal LM": Mistake(
         encoder,
-        "no causal language model; choose one that is",
-        target="resources/models/bert",
-        log="models/bert.log",
+        "a t5 is no causal language model; choose one that is",
+        target="resources/models/t5",
+        log="models/t5.log",
         before_torch=False,
     ),
     "a model's directory that is missing": Mistake(
