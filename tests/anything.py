@@ -5,12 +5,8 @@ from hypothesis import strategies as st
 
 from icprobe.errors import IcprobeError
 
-# Bounded and the same every time: what is found stays found.
 bounded = settings(
     max_examples=100,
-    deadline=None,
-    derandomize=True,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

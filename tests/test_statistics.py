@@ -42,7 +42,7 @@ def test_scores_keep_the_order_of_the_rows():
 
 
 @given(arrays(np.float32, 20, elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_float32_widens_to_its_shortest_decimal(values):
     assert widen(values).tolist() == [float(str(value)) for value in values]
 
@@ -104,7 +104,7 @@ def test_an_unknown_aggregator_is_refused():
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 4)), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_auc_is_the_share_of_pairs_in_order_with_ties_half(examples):
     positive = np.array([label for label, _ in examples])
     scores = np.array([float(score) for _, score in examples])

@@ -204,11 +204,15 @@ def test_a_directory_that_cannot_be_written_is_said_and_fails_nothing(tmp_path):
 
 
 def test_a_disabled_run_writes_nothing_and_costs_nothing(tmp_path):
-    begun = time.monotonic()
-    ended = run_tracked(tmp_path, WORK.replace("import pandas", "").replace("run.table", "0 and run.table"), "disabled")
-    assert ended.returncode == 0, ended.stderr
+    seconds = []
+    for _ in range(3):  # the least of three: another process may take the core meanwhile
+        begun = time.monotonic()
+        body = WORK.replace("import pandas", "").replace("run.table", "0 and run.table")
+        ended = run_tracked(tmp_path, body, "disabled")
+        seconds.append(time.monotonic() - begun)
+        assert ended.returncode == 0, ended.stderr
     assert not run_directories(tmp_path)
-    assert time.monotonic() - begun < 1.5
+    assert min(seconds) < 1.5
 
 
 def test_a_missing_wandb_is_a_warning(tmp_path):

@@ -71,7 +71,7 @@ def test_no_judgements_and_one_judgement_have_no_error():
 
 
 @given(st.lists(st.floats(1, 2), min_size=2, max_size=20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_win_rate_lies_in_its_interval_and_the_interval_in_0_to_100(preferences):
     found = win_rate(preferences)
     assert 0 <= found["low"] <= found["win_rate"] + 1e-9
