@@ -124,7 +124,7 @@ def comparisons(whole: bool) -> list[Comparison]:
             "influence-100",
             f"Influence, all held to {BUDGET_GB:g} GB",
             (
-                Entry("icprobe: influence", "icprobe-influence", {"memory_budget_gb": 6.0}),
+                Entry("icprobe: influence", "icprobe-influence", {"memory_budget_gb": 6.9}),
                 Entry(
                     "kronfluence",
                     "kronfluence",

@@ -6,6 +6,7 @@ import resource
 import sys
 import tempfile
 import types
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -235,9 +236,37 @@ def test_an_interrupted_shard_goes_on_where_it_was_and_gives_the_same_bytes(meth
     assert method.computed == all_runs
 
 
+def test_pieces_of_blocks_outlive_an_interruption(method, inputs, tmp_path):
+    computed = []
+
+    def attribute(inputs, method, runs, scale):
+        for run in runs:
+            for column in range(2):
+                name = f"{method}/{run[0]}/{column}"
+                if name not in inputs.pieces:
+                    if len(computed) == 3:
+                        raise KeyboardInterrupt
+                    computed.append(name)
+                    inputs.pieces[name] = np.full((len(run), 1), scale, np.float32)
+            block = np.concatenate([inputs.pieces.pop(f"{method}/{run[0]}/{column}") for column in range(2)], axis=1)
+            yield from (("one", run, block), ("two", run, block))
+
+    method.attribute = attribute
+    columns = inputs.tasks.iloc[:2]
+    for _ in range(100):
+        try:
+            table = compute(replace(inputs, tasks=columns), method, tmp_path / "partial")["two"]
+            break
+        except KeyboardInterrupt:
+            assert len(computed) == len(set(computed)), "a piece was computed twice"
+            done, computed[:] = [*computed], []
+    assert np.allclose(table.drop(columns="id"), 0.1)
+    assert done
+
+
 def test_a_block_of_one_method_without_the_other_is_computed_again(method, inputs, tmp_path):
-    saved = shards._Saved(tmp_path)
-    saved.add("one", 0, np.zeros((len(batches(inputs.lengths, 200)[0]), 5), np.float32))
+    saved = shards.Saved(tmp_path)
+    saved["one/0"] = np.zeros((len(batches(inputs.lengths, 200)[0]), 5), np.float32)
     tables = compute(inputs, method, tmp_path)
     assert tables["one"].drop(columns="id").to_numpy().all()
 
@@ -261,16 +290,14 @@ def test_nan_is_refused_by_the_id_of_its_example(method, inputs, tmp_path):
 
 
 def test_a_damaged_file_of_finished_blocks_is_computed_again_and_harms_no_other(tmp_path):
-    from icprobe.attribution.shards import _Saved
-
-    saved = _Saved(tmp_path)
+    saved = shards.Saved(tmp_path)
     for index in range(3):
-        saved.add("icp", index, np.full((2, 2), index, np.float32))
+        saved[f"icp/{index}"] = np.full((2, 2), index, np.float32)
         saved.write()
     first = tmp_path / "blocks-000000.npz"
     first.write_bytes(first.read_bytes()[:40])
-    again = _Saved(tmp_path)
-    assert sorted(again.blocks) == [("icp", 1), ("icp", 2)]
-    again.add("icp", 0, np.zeros((2, 2), np.float32))
+    again = shards.Saved(tmp_path)
+    assert sorted(again) == ["icp/1", "icp/2"]
+    again["icp/0"] = np.zeros((2, 2), np.float32)
     again.write()
-    assert sorted(_Saved(tmp_path).blocks) == [("icp", 0), ("icp", 1), ("icp", 2)]
+    assert sorted(shards.Saved(tmp_path)) == ["icp/0", "icp/1", "icp/2"]

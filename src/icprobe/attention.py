@@ -1,7 +1,8 @@
 """Exact attention confined to a packed row's tree of segments, as an attention function of transformers."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -15,6 +16,16 @@ from icprobe.rows import Row, Segment
 NAME = "icprobe_segments"
 
 current_row: ContextVar[Row | None] = ContextVar("current_row", default=None)
+
+
+@contextmanager
+def looking_along(row: Row) -> Iterator[None]:
+    """Within the block attention is confined to this row's tree."""
+    token = current_row.set(row)
+    try:
+        yield
+    finally:
+        current_row.reset(token)
 
 
 def segment_attention(

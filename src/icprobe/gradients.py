@@ -33,6 +33,12 @@ class Layer:
     d_in: int
     d_out: int
     bias: bool
+    shares_input: bool = False  # with the layer before it, as keys and values do with queries
+
+    @property
+    def width(self) -> int:
+        """Elements that a token's factors take: inputs, unless the layer before holds them, and output gradients."""
+        return self.d_out + (0 if self.shares_input else self.d_in)
 
     @property
     def weight_size(self) -> int:
@@ -44,12 +50,22 @@ class Layer:
         return self.weight_size + (self.d_out if self.bias else 0)
 
 
+@torch.no_grad()
 def layers_of(network: Network) -> list[Layer]:
     """The layers that gradients are taken for, in the model's order."""
-    found = []
-    for name, module in linear_layers(network.model).items():
+    modules = linear_layers(network.model)
+    seen: dict[nn.Module, Tensor] = {}
+    handles = [m.register_forward_pre_hook(lambda m, inputs: seen.setdefault(m, inputs[0])) for m in modules.values()]
+    row = Row()
+    row.add([5, 6])
+    network.hidden(row)
+    for handle in handles:
+        handle.remove()
+    found, before = [], None
+    for name, module in modules.items():
         d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
-        found.append(Layer(name, module, d_in, d_out, module.bias is not None))
+        found.append(Layer(name, module, d_in, d_out, module.bias is not None, seen.get(module) is before is not None))
+        before = seen.get(module)
     return found
 
 
@@ -81,6 +97,12 @@ def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
 
     A document's loss over all tokens after the first is an `Encoded` with n_context = 1.
     """
+    _, states, delta = loss(network, sequences)
+    states.backward(delta)
+
+
+def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Row, Tensor, Tensor]:
+    """The packed row, its final hidden states [S, d], and the gradient of Σ −log p(target | context) by them."""
     row, predictors, targets = Row(), [], []
     for sequence, span in zip(sequences, spans(sequences), strict=True):
         row.add(sequence.ids)
@@ -91,7 +113,7 @@ def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
     delta = torch.zeros_like(states)
     chosen = torch.tensor(predictors, device=states.device)
     delta[chosen] = loss_gradient(network, states.detach()[chosen], targets)
-    states.backward(delta)
+    return row, states, delta
 
 
 def spans(sequences: Sequence[Encoded]) -> list[slice]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from icprobe.attention import NAME, current_row, visible_blocks
+from icprobe.attention import NAME, looking_along, visible_blocks
 from icprobe.errors import ModelError
 from icprobe.models import linear_layers
 from icprobe.products import through_products
@@ -103,13 +103,10 @@ class Network:
             row.visible = visible_blocks(row, device)
         elif self.attention == "mask":
             row.visible = row.mask(device)[None, None]
-        token = current_row.set(row)
-        try:
+        with looking_along(row):
             states = self.model.base_model(
                 inputs_embeds=self._embedded(ids), position_ids=positions, use_cache=False
             ).last_hidden_state
-        finally:
-            current_row.reset(token)
         return states[0]
 
     def packs_now(self) -> bool:

@@ -1,23 +1,24 @@
 """Products of all gradients of two sides, examples and tasks, when memory holds but one side or a part of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from icprobe.attribution.contraction import Contraction, contract
 from icprobe.gradients import Layer, form, grams, loss_backward, parameters, spans, tapped
 from icprobe.packing import Network
 from icprobe.prompts import Encoded
+from icprobe.stepping import backward_in_step
 
 # Bytes of activations that a backward pass keeps, as a multiple of its layers' inputs and outputs (measured: SmolLM2).
-ACTIVATIONS = 1.4
+ACTIVATIONS = 1.7
+# Parts of the budget that are tried for what is held, where the rest is for batches that go in step.
+SHARES = (0.25, 0.5, 0.75, 0.9)
 # What a pair's product of two formed gradients costs, in multiplications: it waits for memory (measured: 2 cores).
 WAIT = 4
-
-# name → (gradients of examples [n, p], of tasks [m, p], both of one parameter tensor) → term [n, m] float32
-Contractions = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -44,42 +45,70 @@ class Plan:
     """Whose gradients are held, in which form, in how many tiles; each tile costs one pass over the other side.
 
     dense: gradients themselves [sequences, elements]; else their factors (inputs and output gradients of each layer,
-    tokens × (d_in + d_out)), from which a layer's gradients are formed anew for every batch that streams past.
+    tokens × (d_in + d_out)), from which a layer's gradients are formed anew for each group of batches streaming past.
+    groups: batches of the other side that go in step, at the price of a second forward pass where they are several.
     cost: in tokens of a forward and backward pass, the unit in which a training step is counted. fits: whether what is
-    held, the buffers and the activations of one batch stay within the budget; if no plan does, the smallest is taken.
+    held, the buffers and what is under way stay within the budget; if no plan does, the smallest is taken.
     """
 
     hold: Literal["tasks", "examples"]
     dense: bool
     tiles: list[list[int]]
+    groups: list[list[int]]
     cost: float
     held_bytes: int
     fits: bool
 
     @staticmethod
     def cheapest(
-        examples: Side, tasks: Side, layers: Sequence[Layer], budget: float, itemsize: int, factors: bool = False
+        examples: Side,
+        tasks: Side,
+        layers: Sequence[Layer],
+        budget: float,
+        itemsize: int,
+        factors: bool = False,
+        per_token: int | None = None,
     ) -> "Plan":
-        """The plan of least cost that fits the budget [bytes]. factors: whether dense gradients are held with them."""
+        """The plan of least cost that fits the budget [bytes].
+
+        factors: whether dense gradients are held with their factors. per_token: elements that a token in step keeps
+        (`stepping.kept_per_token`); None where no batches go in step.
+        """
         elements = sum(layer.size for layer in layers)
-        widths = sum(layer.d_in + layer.d_out for layer in layers)
+        width = sum(layer.width for layer in layers)
         widest = max(layer.size for layer in layers)
         most = max(side.tokens(batch) for side in (examples, tasks) for batch in range(len(side.batches)))
-        activations = ACTIVATIONS * most * widths * itemsize
+        room = budget - ACTIVATIONS * most * width * itemsize
         plans = []
-        for hold, held, streamed in (("tasks", tasks, examples), ("examples", examples, tasks)):
-            for dense in (True, False):
-                buffers = streamed.longest * widest + (0 if dense else held.longest * widest)
-                sizes = [
-                    itemsize * (len(batch) * elements * dense + held.tokens(i) * widths * (factors or not dense))
-                    for i, batch in enumerate(held.batches)
-                ]
-                room = budget - buffers * itemsize - activations
-                tiles = _tiles(sizes, room)
-                rebuilt = 0 if dense else len(streamed.batches) * held.all_tokens / 3
-                cost = held.all_tokens + len(tiles) * streamed.all_tokens + rebuilt
-                largest = max((sum(sizes[i] for i in tile) for tile in tiles), default=0)
-                plans.append(Plan(hold, dense, tiles, cost, largest, largest <= room))
+
+        def add(hold: str, dense: bool, together: int | None, share: float = 1.0) -> None:
+            held, streamed = (tasks, examples) if hold == "tasks" else (examples, tasks)
+            # Beside what is held, one layer's gradients: of a batch or group that streams past, and of held factors.
+            sizes = [
+                itemsize
+                * (len(batch) * (elements if dense else widest) + held.tokens(i) * width * (factors or not dense))
+                for i, batch in enumerate(held.batches)
+            ]
+            left = room - (0 if together else streamed.longest * widest * itemsize)
+            tiles = parted(sizes, share * left)
+            largest = max((sum(sizes[i] for i in tile) for tile in tiles), default=0)
+            steps = [
+                itemsize * (streamed.tokens(i) * together + len(batch) * widest) if together else 0
+                for i, batch in enumerate(streamed.batches)
+            ]
+            groups = parted(steps, left - largest if together else 0)
+            under_way = max((sum(steps[i] for i in group) for group in groups), default=0)
+            passes = len(tiles) * streamed.all_tokens * (4 / 3 if together else 1)
+            rebuilt = 0 if dense else len(groups) * held.all_tokens / 3
+            cost = held.all_tokens + passes + rebuilt
+            plans.append(Plan(hold, dense, tiles, groups, cost, largest, largest + under_way <= left))
+
+        for hold in ("tasks", "examples"):
+            add(hold, True, None)
+            add(hold, False, None)
+            if per_token:
+                for share in SHARES:
+                    add(hold, False, per_token, share)
         fitting = [plan for plan in plans if plan.fits]
         if not fitting:
             return min(plans, key=lambda plan: (plan.held_bytes, plan.cost))
@@ -91,18 +120,20 @@ class Plan:
         form = "gradients" if self.dense else "factors of the gradients"
         other = "examples" if self.hold == "tasks" else "tasks"
         more = "" if self.fits else " (one batch alone needs more: lower attribution.batch_tokens)"
+        batches = sum(map(len, self.groups))
+        together = f", {batches} batches in {len(self.groups)} groups" if len(self.groups) < batches else ""
         return (
             f"{form} of the {self.hold} are held, {self.held_bytes / 1e9:.2f} GB within {budget_gb:g} GB{more}; "
-            f"{len(self.tiles)} pass(es) over the {other}"
+            f"{len(self.tiles)} pass(es) over the {other}{together}"
         )
 
 
-def _tiles(sizes: Sequence[int], room: float) -> list[list[int]]:
+def parted(sizes: Sequence[int], room: float) -> list[list[int]]:
     """Consecutive batches whose sizes fit the room together, at least one each."""
     tiles: list[list[int]] = []
     used = 0
     for batch, size in enumerate(sizes):
-        if not tiles or used + size > room:
+        if not tiles or used + size > room or room <= 0:
             tiles.append([])
             used = 0
         tiles[-1].append(batch)
@@ -142,37 +173,57 @@ class Held:
             with tapped(network, layers, keep):
                 loss_backward(network, batch)
 
-    def stream(self, batch: list[Encoded], contract: Contractions, held_first: bool) -> list[dict[str, Tensor]]:
-        """Σ over parameter tensors of each contraction between `batch` and every held batch.
+    def stream(
+        self, batches: Sequence[list[Encoded]], contractions: Mapping[str, Contraction], held_first: bool
+    ) -> list[list[dict[str, Tensor]]]:
+        """Σ over parameter tensors of each contraction between every one of `batches` and every held batch.
 
-        held_first: the held side is the examples, the first argument of a contraction. Returns for each held batch
-        {name: [examples, tasks] float32}.
+        Several go in step. held_first: the held side is the examples, the first argument of a contraction. Returns for
+        each batch, for each held one, {name: [examples, tasks] float32}.
         """
-        n = len(batch)
-        shapes = [(len(where), n) if held_first else (n, len(where)) for where in self.where]
-        sums = [{name: torch.zeros(shape, device=self.device) for name in contract} for shape in shapes]
-        streamed_where = spans(batch)
+        spans_of = [spans(batch) for batch in batches]
+        sums = [
+            [
+                {name: torch.zeros(shape if held_first else shape[::-1], device=self.device) for name in contractions}
+                for shape in ((len(where), len(batch)) for where in self.where)
+            ]
+            for batch in batches
+        ]
 
-        def multiply(index: int, a: Tensor, delta: Tensor) -> None:
-            layer = self.layers[index]
-            streamed = None
-            for number, total in enumerate(sums):
-                if self._by_grams(layer, self.where[number], streamed_where, held_first):
-                    sides = [(*self.kept[number][index][0], self.where[number]), (a, delta, streamed_where)]
+        def multiply(index: int, rows: list[tuple[Tensor, Tensor]]) -> None:
+            layer, pairs = self.layers[index], []
+            for n, (row, where) in enumerate(zip(rows, spans_of, strict=True)):
+                for i, own in enumerate(self.where):
+                    if not self._by_grams(layer, own, where, held_first):
+                        pairs.append((i, n))
+                        continue
+                    sides = [(*self.kept[i][index][0], own), (*row, where)]
                     first, second = sides if held_first else reversed(sides)
-                    for products in total.values():
-                        products += grams(layer, *first, *second)
-                    continue
-                if streamed is None:
-                    streamed = form(layer, a, delta, streamed_where, self._buffer("streamed", n, layer))
-                held = self._gradients(number, index)
-                first, second = (held, streamed) if held_first else (streamed, held)
-                for part in parameters(layer):
-                    for name, contraction in contract.items():
-                        total[name] += contraction(first[:, part], second[:, part])
+                    for total in sums[n][i].values():
+                        total += grams(layer, *first, *second)
+            if not pairs:
+                return
+            held = {i: self._gradients(i, index) for i in {i: None for i, _ in pairs}}
+            streamed = {
+                n: form(layer, *rows[n], spans_of[n], self._buffer(f"streamed {n}", len(spans_of[n]), layer))
+                for n in {n: None for _, n in pairs}
+            }
+            for part in parameters(layer):
+                sides = [{key: g[:, part] for key, g in side.items()} for side in (held, streamed)]
+                if held_first:
+                    terms = contract(contractions, *sides, pairs)
+                else:
+                    terms = contract(contractions, *reversed(sides), [(n, i) for i, n in pairs])
+                for name, of_pairs in terms.items():
+                    for pair, term in of_pairs.items():
+                        i, n = pair if held_first else pair[::-1]
+                        sums[n][i][name] += term
 
-        with tapped(self.network, self.layers, multiply):
-            loss_backward(self.network, batch)
+        if len(batches) == 1:
+            with tapped(self.network, self.layers, lambda index, a, delta: multiply(index, [(a, delta)])):
+                loss_backward(self.network, batches[0])
+        else:
+            backward_in_step(self.network, self.layers, batches, multiply)
         return sums
 
     def _by_grams(self, layer: Layer, held: list[slice], streamed: list[slice], held_first: bool) -> bool:
@@ -193,7 +244,7 @@ class Held:
             return gradients
         a, delta = factors
         where = self.where[number]
-        return form(self.layers[index], a, delta, where, self._buffer("held", len(where), self.layers[index]))
+        return form(self.layers[index], a, delta, where, self._buffer(f"held {number}", len(where), self.layers[index]))
 
     def _buffer(self, name: str, n: int, layer: Layer) -> Tensor:
         """Memory for the gradients of n sequences in one layer, the same for all layers."""

@@ -1,24 +1,22 @@
 """Influence with the identity as Hessian: does an example's gradient point where a task's does?"""
 
 import logging
-import math
+import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from icprobe.attribution.holding import Contractions, Held, Plan, Side
+from icprobe.attribution.contraction import CONTRACTIONS
+from icprobe.attribution.holding import Held, Plan, Side, parted
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
 from icprobe.gradients import layers_of
 from icprobe.packing import Network
+from icprobe.stepping import kept_per_token
 
 logger = logging.getLogger(__name__)
 
-# Elements of a layer that are clamped and multiplied at a time: small enough for a CPU's cache.
-TILE = 1 << 16
-# Vectors that ⟨x, y⟩ is summed from, where their length allows.
-PARTS = 64
+# Batches in step are parted so that no group takes much longer: what a killed job loses at most.
+GROUP_SECONDS = 60.0
 
 
 def attribute(
@@ -36,6 +34,7 @@ def attribute(
 
     One side's gradients are held within the budget, the other's stream past; `Plan` chooses. Whatever it chooses, the
     same pairs of batches are multiplied layer by layer in the same order: the budget changes no bit of the result.
+    What a pair of batches gives is a piece of `inputs.pieces`, so that a killed job loses no more than a group's work.
     """
     network = Network(inputs.model)
     layers = layers_of(network)
@@ -44,70 +43,40 @@ def attribute(
     targets = Side([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
     alone = len(tasks) if set(methods) == {"influence"} else None
     itemsize = network.model.dtype.itemsize
-    plan = Plan.cheapest(examples, targets, layers, memory_budget_gb * 1e9, itemsize, alone is not None)
+    per_token = kept_per_token(network, layers)
+    plan = Plan.cheapest(examples, targets, layers, memory_budget_gb * 1e9, itemsize, alone is not None, per_token)
     logger.info("%s", plan.sentence(memory_budget_gb))
-    edges = np.cumsum([0, *(len(batch) for batch in targets.batches)])
-    blocks: dict[int, dict[str, np.ndarray]] = {}
+    contractions = {method: CONTRACTIONS[method] for method in methods}
+    by_example, pieces = plan.hold == "examples", inputs.pieces
+    kept, streamed = (examples, targets) if by_example else (targets, examples)
 
-    def put(run: int, pack: int, products: dict[str, Tensor]) -> None:
-        shape = (len(runs[run]), len(tasks))
-        for name, product in products.items():
-            block = blocks.setdefault(run, {m: np.empty(shape, np.float32) for m in methods})[name]
-            block[:, edges[pack] : edges[pack + 1]] = product.cpu().numpy()
+    def piece(method: str, i: int, other: int) -> str:
+        run, pack = (i, other) if by_example else (other, i)
+        return f"{method}/{runs[run][0]}/{pack}"
 
     def finished(run: int) -> Blocks:
-        yield from ((name, runs[run], block) for name, block in blocks.pop(run).items())
+        for method in methods:
+            names = [piece(method, *((run, n) if by_example else (n, run))) for n in range(len(targets.batches))]
+            yield method, runs[run], np.concatenate([pieces.pop(name) for name in names], axis=1)
 
-    contract = contractions(methods)
     for number, tile in enumerate(plan.tiles):
-        if plan.hold == "tasks":
-            held = Held(network, layers, [targets.batches[pack] for pack in tile], plan.dense, alone)
-            for run, batch in enumerate(examples.batches):
-                for pack, products in zip(tile, held.stream(batch, contract, held_first=False), strict=True):
-                    put(run, pack, products)
-                if number == len(plan.tiles) - 1:
+        held, tokens = None, 0.0
+        for group in plan.groups:
+            waiting = [n for n in group if not all(piece(m, i, n) in pieces for m in methods for i in tile)]
+            if waiting and held is None:
+                begun = time.monotonic()
+                held = Held(network, layers, [kept.batches[i] for i in tile], plan.dense, alone)
+                tokens = GROUP_SECONDS * sum(map(kept.tokens, tile)) / (time.monotonic() - begun)
+            for part in parted([streamed.tokens(n) for n in waiting], tokens):
+                others = [waiting[place] for place in part]
+                rows = held.stream([streamed.batches[n] for n in others], contractions, by_example)
+                for n, row in zip(others, rows, strict=True):
+                    for i, products in zip(tile, row, strict=True):
+                        for method, product in products.items():
+                            pieces[piece(method, i, n)] = product.cpu().numpy()
+            if not by_example and number == len(plan.tiles) - 1:
+                for run in group:
                     yield from finished(run)
-        else:
-            held = Held(network, layers, [examples.batches[run] for run in tile], plan.dense, alone)
-            for pack, batch in enumerate(targets.batches):
-                for run, products in zip(tile, held.stream(batch, contract, held_first=True), strict=True):
-                    put(run, pack, products)
+        if by_example:
             for run in tile:
                 yield from finished(run)
-
-
-def contractions(methods: Sequence[str]) -> Contractions:
-    """How two batches' gradients of one parameter tensor become a term of each method's matrix."""
-    known = {"influence": dot, "influence_log": lambda x, y: signed_log(clamped_products(x, y))}
-    return {method: known[method] for method in methods}
-
-
-def dot(x: Tensor, y: Tensor) -> Tensor:
-    """⟨x_i, y_j⟩: [n, p], [m, p] → [n, m] float32.
-
-    On a CPU a batch of products of shorter vectors: they read memory faster than one product does, and round less.
-    """
-    parts = math.gcd(x.shape[1], PARTS)
-    if x.device.type != "cpu" or parts == 1:
-        return (x @ y.T).float()
-    left, right = (v.view(len(v), parts, -1).transpose(0, 1) for v in (x, y))
-    return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float32)
-
-
-def clamp(gradient: Tensor) -> Tensor:
-    """sign(g)·min(max(|g|, 1e-4), 1), element by element; 0 stays 0."""
-    return gradient.abs().clamp_(1e-4, 1).mul_(gradient.sign())
-
-
-def clamped_products(x: Tensor, y: Tensor) -> Tensor:
-    """⟨clamp(x_i), clamp(y_j)⟩: [n, p], [m, p] → [n, m] float32, clamped and multiplied tile by tile."""
-    total = torch.zeros(len(x), len(y), dtype=torch.float32, device=x.device)
-    tile = TILE if x.device.type == "cpu" else x.shape[1]
-    for a, b in zip(x.split(tile, dim=1), y.split(tile, dim=1), strict=True):
-        total += (clamp(a) @ clamp(b).T).float()
-    return total
-
-
-def signed_log(d: Tensor) -> Tensor:
-    """sign(d)·ln|d|, 0 where d = 0."""
-    return torch.where(d == 0, 0.0, d.sign() * d.abs().log())

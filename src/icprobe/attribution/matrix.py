@@ -1,6 +1,6 @@
 """What all methods share: their inputs, how examples form batches and shards, and the matrix as a table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,8 @@ class Inputs:
     """What a method is given.
 
     train, tasks: tables with id, instruction, input, output. lengths: table id, n_query, n_target of the examples in
-    the model's tokens. model, tokenizer: of transformers, None for methods that need none.
+    the model's tokens. model, tokenizer: of transformers, None for methods that need none. pieces: where a method whose
+    blocks take minutes puts parts of them, by names of its own, and finds them again after it was killed.
     """
 
     train: pd.DataFrame
@@ -27,7 +28,7 @@ class Inputs:
     model: Any = None
     tokenizer: Any = None
     seed: int = 0
-    notes: dict[str, Any] = field(default_factory=dict)
+    pieces: MutableMapping[str, np.ndarray] = field(default_factory=dict)
 
     def examples(self, rows: Sequence[int] | slice) -> list[dict[str, Any]]:
         """Some rows of train, as mappings; never all, for one shard's share of a million is small."""

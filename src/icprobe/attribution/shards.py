@@ -4,7 +4,8 @@ import importlib
 import logging
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +40,13 @@ def compute(
     """
     runs = batches(inputs.lengths, batch_tokens)
     mine = shard_of(runs, inputs.lengths, shard, shards)
-    saved = _Saved(partial)
+    saved = Saved(partial)
+    inputs = replace(inputs, pieces=saved)
     position = {tuple(runs[index]): index for index in mine}
-    waiting = [index for index in mine if not all((method, index) in saved.blocks for method in methods)]
+    waiting = [index for index in mine if not all(f"{method}/{index}" in saved for method in methods)]
     total = sum(len(runs[index]) for index in mine)
     done = total - sum(len(runs[index]) for index in waiting)
-    if done:
+    if saved:
         logger.info("resumed: %d of %d examples were finished before", done, total)
     attribute = importlib.import_module(module).attribute
     with Progress(total=total, initial=done, desc="+".join(methods), unit="example") as progress:
@@ -53,7 +55,7 @@ def compute(
         computed = attribute(inputs, methods[0], [runs[i] for i in waiting], **settings) if waiting else ()
         for method, rows, block in computed:
             index = position[tuple(rows)]
-            saved.add(method, index, block)
+            saved[f"{method}/{index}"] = block
             finished[index] = finished.get(index, 0) + 1
             if finished[index] == len(methods):
                 progress.update(len(rows))
@@ -61,7 +63,7 @@ def compute(
     rows = np.concatenate([runs[index] for index in mine]) if mine else np.array([], dtype=int)
     tables = {}
     for method in methods:
-        blocks = [saved.blocks[method, index] for index in mine]
+        blocks = [saved[f"{method}/{index}"] for index in mine]
         columns = list(inputs.tasks["id"]) if per_task else ["score", "n_tasks"][: blocks[0].shape[1] if blocks else 1]
         values = np.concatenate(blocks) if blocks else np.empty((0, len(columns)), dtype=np.float32)
         ids = inputs.lengths["id"].iloc[rows]
@@ -70,12 +72,12 @@ def compute(
     return tables
 
 
-class _Saved:
-    """Finished blocks by (method, batch index), on disk in files of some seconds of work each."""
+class Saved(MutableMapping[str, np.ndarray]):
+    """Finished blocks ("method/batch") and a method's own pieces of some, on disk in files of seconds of work."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.blocks: dict[tuple[str, int], np.ndarray] = {}
+        self._arrays: dict[str, np.ndarray] = {}
         self._fresh: dict[str, np.ndarray] = {}
         self._written = time.monotonic()
         self._number = 0  # of the next file
@@ -83,20 +85,29 @@ class _Saved:
             self._number = int(path.stem.removeprefix("blocks-")) + 1
             try:
                 with np.load(path) as file:
-                    read = {key: file[key] for key in file.files}
+                    self._arrays |= {key: file[key] for key in file.files}
             except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
                 logger.info("%s is damaged (%s); what it held is computed again", path, error)
                 path.unlink()
-                continue
-            for key, block in read.items():
-                method, index = key.rsplit("/", 1)
-                self.blocks[method, int(index)] = block
 
-    def add(self, method: str, index: int, block: np.ndarray) -> None:
-        self.blocks[method, index] = block
-        self._fresh[f"{method}/{index}"] = block
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._arrays[key]
+
+    def __setitem__(self, key: str, array: np.ndarray) -> None:
+        self._arrays[key] = self._fresh[key] = array
         if time.monotonic() - self._written > SAVE_SECONDS:
             self.write()
+
+    def __delitem__(self, key: str) -> None:
+        """Forgotten here, not on disk: what is taken apart is not written again."""
+        del self._arrays[key]
+        self._fresh.pop(key, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
     def write(self) -> None:
         if self._fresh:

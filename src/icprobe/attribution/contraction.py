@@ -1,0 +1,75 @@
+"""How gradients of examples and tasks become terms of a matrix, parameter tensor by parameter tensor."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Elements of gradients that are prepared and multiplied at a time, for all pairs of batches: they stay in the cache.
+CHUNK = 1 << 16
+# Vectors that ⟨x, y⟩ of a chunk is summed from, where its length allows.
+PARTS = 16
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """finish(⟨prepare(x), prepare(y)⟩), both element by element, of the gradients of one parameter tensor."""
+
+    prepare: Callable[[Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor]
+
+
+def clamp(gradient: Tensor) -> Tensor:
+    """sign(g)·min(max(|g|, 1e-4), 1), element by element; 0 stays 0."""
+    return gradient.abs().clamp_(1e-4, 1).mul_(gradient.sign())
+
+
+def signed_log(d: Tensor) -> Tensor:
+    """sign(d)·ln|d|, 0 where d = 0."""
+    return torch.where(d == 0, 0.0, d.sign() * d.abs().log())
+
+
+CONTRACTIONS = {
+    "influence": Contraction(lambda gradient: gradient, lambda product: product),
+    "influence_log": Contraction(clamp, signed_log),
+}
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    """⟨x_i, y_j⟩: [n, p], [m, p] → [n, m] float32.
+
+    On a CPU a batch of products of shorter vectors: they read memory faster than one product does, and round less.
+    """
+    parts = math.gcd(x.shape[1], PARTS)
+    if x.device.type != "cpu" or parts == 1:
+        return (x @ y.T).float()
+    left, right = (v.view(len(v), parts, -1).transpose(0, 1) for v in (x, y))
+    return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float32)
+
+
+def contract(
+    contractions: Mapping[str, Contraction],
+    first: Mapping[int, Tensor],
+    second: Mapping[int, Tensor],
+    pairs: Iterable[tuple[int, int]],
+) -> dict[str, dict[tuple[int, int], Tensor]]:
+    """Each contraction's term [n, m] float32 for each pair (i, j) of first[i] [n, p] and second[j] [m, p].
+
+    A pair's bits depend on no other pair's: only the order in which chunks and pairs take turns does.
+    """
+    (some, *_) = first.values()
+    size = some.shape[1]
+    chunk = CHUNK if some.device.type == "cpu" else size
+    sums: dict[str, dict[tuple[int, int], Tensor]] = {name: {} for name in contractions}
+    for start in range(0, size, chunk):
+        for name, contraction in contractions.items():
+            x, y = (
+                {key: contraction.prepare(g[:, start : start + chunk]) for key, g in side.items()}
+                for side in (first, second)
+            )
+            for i, j in pairs:
+                term = dot(x[i], y[j])
+                sums[name][i, j] = term if start == 0 else sums[name][i, j].add_(term)
+    return {name: {pair: contractions[name].finish(d) for pair, d in of.items()} for name, of in sums.items()}
