@@ -128,8 +128,8 @@ def comparisons(whole: bool) -> list[Comparison]:
                 Entry(
                     "kronfluence",
                     "kronfluence",
-                    {"held_tasks": 10, "batch": 5, "part": None if whole else 10},
-                    note="query_gradient_accumulation_steps: 10 tasks held at a time",
+                    {"held_tasks": 8, "batch": 4, "part": None if whole else 8},
+                    note="query_gradient_accumulation_steps: 8 tasks held at a time",
                 ),
                 Entry(
                     "bergson",
@@ -138,7 +138,6 @@ def comparisons(whole: bool) -> list[Comparison]:
                     note="5 tasks held at a time, as its query_batch_size does",
                 ),
             ),
-            share=0.6,
             m=100,
             cannot={"dattri": "differentiates all tasks anew for every batch of examples; see the 12 tasks"},
         ),

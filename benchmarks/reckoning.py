@@ -28,6 +28,9 @@ class Experiment:
     tasks: int
     blocks: float  # P
     head: float  # V
+    factors: float  # elements of a token's inputs and output gradients in all linear layers, shared inputs once
+    depth: int
+    hidden: int
     example_tokens: int = 300
     task_tokens: int = 178
     response_tokens: int = 155
@@ -48,12 +51,19 @@ def icp(e: Experiment) -> float:
 
 
 def influence(e: Experiment) -> float:
-    """Examples' gradients as often as the budget parts the tasks' (or the other way round), and products."""
-    tiles = math.ceil(e.tasks * e.blocks * 2 / BUDGET)
-    tasks_held = tiles * e.examples * 6 * e.blocks * e.example_tokens
-    groups = math.ceil(e.examples * e.blocks * 2 / BUDGET)
-    examples_held = groups * e.tasks * 6 * e.blocks * e.task_tokens + e.examples * 6 * e.blocks * e.example_tokens
-    return min(tasks_held, examples_held) + e.pairs * 2 * e.blocks
+    """The cheapest of three ways to share the budget, and products.
+
+    The tasks' gradients are held in parts, with a pass over the examples for each, or the examples' with passes over
+    the tasks; or the tasks' factors in parts of half the budget, with examples in step (a forward pass more) in the
+    other half, and the tasks' gradients formed anew for each group of these.
+    """
+    examples, tasks = e.examples * e.example_tokens, e.tasks * e.task_tokens  # tokens
+    tasks_held = math.ceil(e.tasks * e.blocks * 2 / BUDGET) * examples * 6 * e.blocks
+    examples_held = (math.ceil(e.examples * e.blocks * 2 / BUDGET) * tasks + examples) * 6 * e.blocks
+    tiles = math.ceil(tasks * e.factors * 2 / (BUDGET / 2))
+    groups = math.ceil(examples * (e.hidden * (e.depth + 1) + e.factors / e.depth) * 2 / (BUDGET / 2))
+    in_step = (tiles * examples * 8 + groups * tasks * 2) * e.blocks
+    return min(tasks_held, examples_held, in_step) + e.pairs * 2 * e.blocks
 
 
 def influence_mean(e: Experiment) -> float:
@@ -72,8 +82,14 @@ METHODS = {
     "influence_mean": (influence_mean, BFLOAT16),
     "one_step": (one_step, FLOAT32),
 }
-PYTHIA = {"blocks": 16 * 12 * 2048**2, "head": 50_304 * 2048}
-LLAMA = {"blocks": 32 * (4 * 4096**2 + 3 * 4096 * 11_008), "head": 32_000 * 4096}
+PYTHIA = {"blocks": 16 * 12 * 2048**2, "head": 50_304 * 2048, "factors": 16 * 16 * 2048, "depth": 16, "hidden": 2048}
+LLAMA = {
+    "blocks": 32 * (4 * 4096**2 + 3 * 4096 * 11_008),
+    "head": 32_000 * 4096,
+    "factors": 32 * (8 * 4096 + 3 * 11_008),
+    "depth": 32,
+    "hidden": 4096,
+}
 EXPERIMENTS = [
     Experiment("52,002 × 100, Pythia-1b", 52_002, 100, **PYTHIA, example_tokens=89),
     Experiment("1 M × 1,000, 7B", 1e6, 1000, **LLAMA),

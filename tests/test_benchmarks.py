@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,13 +173,19 @@ def test_every_step_of_scaling_runs_and_fills_the_page(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scaling.json", "scaling.md"]
 
 
-def test_reckoned_operations_are_those_of_one_pair_after_another():
-    one = reckoning.Experiment("one", 3, 2, blocks=10, head=7, example_tokens=5, task_tokens=4, response_tokens=2)
+def test_reckoned_operations_are_those_of_one_pair_after_another(monkeypatch):
+    one = reckoning.Experiment(
+        "one", 3, 2, 10, head=7, factors=6, depth=2, hidden=3, example_tokens=5, task_tokens=4, response_tokens=2
+    )
     icp = sum(2 * 10 * 5 + sum(2 * 10 * 4 + 2 * 7 * 2 for _task in range(2)) for _example in range(3))
     assert reckoning.icp(one) == icp
     assert reckoning.one_step(one) == icp + 3 * 4 * 10 * 5  # two passes back besides the one forward
     assert reckoning.influence(one) == 3 * 6 * 10 * 5 + 2 * 3 * 2 * 10
     assert reckoning.hours(one, "icp") == icp / reckoning.BFLOAT16 / 3600
+    # Where little can be held: two parts of the tasks' factors, eight groups of examples behind each.
+    monkeypatch.setattr(reckoning, "BUDGET", 100)
+    large = replace(one, blocks=1000)
+    assert reckoning.influence(large) == 2 * 3 * 8 * 1000 * 5 + 8 * 2 * 2 * 1000 * 4 + 2 * 3 * 2 * 1000
 
 
 def test_the_page_holds_what_is_reckoned_now():
