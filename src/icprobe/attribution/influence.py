@@ -15,8 +15,8 @@ from icprobe.stepping import kept_per_token
 
 logger = logging.getLogger(__name__)
 
-# Batches in step are parted so that no group takes much longer than two minutes, which is what a killed job may lose: by
-# the rate at which gradients to be held were made, without the second forward pass, a third more.
+# Batches in step are parted so that no group takes much longer than two minutes, which is what a killed job may lose:
+# by the rate at which gradients to be held were made, without the second forward pass, a third more.
 GROUP_SECONDS = 90.0
 
 
