@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import copy
 import json
 import socket
 import subprocess
@@ -113,3 +114,16 @@ def silent_server():
     """A server that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.fixture
+def inputs(few, prompts, tokenizer, tiny_model):
+    """(architecture, dtype) → what a method is given, with a model of its own."""
+    from icprobe.attribution.matrix import Inputs
+
+    def make(architecture, dtype=None):
+        train, tasks, lengths = few
+        model = copy.deepcopy(tiny_model(architecture))
+        return Inputs(train, tasks, lengths, prompts, model.to(dtype) if dtype else model, tokenizer, seed=3)
+
+    return make

@@ -54,18 +54,21 @@ class Layer:
 def layers_of(network: Network) -> list[Layer]:
     """The layers that gradients are taken for, in the model's order."""
     modules = linear_layers(network.model)
-    seen: dict[nn.Module, Tensor] = {}
-    handles = [m.register_forward_pre_hook(lambda m, inputs: seen.setdefault(m, inputs[0])) for m in modules.values()]
+    inputs: dict[nn.Module, Tensor] = {}
     row = Row()
     row.add([5, 6])
-    network.hidden(row)
-    for handle in handles:
-        handle.remove()
+    hooks = [m.register_forward_pre_hook(lambda m, args: inputs.update({m: args[0]})) for m in modules.values()]
+    try:
+        network.hidden(row)
+    finally:
+        for hook in hooks:
+            hook.remove()
     found, before = [], None
     for name, module in modules.items():
         d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
-        found.append(Layer(name, module, d_in, d_out, module.bias is not None, seen.get(module) is before is not None))
-        before = seen.get(module)
+        shares_input = module in inputs and inputs[module] is before
+        found.append(Layer(name, module, d_in, d_out, module.bias is not None, shares_input))
+        before = inputs.get(module)
     return found
 
 
