@@ -25,6 +25,7 @@ rule attribute:
         module=lambda w: METHODS[w.method].module,
         per_task=lambda w: METHODS[w.method].per_task,
         settings=lambda w: attribution_settings(w.method),
+        execution=lambda w: METHODS[w.method].execution,
         templates=lambda w: slice_of(CONFIG.templates) if METHODS[w.method].needs_model else {},
         seed=lambda w: CONFIG.seed if METHODS[w.method].seeded else None,
         code=lambda w: fingerprint("attribute", METHODS[w.method].module),
@@ -32,8 +33,9 @@ rule attribute:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
     benchmark:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
-    threads: 64
+    threads: THREADS
     resources:
+        heavy=1,
         **RESOURCES["attribute"],
     script:
         "../workflow/scripts/attribute.py"
@@ -72,6 +74,7 @@ if INFLUENCE:
             module=METHODS[INFLUENCE[0]].module,
             per_task=True,
             settings=attribution_settings(INFLUENCE[0]),
+            execution=METHODS[INFLUENCE[0]].execution,
             templates=slice_of(CONFIG.templates),
             seed=None,
             code=fingerprint("attribute", METHODS[INFLUENCE[0]].module),
@@ -79,8 +82,9 @@ if INFLUENCE:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
         benchmark:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
-        threads: 64
+        threads: THREADS
         resources:
+            heavy=1,
             **RESOURCES["attribute_influence"],
         script:
             "../workflow/scripts/attribute.py"

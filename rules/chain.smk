@@ -26,6 +26,7 @@ if CHAIN:
             module=METHODS["one_step"].module,
             per_task=True,
             settings=lambda w: attribution_settings("one_step") | {"learning_rate": STEPS[w.learning_rate]},
+            execution=METHODS["one_step"].execution,
             templates=slice_of(CONFIG.templates),
             seed=None,
             code=fingerprint("attribute", METHODS["one_step"].module),
@@ -33,8 +34,9 @@ if CHAIN:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.log",
         benchmark:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.benchmark.tsv"
-        threads: 64
+        threads: THREADS
         resources:
+            heavy=1,
             **RESOURCES["attribute_step"],
         script:
             "../workflow/scripts/attribute.py"

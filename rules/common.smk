@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import artifacts, ending, reading
+from icprobe import artifacts, cores, ending, execution, reading
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -75,8 +75,14 @@ if SWEEP is None:
     both = {"icp", "influence"} <= set(CONFIG.attribution.methods)
     SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
 
-# Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
+# Read by the jobs, and by their W&B runs. No params: no result depends on them, so a change must rerun nothing.
+os.environ[execution.VARIABLE] = json.dumps(CONFIG.execution())
 os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
+
+
+# What a heavy rule computes with: the cores that `--cores` gives, but no more threads than OMP_NUM_THREADS says (which
+# Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.
+THREADS = cores.wanted()
 
 
 def either(names):

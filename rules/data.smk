@@ -17,8 +17,9 @@ rule prepare_model:
         "logs/models/{model}.log",
     benchmark:
         "logs/models/{model}.benchmark.tsv"
-    threads: 64
+    threads: THREADS
     resources:
+        heavy=1,
         **RESOURCES["prepare_model"],
     script:
         "../workflow/scripts/prepare_model.py"
@@ -82,8 +83,9 @@ if CONFIG.data.tasks:
         benchmark:
             "logs/{experiment}/select_tasks.benchmark.tsv"
         # k-means runs the first model over all candidates.
-        threads: 64 if SELECT.startswith("kmeans") else 1
+        threads: THREADS if SELECT.startswith("kmeans") else 1
         resources:
+            heavy=int(SELECT.startswith("kmeans")),
             **RESOURCES["select_tasks"],
         script:
             "../workflow/scripts/select_tasks.py"

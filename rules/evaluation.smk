@@ -45,8 +45,9 @@ if CONFIG.evaluation.base_responses == "generate":
             "logs/{experiment}/generate_base/{model}.log",
         benchmark:
             "logs/{experiment}/generate_base/{model}.benchmark.tsv"
-        threads: 64
+        threads: THREADS
         resources:
+            heavy=1,
             **RESOURCES["generate_base"],
         script:
             "../workflow/scripts/generate.py"
@@ -99,8 +100,9 @@ rule generate:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.log",
     benchmark:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
-    threads: 64
+    threads: THREADS
     resources:
+        heavy=1,
         **RESOURCES["generate"],
     script:
         "../workflow/scripts/generate.py"

@@ -85,7 +85,6 @@ rule fine_tune:
             "dtype",
             "device",
             "lora",
-            "checkpoint_minutes",
         ),
         templates=slice_of(CONFIG.templates, "query", "target"),
         results="results/{experiment}",
@@ -94,8 +93,9 @@ rule fine_tune:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.log",
     benchmark:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
-    threads: 64
+    threads: THREADS
     resources:
+        heavy=1,
         **RESOURCES["fine_tune"],
     script:
         "../workflow/scripts/fine_tune.py"

@@ -276,7 +276,9 @@ def no_home(project: dag.Project) -> None:
 
 
 def one_core(project: dag.Project) -> None:
-    """The experiment with --cores 1 and with --cores 2: the same bytes in matrices, scores, subsets and tables."""
+    """The experiment with --cores 1 and with --cores 2, each job with one thread (OMP_NUM_THREADS, as `dag` sets it):
+    the same bytes in matrices, scores, subsets and tables.
+    """
     first = {name: files(project.path / dag.RESULTS / name) for name in ("attributions", "scores", "subsets", "tables")}
     # From the same responses the same judgements and tables of win rates; the responses themselves follow below.
     judged = [dag.RESULTS / "tables/win_rates.csv", JUDGEMENTS]

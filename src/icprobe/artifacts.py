@@ -12,15 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from icprobe.errors import ArtifactError
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
 
-# What watches a job but cannot change its result; an edit here must not repeat a month of GPU work.
-OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress"})
+# What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
+# of GPU work.
+OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress", "icprobe.errors"})
 
 
 @contextmanager
@@ -190,15 +191,14 @@ def temporary_directory() -> tempfile.TemporaryDirectory:
 
 
 def fingerprint(script: str | Path, modules: Iterable[str] = ()) -> str:
-    """Digest of a script, of `modules` and of all first-party modules that these reach by import.
+    """Digest of what a script, `modules` and all first-party modules do that these reach by import.
 
-    Modules that only watch (`OBSERVERS`) do not count. Snakemake takes it as a param, so that a job reruns when code
-    that it runs has changed, and only then.
+    Modules that only watch (`OBSERVERS`) do not count, nor do comments, docstrings, layout and the messages of errors.
+    Snakemake takes it as a param, so that a job reruns when code that it runs has changed, and only then.
     """
-    script = Path(script)
-    names = closure({*_imports(script, script.stat().st_mtime_ns), *modules})
-    sources = {name: file_digest(_module_path(name)) for name in sorted(names)}
-    return digest([file_digest(script), sources])[:16]
+    script = _source(Path(script))
+    names = sorted(closure({*script.imports, *modules}))
+    return digest([script.meaning, {name: _source(_module_path(name)).meaning for name in names}])[:16]
 
 
 def closure(modules: Iterable[str]) -> set[str]:
@@ -208,16 +208,56 @@ def closure(modules: Iterable[str]) -> set[str]:
     while waiting:
         name = waiting.pop()
         if name not in found and name not in OBSERVERS:
-            path = _module_path(name)
             found.add(name)
-            waiting += _imports(path, path.stat().st_mtime_ns)
+            waiting += _source(_module_path(name)).imports
     return found
 
 
+class _Source(NamedTuple):
+    """A source file: a digest of what it does, and the first-party modules that it imports anywhere."""
+
+    meaning: str
+    imports: frozenset[str]
+
+
+def _source(path: Path) -> _Source:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
 @functools.cache
-def _imports(path: Path, _modified: int) -> frozenset[str]:
-    """First-party modules that a source file imports anywhere, functions included."""
+def _parsed(path: Path, _modified: int) -> _Source:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return _Source(digest(_meaning(tree)), _imports(tree))
+
+
+def _meaning(node: Any, in_error: bool = False) -> Any:
+    """A syntax tree as plain values, without what does nothing: docstrings, and texts in the making of an error.
+
+    Not `ast.dump`, which writes the same code differently from one Python to the next.
+    """
+    if isinstance(node, list):
+        return [_meaning(one, in_error) for one in node if not _does_nothing(one)]
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    if in_error and (isinstance(node, ast.JoinedStr) or _is_text(node)):
+        return "text"
+    fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
+    return [
+        type(node).__name__,
+        *([name, _meaning(value, in_error or isinstance(node, ast.Raise))] for name, value in fields.items()),
+    ]
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _does_nothing(node: Any) -> bool:
+    return isinstance(node, ast.Expr) and _is_text(node.value)
+
+
+def _imports(tree: ast.Module) -> frozenset[str]:
+    """First-party modules that are imported anywhere, functions included."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

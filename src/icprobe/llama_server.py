@@ -6,7 +6,6 @@ Needs the package xllamacpp. Ends with the command's exit code; the server is a 
 """
 
 import argparse
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from icprobe import cores
 from icprobe.errors import JudgeError
 
 HOST = "127.0.0.1"
@@ -47,7 +47,7 @@ def serving(gguf: str | Path, port: int, slots: int = 2, context: int = 4096) ->
     options.model.path = str(gguf)
     options.n_parallel, options.n_ctx = slots, slots * context
     options.hostnames, options.port, options.verbosity = [HOST], port, 0
-    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = cores.usable()
     try:
         server = xllamacpp.Server(options)
     except Exception as error:  # its own, of no documented kind

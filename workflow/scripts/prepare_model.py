@@ -6,9 +6,8 @@ from icprobe.artifacts import atomic_path, show_manifest
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    from icprobe.models import prepare, set_threads
+    from icprobe.models import prepare
 
-    set_threads()
     with atomic_path(snakemake.output.model) as aside:
         manifest = prepare(snakemake.params.source, aside)
     show_manifest(snakemake.output.model, snakemake.output.manifest)
