@@ -28,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=3, help="rounds; the median is what counts")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--data", default="../shared/data", help="folder of the texts; resources/demo always works")
-    made.add_argument("--model", default=f"resources/models/{MODEL}", help="directory of a prepared model")
+    made.add_argument("--model", help=f"directory of a prepared model; default: {MODEL} as config.yaml describes it")
     made.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape take the model's place")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32, on cuda bfloat16")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -66,17 +66,22 @@ def limited(comparison: Comparison, contestants: str) -> Comparison:
     return Comparison(**{**vars(comparison), "entries": entries})
 
 
-def prepared(model: str) -> str:
+def prepared(model: str | None) -> str:
     """The directory of the model, absolute; the configuration's own model is prepared where it is not there yet."""
-    path = Path(model) if Path(model).is_absolute() else ROOT / model
-    if not (path / "manifest.json").is_file() and path.name == MODEL:
-        import yaml
+    if model:
+        return str(ROOT / model)
+    import yaml
 
+    from icprobe.attribution import METHODS
+    from icprobe.config import load
+
+    config = load(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")), METHODS)
+    path = ROOT / config.model_directory(MODEL)
+    if not (path / "manifest.json").is_file():
         from icprobe.models import prepare
 
         print(f"preparing {MODEL} …", flush=True)
-        sources = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["model_sources"]
-        prepare(sources[MODEL], path)
+        prepare(config.model_sources[MODEL].model_dump(mode="json"), path)
     return str(path)
 
 

@@ -14,8 +14,8 @@ rule attribute:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
     input:
         **ATTRIBUTION_INPUTS,
-        model=ancient(MODEL),
-        manifest=manifest(MODEL),
+        model=model_of,
+        manifest=manifest_of,
     output:
         matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
     wildcard_constraints:
@@ -35,8 +35,8 @@ rule attribute:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
     threads: THREADS
     resources:
-        heavy=1,
         **RESOURCES["attribute"],
+        heavy=1,
     script:
         "../workflow/scripts/attribute.py"
 
@@ -65,8 +65,8 @@ if INFLUENCE:
             "influence of {wildcards.model}, shard {wildcards.scatteritem}"
         input:
             **ATTRIBUTION_INPUTS,
-            model=ancient(MODEL),
-            manifest=manifest(MODEL),
+            model=model_of,
+            manifest=manifest_of,
         output:
             **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
         params:
@@ -84,8 +84,8 @@ if INFLUENCE:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
         threads: THREADS
         resources:
-            heavy=1,
             **RESOURCES["attribute_influence"],
+            heavy=1,
         script:
             "../workflow/scripts/attribute.py"
 

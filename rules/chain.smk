@@ -17,8 +17,8 @@ if CHAIN:
             "one_step of {wildcards.model} at step size {wildcards.learning_rate}, shard {wildcards.scatteritem}"
         input:
             **ATTRIBUTION_INPUTS,
-            model=ancient(MODEL),
-            manifest=manifest(MODEL),
+            model=model_of,
+            manifest=manifest_of,
         output:
             matrix=STEP + "/{scatteritem}.parquet",
         params:
@@ -36,8 +36,8 @@ if CHAIN:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.benchmark.tsv"
         threads: THREADS
         resources:
-            heavy=1,
             **RESOURCES["attribute_step"],
+            heavy=1,
         script:
             "../workflow/scripts/attribute.py"
 

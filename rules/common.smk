@@ -130,7 +130,7 @@ def is_here(model):
 
 # A directory and its manifest beside it. Snakemake knows a directory by its time alone, the manifest by its content: so
 # jobs read the directory whatever its time, and the manifest says whether it has changed.
-MODEL = "resources/models/{model}"
+MODELS = {model: CONFIG.model_directory(model) for model in CONFIG.model_sources}
 CHECKPOINT = "results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}"
 
 
@@ -139,9 +139,19 @@ def manifest(directory):
     return f"{directory}.manifest.json"
 
 
+def model_of(wildcards):
+    """The directory of a job's model, as an input."""
+    return ancient(MODELS[wildcards.model])
+
+
+def manifest_of(wildcards):
+    """What is in it, as an input."""
+    return manifest(MODELS[wildcards.model])
+
+
 def models_here():
     """The directories of the models that can be run."""
-    return [MODEL.format(model=model) for model in CONFIG.models if is_here(model)]
+    return [MODELS[model] for model in CONFIG.models if is_here(model)]
 
 
 def contents(files):

@@ -29,8 +29,8 @@ if CONFIG.evaluation.base_responses == "generate":
         message:
             "Generating responses of {wildcards.model} itself"
         input:
-            base=ancient(MODEL),
-            base_manifest=manifest(MODEL),
+            base=model_of,
+            base_manifest=manifest_of,
             prompts="results/{experiment}/data/eval.parquet",
             lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",
         output:
@@ -47,8 +47,8 @@ if CONFIG.evaluation.base_responses == "generate":
             "logs/{experiment}/generate_base/{model}.benchmark.tsv"
         threads: THREADS
         resources:
-            heavy=1,
             **RESOURCES["generate_base"],
+            heavy=1,
         script:
             "../workflow/scripts/generate.py"
 
@@ -81,8 +81,8 @@ rule generate:
         "Generating responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
         "seed {wildcards.seed}"
     input:
-        base=ancient(MODEL),
-        base_manifest=manifest(MODEL),
+        base=model_of,
+        base_manifest=manifest_of,
         checkpoint=ancient(CHECKPOINT),
         checkpoint_manifest=manifest(CHECKPOINT),
         prompts="results/{experiment}/data/eval.parquet",
@@ -102,8 +102,8 @@ rule generate:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
     threads: THREADS
     resources:
-        heavy=1,
         **RESOURCES["generate"],
+        heavy=1,
     script:
         "../workflow/scripts/generate.py"
 

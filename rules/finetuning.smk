@@ -65,8 +65,8 @@ rule fine_tune:
     message:
         "Fine-tuning {wildcards.model} on bin {wildcards.bin} of {wildcards.method}, seed {wildcards.seed}"
     input:
-        base=ancient(MODEL),
-        base_manifest=manifest(MODEL),
+        base=model_of,
+        base_manifest=manifest_of,
         subset="results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
     output:
         checkpoint=directory(CHECKPOINT),
@@ -95,7 +95,7 @@ rule fine_tune:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
     threads: THREADS
     resources:
-        heavy=1,
         **RESOURCES["fine_tune"],
+        heavy=1,
     script:
         "../workflow/scripts/fine_tune.py"

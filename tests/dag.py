@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from snakemake.utils import update_config
+
+from icprobe.attribution import METHODS
+from icprobe.config import Config, load
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "configs", "profiles", "resources/demo", "rules", "slurm", "src", "workflow")
@@ -32,6 +36,17 @@ SETTINGS = {
     "evaluation": {"batch_size": 8},
     "wandb": {"mode": "disabled"},
 }
+
+
+def configuration(*names: str) -> Config:
+    """The configuration that these files make, each laid over those before it."""
+    raw: dict = {}
+    for name in names:
+        update_config(raw, yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
+    return load(raw, METHODS)
+
+
+MODEL = Path(configuration("config.yaml", "configs/tiny.yaml").model_directory("tiny-llama"))
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,11 @@ def times_shuffled_and_a_row_edited(project: dag.Project) -> None:
 
 def model_made_anew(project: dag.Project) -> None:
     """Another model in the place of the first, whatever its directory's time says."""
-    folder = project.path / "resources/models/tiny-llama"
+    folder = project.path / dag.MODEL
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     del manifest["digest"]
     write_manifest(folder, **{name: fact for name, fact in manifest.items() if name != "files"}, remark="another")
-    show_manifest(folder, folder.with_name("tiny-llama.manifest.json"))
+    show_manifest(folder, folder.with_name(f"{folder.name}.manifest.json"))
     os.utime(folder / ".snakemake_timestamp", (1e9, 1e9))
 
 

@@ -48,6 +48,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _remove(aside)
 
 
+@contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[bool]:
+    """Waits while another process makes `path`, in a block such as this; yields whether it is still to be made.
+
+    For what several experiments share: Snakemake keeps the jobs of one invocation apart, not those of two.
+    """
+    from huggingface_hub.utils import WeakFileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path.with_name(f".{path.name}.lock")):
+        yield not path.exists()
+
+
+def link(path: str | Path, target: str | Path) -> None:
+    """A symbolic link at `path` to `target` beside it, unless what stands there is no link."""
+    path = Path(path)
+    if path.is_symlink() or not path.exists():
+        with atomic_path(path) as aside:
+            aside.symlink_to(Path(target).name)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)

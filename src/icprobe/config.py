@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, shown
 from icprobe.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.sources import Data, ModelSource, Templates
@@ -108,6 +109,11 @@ class Config(Section):
     def finetune_bins(self) -> list[str]:
         """Bins that are fine-tuned on, as thresholds."""
         return self.bins if self.finetune.bins is None else self.finetune.bins
+
+    def model_directory(self, model: str) -> str:
+        """Where a model is kept when it is prepared, by its name and its source."""
+        source = self.model_sources[model].model_dump(mode="json", exclude_defaults=True)
+        return f"resources/models/{model}-{digest(source)[:12]}"
 
     def as_yaml(self, exclude: set[str]) -> str:
         """The configuration as complete YAML, defaults spelled out, without some sections."""

@@ -1,6 +1,6 @@
 """A llama.cpp server on loopback for as long as a command runs: an OpenAI-compatible judge that needs no account.
 
-python -m icprobe.llama_server resources/models/smollm2-135m-instruct.gguf --port 8089 -- snakemake --cores 2 all
+python -m icprobe.llama_server model.gguf --port 8089 -- snakemake --cores 2 all
 
 Needs the package xllamacpp. Ends with the command's exit code; the server is a part of this process and ends with it.
 """
