@@ -66,7 +66,7 @@ def test_light_and_heavy_jobs_run_on_one_core_without_the_calls_that_linux_alone
         environment={"OMP_NUM_THREADS": ""}, path=[tmp_path / "hooks"],
     )  # fmt: skip
     assert ended.returncode == 0, ended.output
-    assert ended.jobs == {"attribute": 1, "score": 1}
+    assert {"attribute", "score"} <= ended.jobs.keys()
     assert (project.read(heavy), project.read(light)) == before
     for log in ("attribute/tiny-llama/icp/1-of-2", "score/tiny-llama/icp"):
         facts = json.loads(project.log("tiny", f"{log}.environment.json"))["environment"]

@@ -116,7 +116,7 @@ class Config(Section):
         return f"resources/models/{model}-{digest(source)[:12]}"
 
     def as_yaml(self, exclude: set[str]) -> str:
-        """The configuration as complete YAML, defaults spelled out, without some sections."""
+        """The configuration as YAML, defaults spelled out, without some sections and without how jobs compute."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 
