@@ -131,7 +131,11 @@ def measured(pattern: str, experiment: str, models: Sequence[str]) -> list[tuple
 
     pattern: the rule's `benchmark`, such as logs/{experiment}/score/{model}/{method}.benchmark.tsv; empty: no job.
     """
-    fixed = {"experiment": re.escape(experiment), "model": "|".join(map(re.escape, models))}
+    fixed = {
+        "experiment": re.escape(experiment),
+        "model": "|".join(map(re.escape, models)),
+        "source": "[0-9a-f]{12}",
+    }
     parts = re.split(r"\{(\w+)\}", pattern)
     regex = "".join(f"({fixed.get(part, '[^/]+')})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
     # Wildcards fill whole names or parts of one; never several.
