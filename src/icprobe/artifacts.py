@@ -66,8 +66,10 @@ def link(path: str | Path, target: str | Path) -> None:
     """A symbolic link at `path` to `target` beside it, unless what stands there is no link."""
     path = Path(path)
     if path.is_symlink() or not path.exists():
-        with atomic_path(path) as aside:
-            aside.symlink_to(Path(target).name)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.link")
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(Path(target).name)
+        os.replace(aside, path)
 
 
 def _remove(path: Path) -> None:
@@ -252,30 +254,30 @@ def _parsed(path: Path, _modified: int) -> _Source:
     return _Source(digest(_meaning(tree)), _imports(tree))
 
 
-def _meaning(node: Any, in_error: bool = False) -> Any:
-    """A syntax tree as plain values, without what does nothing: docstrings, and texts in the making of an error.
+def _meaning(node: ast.AST, in_error: bool = False) -> str:
+    """A syntax tree as text, without what does nothing: docstrings, and texts in the making of an error.
 
     Not `ast.dump`, which writes the same code differently from one Python to the next.
     """
-    if isinstance(node, list):
-        return [_meaning(one, in_error) for one in node if not _does_nothing(one)]
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    if in_error and (isinstance(node, ast.JoinedStr) or _is_text(node)):
-        return "text"
-    fields = {name: value for name, value in ast.iter_fields(node) if value is not None and value != []}
-    return [
-        type(node).__name__,
-        *([name, _meaning(value, in_error or isinstance(node, ast.Raise))] for name, value in fields.items()),
-    ]
+    parts = [type(node).__name__]
+    in_error = in_error or isinstance(node, ast.Raise)
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value is None or value == []:
+            continue
+        parts.append(name)
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, ast.AST):
+                parts.append(repr(one))
+            elif in_error and (isinstance(one, ast.JoinedStr) or _is_text(one)):
+                parts.append("text")
+            elif not (isinstance(one, ast.Expr) and _is_text(one.value)):
+                parts.append(_meaning(one, in_error))
+    return f"({' '.join(parts)})"
 
 
 def _is_text(node: Any) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _does_nothing(node: Any) -> bool:
-    return isinstance(node, ast.Expr) and _is_text(node.value)
 
 
 def _imports(tree: ast.Module) -> frozenset[str]:

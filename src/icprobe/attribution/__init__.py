@@ -16,10 +16,10 @@ class Method:
     module: where its `attribute` is. unit: of the matrix's entries, for axes. settings: keys of the configuration's
     `attribution` section that it uses. execution: those of them that change no bit of the matrix (`values.how`).
     together: the methods whose matrices come out of the same pass. needs_model: its job reads a model, tasks and texts
-    beside the examples' lengths. per_task: the matrix has a column for each task,
-    not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
-    costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN
-    means "not evaluated" rather than an error.
+    beside the examples' lengths. per_task: the matrix has a column for each task, not one named `score`. whole: it is
+    one job, however many shards the others have, for it needs all examples or costs nothing. seeded: it draws at
+    random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than
+    an error.
     """
 
     module: str
