@@ -17,7 +17,7 @@ DATA ?=
 FILES = train: {path: $(DATA)/alpaca/alpaca_bins.jsonl}, tasks: {path: $(DATA)/alpaca/kmeans_100.json}, \
 	eval: {path: ["$(DATA)/alpaca_eval/*.json"]}
 PAPER_SMALL = --configfile configs/paper.yaml configs/paper-small.yaml $(if $(DATA),--config 'data={$(FILES)}')
-JUDGE := resources/models/smollm2-135m-instruct.gguf
+JUDGE := resources/models/smollm2-135m-instruct-e0c7ec0a5e16.gguf
 
 paper-small: install-test
 	$(BIN)/snakemake $(JUDGE) --cores $(CORES) --quiet progress rules $(PAPER_SMALL)

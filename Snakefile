@@ -23,6 +23,17 @@ wildcard_constraints:
     scatteritem=r"\d+-of-\d+",
 
 
+# Heavy jobs ask for one `heavy` each. On one machine they run one at a time, whatever its cores: they would share a GPU,
+# and memory. On a cluster each has a machine to itself, which is what `local` means.
+resource_scopes:
+    heavy="local",
+
+
+# `--resources heavy=2` says otherwise.
+if "heavy" not in workflow.global_resources:
+    workflow.register_resource("heavy", 1)
+
+
 # A model's shards have the model's name: `--set-scatter pythia-1b-deduped=100`.
 scattergather:
     **SIZES.shards,

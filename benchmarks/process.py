@@ -7,12 +7,14 @@ import select
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from benchmarks import texts
 from benchmarks.texts import ROOT, Work
+from icprobe import cores
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -36,10 +38,13 @@ PACKAGES = (
 class Contestant:
     """A worker process. `failed` says in one sentence why it gives no figures, once it does not.
 
-    patience: seconds that it has to get ready, and for each round; then it is stopped.
+    patience: seconds that it has to get ready, and for each round; then it is stopped. environment: variables of its
+    own.
     """
 
-    def __init__(self, name: str, work: Work, folder: Path, patience: float) -> None:
+    def __init__(
+        self, name: str, work: Work, folder: Path, patience: float, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.failed: str | None = None
         self.patience = patience
         path = folder / f"{len(list(folder.glob('work-*.json')))}"
@@ -55,7 +60,13 @@ class Contestant:
                 stderr=log,
                 text=True,
                 cwd=ROOT,
-                env={**os.environ, **QUIET, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+                env={
+                    **os.environ,
+                    **QUIET,
+                    "OMP_NUM_THREADS": threads,
+                    "MKL_NUM_THREADS": threads,
+                    **(environment or {}),
+                },
             )
 
     def wait(self) -> None:
@@ -116,7 +127,7 @@ def machine(threads: int, device: str) -> dict[str, Any]:
     """What the figures depend on: processor, cores, memory, system, versions; nothing that names the machine."""
     found: dict[str, Any] = {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores.usable(),
         "threads": threads,
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",

@@ -15,7 +15,8 @@ from benchmarks.texts import ROOT, SHAPES, SHORT, Source, Work
 from icprobe.errors import IcprobeError
 
 MODEL = "smollm2-135m-instruct"
-OTHERS = ("budget", "import")  # measured without contestants
+OTHERS = ("budget", "import", "waiting")  # of their own kinds
+ASKED = ("waiting",)  # for half an hour on a machine that is quiet; only where it is named
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--repeats", type=int, default=3, help="rounds; the median is what counts")
     made.add_argument("--threads", type=int, default=2)
     made.add_argument("--data", default="../shared/data", help="folder of the texts; resources/demo always works")
-    made.add_argument("--model", default=f"resources/models/{MODEL}", help="directory of a prepared model")
+    made.add_argument("--model", help=f"directory of a prepared model; default: {MODEL} as config.yaml describes it")
     made.add_argument("--shape", choices=sorted(SHAPES), help="random weights of this shape take the model's place")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32, on cuda bfloat16")
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -52,7 +53,7 @@ def chosen(options: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
             sys.exit(f"--only {name}: there is no such comparison; there are {', '.join(sorted(known))}.")
     if not wanted:
         wanted = [c.key for c in every if c.key != "gpu" or options.device == "cuda"]
-        wanted += OTHERS if options.device == "cpu" else []
+        wanted += [name for name in OTHERS if name not in ASKED] if options.device == "cpu" else []
     return [c for c in every if c.key in wanted or c.group in wanted], [name for name in OTHERS if name in wanted]
 
 
@@ -65,17 +66,22 @@ def limited(comparison: Comparison, contestants: str) -> Comparison:
     return Comparison(**{**vars(comparison), "entries": entries})
 
 
-def prepared(model: str) -> str:
+def prepared(model: str | None) -> str:
     """The directory of the model, absolute; the configuration's own model is prepared where it is not there yet."""
-    path = Path(model) if Path(model).is_absolute() else ROOT / model
-    if not (path / "manifest.json").is_file() and path.name == MODEL:
-        import yaml
+    if model:
+        return str(ROOT / model)
+    import yaml
 
+    from icprobe.attribution import METHODS
+    from icprobe.config import load
+
+    config = load(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")), METHODS)
+    path = ROOT / config.model_directory(MODEL)
+    if not (path / "manifest.json").is_file():
         from icprobe.models import prepare
 
         print(f"preparing {MODEL} …", flush=True)
-        sources = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["model_sources"]
-        prepare(sources[MODEL], path)
+        prepare(config.model_sources[MODEL].model_dump(mode="json"), path)
     return str(path)
 
 
@@ -105,7 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     try:
         options.model = prepared(options.model)
-        if wanted:
+        if wanted or "waiting" in others:
             from benchmarks.measure import measure
 
             source = Source(str(data), Work([], [], options.model).tokenizer)
@@ -121,6 +127,10 @@ def main(arguments: list[str] | None = None) -> None:
             from benchmarks.startup import startup
 
             save(startup(options, say))
+        if "waiting" in others:
+            from benchmarks.waiting import waiting
+
+            save(waiting(source, options, say))
     except IcprobeError as error:
         sys.exit(str(error))
     tables.write(results, page)

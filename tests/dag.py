@@ -18,6 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from snakemake.utils import update_config
+
+from icprobe.attribution import METHODS
+from icprobe.config import Config, load
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "config.yaml", "configs", "profiles", "resources/demo", "rules", "slurm", "src", "workflow")
@@ -32,6 +36,17 @@ SETTINGS = {
     "evaluation": {"batch_size": 8},
     "wandb": {"mode": "disabled"},
 }
+
+
+def configuration(*names: str) -> Config:
+    """The configuration that these files make, each laid over those before it."""
+    raw: dict = {}
+    for name in names:
+        update_config(raw, yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
+    return load(raw, METHODS)
+
+
+MODEL = Path(configuration("config.yaml", "configs/tiny.yaml").model_directory("tiny-llama"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +117,7 @@ class Project:
             env={
                 **inherited,
                 "PYTHONPATH": os.pathsep.join(map(str, [*path, self.path / "src"])),
-                # Some of the machine's users are others; a job that needs more threads asks torch for them.
+                # Some of the machine's users are others; a test that wants more threads says so.
                 "OMP_NUM_THREADS": "1",
                 "HF_HUB_OFFLINE": "1",
                 **(environment or {}),
@@ -122,16 +137,23 @@ class Running:
     """A `snakemake` that has not ended yet."""
 
     def __init__(self, process: subprocess.Popen, output) -> None:
-        self.process, self._output = process, output
+        self.process, self._output, self._usage = process, output, None
 
     @property
     def ended(self) -> bool:
-        """Whether Snakemake has ended; `wait` can still ask how."""
-        return os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        """Whether Snakemake has ended; `wait` tells how."""
+        return self._reaped(os.WNOHANG)
+
+    def _reaped(self, options: int) -> bool:
+        if self._usage is None:
+            ended, status, usage = os.wait4(self.process.pid, options)
+            if ended:
+                self.process.returncode, self._usage = os.waitstatus_to_exitcode(status), usage
+        return self._usage is not None
 
     def wait(self) -> Ended:
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
+        self._reaped(0)
+        usage = self._usage
         self._output.seek(0)
         with self._output:
             return Ended(self.process.returncode, self._output.read(), usage.ru_utime + usage.ru_stime)

@@ -107,6 +107,43 @@ def test_a_full_disk_is_an_error_and_leaves_neither_a_truncated_file_nor_rubbish
     assert path.read_text() == "old"
 
 
+SHARED = """
+import pathlib, sys, time
+from icprobe import artifacts
+path, go = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+print("ready", flush=True)
+while not go.exists():
+    time.sleep(0.01)
+with artifacts.one_at_a_time(path) as wanted:
+    if wanted:
+        with artifacts.atomic_path(path) as aside:
+            aside.mkdir()
+            time.sleep(0.5)
+            (aside / "weights").write_text("whole")
+print("made" if wanted else "found", (path / "weights").read_text())
+"""
+
+
+def test_what_two_experiments_make_at_once_is_made_by_one_and_found_whole_by_the_other(tmp_path):
+    go = tmp_path / "go"
+    command = [sys.executable, "-c", SHARED, str(tmp_path / "model"), str(go)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    go.touch()
+    assert sorted(process.communicate(timeout=60)[0] for process in processes) == ["found whole\n", "made whole\n"]
+    assert [process.returncode for process in processes] == [0, 0]
+
+
+def test_a_link_takes_the_place_of_a_link_and_of_nothing_else(tmp_path):
+    for name in ("one", "two", "kept"):
+        (tmp_path / name).mkdir()
+    for target in ("one", "two"):
+        artifacts.link(tmp_path / "name", tmp_path / target)
+        assert (tmp_path / "name").resolve() == tmp_path / target
+    artifacts.link(tmp_path / "kept", tmp_path / "one")
+    assert not (tmp_path / "kept").is_symlink()
+
+
 # --- manifests --------------------------------------------------------------------------------------------------
 
 
@@ -213,10 +250,10 @@ def fingerprint(package, *modules):
     return artifacts.fingerprint(package / "script.py", modules)
 
 
-def edit(package, name):
+def edit(package, name, old="", new="edited = 1\n"):
     path = package / name
-    stat = path.stat()
-    path.write_text(path.read_text() + "# edited\n")
+    stat, text = path.stat(), path.read_text()
+    path.write_text(text.replace(old, new) if old else text + new)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
 
 
@@ -256,6 +293,64 @@ def test_a_touch_changes_no_fingerprint(package):
     for path in package.rglob("*.py"):
         os.utime(path)
     assert fingerprint(package) == before
+
+
+CODE = '''"""A module."""
+
+
+class Reader:
+    """It reads."""
+
+    def read(self, path: str = "here") -> str:
+        """Says what."""
+        if path == "there":  # why
+            raise DataError(f"{path}: cannot be read; " + hint("try again"), path="there")
+        return "what was read"
+'''
+
+
+@pytest.fixture
+def with_code(package):
+    edit(package, "icprobe/direct.py", new=CODE)
+    return package
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  # why", "  # because"),
+        ('"""A module."""', '"""Another."""'),
+        ('    """It reads."""\n', ""),
+        ('"""Says what."""', "'Says more.'"),
+        ("cannot be read; ", "is gone; "),
+        ("try again", "do not"),
+        ('f"{path}: cannot be read; "', '"It cannot be read; "'),
+        ("raise DataError(", "raise DataError(\n                "),
+    ],
+    ids=["comment", "module", "class", "function", "message", "part of a message", "f-string", "layout"],
+)
+def test_what_only_says_something_changes_no_fingerprint(old, new, with_code):
+    before = fingerprint(with_code)
+    edit(with_code, "icprobe/direct.py", old, new)
+    assert fingerprint(with_code) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"what was read"', '"something else"'),
+        ('= "here"', '= "elsewhere"'),
+        ('== "there"', '== "nowhere"'),
+        ("DataError", "ModelError"),
+        ("hint(", "other_hint("),
+        ("raise DataError", "DataError"),
+        ("path=", "folder="),
+    ],
+)
+def test_what_does_something_changes_the_fingerprint(old, new, with_code):
+    before = fingerprint(with_code)
+    edit(with_code, "icprobe/direct.py", old, new)
+    assert fingerprint(with_code) != before
 
 
 def loaded_with(modules):

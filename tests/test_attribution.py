@@ -45,6 +45,19 @@ def test_icp_equals_the_naive_loop(architecture, inputs, few, tiny_model, tokeni
     assert_close(fast, slow, 1e-4)
 
 
+@pytest.mark.parametrize(("module", "method"), [(icp, "icp"), (influence, "influence"), (one_step, "one_step")])
+def test_another_number_of_threads_changes_last_bits_alone(module, method, inputs):
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(matrices(module, inputs("llama"), method)[method])
+    finally:
+        torch.set_num_threads(before)
+    # one_step's effects are differences of likelihoods, at η = 1e-4.
+    assert_close(*found, 1e-5, np.abs(found[0]).max() if method != "one_step" else 1)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_influence_equals_the_naive_loop(architecture, inputs, naive_gradients):
     examples, tasks = naive_gradients(architecture)

@@ -48,7 +48,7 @@ ICP = dag.RESULTS / "attributions/icp/1-of-2.parquet"
 CHECKPOINT = dag.RESULTS / "checkpoints/all/all/seed-0"
 RESPONSES = dag.RESULTS / "responses/base.jsonl"
 JUDGEMENTS = dag.RESULTS / "judgements/all/all/seed-0.jsonl"
-MODEL = Path("resources/models/tiny-llama/model.safetensors")
+WEIGHTS = dag.MODEL / "model.safetensors"
 
 
 @contextmanager
@@ -276,7 +276,9 @@ def no_home(project: dag.Project) -> None:
 
 
 def one_core(project: dag.Project) -> None:
-    """The experiment with --cores 1 and with --cores 2: the same bytes in matrices, scores, subsets and tables."""
+    """The experiment with --cores 1 and with --cores 2, each job with one thread (OMP_NUM_THREADS, as `dag` sets it):
+    the same bytes in matrices, scores, subsets and tables.
+    """
     first = {name: files(project.path / dag.RESULTS / name) for name in ("attributions", "scores", "subsets", "tables")}
     # From the same responses the same judgements and tables of win rates; the responses themselves follow below.
     judged = [dag.RESULTS / "tables/win_rates.csv", JUDGEMENTS]
@@ -317,8 +319,8 @@ FAULTS: dict[str, Callable[[dag.Project], None]] = {
     "a second snakemake is refused": two_at_once,
     "a truncated shard is named": damaged(ICP, truncate, MATRIX),
     "a shard with a flipped bit is named": damaged(ICP, flip, MATRIX),
-    "a truncated model is named": damaged(MODEL, truncate, ICP),
-    "a model with a flipped bit is named": damaged(MODEL, flip, RESPONSES),
+    "a truncated model is named": damaged(WEIGHTS, truncate, ICP),
+    "a model with a flipped bit is named": damaged(WEIGHTS, flip, RESPONSES),
     "a home that cannot be written is no hindrance": no_home,
     "a full disk is said, and work goes on": full_disk,
     "a clock that is ahead holds up for as long": clock_ahead,

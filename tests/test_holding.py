@@ -1,5 +1,6 @@
 """Whatever is held, in tiles or in step, influence is the same to the bit; no pair of batches is computed twice."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,6 +62,24 @@ def test_the_memory_budget_changes_no_bit_of_influence(architecture, budget_gb, 
     assert plans[0] != plans[1], "the budget was to change the plan"
     for method in ("influence", "influence_log"):
         assert (tight[method] == reference[method]).all()
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 1e-4), (1e-4, 10)])
+def test_a_killed_pass_goes_on_within_another_budget(before, after, inputs):
+    class Killed(dict):
+        def __setitem__(self, name, piece):
+            super().__setitem__(name, piece)
+            if len(self) == 5:
+                raise KeyboardInterrupt
+
+    ours, pieces = inputs("llama"), Killed()
+    reference = matrices(influence, ours, "influence")
+    with pytest.raises(KeyboardInterrupt):
+        matrices(influence, replace(ours, pieces=pieces), "influence", memory_budget_gb=before)
+    left = dict(pieces)
+    resumed = matrices(influence, replace(ours, pieces=left), "influence", memory_budget_gb=after)
+    assert all((resumed[method] == reference[method]).all() for method in reference)
+    assert not left, "a piece that the other budget does not know"
 
 
 @pytest.mark.parametrize("hold", ["tasks", "examples"])

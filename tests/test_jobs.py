@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from icprobe.jobs import threads
+from icprobe import cores
+from icprobe.jobs import SPINNING, threads
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -189,6 +190,34 @@ def test_importing_jobs_imports_nothing_heavy():
 
 
 def test_threads_are_no_more_than_the_cores_at_hand():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert threads(SimpleNamespace(threads=64 * cores)) == cores
+    usable = cores.usable()
+    assert threads(SimpleNamespace(threads=64 * usable)) == usable
     assert threads(SimpleNamespace(threads=1)) == 1
+
+
+def test_libraries_compute_with_the_threads_that_the_job_was_given(tmp_path):
+    body = """
+snakemake.threads = 1
+with job(snakemake):
+    import torch
+    from threadpoolctl import threadpool_info
+    print(torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info()))
+"""
+    ended = run_job(tmp_path, body, OMP_NUM_THREADS="2", MKL_NUM_THREADS="2")
+    assert ended.returncode == 0, ended.stderr
+    assert set(ended.stdout.split()) == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, {**SPINNING, "OMP_WAIT_POLICY": "-"}),
+        ({"GOMP_SPINCOUNT": "7"}, {**SPINNING, "GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "-"}),
+        ({"OMP_WAIT_POLICY": "active"}, {**dict.fromkeys(SPINNING, "-"), "OMP_WAIT_POLICY": "active"}),
+    ],
+    ids=["nothing set", "a count set", "a policy set"],
+)
+def test_waiting_threads_soon_sleep_unless_the_user_says_how_they_wait(given, seen, tmp_path):
+    body = f"import os\nwith job(snakemake):\n    print(*(os.environ.get(name, '-') for name in {list(seen)}))"
+    ended = run_job(tmp_path, body, **given)
+    assert ended.stdout.split() == list(seen.values())

@@ -11,24 +11,13 @@ import dag
 import pytest
 import yaml
 from conftest import demo_rows
-from snakemake.utils import update_config
-
-from icprobe.attribution import METHODS
-from icprobe.config import load
 
 ROOT = Path(__file__).parents[1]
 
 
-def layered(*names):
-    raw = {}
-    for name in names:
-        update_config(raw, yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
-    return load(raw, METHODS)
-
-
 def test_the_small_one_has_every_method_and_step_of_the_paper_and_its_kind_of_judge():
-    paper = layered("config.yaml", "configs/paper.yaml")
-    small = layered("config.yaml", "configs/paper.yaml", "configs/paper-small.yaml")
+    paper = dag.configuration("config.yaml", "configs/paper.yaml")
+    small = dag.configuration("config.yaml", "configs/paper.yaml", "configs/paper-small.yaml")
     assert small.attribution.methods == paper.attribution.methods
     assert small.attribution.aggregators == paper.attribution.aggregators
     assert small.finetune.methods == paper.finetune.methods
@@ -66,7 +55,9 @@ def test_make_paper_small_plans_the_whole_experiment_with_data_from_any_folder(d
     outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     said = subprocess.run(asked, cwd=ROOT, env=outside, capture_output=True, text=True, check=True).stdout.splitlines()
     fetching, served, shown = (shlex.split(line) for line in said)
-    assert "resources/models/smollm2-135m-instruct.gguf" in fetching
+    model = dag.configuration("config.yaml").model_directory("smollm2-135m-instruct")
+    assert f"{model}.gguf" in fetching, "the Makefile's JUDGE is not the file of config.yaml's model"
+    assert f"{model}.gguf" in served
     port = served[served.index("--port") + 1]
     assert yaml.safe_load((ROOT / "configs/paper-small.yaml").read_text())["evaluation"]["llm"]["base_url"] == (
         f"http://127.0.0.1:{port}/v1"

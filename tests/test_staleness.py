@@ -93,11 +93,11 @@ def times_shuffled_and_a_row_edited(project: dag.Project) -> None:
 
 def model_made_anew(project: dag.Project) -> None:
     """Another model in the place of the first, whatever its directory's time says."""
-    folder = project.path / "resources/models/tiny-llama"
+    folder = project.path / dag.MODEL
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     del manifest["digest"]
     write_manifest(folder, **{name: fact for name, fact in manifest.items() if name != "files"}, remark="another")
-    show_manifest(folder, folder.with_name("tiny-llama.manifest.json"))
+    show_manifest(folder, folder.with_name(f"{folder.name}.manifest.json"))
     os.utime(folder / ".snakemake_timestamp", (1e9, 1e9))
 
 
@@ -111,6 +111,12 @@ def touched(project: dag.Project) -> None:
     for folder in ("src", "workflow", "rules", "configs", "resources/demo"):
         for path in (project.path / folder).rglob("*"):
             path.touch()
+
+
+def commented(project: dag.Project) -> None:
+    for folder in ("src/icprobe", "workflow"):
+        for path in (project.path / folder).rglob("*.py"):
+            path.write_text(f"# more\n{path.read_text(encoding='utf-8')}\n\n\n# and more\n", encoding="utf-8")
 
 
 def method_added(project: dag.Project) -> dict:
@@ -158,9 +164,9 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         config(analysis={"chain": {"learning_rates": [1e-5, 1e-6]}}),
         STEPS + CHAIN + END,
     ),
-    "attribution.memory_budget_gb": (
-        config(attribution={"memory_budget_gb": 2}),
-        Counter(attribute_influence=2, gather_attributions=2, score=2) + ANALYSIS + CHAIN,
+    "how jobs compute": (
+        config(attribution={"memory_budget_gb": 2}, finetune={"checkpoint_minutes": 5}),
+        NOTHING,
     ),
     "evaluation.max_new_tokens": (
         config(evaluation={"max_new_tokens": 4}),
@@ -287,11 +293,12 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "jobs.py": (module("jobs"), NOTHING),
     "tracking.py": (module("tracking"), NOTHING),
     "progress.py": (module("progress"), NOTHING),
-    "the script of score": (appended("workflow/scripts/score.py", "\n# more\n"), Counter(score=6) + OF_SCORES),
-    "the script of plot_lengths": (
-        appended("workflow/scripts/plot_lengths.py", "\n# more\n"),
-        Counter(plot_lengths=1) + END,
-    ),
+    "errors.py": (module("errors"), NOTHING),
+    "the script of score": (appended("workflow/scripts/score.py"), Counter(score=6) + OF_SCORES),
+    "the script of plot_lengths": (appended("workflow/scripts/plot_lengths.py"), Counter(plot_lengths=1) + END),
+    "a comment in every module and script": (commented, NOTHING),
+    "a docstring": (replaced("src/icprobe/attribution/icp.py", '"""', '"""Said otherwise. '), NOTHING),
+    "the message of an error": (replaced("src/icprobe/data.py", "no row has an output.", "no row!"), NOTHING),
 }
 
 
@@ -345,8 +352,34 @@ def test_a_copy_of_the_project_runs_its_own_package(tmp_path_factory, tmp_path):
 def test_a_table_made_anew_with_the_same_rows_repeats_nothing(tmp_path_factory, tmp_path):
     """Snakemake compares contents once a file is there, not while it plans: the tables first, then the rest."""
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
-    appended("workflow/scripts/prepare_train.py", "\n# more\n")(project)
+    appended("workflow/scripts/prepare_train.py")(project)
     assert project.snakemake("all", "-n").jobs == OF_TRAIN + Counter(prepare_train=1)
     made = project.snakemake("results/tiny/data/train.parquet", "--cores", "1")
     assert made.returncode == 0, made.output
     assert project.snakemake("all", "-n").jobs == NOTHING
+
+
+def test_how_a_job_computes_reaches_it_and_changes_no_byte(tmp_path_factory, tmp_path):
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
+    shard = dag.RESULTS / "attributions/influence/1-of-2.parquet"
+    before = project.read(shard)
+    ended = project.snakemake(
+        str(shard), "--force", "--cores", "1", config={"attribution": {"memory_budget_gb": 0.001}}
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.output
+    assert "within 0.001 GB" in project.log("tiny/attribute_influence/tiny-llama/1-of-2.log")
+    assert project.read(shard) == before
+
+
+def test_another_experiments_model_of_the_same_name_makes_nothing_anew(tmp_path_factory, tmp_path):
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
+    assert not project.snakemake("models", "-n", config={"experiment": "other"}).jobs, "the same source is shared"
+    other = {"experiment": "other", "model_sources": {"tiny-llama": {"seed": 1}}}
+    ended = project.snakemake("models", "--cores", "1", config=other)
+    assert ended.returncode == 0, ended.output
+    assert ended.jobs == {"prepare_model": 1, "models": 1}
+    assert project.snakemake("all", "-n").jobs == NOTHING
+    first, second = sorted((project.path / "resources/models").glob("tiny-llama-*/model.safetensors"))
+    assert first.read_bytes() != second.read_bytes()
+    # Their name alone, which was the directory's before, is that of the latest.
+    assert (project.path / "resources/models/tiny-llama/manifest.json").is_file()

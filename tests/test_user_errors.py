@@ -161,14 +161,14 @@ MISTAKES = {
         encoder,
         "a t5 is no causal language model; choose one that is",
         target="resources/models/t5",
-        log="models/t5.log",
+        log="models/t5-*.log",
         before_torch=False,
     ),
     "a model's directory that is missing": Mistake(
         no_directory,
         "nowhere: no such directory",
         target="resources/models/mine",
-        log="models/mine.log",
+        log="models/mine-*.log",
         before_torch=False,
     ),
     "a NaN in a matrix": Mistake(

@@ -12,15 +12,16 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from icprobe.errors import ArtifactError
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
 
-# What watches a job but cannot change its result; an edit here must not repeat a month of GPU work.
-OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress"})
+# What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
+# of GPU work.
+OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress", "icprobe.errors"})
 
 
 @contextmanager
@@ -45,6 +46,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _sync(path.parent, inside=False)
     finally:
         _remove(aside)
+
+
+@contextmanager
+def one_at_a_time(path: str | Path) -> Iterator[bool]:
+    """Waits while another process makes `path`, in a block such as this; yields whether it is still to be made.
+
+    For what several experiments share: Snakemake keeps the jobs of one invocation apart, not those of two.
+    """
+    from huggingface_hub.utils import WeakFileLock
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(path.with_name(f".{path.name}.lock")):
+        yield not path.exists()
+
+
+def link(path: str | Path, target: str | Path) -> None:
+    """A symbolic link at `path` to `target` beside it, unless what stands there is no link."""
+    path = Path(path)
+    if path.is_symlink() or not path.exists():
+        aside = path.with_name(f".{path.name}.{os.getpid()}.link")
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(Path(target).name)
+        os.replace(aside, path)
 
 
 def _remove(path: Path) -> None:
@@ -190,15 +215,14 @@ def temporary_directory() -> tempfile.TemporaryDirectory:
 
 
 def fingerprint(script: str | Path, modules: Iterable[str] = ()) -> str:
-    """Digest of a script, of `modules` and of all first-party modules that these reach by import.
+    """Digest of what a script, `modules` and all first-party modules do that these reach by import.
 
-    Modules that only watch (`OBSERVERS`) do not count. Snakemake takes it as a param, so that a job reruns when code
-    that it runs has changed, and only then.
+    Modules that only watch (`OBSERVERS`) do not count, nor do comments, docstrings, layout and the messages of errors.
+    Snakemake takes it as a param, so that a job reruns when code that it runs has changed, and only then.
     """
-    script = Path(script)
-    names = closure({*_imports(script, script.stat().st_mtime_ns), *modules})
-    sources = {name: file_digest(_module_path(name)) for name in sorted(names)}
-    return digest([file_digest(script), sources])[:16]
+    script = _source(Path(script))
+    names = sorted(closure({*script.imports, *modules}))
+    return digest([script.meaning, {name: _source(_module_path(name)).meaning for name in names}])[:16]
 
 
 def closure(modules: Iterable[str]) -> set[str]:
@@ -208,16 +232,56 @@ def closure(modules: Iterable[str]) -> set[str]:
     while waiting:
         name = waiting.pop()
         if name not in found and name not in OBSERVERS:
-            path = _module_path(name)
             found.add(name)
-            waiting += _imports(path, path.stat().st_mtime_ns)
+            waiting += _source(_module_path(name)).imports
     return found
 
 
+class _Source(NamedTuple):
+    """A source file: a digest of what it does, and the first-party modules that it imports anywhere."""
+
+    meaning: str
+    imports: frozenset[str]
+
+
+def _source(path: Path) -> _Source:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
 @functools.cache
-def _imports(path: Path, _modified: int) -> frozenset[str]:
-    """First-party modules that a source file imports anywhere, functions included."""
+def _parsed(path: Path, _modified: int) -> _Source:
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return _Source(digest(_meaning(tree)), _imports(tree))
+
+
+def _meaning(node: ast.AST, in_error: bool = False) -> str:
+    """A syntax tree as text, without what does nothing: docstrings, and texts in the making of an error.
+
+    Not `ast.dump`, which writes the same code differently from one Python to the next.
+    """
+    parts = [type(node).__name__]
+    in_error = in_error or isinstance(node, ast.Raise)
+    for name in node._fields:
+        value = getattr(node, name, None)
+        if value is None or value == []:
+            continue
+        parts.append(name)
+        for one in value if isinstance(value, list) else [value]:
+            if not isinstance(one, ast.AST):
+                parts.append(repr(one))
+            elif in_error and (isinstance(one, ast.JoinedStr) or _is_text(one)):
+                parts.append("text")
+            elif not (isinstance(one, ast.Expr) and _is_text(one.value)):
+                parts.append(_meaning(one, in_error))
+    return f"({' '.join(parts)})"
+
+
+def _is_text(node: Any) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _imports(tree: ast.Module) -> frozenset[str]:
+    """First-party modules that are imported anywhere, functions included."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

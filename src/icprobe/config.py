@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, shown
 from icprobe.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.sources import Data, ModelSource, Templates
@@ -109,8 +110,13 @@ class Config(Section):
         """Bins that are fine-tuned on, as thresholds."""
         return self.bins if self.finetune.bins is None else self.finetune.bins
 
+    def model_directory(self, model: str) -> str:
+        """Where a model is kept when it is prepared, by its name and its source."""
+        source = self.model_sources[model].model_dump(mode="json", exclude_defaults=True)
+        return f"resources/models/{model}-{digest(source)[:12]}"
+
     def as_yaml(self, exclude: set[str]) -> str:
-        """The configuration as complete YAML, defaults spelled out, without some sections."""
+        """The configuration as YAML, defaults spelled out, without some sections and without how jobs compute."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 

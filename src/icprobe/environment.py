@@ -6,7 +6,6 @@ Each job leaves a record beside its log: no result holds it, for results are the
 import csv
 import glob
 import json
-import os
 import platform
 import re
 import subprocess
@@ -18,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from icprobe import cores
 from icprobe.artifacts import write_json
 
 PACKAGES = [
@@ -37,7 +37,7 @@ def describe() -> dict[str, Any]:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "absent"
-    return {**facts, "processor": processor(), "cores": len(os.sched_getaffinity(0)), "commit": commit()}
+    return {**facts, "processor": processor(), "cores": cores.usable(), "commit": commit()}
 
 
 def processor() -> str:
@@ -131,7 +131,11 @@ def measured(pattern: str, experiment: str, models: Sequence[str]) -> list[tuple
 
     pattern: the rule's `benchmark`, such as logs/{experiment}/score/{model}/{method}.benchmark.tsv; empty: no job.
     """
-    fixed = {"experiment": re.escape(experiment), "model": "|".join(map(re.escape, models))}
+    fixed = {
+        "experiment": re.escape(experiment),
+        "model": "|".join(map(re.escape, models)),
+        "source": "[0-9a-f]{12}",
+    }
     parts = re.split(r"\{(\w+)\}", pattern)
     regex = "".join(f"({fixed.get(part, '[^/]+')})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
     # Wildcards fill whole names or parts of one; never several.

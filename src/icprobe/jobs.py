@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from icprobe import environment, tracking
+from icprobe import cores, environment, tracking
 from icprobe.errors import ArtifactError, IcprobeError
 from icprobe.lineage import named
 
@@ -43,6 +43,14 @@ QUIET_ENVIRONMENT = {
     # tokenizers warns at each fork after use (data loaders fork) unless this is set; our texts are short.
     "TOKENIZERS_PARALLELISM": "false",
 }
+# Threads of every library that computes; set before any of them is imported.
+THREAD_VARIABLES = [
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
+]
+# For how long a thread of OpenMP that waits for others spins before it sleeps: GCC's library in turns of a loop, LLVM's
+# and Intel's in milliseconds. Their own defaults, milliseconds each time, cost more than half of the speed where
+# another process wants the core (docs/performance.md, "Beside others' work"). What a user set stays.
+SPINNING = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}
 QUIET_LOGGERS = {
     # One INFO line for each request to the hub.
     "httpx": logging.WARNING,
@@ -79,7 +87,7 @@ def job(snakemake: Any) -> Iterator[tracking.Run]:
     writers clean up behind themselves.
     """
     started = time.monotonic()
-    _set_environment()
+    _set_environment(threads(snakemake))
     with _logging(snakemake.log), _terminable():
         logger.info("%s", _title(snakemake))
         run = tracking.start(snakemake)
@@ -111,9 +119,7 @@ def job(snakemake: Any) -> Iterator[tracking.Run]:
 
 def threads(snakemake: Any) -> int:
     """Threads to compute with: those that Snakemake gave, but no more than the cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(int(snakemake.threads), cores))
+    return max(1, min(int(snakemake.threads), cores.usable()))
 
 
 def peak_memory_gb() -> float:
@@ -263,9 +269,11 @@ def _logging(log: Any) -> Iterator[None]:
             handler.close()
 
 
-def _set_environment() -> None:
+def _set_environment(threads: int) -> None:
     """Environment variables that libraries read when they are imported, which is later than this."""
-    for name, value in QUIET_ENVIRONMENT.items():
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
+    waiting = {} if "OMP_WAIT_POLICY" in os.environ else SPINNING
+    for name, value in {**QUIET_ENVIRONMENT, **waiting}.items():
         os.environ.setdefault(name, value)
     home = Path(os.path.expanduser("~"))
     if os.access(home, os.W_OK):

@@ -52,7 +52,8 @@ def run_name(rule: str, wildcards: Mapping[str, Any]) -> str:
     """A name to read, such as "fine-tune icp >0.8 seed 0"; the model is left to the tags where more is known."""
     words = dict(wildcards)
     parts = [rule.replace("_", "-"), words.pop("method", ""), bin_words(words.pop("bin", ""))]
-    words.pop("experiment", None)
+    for name in ("experiment", "source"):
+        words.pop(name, None)
     model = words.pop("model", "")
     parts += [f"{name} {value}" if name == "seed" else str(value) for name, value in words.items()]
     if not any(parts[1:]):

@@ -1,12 +1,11 @@
 """A llama.cpp server on loopback for as long as a command runs: an OpenAI-compatible judge that needs no account.
 
-python -m icprobe.llama_server resources/models/smollm2-135m-instruct.gguf --port 8089 -- snakemake --cores 2 all
+python -m icprobe.llama_server model.gguf --port 8089 -- snakemake --cores 2 all
 
 Needs the package xllamacpp. Ends with the command's exit code; the server is a part of this process and ends with it.
 """
 
 import argparse
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from icprobe import cores
 from icprobe.errors import JudgeError
 
 HOST = "127.0.0.1"
@@ -47,7 +47,7 @@ def serving(gguf: str | Path, port: int, slots: int = 2, context: int = 4096) ->
     options.model.path = str(gguf)
     options.n_parallel, options.n_ctx = slots, slots * context
     options.hostnames, options.port, options.verbosity = [HOST], port, 0
-    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
+    options.cpuparams.n_threads = options.cpuparams_batch.n_threads = cores.usable()
     try:
         server = xllamacpp.Server(options)
     except Exception as error:  # its own, of no documented kind

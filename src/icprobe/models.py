@@ -220,17 +220,6 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def set_threads() -> int:
-    """Lets torch use the cores that this process may use; returns their number.
-
-    Not the number that Snakemake gave: sums of a different number of threads differ in their last bits, and no result
-    may depend on `--cores`. Heavy rules run one at a time on one machine; a cluster confines a job to its cores.
-    """
-    cores = max(1, min(len(os.sched_getaffinity(0)), os.cpu_count() or 1))
-    torch.set_num_threads(cores)
-    return cores
-
-
 def load_model(directory: str | Path, dtype: str = "float32", device: str = "auto") -> PreTrainedModel:
     """A prepared model in evaluation mode with frozen parameters. Raises ArtifactError where a file is damaged."""
     artifacts.verify(directory)

@@ -61,7 +61,7 @@ class Sizes:
     def parameters(self, model: str) -> float:
         """Parameters of a model: by its manifest once it is here, about before."""
         try:
-            return artifacts.read_manifest(f"resources/models/{model}")["parameters"]
+            return artifacts.read_manifest(self.config.model_directory(model))["parameters"]
         except (ArtifactError, KeyError):
             return parameters(self.config, model)
 

@@ -19,6 +19,7 @@ from icprobe.values import (
     Section,
     Seed,
     Threshold,
+    how,
 )
 
 # --- attribution ------------------------------------------------------------------------------------------------
@@ -92,9 +93,7 @@ class Attribution(Section):
         description="Jobs into which each method's work is cut; numbers do not depend on it. auto: about half an hour "
         "each, by the sizes of the files, the model's and what `device` is taken to do (docs/clusters.md).",
     )
-    memory_budget_gb: PositiveFloat = Field(
-        3, description="Memory for gradients and caches beside the model, in GB (10^9 bytes)."
-    )
+    memory_budget_gb: PositiveFloat = how(3, "Memory for gradients and caches beside the model, in GB (10^9 bytes).")
     batch_tokens: Count = Field(
         1024, description="Tokens that go through the model together, about: of examples, of tasks."
     )
@@ -214,9 +213,7 @@ class Finetune(Section):
     dtype: Dtype = Field("float32", description="Arithmetic of training.")
     device: Device = Field("auto", description="auto takes CUDA where there is one.")
     lora: Lora | None = Field(None, description="Train adapters instead of all weights; null trains all weights.")
-    checkpoint_minutes: PositiveFloat = Field(
-        2, description="A killed training loses at most about this much work, in minutes."
-    )
+    checkpoint_minutes: PositiveFloat = how(2, "A killed training loses at most about this much work, in minutes.")
 
 
 class LlmJudge(Section):

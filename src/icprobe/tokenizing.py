@@ -1,5 +1,6 @@
 """Tokenizers: of prepared models, without loading torch where the tokenizer needs no code of its own, and new ones."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def reader(directory: str | Path) -> Reader:
     manifest = artifacts.read_manifest(directory)
     if "max_positions" not in manifest:
         raise ArtifactError(f"{directory}: is no prepared model. Remove it so that it is made anew.")
-    return Reader(Path(directory).name, load_tokenizer(directory), manifest["max_positions"])
+    # The digest of its source, which ends the directory's name, tells a reader of messages nothing.
+    name = re.sub(r"-[0-9a-f]{12}$", "", Path(directory).name)
+    return Reader(name, load_tokenizer(directory), manifest["max_positions"])
 
 
 def train_tokenizer(corpus: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

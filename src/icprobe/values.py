@@ -44,7 +44,23 @@ Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_number)]
 Seed = Annotated[int, Field(ge=0, lt=2**31), BeforeValidator(_number)]
 
 
+def how(default: Any, description: str) -> Any:
+    """A key that says how jobs compute and changes no bit of a result. It is no part of a dump, and so of no param."""
+    return Field(default, description=f"{description} A change reruns nothing.", exclude=True)
+
+
 class Section(BaseModel):
     """A mapping of the configuration: unknown keys are refused, values do not change after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    def execution(self) -> dict[str, Any]:
+        """The keys that say how jobs compute (`how`), of this section and of those within it."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.exclude:
+                found[name] = value
+            elif isinstance(value, Section) and (within := value.execution()):
+                found[name] = within
+        return found

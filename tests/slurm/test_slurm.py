@@ -219,7 +219,7 @@ def mistaken(pool, finished, tmp_path_factory):
     rows = finished.copy(tmp_path_factory.mktemp("rows"))
     rows.edit("train.jsonl", '"output": "', '"output": "", "was": "')
     model = finished.copy(tmp_path_factory.mktemp("model"))
-    weights = model.path / "resources/models/tiny-llama/model.safetensors"
+    weights = model.path / dag.MODEL / "model.safetensors"
     times = weights.parent.stat().st_mtime
     weights.write_bytes(weights.read_bytes()[:-100])
     os.utime(weights.parent, (times, times))  # to Snakemake the model is what it was

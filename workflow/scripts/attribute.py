@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from icprobe import artifacts, data
+from icprobe import artifacts, data, execution
 from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
@@ -37,13 +37,14 @@ with job(snakemake) as run:
         ],
     )
     if files.model:
-        from icprobe.models import load_model, set_precision, set_threads
+        from icprobe.models import load_model, set_precision
         from icprobe.tokenizing import load_tokenizer
 
-        set_threads()
         set_precision(settings.pop("tf32"))
         inputs.model = load_model(files.model, settings.pop("dtype"), settings.pop("device"))
         inputs.tokenizer = load_tokenizer(files.model)
+    # How it computes: after the folder of what is partial was found, for no bit depends on it.
+    settings |= {key: execution.settings("attribution")[key] for key in params.execution}
     began = time.monotonic()
     tables = compute(
         params.module,

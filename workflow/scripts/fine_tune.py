@@ -2,7 +2,7 @@
 
 import shutil
 
-from icprobe import artifacts, jsonl
+from icprobe import artifacts, execution, jsonl
 from icprobe.jobs import job
 from icprobe.prompts import Prompts
 
@@ -15,15 +15,12 @@ with job(snakemake) as run:
     with artifacts.atomic_path(snakemake.output.checkpoint) as output:
         if rows:
             from icprobe.finetuning import fine_tune
-            from icprobe.models import set_threads
 
-            set_threads()
             settings, templates = snakemake.params.settings, snakemake.params.templates
             identity = [artifacts.content_digest(base), rows, settings, templates, seed, snakemake.params.code]
             partial = artifacts.partial_directory(snakemake.params.results, "fine_tune", *identity)
-            run.summary(
-                **fine_tune(base, rows, Prompts({**UNUSED, **templates}), output, settings, seed, partial, run.log)
-            )
+            texts, how = Prompts({**UNUSED, **templates}), execution.settings("finetune")
+            run.summary(**fine_tune(base, rows, texts, output, settings | how, seed, partial, run.log))
         else:
             partial = None
             output.mkdir(parents=True)

@@ -15,10 +15,9 @@ with job(snakemake) as run:
     found, partial = [], None
     if not (checkpoint and artifacts.read_manifest(checkpoint).get("empty")):
         from icprobe.generation import load_fine_tuned, responses
-        from icprobe.models import load_model, set_threads
+        from icprobe.models import load_model
         from icprobe.tokenizing import load_tokenizer
 
-        set_threads()
         settings, templates = snakemake.params.settings, snakemake.params.templates
         options = {"dtype": settings["dtype"], "device": settings["device"]}
         model = load_fine_tuned(checkpoint, base, **options) if checkpoint else load_model(base, **options)

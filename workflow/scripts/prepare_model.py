@@ -1,17 +1,22 @@
 """Fetches a model, checks it and saves it as safetensors with its tokenizer."""
 
 import logging
+from pathlib import Path
 
-from icprobe.artifacts import atomic_path, show_manifest
+from icprobe.artifacts import atomic_path, link, one_at_a_time, read_manifest, show_manifest
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    from icprobe.models import prepare, set_threads
+    from icprobe.models import prepare
 
-    set_threads()
-    with atomic_path(snakemake.output.model) as aside:
-        manifest = prepare(snakemake.params.source, aside)
-    show_manifest(snakemake.output.model, snakemake.output.manifest)
+    output = Path(snakemake.output.model)
+    with one_at_a_time(output) as wanted:
+        if wanted:
+            with atomic_path(output) as aside:
+                prepare(snakemake.params.source, aside)
+        manifest = read_manifest(output)
+        show_manifest(output, snakemake.output.manifest)
+        link(output.with_name(snakemake.wildcards.model), output)
     logging.info(
         "%s: %.1f M parameters, %.1f M of them attributed; context %s tokens",
         manifest["architecture"],

@@ -13,11 +13,10 @@ with job(snakemake) as run:
     candidates = data.read_table(params.source, extra=["domain"], on_empty=params.on_empty)
 
     def hidden_states():
-        from icprobe.models import load_model, set_threads
+        from icprobe.models import load_model
         from icprobe.representations import mean_hidden_states
         from icprobe.tokenizing import load_tokenizer
 
-        set_threads()
         directory = snakemake.input.models[0]
         texts = [prompts.document(row) for row in data.records(candidates)]
         return mean_hidden_states(load_model(directory), load_tokenizer(directory), texts)

@@ -14,16 +14,18 @@ class Method:
     """What the DAG has to know of a method.
 
     module: where its `attribute` is. unit: of the matrix's entries, for axes. settings: keys of the configuration's
-    `attribution` section that it uses. together: the methods whose matrices come out of the same pass. needs_model: its
-    job reads a model, tasks and texts beside the examples' lengths. per_task: the matrix has a column for each task,
-    not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
-    costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN
-    means "not evaluated" rather than an error.
+    `attribution` section that it uses. execution: those of them that change no bit of the matrix (`values.how`).
+    together: the methods whose matrices come out of the same pass. needs_model: its job reads a model, tasks and texts
+    beside the examples' lengths. per_task: the matrix has a column for each task, not one named `score`. whole: it is
+    one job, however many shards the others have, for it needs all examples or costs nothing. seeded: it draws at
+    random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than
+    an error.
     """
 
     module: str
     unit: str
     settings: tuple[str, ...] = ()
+    execution: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
     needs_model: bool = True
     per_task: bool = True
@@ -34,14 +36,14 @@ class Method:
 
 
 _ENGINE = ("dtype", "device", "tf32", "batch_tokens")
-_GRADIENTS = (*_ENGINE, "memory_budget_gb")
+_BUDGET = ("memory_budget_gb",)
 _INFLUENCE = ("influence", "influence_log")
 _NO_MODEL = {"needs_model": False, "per_task": False, "whole": True}
 
 METHODS: dict[str, Method] = {
     "icp": Method("icprobe.attribution.icp", "nats", _ENGINE),
-    "influence": Method("icprobe.attribution.influence", "nats²", _GRADIENTS, together=_INFLUENCE),
-    "influence_log": Method("icprobe.attribution.influence", "signed log", _GRADIENTS, together=_INFLUENCE),
+    "influence": Method("icprobe.attribution.influence", "nats²", _ENGINE, _BUDGET, together=_INFLUENCE),
+    "influence_log": Method("icprobe.attribution.influence", "signed log", _ENGINE, _BUDGET, together=_INFLUENCE),
     "one_step": Method("icprobe.attribution.one_step", "nats", (*_ENGINE[1:], "one_step"), dtype="float32"),
     "influence_mean": Method("icprobe.attribution.influence_mean", "nats²", _ENGINE, per_task=False),
     "icp_budget": Method(
