@@ -26,7 +26,7 @@ if CHAIN:
             module=METHODS["one_step"].module,
             per_task=True,
             settings=lambda w: attribution_settings("one_step") | {"learning_rate": STEPS[w.learning_rate]},
-            templates=slice_of(CONFIG.templates),
+            templates=text_settings(),
             seed=None,
             code=fingerprint("attribute", METHODS["one_step"].module),
         log:

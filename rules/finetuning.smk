@@ -87,7 +87,7 @@ rule fine_tune:
             "lora",
             "checkpoint_minutes",
         ),
-        templates=slice_of(CONFIG.templates, "query", "target"),
+        templates=text_settings("query", "target"),
         results="results/{experiment}",
         code=fingerprint("fine_tune"),
     log:
