@@ -115,7 +115,7 @@ UNBROKEN = {
 @pytest.mark.parametrize("text", UNBROKEN.values(), ids=UNBROKEN)
 def test_a_text_without_spaces_is_cut_behind_the_last_token_that_fits(text, prompts, reader, tokenizer, caplog):
     rows, limit = table(text, "short\n\nremains"), 90
-    cut = fit_tasks(rows, prompts, [reader(limit)], "truncate")
+    cut = fit_tasks(rows, prompts, [reader(2 * limit)], "truncate")
     kept = cut["output"][0]
     assert text.startswith(kept)
     assert cut["output"][1] == "short\n\nremains"
@@ -137,15 +137,28 @@ def test_a_text_without_spaces_is_cut_behind_the_last_token_that_fits(text, prom
 def test_a_letter_is_not_cut_from_its_marks(prompts, reader):
     text = "ที่" * 60  # a consonant, a vowel and a tone mark above it
     for limit in range(50, 62):
-        kept = fit_tasks(table(text), prompts, [reader(limit)], "truncate")["output"][0]
+        kept = fit_tasks(table(text), prompts, [reader(2 * limit)], "truncate")["output"][0]
         assert len(kept) % 3 == 0
 
 
 def test_a_cut_text_fits_every_model(prompts, reader, tokenizer):
     text = UNBROKEN["Thai"]
-    for models in ([reader(70, "a"), reader(60, "b")], [reader(60, "b"), reader(70, "a")]):
+    for models in ([reader(140, "a"), reader(120, "b")], [reader(120, "b"), reader(140, "a")]):
         kept = fit_tasks(table(text), prompts, models, "truncate").to_dict("records")
         assert 50 < count(tokenizer, prompts.document(kept[0])) <= 60
+
+
+def test_examples_find_room_beside_a_task_that_is_cut(prompts, reader, tokenizer):
+    model, task = reader(300), UNBROKEN["Chinese"]
+    tasks = fit_tasks(table(task), prompts, [model], "truncate")
+    train = fit_train(table("short", UNBROKEN["base64"]), tasks, prompts, [model], "truncate")
+    assert train["output"][0] == "short"
+    whole = prompts.one_shot(train.iloc[1].to_dict(), tasks.iloc[0].to_dict()) + prompts.target(tasks.iloc[0].to_dict())
+    assert 294 <= count(tokenizer, whole) <= 300
+    fits = fit_tasks(table("数" * 80), prompts, [model], "truncate")  # one that fits alone stays whole
+    assert fits["output"][0] == "数" * 80
+    with pytest.raises(DataError, match=r"row r0 does not fit the 300 tokens of m, .* beside \d+ that others take"):
+        fit_train(table("x" * 100), fits, prompts, [model], "truncate")
 
 
 @pytest.mark.parametrize(("on_too_long", "ids"), [("drop", ["r0", "r2", "r3"]), ("truncate", ["r0", "r1", "r2", "r3"])])

@@ -96,10 +96,14 @@ def draw(
 
 
 def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
-    """The tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too."""
+    """The tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too.
+
+    One that is cut is left half of the context, so that examples find room beside it.
+    """
     for reader in readers:
         lengths(tasks, prompts, reader)
-    return fit(tasks, readers, on_too_long, prompts.document, {reader.model: 0 for reader in readers}, "tasks")
+    alone, half = {r.model: 0 for r in readers}, {r.model: (r.max_positions or 0) // 2 for r in readers}
+    return fit(tasks, readers, on_too_long, prompts.document, alone, "tasks", half)
 
 
 def choose_tasks(
@@ -116,17 +120,13 @@ def choose_tasks(
     hidden_states: the mean hidden state [texts, d] of each document. For "kmeans:n" the first model reads all
     candidates before any is chosen, so that there all of them must fit, or are cut or dropped.
     """
-    too_long = 0
     if str(select).startswith("kmeans"):
         candidates = fit_tasks(candidates, prompts, readers, on_too_long)
-        too_long = candidates.attrs["too_long"]
-
-    def points() -> np.ndarray:
-        return hidden_states([prompts.document(row) for row in records(candidates)])
-
-    tasks = fit_tasks(select_tasks(candidates, select, seed, points), prompts, readers, on_too_long)
-    tasks.attrs["too_long"] += too_long
-    return tasks
+        documents = [prompts.document(row) for row in records(candidates)]
+        tasks = select_tasks(candidates, select, seed, lambda: hidden_states(documents))
+        tasks.attrs["too_long"] = candidates.attrs["too_long"]
+        return tasks
+    return fit_tasks(select_tasks(candidates, select, seed), prompts, readers, on_too_long)
 
 
 def fit_train(
@@ -139,12 +139,19 @@ def fit_train(
 
 
 def fit(
-    frame: pd.DataFrame, readers: list[Reader], on_too_long: str, text: Any, besides: dict[str, int], what: str
+    frame: pd.DataFrame,
+    readers: list[Reader],
+    on_too_long: str,
+    text: Any,
+    besides: dict[str, int],
+    what: str,
+    besides_cut: dict[str, int] | None = None,
 ) -> pd.DataFrame:
     """Rows whose `text(row)` and `besides[model]` more tokens fit every model; one too long for one is so for all.
 
     on_too_long: "error" raises DataError with the ids, "drop" drops these rows, "truncate" cuts their outputs behind
-    the last token with which they fit. `frame.attrs["too_long"]` of the result counts them.
+    the last token with which they fit (besides_cut: tokens beside such a row, where these are more).
+    `frame.attrs["too_long"]` of the result counts them.
     """
     rows = frame.to_dict("records")
     over: dict[int, tuple[Reader, int]] = {}
@@ -163,12 +170,14 @@ def fit(
             f"{reader.model} takes {reader.max_positions}. Shorten them, or set data.on_too_long: truncate or drop."
         )
     if over and on_too_long == "truncate":
-        before = sum(len(rows[place]["output"]) for place in over)
+        before, beside = sum(len(rows[place]["output"]) for place in over), besides_cut or besides
         for place, (reader, _) in over.items():
-            rows[place]["output"] = _truncated(rows[place], reader, readers, text, besides)
+            rows[place]["output"] = _truncated(rows[place], reader, readers, text, beside)
             if not rows[place]["output"]:
                 raise DataError(
-                    f"data.{what}: row {rows[place]['id']} does not fit, not even with one token of output; remove it."
+                    f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
+                    f"{reader.model}, not even with one token of output, beside {beside[reader.model]} that others "
+                    "take (the longest task, or an example); remove it, or shorten them."
                 )
         after = sum(len(rows[place]["output"]) for place in over)
         logger.warning(
@@ -191,15 +200,19 @@ def fit(
 def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
     """The row's output up to the last end of a token of `cutter` with which the row fits all models; may be empty."""
     ends = [0, *cutter.token_ends(row["output"])]
+
+    def cut(tokens: int) -> str:
+        return row["output"][: ends[tokens]].rstrip()
+
     low, high = 0, len(ends)  # the first `low` tokens fit, `high` do not: a text grows with its output
     while high - low > 1:
         middle = (low + high) // 2
-        shorter = text({**row, "output": row["output"][: ends[middle]]})
+        shorter = text({**row, "output": cut(middle)})
         fits = all(
             r.max_positions is None or r.counts([shorter])[0] + besides[r.model] <= r.max_positions for r in readers
         )
         low, high = (middle, high) if fits else (low, middle)
-    return row["output"][: ends[low]].rstrip()
+    return cut(low)
 
 
 def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_new_tokens: int) -> pd.DataFrame:
