@@ -1,6 +1,8 @@
 """A control token that stands in a row's words is text; one that a template writes is a token; nothing else changes."""
 
 import copy
+import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -167,3 +169,11 @@ def test_rows_with_control_tokens_are_counted_in_the_log(byte_level, prompts, ca
     prompt_lengths(pd.DataFrame([ROW]), made_of({}, "token"), reader, 5)
     assert "1 of 1 rows hold control tokens of m" in caplog.text
     assert "they are tokens" in caplog.text
+
+
+def test_texts_of_rows_are_tokenised_in_one_place():
+    source = Path(texts.__file__).parent
+    calls = re.compile(r"(?<![a-z_])tokenizer\(|\.encode_batch\(|apply_chat_template\(")
+    found = {str(path.relative_to(source)) for path in source.rglob("*.py") if calls.search(path.read_text("utf-8"))}
+    # Where a cut may fall, and whether a tokenizer knows any words: neither makes ids that a model reads.
+    assert found == {"texts.py", "fitting.py", "models.py"}

@@ -1,5 +1,6 @@
 """Texts of examples and tasks, from sandboxed Jinja2 templates. Data are rendered, never taken as templates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -80,19 +81,20 @@ class Prompts:
         except Exception as error:  # see above
             raise ConfigError(f"config: templates.{template}: {reason(error)}") from None
 
-    def _text(self, row: dict[str, Any], template: str, *fields: str) -> Text:
+    def _text(self, row: dict[str, Any], template: str, values: Callable[[Change], dict[str, Any]]) -> Text:
         def render(change: Change) -> str:
-            return self._render(template, **{field: change(row.get(field)) for field in fields})
+            return self._render(template, **values(change))
 
         return Text(render(_as_it_is), (Part(render, row.get("id")),), self._special_tokens)
 
     def query(self, row: dict[str, Any]) -> Text:
         """What the model reads before the response; sees instruction and input alone."""
-        return self._text(row, "query", "instruction", "input")
+        words = {"instruction": row["instruction"], "input": row.get("input")}
+        return self._text(row, "query", lambda change: {name: change(value) for name, value in words.items()})
 
     def target(self, row: dict[str, Any]) -> Text:
         """The response as it follows the query."""
-        return self._text(row, "target", "output")
+        return self._text(row, "target", lambda change: {"output": change(row["output"])})
 
     def document(self, row: dict[str, Any]) -> Text:
         """query + target."""
@@ -101,11 +103,7 @@ class Prompts:
     def one_shot_prefix(self, example: dict[str, Any]) -> Text:
         """What precedes separator + query(task) when the example stands in the context."""
         document = self.document(example)
-
-        def render(change: Change) -> str:
-            return self._render("one_shot_prefix", document=document.again(change))
-
-        return Text(render(_as_it_is), (Part(render, example.get("id")),), self._special_tokens)
+        return self._text(example, "one_shot_prefix", lambda change: {"document": document.again(change)})
 
     def one_shot(self, example: dict[str, Any], task: dict[str, Any]) -> Text:
         """Context of a task given one example."""
