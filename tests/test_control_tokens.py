@@ -72,6 +72,13 @@ def test_a_control_token_in_a_row_is_tokenised_as_its_letters(known, prompts):
     assert not ids_of(known, END, TURN, THINK).isdisjoint(token_ids(known, str(prompts.document(ROW))))
 
 
+def test_the_ids_are_those_that_the_tokenizer_gives_where_it_is_told_to_split_its_special_tokens(known, prompts):
+    document = prompts.document({**ROW, "instruction": f"Show{TURN}{END}  <|im_end|>."})
+    own = known(str(document), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert list(token_ids(known, document)) == own
+    assert list(token_ids(known, document)) != known(str(document), add_special_tokens=False)["input_ids"]
+
+
 def test_a_control_token_that_the_template_writes_stays_a_token(known):
     found = token_ids(known, made_of(CHAT).document(ROW))
     tokens = [known.convert_ids_to_tokens(number) for number in found]
