@@ -16,6 +16,7 @@ from benchmarks.floors import padded, summed_loss
 from benchmarks.texts import Work
 from icprobe.models import linear_layers
 from icprobe.prompts import Encoded, encode
+from icprobe.texts import token_ids
 
 PAPER_LENGTH = 512  # tokens to which the released code pads every sequence
 PAPER_TASKS = 2  # tasks whose gradients it keeps at a time
@@ -51,11 +52,9 @@ def icp(work: Work) -> Round:
 
 def one_shot_tokens(work: Work) -> int:
     """Tokens of all one-shot sequences, each counted whole."""
-    prefixes = work.tokenizer([work.prompts.one_shot_prefix(z) for z in work.train], add_special_tokens=False)
-    suffixes = work.tokenizer(
-        [work.prompts.separator + work.prompts.document(t) for t in work.tasks], add_special_tokens=False
-    )
-    before, after = ([len(ids) for ids in side["input_ids"]] for side in (prefixes, suffixes))
+    prefixes = token_ids(work.tokenizer, [work.prompts.one_shot_prefix(z) for z in work.train])
+    suffixes = token_ids(work.tokenizer, [work.prompts.separator + work.prompts.document(t) for t in work.tasks])
+    before, after = ([len(ids) for ids in side] for side in (prefixes, suffixes))
     return sum(before) * len(after) + sum(after) * len(before)
 
 

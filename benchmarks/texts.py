@@ -14,6 +14,7 @@ from icprobe import data
 from icprobe.errors import DataError
 from icprobe.prompts import Prompts
 from icprobe.sources import Templates
+from icprobe.texts import token_ids
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["id", "instruction", "input", "output"]
@@ -171,7 +172,7 @@ class Source:
             if max_tokens:
                 prompts = Prompts(Templates().model_dump())
                 texts = [prompts.document(row) for row in frame.to_dict("records")]
-                ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+                ids = token_ids(self.tokenizer, texts)
                 frame = frame[[len(document) < max_tokens for document in ids]].reset_index(drop=True)
             frame = data.sample(frame, n, stratify="published_icp" if max_tokens else None, seed=self.seed)
         return frame[COLUMNS].iloc[:n].to_dict("records")

@@ -26,7 +26,7 @@ rule attribute:
         per_task=lambda w: METHODS[w.method].per_task,
         settings=lambda w: attribution_settings(w.method),
         execution=lambda w: METHODS[w.method].execution,
-        templates=lambda w: slice_of(CONFIG.templates) if METHODS[w.method].needs_model else {},
+        templates=lambda w: text_settings() if METHODS[w.method].needs_model else {},
         seed=lambda w: CONFIG.seed if METHODS[w.method].seeded else None,
         code=lambda w: fingerprint("attribute", METHODS[w.method].module),
     log:
@@ -75,7 +75,7 @@ if INFLUENCE:
             per_task=True,
             settings=attribution_settings(INFLUENCE[0]),
             execution=METHODS[INFLUENCE[0]].execution,
-            templates=slice_of(CONFIG.templates),
+            templates=text_settings(),
             seed=None,
             code=fingerprint("attribute", METHODS[INFLUENCE[0]].module),
         log:

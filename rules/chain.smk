@@ -27,7 +27,7 @@ if CHAIN:
             per_task=True,
             settings=lambda w: attribution_settings("one_step") | {"learning_rate": STEPS[w.learning_rate]},
             execution=METHODS["one_step"].execution,
-            templates=slice_of(CONFIG.templates),
+            templates=text_settings(),
             seed=None,
             code=fingerprint("attribute", METHODS["one_step"].module),
         log:

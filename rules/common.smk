@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import artifacts, cores, ending, execution, reading
+from icprobe import artifacts, cores, data, ending, execution, reading
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -67,7 +67,7 @@ def several_domains():
     except DataError:
         return False  # `select_tasks` says what is wrong
     column = CONFIG.data.tasks.columns.get("domain", "domain") if files else None
-    return column in rows and rows[column].nunique() > 1
+    return column in rows and len({*map(data.label, rows[column])} - {None}) > 1
 
 
 SWEEP = CONFIG.figures.sweep
@@ -173,6 +173,11 @@ def slice_of(section, *keys):
     if section is None:
         return None
     return section.model_dump(mode="json", include=set(keys) or None)
+
+
+def text_settings(*templates):
+    """How rows become texts and tokens: these templates (all, where none is named), what control tokens in rows are."""
+    return {**slice_of(CONFIG.templates, *templates), "special_tokens": CONFIG.data.special_tokens}
 
 
 def each_model_and_method(pattern):

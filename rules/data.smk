@@ -111,7 +111,7 @@ if CONFIG.data.tasks:
             contents=lambda w: contents(local_files(CONFIG.data.tasks)),
             on_empty=CONFIG.data.on_empty,
             on_too_long=CONFIG.data.on_too_long,
-            templates=slice_of(CONFIG.templates),
+            templates=text_settings(),
             # "first:n", "all" and a list of ids draw nothing.
             seed=CONFIG.seed if SELECT.startswith(("random", "kmeans")) else None,
             code=fingerprint("select_tasks"),
@@ -145,7 +145,7 @@ if CONFIG.data.train:
             labels=CONFIG.data.labels,
             on_empty=CONFIG.data.on_empty,
             on_too_long=CONFIG.data.on_too_long,
-            templates=slice_of(CONFIG.templates),
+            templates=text_settings(),
             code=fingerprint("prepare_train"),
         log:
             "logs/{experiment}/prepare_train.log",
@@ -199,7 +199,7 @@ rule prepare_eval:
         "results/{experiment}/data/eval.parquet",
     params:
         source=slice_of(CONFIG.data.eval),
-        templates=slice_of(CONFIG.templates, "query") if EVAL_TOKENS else {},
+        templates=text_settings("query") if EVAL_TOKENS else {},
         contents=lambda w: contents(local_files(CONFIG.data.eval)),
         code=fingerprint("prepare_eval"),
     log:
@@ -223,7 +223,7 @@ rule measure_lengths:
     output:
         "results/{experiment}/{model}/data/lengths.parquet",
     params:
-        templates=slice_of(CONFIG.templates),
+        templates=text_settings(),
         code=fingerprint("measure_lengths"),
     log:
         "logs/{experiment}/measure_lengths/{model}.log",
@@ -245,7 +245,7 @@ rule measure_prompts:
     output:
         "results/{experiment}/{model}/data/prompt_lengths.parquet",
     params:
-        templates=slice_of(CONFIG.templates, "query"),
+        templates=text_settings("query"),
         max_new_tokens=CONFIG.evaluation.max_new_tokens,
         code=fingerprint("measure_prompts"),
     log:

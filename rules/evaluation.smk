@@ -37,7 +37,7 @@ if CONFIG.evaluation.base_responses == "generate":
             "results/{experiment}/{model}/responses/base.jsonl",
         params:
             settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
-            templates=slice_of(CONFIG.templates, "query"),
+            templates=text_settings("query"),
             generator="{model}",
             results="results/{experiment}",
             code=fingerprint("generate"),
@@ -92,7 +92,7 @@ rule generate:
         "results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
     params:
         settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
-        templates=slice_of(CONFIG.templates, "query"),
+        templates=text_settings("query"),
         generator="{model}/{method}/{bin}/seed-{seed}",
         results="results/{experiment}",
         code=fingerprint("generate"),

@@ -86,7 +86,7 @@ rule fine_tune:
             "device",
             "lora",
         ),
-        templates=slice_of(CONFIG.templates, "query", "target"),
+        templates=text_settings("query", "target"),
         results="results/{experiment}",
         code=fingerprint("fine_tune"),
     log:

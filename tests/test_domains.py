@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from icprobe.correlations import correlations
-from icprobe.data import select_tasks
+from icprobe.data import read_table
 from icprobe.domains import ALL, by_domain, score_sets, sweep_table, task_domains
 from icprobe.errors import DataError
 
@@ -75,9 +75,11 @@ def test_one_domain_and_tasks_of_none_are_told_apart():
     assert task_domains(TASKS.assign(domain=["x", "x", None, None])) == {"x": ["a", "b"]}
 
 
-def test_a_domain_called_all_is_refused():
-    with pytest.raises(DataError, match='a domain must not be called "all"'):
-        select_tasks(TASKS.assign(domain="all"), "all", 0)
+def test_a_domain_called_all_is_refused(tmp_path):
+    path = tmp_path / "tasks.csv"
+    path.write_text("instruction,output,domain\na,b,all\n")
+    with pytest.raises(DataError, match=r'tasks\.csv, line 2: a domain must not be called "all"'):
+        read_table({"path": str(path)}, extra=["domain"])
 
 
 def sweep(train, in_domain=None):

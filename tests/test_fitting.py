@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from icprobe.errors import DataError
-from icprobe.fitting import Reader, draw, fit_tasks, fit_train, lengths, prompt_lengths
+from icprobe.fitting import Reader, choose_tasks, draw, fit_tasks, fit_train, lengths, prompt_lengths
+from icprobe.representations import mean_hidden_states
 
 
 def table(*outputs, **columns):
@@ -101,21 +102,84 @@ def test_a_row_too_long_for_one_model_is_so_for_all(prompts, reader):
     assert kept["id"].tolist() == ["r0"]
 
 
-def test_truncation_keeps_as_many_whole_words_as_fit_and_the_white_space_between_them(prompts, reader, tokenizer):
-    text = "first\n\n  second\tthird " * 20
-    limit = 50
-    rows = table(text, "short\n\nremains")
-    cut = fit_tasks(rows, prompts, [reader(limit)], "truncate")
+UNBROKEN = {
+    "Chinese": "这条河流入大海，河水很清澈。" * 40,
+    "Japanese": "川は海へ流れる。" * 60,
+    "Thai": "แม่น้ำไหลลงสู่ทะเลเมื่อฤดูฝนมาถึงแล้วต้นไม้ก็เขียว" * 20,
+    "base64": "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo" * 20,
+    "address": "https://example.org/" + "a1b2c3/" * 80,
+    "words": "The  river\n\nruns to the sea. " * 40,
+}
+
+
+@pytest.mark.parametrize("text", UNBROKEN.values(), ids=UNBROKEN)
+def test_a_text_without_spaces_is_cut_behind_the_last_token_that_fits(text, prompts, reader, tokenizer, caplog):
+    rows, limit = table(text, "short\n\nremains"), 90
+    cut = fit_tasks(rows, prompts, [reader(2 * limit)], "truncate")
     kept = cut["output"][0]
     assert text.startswith(kept)
-    assert text[len(kept)].isspace()
     assert cut["output"][1] == "short\n\nremains"
     assert cut.attrs["too_long"] == 1
-    assert count(tokenizer, prompts.document({**rows.iloc[0], "output": kept})) <= limit
-    one_more = kept + text[len(kept) :][: len(text[len(kept) :]) - len(text[len(kept) :].lstrip())]
-    one_more += text[len(one_more) :].split()[0]
-    assert count(tokenizer, prompts.document({**rows.iloc[0], "output": one_more})) > limit
+    assert f"1 of 2 rows are cut to fit, from {len(text)} to {len(kept)} characters in all" in caplog.text
     assert rows["output"][0] == text
+
+    def size(output):
+        return count(tokenizer, prompts.document({**rows.iloc[0], "output": output}))
+
+    # A letter that is several tokens, and white space, which the template flattens, may leave a few tokens' room.
+    assert limit - 6 <= size(kept) <= limit
+    assert (
+        count(tokenizer, kept) + count(tokenizer, text[len(kept) :]) == count(tokenizer, text)
+        or text[len(kept)].isspace()
+    )
+
+
+def test_a_letter_is_not_cut_from_its_marks(prompts, reader):
+    text = "ที่" * 60  # a consonant, a vowel and a tone mark above it
+    for limit in range(50, 62):
+        kept = fit_tasks(table(text), prompts, [reader(2 * limit)], "truncate")["output"][0]
+        assert len(kept) % 3 == 0
+
+
+def test_a_cut_text_fits_every_model(prompts, reader, tokenizer):
+    text = UNBROKEN["Thai"]
+    for models in ([reader(140, "a"), reader(120, "b")], [reader(120, "b"), reader(140, "a")]):
+        kept = fit_tasks(table(text), prompts, models, "truncate").to_dict("records")
+        assert 50 < count(tokenizer, prompts.document(kept[0])) <= 60
+
+
+def test_examples_find_room_beside_a_task_that_is_cut(prompts, reader, tokenizer):
+    model, task = reader(300), UNBROKEN["Chinese"]
+    tasks = fit_tasks(table(task), prompts, [model], "truncate")
+    train = fit_train(table("short", UNBROKEN["base64"]), tasks, prompts, [model], "truncate")
+    assert train["output"][0] == "short"
+    whole = prompts.one_shot(train.iloc[1].to_dict(), tasks.iloc[0].to_dict()) + prompts.target(tasks.iloc[0].to_dict())
+    assert 294 <= count(tokenizer, whole) <= 300
+    fits = fit_tasks(table("数" * 80), prompts, [model], "truncate")  # one that fits alone stays whole
+    assert fits["output"][0] == "数" * 80
+    with pytest.raises(DataError, match=r"row r0 does not fit the 300 tokens of m, .* beside \d+ that others take"):
+        fit_train(table("x" * 100), fits, prompts, [model], "truncate")
+
+
+@pytest.mark.parametrize(("on_too_long", "ids"), [("drop", ["r0", "r2", "r3"]), ("truncate", ["r0", "r1", "r2", "r3"])])
+def test_kmeans_reads_no_candidate_that_is_longer_than_the_context(
+    on_too_long, ids, prompts, reader, tokenizer, tiny_model
+):
+    candidates = table("one", "数" * 800, "three", "four")
+    model = tiny_model("gpt2")  # its 1024 positions are a table, beyond which there is none
+
+    def hidden_states(texts):
+        return mean_hidden_states(model, tokenizer, texts)
+
+    def choose(on_too_long, n):
+        settings = f"kmeans:{n}", 0, prompts, [reader(1024)], on_too_long
+        return choose_tasks(candidates, *settings, hidden_states)
+
+    chosen = choose(on_too_long, len(ids))
+    assert chosen["id"].tolist() == ids
+    assert chosen.attrs["too_long"] == 1
+    with pytest.raises(DataError, match=r"data\.tasks: 1 rows do not fit a model's context, first of r1"):
+        choose("error", 2)
 
 
 def test_a_row_that_cannot_be_cut_to_fit_is_named(prompts, reader):

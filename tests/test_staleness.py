@@ -183,6 +183,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         + Counter(["plot_distributions", "plot_lengths", "plot_overlaps", "plot_win_rates"])
         + END,
     ),
+    "data.special_tokens": (
+        config(data={"special_tokens": "token"}),
+        OF_TRAIN + Counter(["select_tasks", "prepare_train", "measure_prompts", "generate_base"]),
+    ),
     "data.in_domain": (config(data={"in_domain": ["code"]}), Counter(plot_sweep=1) + END),
     "report.examples": (config(report={"examples": 3}), END),
     "wandb.project": (config(wandb={"project": "another", "mode": "offline"}), NOTHING),

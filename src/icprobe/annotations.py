@@ -46,7 +46,7 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
         judgements.append(
             {
                 "id": f"{digest}-{repeated}" if repeated else digest,
-                "subset": _present(row.get("subset")) or _present(row.get("dataset")),
+                "subset": _subset(row),
                 "preference": _preference(row),
                 "judge": _present(row.get("annotator")) or "annotations",
                 "order": None,
@@ -54,6 +54,12 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
             }
         )
     return judgements
+
+
+def _subset(row: dict[str, Any]) -> str | None:
+    subset = data.label(row.get("subset")) or data.label(row.get("dataset"))
+    data.check_group(row[reading.WHERE], "subset", subset)
+    return subset
 
 
 def _present(value: Any) -> Any:

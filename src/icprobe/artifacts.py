@@ -18,6 +18,10 @@ from icprobe.errors import ArtifactError
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
+# Columns of tables that hold names, whatever these look like.
+NAME_COLUMNS = frozenset(
+    {"model", "domain", "method", "method_a", "method_b", "bin", "subset", "label", "kind", "statistic", "interval"}
+)
 
 # What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
 # of GPU work.
@@ -106,6 +110,17 @@ def write_csv(path: str | Path, table: Any) -> None:
     """A pandas table as CSV without its index, unrounded, written atomically."""
     with atomic_path(path) as aside:
         table.to_csv(aside, index=False, lineterminator="\n")
+
+
+def read_csv(path: str | Path) -> Any:
+    """A pandas table that `write_csv` wrote. Only what is empty is missing, and names stay texts: a domain may be
+    called NA, a method 007.
+    """
+    import pandas as pd  # not above: most who import this module read no tables
+
+    columns = pd.read_csv(path, nrows=0).columns
+    names = NAME_COLUMNS | ({"value"} if "label" in columns else set())  # a label's value; elsewhere a number
+    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(names & {*columns}, str))
 
 
 def matching(patterns: Iterable[str]) -> list[str]:

@@ -20,6 +20,7 @@ __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 
 MAX_DEPTH = 30  # levels of the configuration; its own are 4
 MAX_SIZE = 100_000  # values in the configuration
+EXPERIMENT_FOLDERS = ("data", "figures", "synthetic", "wandb")  # under results/{experiment}/, where a model's is, too
 
 
 class Config(Section):
@@ -47,6 +48,10 @@ class Config(Section):
             ("models", self.models),
             ("attribution.methods", self.attribution.methods),
             ("bins", self.bins),
+            ("data.labels", self.data.labels),
+            ("finetune.methods", self.finetune.methods),
+            ("finetune.bins", self.finetune.bins or []),
+            ("finetune.seeds", self.finetune.seeds),
         ):
             doubled = sorted({name for name in names if names.count(name) > 1})
             if doubled:
@@ -82,19 +87,36 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _what_is_fine_tuned_is_there(self) -> "Config":
+    def _no_name_means_something_else(self) -> "Config":
+        for model in self.models:
+            if model in EXPERIMENT_FOLDERS:
+                raise ValueError(f"models: {model!r} is a folder of the experiment; choose another name")
         if "all" in self.attribution.external:
             raise ValueError('attribution.external: "all" means all data in the tables; choose another name')
+        for name, note in self.evaluation.annotations.items():
+            if (note.method or name) == "all" and (note.method is None or note.bin != "all"):
+                raise ValueError(
+                    f'evaluation.annotations.{name}: "all" means all data in the tables; choose another method, or set '
+                    "method: all and bin: all where these are responses of a model that was fine-tuned on all data"
+                )
+        if self.data.eval and "overall" in self.data.eval.subsets:
+            raise ValueError('data.eval.subsets: "overall" means all subsets in the tables; choose another name')
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_fine_tuned_is_there(self) -> "Config":
+        here = [model for model in self.models if self.model_sources[model].source != "external"]
+        if self.data.tasks and str(self.data.tasks.select).startswith("kmeans") and not here:
+            raise ValueError(
+                f"data.tasks.select: {self.data.tasks.select!r} needs a model that is here, to read the candidates"
+            )
         judged = self.evaluation.judge != "annotations"
         absent = [
             what
             for what, there in (
                 ("data.train", self.data.train),
                 ("data.eval", self.data.eval),
-                (
-                    "a model that is here",
-                    all(self.model_sources[model].source != "external" for model in self.models),
-                ),
+                ("a model that is here", len(here) == len(self.models)),
             )
             if not there
         ]

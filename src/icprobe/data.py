@@ -1,7 +1,5 @@
 """Tables of examples, tasks and eval prompts: checked row by row, sampled, selected, written and read again."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from icprobe.errors import ArtifactError, DataError, reason, shown
 from icprobe.reading import WHERE, read_source
 
 TEXTS = ["instruction", "input", "output"]
+WHOLE = {"domain": "all", "subset": "overall"}  # what tables call all of them
 MAX_ID = 200  # characters
 PIECE_BYTES = 64e6  # of a matrix in memory at a time
 
@@ -53,9 +52,10 @@ def read_table(
         result[column] = ["" if _missing(value) else value for value in values]
     for column in extra:
         if column in frame:
-            values = [None if _missing(value) else str(value) for value in frame[column]]
+            values = list(map(label, frame[column]))
             for where, value in zip(places, values, strict=True):
                 _check_text(where, column, value)
+                check_group(where, column, value)
             result[column] = values
     if not needs_output:
         return result
@@ -70,6 +70,17 @@ def read_table(
     if result.empty:
         raise DataError(f"{origin}: no row has an output.")
     return result
+
+
+def label(value: Any) -> str | None:
+    """A label, domain or subset as a text; None where a row has none: null, NaN, or a blank text."""
+    return None if _missing(value) or not str(value).strip() else str(value)
+
+
+def check_group(where: str, column: str, value: str | None) -> None:
+    """Raises DataError where a row's domain or subset is called what means all of them in the tables."""
+    if value is not None and value == WHOLE.get(column):
+        raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
 
 
 def _missing(value: Any) -> bool:
@@ -215,8 +226,8 @@ def select_tasks(
     """The tasks that the configuration's data.tasks.select names, in its order (file order for all but a list of ids).
 
     hidden_states: gives the mean hidden state of each row's document [rows, d]; called for "kmeans:n" alone.
-    Raises DataError for unknown ids, too few rows, or the id "id" or the domain "all", which
-    mean something else in the tables that follow.
+    Raises DataError for unknown ids, too few rows, or the id "id", which means something else in the
+    tables that follow.
     """
     if isinstance(select, list):
         position = {row_id: row for row, row_id in enumerate(frame["id"])}
@@ -244,8 +255,6 @@ def select_tasks(
     chosen = frame.iloc[rows].reset_index(drop=True)
     if (chosen["id"] == "id").any():
         raise DataError('tasks: a task must not be called "id"; rename it.')
-    if "domain" in chosen and (chosen["domain"] == "all").any():
-        raise DataError('tasks: a domain must not be called "all", which means all tasks in the tables; rename it.')
     return chosen
 
 
@@ -260,11 +269,6 @@ def _nearest_to_centres(points: np.ndarray, n: int, seed: int) -> list[int]:
         # Two centres may have the same nearest row; the later one takes its next.
         rows.append(next(int(row) for row in np.argsort(centre, kind="stable") if int(row) not in rows))
     return sorted(rows)
-
-
-def order_seed(*parts: Any) -> int:
-    """A 32-bit seed from plain values, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts, default=str).encode()).digest()[:4], "big")
 
 
 def read_scores(methods: Iterable[str], paths: Iterable[str | Path]) -> dict[str, pd.Series]:

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from icprobe import artifacts
 from icprobe.syncing import pending
 from icprobe.wording import bin_label, fixed
 
@@ -51,7 +52,7 @@ def _wrapped(text: str, width: int) -> str:
 def _table(path: Path) -> pd.DataFrame | None:
     """A table's rows over all tasks; those of each domain alone are the report's."""
     try:
-        table = pd.read_csv(path, keep_default_na=False, na_values=[""])
+        table = artifacts.read_csv(path)
         return table[table["domain"] == "all"]
     except (OSError, ValueError, KeyError):
         return None

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 
-from icprobe import charts
+from icprobe import artifacts, charts
 from icprobe.binning import bins
 from icprobe.data import read_pieces
 from icprobe.errors import DataError, ScoreError
@@ -311,8 +311,7 @@ def _table(source: Source | None) -> pd.DataFrame | None:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        # "None" is a fair name for a label's value; only what is empty is missing.
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        return artifacts.read_csv(path)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read for the report ({error}). Remove it so that it is made anew."

@@ -1,16 +1,21 @@
 """Which rows fit the models' contexts, and what becomes of those that do not."""
 
-import re
-from collections.abc import Callable
+import logging
+import unicodedata
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from icprobe.data import records
+from icprobe.data import records, select_tasks
 from icprobe.data import sample as draw_sample
 from icprobe.errors import DataError
 from icprobe.prompts import Prompts
+from icprobe.texts import Text, count_control_tokens, token_ids
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,30 @@ class Reader:
 
     def counts(self, texts: list[str]) -> list[int]:
         """Token count of each text."""
-        return [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+        return [len(ids) for ids in token_ids(self.tokenizer, texts)]
+
+    def token_ends(self, text: str) -> list[int]:
+        """Where the tokens of a text end, as numbers of characters, those apart that end within a letter: its bytes,
+        or its marks (the vowels above a Thai consonant). Each character's end, where a tokenizer does not tell them.
+        """
+        ends = range(1, len(text) + 1)
+        if getattr(self.tokenizer, "is_fast", False):
+            pairs = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            ends = sorted({end for _, end in pairs} - {0})
+        return [end for end in ends if end == len(text) or unicodedata.category(text[end])[0] != "M"]
+
+    def tell_control_tokens(self, texts: Sequence[Text]) -> None:
+        """Says in the log how many rows hold control tokens, and what becomes of them; nothing where none does."""
+        count, tokens = count_control_tokens(self.tokenizer, texts)
+        if count:
+            logger.warning(
+                "%d of %d rows hold control tokens of %s (%s); they are %s (data.special_tokens)",
+                count,
+                len(texts),
+                self.model,
+                ", ".join(tokens[:5]),
+                "tokens" if texts[0].special_tokens == "token" else "read as text",
+            )
 
 
 def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFrame:
@@ -33,7 +61,9 @@ def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFra
     """
     rows = frame.to_dict("records")
     queries = reader.counts([prompts.query(row) for row in rows])
-    documents = reader.counts([prompts.document(row) for row in rows])
+    texts = [prompts.document(row) for row in rows]
+    documents = reader.counts(texts)
+    reader.tell_control_tokens(texts)
     targets = [whole - query for whole, query in zip(documents, queries, strict=True)]
     for row, query, target in zip(rows, queries, targets, strict=True):
         if query < 1 or target < 1:
@@ -66,10 +96,37 @@ def draw(
 
 
 def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
-    """The tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too."""
+    """The tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too.
+
+    One that is cut is left half of the context, so that examples find room beside it.
+    """
     for reader in readers:
         lengths(tasks, prompts, reader)
-    return fit(tasks, readers, on_too_long, prompts.document, {reader.model: 0 for reader in readers}, "tasks")
+    alone, half = {r.model: 0 for r in readers}, {r.model: (r.max_positions or 0) // 2 for r in readers}
+    return fit(tasks, readers, on_too_long, prompts.document, alone, "tasks", half)
+
+
+def choose_tasks(
+    candidates: pd.DataFrame,
+    select: str | list[str],
+    seed: int,
+    prompts: Prompts,
+    readers: list[Reader],
+    on_too_long: str,
+    hidden_states: Callable[[list[str]], np.ndarray],
+) -> pd.DataFrame:
+    """The tasks that `select` chooses (see `select_tasks`) and that fit every model's context (see `fit`).
+
+    hidden_states: the mean hidden state [texts, d] of each document. For "kmeans:n" the first model reads all
+    candidates before any is chosen, so that there all of them must fit, or are cut or dropped.
+    """
+    if str(select).startswith("kmeans"):
+        candidates = fit_tasks(candidates, prompts, readers, on_too_long)
+        documents = [prompts.document(row) for row in records(candidates)]
+        tasks = select_tasks(candidates, select, seed, lambda: hidden_states(documents))
+        tasks.attrs["too_long"] = candidates.attrs["too_long"]
+        return tasks
+    return fit_tasks(select_tasks(candidates, select, seed), prompts, readers, on_too_long)
 
 
 def fit_train(
@@ -82,37 +139,55 @@ def fit_train(
 
 
 def fit(
-    frame: pd.DataFrame, readers: list[Reader], on_too_long: str, text: Any, besides: dict[str, int], what: str
+    frame: pd.DataFrame,
+    readers: list[Reader],
+    on_too_long: str,
+    text: Any,
+    besides: dict[str, int],
+    what: str,
+    besides_cut: dict[str, int] | None = None,
 ) -> pd.DataFrame:
     """Rows whose `text(row)` and `besides[model]` more tokens fit every model; one too long for one is so for all.
 
-    on_too_long: "error" raises DataError with the ids, "drop" drops these rows, "truncate" cuts their outputs by whole
-    words. `frame.attrs["too_long"]` of the result counts them.
+    on_too_long: "error" raises DataError with the ids, "drop" drops these rows, "truncate" cuts their outputs behind
+    the last token with which they fit (besides_cut: tokens beside such a row, where these are more).
+    `frame.attrs["too_long"]` of the result counts them.
     """
     rows = frame.to_dict("records")
-    over: dict[int, tuple[str, int]] = {}
+    over: dict[int, tuple[Reader, int]] = {}
     for reader in readers:
         if reader.max_positions is None:
             continue
         room = reader.max_positions - besides[reader.model]
         for place, count in enumerate(reader.counts([text(row) for row in rows])):
             if count > room:
-                over.setdefault(place, (reader.model, count + besides[reader.model]))
+                over.setdefault(place, (reader, count + besides[reader.model]))
     if over and on_too_long == "error":
         ids = ", ".join(rows[place]["id"] for place in list(over)[:5])
-        model, count = next(iter(over.values()))
-        limit = next(r.max_positions for r in readers if r.model == model)
+        reader, count = next(iter(over.values()))
         raise DataError(
-            f"data.{what}: {len(over)} rows do not fit a model's context, first of {ids}: {count} tokens where {model} "
-            f"takes {limit}. Shorten them, or set data.on_too_long: truncate or drop."
+            f"data.{what}: {len(over)} rows do not fit a model's context, first of {ids}: {count} tokens where "
+            f"{reader.model} takes {reader.max_positions}. Shorten them, or set data.on_too_long: truncate or drop."
         )
-    if on_too_long == "truncate":
-        for place in over:
-            rows[place]["output"] = _truncated(rows[place], readers, text, besides)
+    if over and on_too_long == "truncate":
+        before, beside = sum(len(rows[place]["output"]) for place in over), besides_cut or besides
+        for place, (reader, _) in over.items():
+            rows[place]["output"] = _truncated(rows[place], reader, readers, text, beside)
             if not rows[place]["output"]:
                 raise DataError(
-                    f"data.{what}: row {rows[place]['id']} does not fit, not even with one word of output; remove it."
+                    f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
+                    f"{reader.model}, not even with one token of output, beside {beside[reader.model]} that others "
+                    "take (the longest task, or an example); remove it, or shorten them."
                 )
+        after = sum(len(rows[place]["output"]) for place in over)
+        logger.warning(
+            "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",
+            what,
+            len(over),
+            len(rows),
+            before,
+            after,
+        )
         result = frame.assign(output=[row["output"] for row in rows])
     else:
         result = frame.drop(index=frame.index[list(over)]).reset_index(drop=True)
@@ -122,17 +197,22 @@ def fit(
     return result
 
 
-def _truncated(row: dict[str, Any], readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
-    ends = [0, *(word.end() for word in re.finditer(r"\S+", row["output"]))]
-    low, high = 0, len(ends) - 1  # the longest number of words that fits lies in [low, high)
+def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
+    """The row's output up to the last end of a token of `cutter` with which the row fits all models; may be empty."""
+    ends = [0, *cutter.token_ends(row["output"])]
+
+    def cut(tokens: int) -> str:
+        return row["output"][: ends[tokens]].rstrip()
+
+    low, high = 0, len(ends)  # the first `low` tokens fit, `high` do not: a text grows with its output
     while high - low > 1:
         middle = (low + high) // 2
-        shorter = text({**row, "output": row["output"][: ends[middle]]})
+        shorter = text({**row, "output": cut(middle)})
         fits = all(
             r.max_positions is None or r.counts([shorter])[0] + besides[r.model] <= r.max_positions for r in readers
         )
         low, high = (middle, high) if fits else (low, middle)
-    return row["output"][: ends[low]]
+    return cut(low)
 
 
 def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_new_tokens: int) -> pd.DataFrame:
@@ -140,7 +220,9 @@ def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_ne
 
     Raises DataError for a query that has none, or that leaves no room for max_new_tokens in the model's context.
     """
-    counts = reader.counts([prompts.query(row) for row in frame.to_dict("records")])
+    texts = [prompts.query(row) for row in frame.to_dict("records")]
+    counts = reader.counts(texts)
+    reader.tell_control_tokens(texts)
     limit = reader.max_positions
     if 0 in counts:
         row_id = frame["id"].iloc[counts.index(0)]

@@ -1,5 +1,6 @@
 """Texts of examples and tasks, from sandboxed Jinja2 templates. Data are rendered, never taken as templates."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
+from icprobe import texts
 from icprobe.errors import ConfigError, reason
+from icprobe.texts import Change, Part, Text
 
 # fmt: off
 FILTERS = {
@@ -52,8 +55,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 class Prompts:
     """query, target, document and contexts of one experiment.
 
-    templates: the configuration's `templates` as a mapping. Raises ConfigError for a template that does not parse or
-    names an unknown variable.
+    templates: the configuration's `templates` as a mapping, and `special_tokens` of its `data` (default: text). Raises
+    ConfigError for a template that does not parse or names an unknown variable.
     """
 
     def __init__(self, templates: dict[str, str]) -> None:
@@ -65,6 +68,7 @@ class Prompts:
             except Exception as error:  # a template is the user's program, and what it raises the user's mistake
                 raise ConfigError(f"config: templates.{name}: {reason(error)}") from None
         self.separator = templates["separator"]
+        self._special_tokens = templates.get("special_tokens", "text")
 
     @classmethod
     def of_queries(cls, templates: dict[str, str]) -> "Prompts":
@@ -77,25 +81,37 @@ class Prompts:
         except Exception as error:  # see above
             raise ConfigError(f"config: templates.{template}: {reason(error)}") from None
 
-    def query(self, row: dict[str, Any]) -> str:
+    def _text(self, row: dict[str, Any], template: str, values: Callable[[Change], dict[str, Any]]) -> Text:
+        def render(change: Change) -> str:
+            return self._render(template, **values(change))
+
+        return Text(render(_as_it_is), (Part(render, row.get("id")),), self._special_tokens)
+
+    def query(self, row: dict[str, Any]) -> Text:
         """What the model reads before the response; sees instruction and input alone."""
-        return self._render("query", instruction=row["instruction"], input=row.get("input"))
+        words = {"instruction": row["instruction"], "input": row.get("input")}
+        return self._text(row, "query", lambda change: {name: change(value) for name, value in words.items()})
 
-    def target(self, row: dict[str, Any]) -> str:
+    def target(self, row: dict[str, Any]) -> Text:
         """The response as it follows the query."""
-        return self._render("target", output=row["output"])
+        return self._text(row, "target", lambda change: {"output": change(row["output"])})
 
-    def document(self, row: dict[str, Any]) -> str:
+    def document(self, row: dict[str, Any]) -> Text:
         """query + target."""
         return self.query(row) + self.target(row)
 
-    def one_shot_prefix(self, example: dict[str, Any]) -> str:
+    def one_shot_prefix(self, example: dict[str, Any]) -> Text:
         """What precedes separator + query(task) when the example stands in the context."""
-        return self._render("one_shot_prefix", document=self.document(example))
+        document = self.document(example)
+        return self._text(example, "one_shot_prefix", lambda change: {"document": document.again(change)})
 
-    def one_shot(self, example: dict[str, Any], task: dict[str, Any]) -> str:
+    def one_shot(self, example: dict[str, Any], task: dict[str, Any]) -> Text:
         """Context of a task given one example."""
         return self.one_shot_prefix(example) + self.separator + self.query(task)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 @dataclass(frozen=True)
@@ -111,8 +127,8 @@ class Encoded:
 
 
 def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Token ids of a text, with no special tokens added."""
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Token ids of a text, with no special tokens added; see `texts.token_ids`."""
+    return tuple(texts.token_ids(tokenizer, [text])[0])
 
 
 def encode(tokenizer: Any, context: str, target: str) -> Encoded:

@@ -104,7 +104,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     # Not pandas: it fills short rows, takes a surplus field for an index, and renames a column that stands there twice.
     csv.field_size_limit(2**31 - 1)
     lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
-    rows: list[list[str]] = []
+    rows: list[list[str | None]] = []
     where: list[str] = []
     header: list[str] = []
     try:
@@ -122,7 +122,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
                     "a field with commas or line breaks stands in quotation marks."
                 )
             else:
-                rows.append(row)
+                rows.append([cell or None for cell in row])  # CSV has no other word for what is absent
                 where.append(place)
     except csv.Error as error:
         raise DataError(f"{path}, line {lines.line_num}: broken CSV ({reason(error)}).") from None

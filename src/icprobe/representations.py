@@ -9,13 +9,14 @@ import torch
 from icprobe.packing import Network
 from icprobe.progress import Progress
 from icprobe.rows import Row
+from icprobe.texts import token_ids
 
 
 @torch.no_grad()
 def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Mean of the final hidden states over the tokens of each text: [texts, d] float32."""
     network = Network(model, packed_weights=True)
-    encoded = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    encoded = token_ids(tokenizer, texts)
     points = []
     for ids in Progress(encoded, desc="hidden states", unit="text"):
         row = Row()

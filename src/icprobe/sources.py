@@ -180,7 +180,13 @@ class Data(Section):
     )
     on_empty: Literal["error", "drop"] = Field("error", description="A row whose output is empty: stop, or drop it.")
     on_too_long: Literal["error", "truncate", "drop"] = Field(
-        "error", description="A row that does not fit the model's context: stop, cut its output, or drop it."
+        "error",
+        description="A row that does not fit the model's context: stop, cut its output between two tokens, or drop it.",
+    )
+    special_tokens: Literal["text", "token", "error"] = Field(
+        "text",
+        description="A control token that stands in a row's words, such as <|endoftext|>: read it as these letters, "
+        "make the token of it, or stop. One that a template writes is a token.",
     )
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """What values of the configuration may be: names, paths, thresholds, numbers; and what every section is."""
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -9,16 +10,23 @@ Dtype = Literal["float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
+# What pandas takes for a missing value where it reads a table without being told otherwise.
+MISSING_TO_PANDAS = {"NA", "NULL", "NaN", "None", "nan", "null"}
+
+
 def _plain_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or ".." in name:
         raise ValueError("a plain name is needed: letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    if name in MISSING_TO_PANDAS:
+        raise ValueError("this word means a missing value in tables; choose another name")
     return name
 
 
 def _threshold(text: str) -> str:
     if not re.fullmatch(r"(<=|>) *(0(\.[0-9]{1,2})?|1(\.00?)?)", text):
         raise ValueError('a bin is "<=x" or ">x" with x between 0 and 1 and at most two decimals, such as ">0.85"')
-    return text.replace(" ", "")
+    sign, number = re.fullmatch(r"(<=|>) *(.*)", text).groups()
+    return f"{sign}{Decimal(number).normalize():f}"  # ">0.50" is ">0.5", so that no bin has two names
 
 
 def _path(text: str) -> str:

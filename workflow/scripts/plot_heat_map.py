@@ -1,12 +1,10 @@
 """Rank correlations of all pairs of methods: plain below the diagonal, given response length above it."""
 
-import pandas as pd
-
-from icprobe import plotting
+from icprobe import artifacts, plotting
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    table = pd.read_csv(snakemake.input[0]).query("domain == 'all'")
+    table = artifacts.read_csv(snakemake.input[0]).query("domain == 'all'")
     partial = "spearman_partial_length" if "spearman_partial_length" in set(table["statistic"]) else None
     figure = plotting.heat_map(table, "spearman", snakemake.params.methods, above=partial)
     shown = table[table["statistic"].isin(["spearman", "spearman_partial_length"])]

@@ -1,12 +1,10 @@
 """Overlap of each method's bins with ICP's."""
 
-import pandas as pd
-
-from icprobe import plotting
+from icprobe import artifacts, plotting
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    table = pd.read_csv(snakemake.input[0]).query("domain == 'all'")
+    table = artifacts.read_csv(snakemake.input[0]).query("domain == 'all'")
     plotting.save(
         plotting.overlap_curve(table, snakemake.params.colors),
         snakemake.output.figure,

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from icprobe import plotting
+from icprobe import artifacts, plotting
 from icprobe.data import read_scores
 from icprobe.jobs import job
 
@@ -12,7 +12,7 @@ with job(snakemake) as run:
     scores = read_scores([a, b], [snakemake.input.a, snakemake.input.b])
     train = pd.read_parquet(snakemake.input.train).set_index("id")
     labels = next((train[label] for label in params.labels if label in train), None)
-    correlations = pd.read_csv(snakemake.input.correlations).query("domain == 'all'")
+    correlations = artifacts.read_csv(snakemake.input.correlations).query("domain == 'all'")
     figure = plotting.scatter(scores, a, b, labels, correlations, params.axis_labels, params.colors)
     table = pd.DataFrame(scores).assign(**({} if labels is None else {labels.name: labels})).reset_index()
     plotting.save(figure, snakemake.output.figure, table, f"{a} against {b}", "scatter")

@@ -4,17 +4,14 @@ import logging
 
 import pandas as pd
 
-from icprobe import plotting, plotting_sweeps
+from icprobe import artifacts, plotting, plotting_sweeps
 from icprobe.data import read_parquet
 from icprobe.domains import sweep_table
 from icprobe.jobs import job
 
 with job(snakemake) as run:
     params, files = snakemake.params, snakemake.input
-    # "None" and "NA" are fair names of models and domains; only what is empty is missing.
-    correlations = pd.concat(
-        [pd.read_csv(path, keep_default_na=False, na_values=[""]) for path in files.correlations], ignore_index=True
-    )
+    correlations = pd.concat([artifacts.read_csv(path) for path in files.correlations], ignore_index=True)
     table = sweep_table(correlations, read_parquet(files.tasks), read_parquet(files.train), params.in_domain)
     figure = plotting_sweeps.sweep_points(table, params.colors)
     plotting.save(figure, snakemake.output.figure, table, "icp against influence by model and by domain", "sweep")

@@ -1,12 +1,10 @@
 """Win rates of the fine-tuned models."""
 
-import pandas as pd
-
-from icprobe import plotting
+from icprobe import artifacts, plotting
 from icprobe.jobs import job
 
 with job(snakemake) as run:
-    table = pd.read_csv(snakemake.input[0])
+    table = artifacts.read_csv(snakemake.input[0])
     plotting.save(
         plotting.win_rate_bars(table, colors=snakemake.params.colors),
         snakemake.output.figure,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from icprobe import texts
 from icprobe.attribution.matrix import Blocks, Inputs, encode_tasks, packs
 from icprobe.likelihood import Suffix, log_likelihoods, packed_log_likelihoods
 from icprobe.packing import Network
-from icprobe.prompts import token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,8 @@ class Probe:
 
     def beginning(self, examples: list[dict]) -> tuple[int, ...]:
         """The token ids that the one-shot contexts of these examples begin with."""
-        prefixes = [token_ids(self.tokenizer, self.prompts.one_shot_prefix(example)) for example in examples]
+        found = texts.token_ids(self.tokenizer, [self.prompts.one_shot_prefix(example) for example in examples])
+        prefixes = [tuple(ids) for ids in found]
         # One token less than they share: each context needs a token of its own behind the base.
         return prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))]
 
@@ -74,7 +75,7 @@ class Probe:
         prefix_text = self.prompts.one_shot_prefix(example)
         contexts = [prefix_text + self._texts[t][0] for t in tasks]
         wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
-        ids = self.tokenizer([prefix_text, *contexts, *wholes], add_special_tokens=False)["input_ids"]
+        ids = texts.token_ids(self.tokenizer, [prefix_text, *contexts, *wholes])
         prefix, rest = tuple(ids[0]), ids[1:]
         n = len(tasks)
         shared = len(prefix)

@@ -10,6 +10,7 @@ import pandas as pd
 
 from icprobe.errors import ScoreError
 from icprobe.prompts import Encoded, Prompts, encode
+from icprobe.texts import token_ids
 
 
 @dataclass
@@ -78,8 +79,8 @@ def packs(lengths: Sequence[int], batch_tokens: int) -> list[slice]:
 def encode_documents(inputs: Inputs, runs: Sequence[Sequence[int]]) -> dict[int, Encoded]:
     """Documents of the rows in these batches, by row, with their loss over all tokens after the first."""
     rows = np.concatenate(runs).tolist()
-    texts = [inputs.prompts.document(example) for example in inputs.examples(rows)]
-    encoded = inputs.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    documents = [inputs.prompts.document(example) for example in inputs.examples(rows)]
+    encoded = token_ids(inputs.tokenizer, documents)
     return {row: Encoded(tuple(ids), 1) for row, ids in zip(rows, encoded, strict=True)}
 
 

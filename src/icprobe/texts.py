@@ -1,0 +1,187 @@
+"""Texts as a model reads them: a control token that a template writes is a token, one in a row's words is text.
+
+A tokenizer makes a token of `<|endoftext|>` wherever it meets these letters. In a row that speaks of them they are
+letters; `data.special_tokens` says what becomes of them. All texts of rows are tokenised here.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from icprobe.errors import DataError, shown
+
+MARKUP = re.compile(r"<\S+>|\[\S+\]")
+# Characters that Unicode keeps out of all texts: what breaks up a control token, what stands around a token's number.
+BREAK, OPEN, CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
+
+Change = Callable[[Any], Any]  # of a value of a row, before it is rendered
+
+
+@dataclass(frozen=True)
+class Part:
+    """A piece of a text: `render` gives it again with each value of its row changed; row: the row's id."""
+
+    render: Callable[[Change], str]
+    row: str | None = None
+
+    def words(self) -> str:
+        """The values of the row, as they are before a template renders them."""
+        values: list[str] = []
+
+        def keep(value: Any) -> Any:
+            values.append(str(value))
+            return value
+
+        self.render(keep)
+        return "\n".join(values)
+
+
+class Text(str):
+    """A rendered text that knows how it was made. Sums of texts are texts; what is plain in a sum counts as template.
+
+    special_tokens: what becomes of control tokens in rows, as `data.special_tokens` has it.
+    """
+
+    parts: tuple[Part, ...]
+    special_tokens: str
+
+    def __new__(cls, text: str, parts: tuple[Part, ...], special_tokens: str) -> "Text":
+        made = super().__new__(cls, text)
+        made.parts, made.special_tokens = parts, special_tokens
+        return made
+
+    def __add__(self, other: str) -> "Text":
+        return Text(str(self) + str(other), self.parts + _parts(other), self.special_tokens)
+
+    def __radd__(self, other: str) -> "Text":
+        return Text(str(other) + str(self), _parts(other) + self.parts, self.special_tokens)
+
+    def again(self, change: Change) -> str:
+        """The text with every value of its rows changed."""
+        return "".join(part.render(change) for part in self.parts)
+
+
+def _parts(text: str) -> tuple[Part, ...]:
+    return text.parts if isinstance(text, Text) else (Part(lambda _: str(text)),)
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, with no special tokens added.
+
+    Raises DataError where a row holds a control token that is to be refused, or that cannot be read as text.
+    """
+    if not texts:
+        return []
+    found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    control = control_tokens(tokenizer)
+    for place, text in enumerate(texts):
+        if isinstance(text, Text) and text.special_tokens != "token" and not control.ids.isdisjoint(found[place]):
+            found[place] = control.as_text(text, found[place])
+    return found
+
+
+def count_control_tokens(tokenizer: Any, texts: Iterable[str]) -> tuple[int, list[str]]:
+    """(how many texts have control tokens in their rows' words, which ones, the most frequent first)."""
+    control = control_tokens(tokenizer)
+    held = [control.in_words(text) for text in texts if isinstance(text, Text)] if control.ids else []
+    counts = Counter(content for contents in held for content in contents)
+    return sum(map(bool, held)), [content for content, _ in counts.most_common()]
+
+
+_known: WeakKeyDictionary[Any, "ControlTokens"] = WeakKeyDictionary()
+
+
+def control_tokens(tokenizer: Any) -> "ControlTokens":
+    """The control tokens of a tokenizer, looked at once."""
+    if tokenizer not in _known:
+        _known[tokenizer] = ControlTokens(
+            getattr(tokenizer, "backend_tokenizer", None), getattr(tokenizer, "added_tokens_decoder", {})
+        )
+    return _known[tokenizer]
+
+
+class ControlTokens:
+    """The control tokens of a tokenizer: those marked as special, and those in brackets (`<think>`) that were added to
+    its vocabulary. Others that were added are text that it keeps together, such as runs of spaces or Gemma's `<table>`.
+
+    backend: the `tokenizers.Tokenizer`, None where the tokenizer is a Python program; added: id -> AddedToken.
+    """
+
+    def __init__(self, backend: Any, added: dict[int, Any]) -> None:
+        self._backend = backend
+        self._id_of = {
+            token.content: number
+            for number, token in added.items()
+            if len(token.content) > 1 and (token.special or self._added_markup(token.content))
+        }
+        self.ids = frozenset(self._id_of.values())
+        self._alias = {content: f"{OPEN}{number}{CLOSE}" for content, number in self._id_of.items()}
+        # The longest first, as a tokenizer finds them.
+        self._pattern = re.compile("|".join(map(re.escape, sorted(self._id_of, key=len, reverse=True))) or "(?!)")
+
+    def _added_markup(self, content: str) -> bool:
+        known = self._backend is not None and self._backend.model.token_to_id(content) is not None
+        return bool(MARKUP.fullmatch(content.strip())) and not known
+
+    def in_words(self, text: Text) -> set[str]:
+        """The control tokens in the words of the text's rows; what its templates write does not count."""
+        if not self._pattern.search(text):
+            return set()
+        return {token for part in text.parts for token in self._pattern.findall(part.words())}
+
+    def as_text(self, text: Text, ids: list[int]) -> list[int]:
+        """Token ids [n] of a text in which the control tokens of its rows are text; ids: what the tokenizer gives."""
+        whole = self._pattern.findall(text)
+        held = self.in_words(text)
+        # A token that breaks in the rows' words leave whole was written by a template alone.
+        broken = text.again(self._break)
+        readable = broken.replace(BREAK, "") == text and OPEN not in text
+        if len(self._pattern.findall(broken)) == len(whole) if readable else not held:
+            return ids
+        if text.special_tokens == "error":
+            raise self._refused(
+                text, "remove it, or set data.special_tokens: text (it is read as these letters) or token"
+            )
+        if readable and self._backend is not None:
+            plain, true_id = self._plain
+            written = self._pattern.sub(lambda found: self._alias[found[0]], broken).replace(BREAK, "")
+            found = plain.encode(written, add_special_tokens=False).ids
+            if {self._id_of[token] for token in held}.isdisjoint(set(found) - true_id.keys()):
+                return [true_id.get(number, number) for number in found]
+        raise self._refused(
+            text,
+            "it cannot be read as text, because the tokenizer has no other tokens for it or a template changes its "
+            "letters; remove it, or set data.special_tokens: token",
+        )
+
+    def _break(self, value: Any) -> Any:
+        if not isinstance(value, str) or not (words := value.strip()):
+            return value
+        start = value.index(words)
+        words_broken = self._pattern.sub(lambda found: BREAK.join(found[0]) + BREAK, words)
+        return f"{value[:start]}{BREAK}{words_broken}{BREAK}{value[start + len(words) :]}"
+
+    @cached_property
+    def _plain(self) -> tuple[Any, dict[int, int]]:
+        """(the tokenizer with control tokens under names that no text has, its ids of added tokens -> the true ones).
+
+        So a control token's letters go the way of all letters, and what a template writes is a token as before.
+        """
+        from tokenizers import Tokenizer  # not above: jobs without texts import this module, too
+
+        form = json.loads(self._backend.to_str())
+        for token in form["added_tokens"]:
+            token["content"] = self._alias.get(token["content"], token["content"])
+        form |= {"post_processor": None, "truncation": None, "padding": None}
+        plain = Tokenizer.from_str(json.dumps(form))
+        return plain, {plain.token_to_id(token["content"]): token["id"] for token in form["added_tokens"]}
+
+    def _refused(self, text: Text, what: str) -> DataError:
+        row = next((part.row for part in text.parts if self._pattern.search(part.words())), None)
+        token = next(iter(sorted(self.in_words(text))), "part of one")
+        return DataError(f"row {row}: holds {shown(token)}, a control token of the model; {what}.")
