@@ -8,8 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe.binning import parse_threshold
-
 ALL = "all"  # in the column `domain`: over all tasks, of whichever domain; in `seed`: over all seeds
 OVERALL = "overall"  # in the column `subset`: over all prompts
 PAIR = ("icp", "influence")
@@ -40,7 +38,7 @@ def strictest_bin(overlaps: pd.DataFrame) -> pd.DataFrame:
     """
     rows = over_all_tasks(overlaps)
     rows = rows[(rows["n"] > 0) & rows["bin"].str.startswith(">")]
-    limits = rows["bin"].map(lambda bin_: parse_threshold(bin_)[1])
+    limits = rows["bin"].str[1:].astype(float)
     return rows[limits == limits.max()]
 
 
