@@ -63,9 +63,9 @@ def _agreement(tables: Path) -> list[str]:
         return []
     plain, partial = found["spearman"], found.get("spearman_partial_length")
     lines = [f"Spearman of icp and influence: {_estimate(plain, plain.value)} over {plain.n} examples"]
-    return lines + (
-        [f"The same given response length: {_estimate(partial, partial.value)}"] if partial is not None else []
-    )
+    if partial is not None:
+        lines.append(f"The same given response length: {_estimate(partial, partial.value)}")
+    return lines
 
 
 def _estimate(row: Any, value: float) -> str:
@@ -91,9 +91,9 @@ def _labels(tables: Path) -> list[str]:
     table = _table(tables / "label_aucs.csv")
     lines = []
     for label, rows in () if table is None else headline.labels_told(table).groupby("label", sort=False):
-        first = rows.iloc[0]
+        sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
         told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
-        lines.append(f"AUC of {label}, {first['n_positive']} examples against {first['n_negative']}: {told}")
+        lines.append(f"AUC of {label}, {sizes}: {told}")
     return lines
 
 
