@@ -126,7 +126,7 @@ def test_every_number_of_a_run_is_that_of_its_tables_over_all_tasks(tracked):
     wanted = expected(project)
     assert summaries.keys() == wanted.keys()
     for rule, summary in summaries.items():
-        assert numbers(summary) == pytest.approx(wanted[rule], rel=1e-12), rule
+        assert numbers(summary) == pytest.approx(wanted[rule]), rule
 
 
 @pytest.mark.timeout(1800)
