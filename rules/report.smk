@@ -26,7 +26,7 @@ def behind_the_report():
             },
         )
         # The report is still being written: what lies beside its log is of the one before.
-        facts["logs"] |= set(job.log) if job.rule.name != "report" else set()
+        facts["logs"] |= set(map(str, job.log)) if job.rule.name != "report" else set()
         facts["needs"] |= {other.rule.name for other in needed}
     # In a fixed order: it is a param, and the picture.
     order = [one.name for one in workflow.rules if one.name in found]
