@@ -69,7 +69,9 @@ def _agreement(tables: Path) -> list[str]:
 
 
 def _estimate(row: Any, value: float) -> str:
-    return "undefined" if value != value else f"{fixed(value)} [{fixed(row.low)}, {fixed(row.high)}]"
+    """A value with its interval, where it has one: two examples of one score leave an AUC without."""
+    interval = f" [{fixed(row.low)}, {fixed(row.high)}]" if row.low == row.low else ""
+    return "undefined" if value != value else fixed(value) + interval
 
 
 def _overlap(tables: Path) -> list[str]:
