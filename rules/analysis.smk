@@ -79,7 +79,8 @@ rule tell_labels:
     params:
         methods=CONFIG.attribution.methods,
         domains=domain_params(),
-        good={label: CONFIG.data.sound_labels.get(label, []) for label in CONFIG.data.labels},
+        # A label without good values marks no one side of an AUC.
+        good={label: good for label, good in CONFIG.data.sound_labels.items() if label in CONFIG.data.labels},
         code=fingerprint("tell_labels"),
     log:
         "logs/{experiment}/tell_labels/{model}.log",
@@ -105,7 +106,7 @@ rule plot_scatter:
     params:
         axis_labels=lambda w: {m: axis_labels()[m] for m in (w.method_a, w.method_b)},
         colors=CONFIG.figures.colors,
-        labels=CONFIG.data.labels[:1],
+        labels=CONFIG.data.labels,
         caption=package_files("captions/scatter.rst"),
         code=fingerprint("plot_scatter"),
     log:

@@ -4,7 +4,10 @@ from snakemake.io import strip_wildcard_constraints
 
 
 def behind_the_report():
-    """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes and where it is timed."""
+    """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes, and its jobs' logs.
+
+    The files of earlier jobs lie beside these, of bins and shards that are no more: only the DAG knows which count.
+    """
     dag = workflow.dag
     found, left = {}, [job for job in dag.jobs if job.rule.name == "report"]
     seen = set(left)
@@ -19,13 +22,15 @@ def behind_the_report():
                 "needs": set(),
                 "message": str(job.rule.message or ""),
                 "makes": strip_wildcard_constraints(str(next(iter(job.rule.output), ""))),
-                "benchmark": strip_wildcard_constraints(str(job.rule.benchmark or "")),
+                "logs": set(),
             },
         )
+        # The report is still being written: what lies beside its log is of the one before.
+        facts["logs"] |= set(map(str, job.log)) if job.rule.name != "report" else set()
         facts["needs"] |= {other.rule.name for other in needed}
     # In a fixed order: it is a param, and the picture.
     order = [one.name for one in workflow.rules if one.name in found]
-    return {name: {**found[name], "needs": sorted(found[name]["needs"])} for name in order}
+    return {name: {**found[name], **{key: sorted(found[name][key]) for key in ("needs", "logs")}} for name in order}
 
 
 rule report:
@@ -53,6 +58,7 @@ rule report:
         labels=CONFIG.data.labels,
         sound_labels=CONFIG.data.sound_labels,
         examples=CONFIG.report.examples,
+        colors=CONFIG.figures.colors,
         rules=lambda w: behind_the_report(),
         # W&B's options change no result, so they are no part of the record.
         config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),

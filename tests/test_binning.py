@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from icprobe.binning import bin_name, bins, check_thresholds, members, overlaps, threshold_of
 from icprobe.errors import ConfigError, ScoreError
@@ -68,6 +69,34 @@ def test_overlaps_count_what_both_bins_hold(examples, random):
         assert row.chance == len(theirs) / len(icp)
 
 
+def test_an_overlaps_interval_covers_the_truth_for_small_bins_too():
+    """ICP's threshold is fixed, so that both bins' sizes change with the examples."""
+    rng, n, limit = np.random.default_rng(0), 108, 0.93
+    ids = [f"e{i:03}" for i in range(n)]
+
+    def draw(size):
+        return norm.cdf(rng.multivariate_normal([0, 0], [[1, 0.5], [0.5, 1]], size))
+
+    both = draw(400_000)
+    truth = (both[both[:, 0] > limit, 1] > limit).mean()
+    covered = []
+    for icp, other in (draw(n).T for _ in range(300)):
+        row = overlaps({"icp": pd.Series(icp, ids), "x": pd.Series(other, ids)}, [f">{limit}"]).iloc[0]
+        assert np.isnan(row["overlap"]) or row["low"] <= row["overlap"] <= row["high"]
+        covered.append(row["low"] <= truth <= row["high"])
+    assert np.mean(covered) >= 0.93, np.mean(covered)
+
+
+def test_an_overlap_of_none_or_all_of_a_few_is_not_certain():
+    icp, same = (pd.Series([0.9, 0.8, 0.2, 0.1], list("abcd")) for _ in range(2))
+    table = overlaps({"icp": icp, "same": same, "opposite": -same}, [">0.5"]).set_index("method")
+    assert table.loc["same", ["overlap", "high"]].tolist() == [1, 1]
+    assert table.loc["opposite", ["overlap", "low"]].tolist() == [0, 0]
+    # Wilson: 2 of 2 leave 1/(1 + 1.96²/2) below.
+    assert table.loc["same", "low"] == pytest.approx(1 / (1 + norm.ppf(0.975) ** 2 / 2))
+    assert table.loc["opposite", "high"] == pytest.approx(1 - table.loc["same", "low"])
+
+
 def test_ids_are_compared_as_strings():
     icp = table([1.0, 1.0, 0.0, 0.0], ["9", "10", "2", "100"])
     assert bins(icp, table([0.0] * 4, ["9", "10", "2", "100"]), [">0.5"]) == {">0.5": ["10", "100"]}
@@ -83,7 +112,7 @@ def test_an_empty_bin_is_empty_and_its_row_says_zero():
     assert bins(icp, table([5.0, 6.0]), [">0.9"]) == {">0.9": []}
     row = overlaps({"icp": icp.set_index("id")["score"], "x": pd.Series({"e0": 1.0, "e1": 2.0})}, [">0.9"]).iloc[0]
     assert (row["n"], row["n_overlap"], row["chance"]) == (0, 0, 0)
-    assert np.isnan(row["overlap"])
+    assert row[["overlap", "low", "high"]].isna().all()
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,20 @@ CORRELATIONS = pd.DataFrame(
     columns=["model", "method_a", "method_b", "statistic", "value", "low", "high", "interval", "n"],
 )
 OVERLAPS = pd.DataFrame(
-    [("m", "influence", ">0.8", 30, 20, 2 / 3, 0.28), ("m", "influence", ">0.9", 0, 0, float("nan"), 0.0)],
-    columns=["model", "method", "bin", "n", "n_overlap", "overlap", "chance"],
+    [
+        ("m", "influence", ">0.9", 0, 0, float("nan"), 0.0, float("nan"), float("nan")),
+        ("m", "influence", ">0.8", 30, 20, 2 / 3, 0.28, 0.488, 0.808),
+        ("m", "influence", ">0.5", 60, 50, 5 / 6, 0.56, 0.72, 0.907),
+    ],
+    columns=["model", "method", "bin", "n", "n_overlap", "overlap", "chance", "low", "high"],
+)
+LABEL_AUCS = pd.DataFrame(
+    [
+        ("m", "planted", "others", "icp", 0.74, 0.513, 0.886, 81, 27),
+        ("m", "planted", "others", "random", float("nan"), float("nan"), float("nan"), 81, 27),
+        ("m", "planted", "cut", "icp", 0.99, 0.98, 1.0, 81, 7),
+    ],
+    columns=["model", "label", "value", "method", "auc", "low", "high", "n_positive", "n_negative"],
 )
 WIN_RATES = pd.DataFrame(
     [
@@ -36,9 +48,10 @@ WIN_RATES = pd.DataFrame(
 def finished(tmp_path, monkeypatch):
     folder = tmp_path / "results/mine/m/tables"
     folder.mkdir(parents=True)
-    for name, table in {"correlations": CORRELATIONS, "overlaps": OVERLAPS, "win_rates": WIN_RATES}.items():
+    tables = {"correlations": CORRELATIONS, "overlaps": OVERLAPS, "label_aucs": LABEL_AUCS, "win_rates": WIN_RATES}
+    for name, table in tables.items():
         # A domain's own rows, which must not stand for those over all tasks.
-        law = table.assign(**{column: 0.07 for column in ("value", "overlap", "win_rate") if column in table})
+        law = table.assign(**{column: 0.07 for column in ("value", "overlap", "auc", "win_rate") if column in table})
         whole = pd.concat([table.assign(domain="all"), law.assign(domain="law")])
         whole.to_csv(folder / f"{name}.csv", index=False)
     monkeypatch.chdir(tmp_path)
@@ -52,13 +65,15 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     said = ending.summary("mine", ["m"], tracked=True, width=100)
     assert "Spearman of icp and influence: 0.62 [0.48, 0.73] over 108 examples" in said
     assert "The same given response length: 0.41 [0.22, 0.57]" in said
-    assert "icp's bin >0.8 (30 examples) in that of: influence 67%; by chance 28%" in said
+    assert "icp's bin >0.8 (30 examples) in that of: influence 67% [49, 81]; by chance 28%" in said
+    assert "AUC of planted, 81 examples against 27: icp 0.74 [0.51, 0.89], random undefined" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["icp", ">0.8", "61.2", "53.1", "to", "69.3", "24", "12", "5", "7"] in rows
     assert "99.9" not in said
     assert "0.07" not in said
     assert said.count("influence 67%") == 1
     assert "7%" not in said.replace("67%", "")
+    assert "0.99" not in said
     assert "Report: results/mine/report.html" in said
     assert "W&B: 1 runs wait here; to upload them: make sync EXPERIMENT=mine" in said
     assert "W&B" not in ending.summary("mine", ["m"], tracked=False, width=100)

@@ -128,25 +128,13 @@ def test_a_figure_that_was_saved_brings_its_caption(tmp_path):
     assert said == f"<strong>Overlap & chance</strong>. {plotting.caption('overlaps')}"
 
 
-def test_only_this_experiments_jobs_are_timed(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for path, seconds in {
-        "logs/demo/score/m/icp": 1.5,
-        "logs/demo/score/m/length": "-",
-        "logs/demo/score/other/icp": 7,
-        "logs/demo2/score/m/icp": 8,
-        "logs/models/m": 3,
-        "logs/models/other": 4,
-    }.items():
-        file = tmp_path / f"{path}.benchmark.tsv"
-        file.parent.mkdir(parents=True, exist_ok=True)
+def test_a_job_is_timed_by_the_file_beside_its_log(tmp_path):
+    for name, seconds in {"seed-0": 1.5, "seed-1": "-"}.items():
+        file = tmp_path / f"{name}.benchmark.tsv"
         file.write_text(f"s\th:m:s\tmax_rss\n{seconds}\t0:00:01\t200.5\n")
-    scores = measured("logs/{experiment}/score/{model}/{method}.benchmark.tsv", "demo", ["m"])
-    assert scores[0] == (1.5, 200.5)
-    assert len(scores) == 2
-    assert np.isnan(scores[1][0])
-    assert measured("logs/models/{model}.benchmark.tsv", "demo", ["m"]) == [(3.0, 200.5)]
-    assert measured("", "demo", ["m"]) == []
+    assert measured(tmp_path / "seed-0.log") == (1.5, 200.5)
+    assert np.isnan(measured(tmp_path / "seed-1.log")[0])
+    assert np.isnan(measured(tmp_path / "seed-2.log")).all()
 
 
 def test_a_rule_without_a_sentence_of_its_own_is_told_by_its_message(tmp_path):
@@ -164,7 +152,43 @@ def test_an_auc_is_computed_where_no_table_gives_it(tmp_path):
         {"id": arguments["train"]["id"], "score": (arguments["train"]["planted"] == "sound").astype(float)}
     )
     text = page(tmp_path, models={"smollm2": ModelInputs(scores={"oracle": perfect})})
-    assert re.search(r'<th scope="row">oracle</th><td class="n">1.00</td>', text)
+    assert re.search(r'<th scope="row">oracle</th><td class="n">1.00 <span class="interval">\[0.9\d, 1.00\]', text)
+
+
+def test_overlaps_and_aucs_stand_with_their_intervals(tmp_path):
+    inputs = experiment(tmp_path)["models"]["smollm2"]
+    where = {"model": "smollm2", "domain": "all", "method": "influence"}
+    shares = pd.DataFrame([where | {"bin": ">0.8", "n": 30, "n_overlap": 20, "overlap": 2 / 3, "chance": 0.3}])
+    aucs = pd.DataFrame(
+        [where | {"label": "planted", "value": "others", "auc": 0.74, "n_positive": 81, "n_negative": 7}]
+    )
+    changed = ModelInputs(
+        scores=inputs.scores,
+        overlaps=shares.assign(low=0.48, high=0.81),
+        label_aucs=aucs.assign(low=0.51, high=0.89),
+    )
+    text = " ".join(re.sub(r"<[^>]*>", " ", page(tmp_path, models={"smollm2": changed})).split())
+    assert "influence 67% [48, 81] 20 of 30" in text
+    assert "others 81 against 7 influence 0.74 [0.51, 0.89]" in text
+
+
+def test_the_charts_have_the_colours_of_the_configuration(tmp_path):
+    text = page(tmp_path, colors=["#112233", "#445566"])
+    charts = json.loads(re.search(r'id="specifications">(.*?)</script>', text)[1])
+    ours = {name: json.dumps(chart) for name, chart in charts.items() if name.startswith(("scatter", "effects", "win"))}
+    assert len(ours) == 3
+    for name, chart in ours.items():
+        assert "#112233" in chart, name
+        assert "#0072B2" not in chart, name
+
+
+def test_a_continuous_label_neither_fills_the_report_nor_colours_its_plot(tmp_path):
+    train = experiment(tmp_path)["train"].assign(quality=np.linspace(0, 1, 96))
+    text = page(tmp_path, train=train, labels=["quality", "planted"], sound_labels={"quality": ["0.0", "1.0"]})
+    section = text[text.index('<section id="labels"') : text.index('<section id="correlations"')]
+    assert re.findall(r"AUC by <em>(\w+)</em>", section) == ["quality"]
+    assert section.count("against 94") == 1
+    assert json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["kinds"] == "planted"
 
 
 def test_ids_that_do_not_belong_are_refused(tmp_path):

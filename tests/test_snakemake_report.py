@@ -76,3 +76,16 @@ def test_the_picture_of_the_dag_in_our_report_is_whole(project):
     # The report itself was still being written.
     assert [rule for rule, row in drawn.items() if row["seconds"] is None] == ["report"]
     assert "{experiment," not in text
+
+
+def test_what_an_earlier_configuration_left_is_no_part_of_the_record(project):
+    for name in dag.LEFT_BEHIND:
+        assert (project.path / f"logs/tiny/{name}.environment.json").exists()
+    text = project.read("results/tiny/report.html").decode()
+    table = text[text.index("<caption>Versions, device and code") :]
+    facts = dict(re.findall(r'<th scope="row">([^<]*)</th><td class="path">([^<]*)</td>', table))
+    # Every job that the report rests on, and no other.
+    planned = project.snakemake("all", "-n", "--forceall").jobs
+    assert int(facts["jobs"]) == planned.total() - planned["all"] - planned["report"]
+    assert facts["device.generate_base"] == "cpu"
+    assert "left behind" not in text

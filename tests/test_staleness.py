@@ -275,6 +275,14 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         CORRELATION + CHAIN + Counter(compare_bins=1, plot_overlaps=1, tell_labels=1),
     ),
     "chain.py": (module("chain"), CHAIN + END),
+    "headline.py": (
+        module("headline"),
+        # What logs, draws or shows numbers of it; the scores and the bins stand.
+        CORRELATION
+        + CHAIN
+        + Counter(["compare_bins", "plot_overlaps", "tell_labels", "tabulate_win_rates", "plot_win_rates"])
+        + Counter(["plot_distributions", "plot_lengths"]),
+    ),
     "plotting_sweeps.py": (module("plotting_sweeps"), Counter(plot_chain=1, plot_sweep=1) + END),
     "plotting.py": (
         module("plotting"),

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from icprobe import data
 from icprobe.errors import ArtifactError, ConfigError, ScoreError
-from icprobe.statistics import aggregate, auc, label_aucs, widen
+from icprobe.statistics import LABEL_COLUMNS, MOST_KINDS, aggregate, auc, kinds, label_aucs, widen
 
 
 def matrix(values, ids=None):
@@ -110,12 +112,12 @@ def test_auc_is_the_share_of_pairs_in_order_with_ties_half(examples):
     scores = np.array([float(score) for _, score in examples])
     wins = [(a > b) + 0.5 * (a == b) for a in scores[positive] for b in scores[~positive]]
     naive = np.mean(wins) if wins else np.nan
-    assert np.isclose(auc(positive, scores), naive, equal_nan=True)
+    assert np.isclose(auc(positive, scores)[0], naive, equal_nan=True)
 
 
 def test_auc_leaves_out_what_was_not_evaluated():
-    assert auc([True, True, False], [np.nan, 2.0, 1.0]) == 1.0
-    assert np.isnan(auc([True, False], [np.nan, 1.0]))
+    assert auc([True, True, False], [np.nan, 2.0, 1.0])[0] == 1.0
+    assert np.isnan(auc([True, False], [np.nan, 1.0])).all()
 
 
 def test_labels_are_held_against_all_others_and_each_kind():
@@ -134,13 +136,98 @@ def test_labels_are_held_against_all_others_and_each_kind():
 def test_a_label_of_two_values_is_one_row():
     labels = pd.DataFrame({"id": list("abc"), "published_icp": ["<=0.5", ">0.9", None]})
     table = label_aucs({"x": pd.Series([1.0, 2, 0], index=list("abc"))}, labels, {"published_icp": [">0.9"]})
-    assert table.to_dict("records") == [
-        {
-            "label": "published_icp",
-            "value": "<=0.5",
-            "method": "x",
-            "auc": 1.0,
-            "n_positive": 1,
-            "n_negative": 1,
-        }
-    ]
+    assert list(table.columns) == LABEL_COLUMNS
+    (row,) = table.to_dict("records")
+    assert np.isnan([row.pop("low"), row.pop("high")]).all()  # one example on each side
+    assert row == {
+        "label": "published_icp",
+        "value": "<=0.5",
+        "method": "x",
+        "auc": 1.0,
+        "n_positive": 1,
+        "n_negative": 1,
+    }
+
+
+def naive_delong(positive, negative):
+    """AUC and DeLong's variance: each example's share of pairs in order, its variance over the examples of a side."""
+    order = [[(a > b) + 0.5 * (a == b) for b in negative] for a in positive]
+    mean = sum(map(sum, order)) / (len(positive) * len(negative))
+    variance = 0
+    by_negative = zip(*order, strict=True)
+    for shares in ([sum(row) / len(negative) for row in order], [sum(row) / len(positive) for row in by_negative]):
+        middle = sum(shares) / len(shares)
+        variance += sum((share - middle) ** 2 for share in shares) / (len(shares) - 1) / len(shares)
+    return mean, variance
+
+
+@pytest.mark.parametrize(
+    ("n_positive", "n_negative", "levels"), [(81, 7, None), (40, 200, None), (81, 7, 13), (9, 9, 4)]
+)
+def test_an_aucs_interval_is_delongs_on_the_logit_scale(n_positive, n_negative, levels):
+    rng = np.random.default_rng(n_positive)
+    positive, negative = rng.normal(0.7, 1, n_positive), rng.normal(0, 1, n_negative)
+    if levels:  # as shares of tasks are tied
+        positive, negative = (np.round(np.clip((x + 3) / 6, 0, 1) * levels) for x in (positive, negative))
+    labels = np.repeat([True, False], [n_positive, n_negative])
+    value, low, high = auc(labels, np.concatenate([positive, negative]))
+    expected, variance = naive_delong(positive, negative)
+    assert value == pytest.approx(expected, rel=1e-12)
+    half = np.log(high / (1 - high)) - np.log(value / (1 - value))
+    assert half == pytest.approx(np.log(value / (1 - value)) - np.log(low / (1 - low)))
+    # Student's t of some degrees of freedom, between those of the smaller side and of both.
+    quantile = half * value * (1 - value) / np.sqrt(variance)
+    limits = student.ppf(0.975, [n_positive + n_negative - 2, min(n_positive, n_negative) - 1])
+    assert limits[0] <= quantile <= limits[1]
+
+
+@pytest.mark.parametrize("n_negative", [7, 27])
+def test_an_aucs_interval_covers_the_truth_as_often_as_it_says(n_negative):
+    rng, truth, covered, n = np.random.default_rng(0), 0.8, 0, 400
+    labels = np.repeat([True, False], [81, n_negative])
+    shift = np.sqrt(2) * norm.ppf(truth)
+    for _ in range(n):
+        _, low, high = auc(labels, np.concatenate([rng.normal(shift, 1, 81), rng.normal(0, 1, n_negative)]))
+        covered += low <= truth <= high
+    assert 0.92 <= covered / n <= 0.985, covered / n
+
+
+def test_separated_classes_leave_an_interval_that_more_examples_close():
+    reach = {}
+    for n in (2, 7, 100):
+        labels, scores = np.repeat([True, False], [81, n]), np.repeat([1.0, 0.0], [81, n])
+        value, low, high = auc(labels, scores)
+        assert (value, high) == (1.0, 1.0)
+        assert auc(~labels, scores) == pytest.approx((0.0, 0.0, 1 - low))
+        reach[n] = 1 - low
+    # Newcombe (2006), method 5: (1 - a)² = 1.96²·a·(1 - a)·(1 + N·(1 - a)/(2 - a) + N·a/(1 + a))/(81·7), N = 43.
+    a = 1 - reach[7]
+    spread = a * (1 - a) * (1 + 43 * (1 - a) / (2 - a) + 43 * a / (1 + a)) / (81 * 7)
+    assert (1 - a) ** 2 == pytest.approx(norm.ppf(0.975) ** 2 * spread)
+    assert 0.5 > reach[2] > reach[7] > reach[100] > 0
+
+
+def test_an_interval_that_cannot_be_told_is_none():
+    assert np.isnan(auc([True, False, False], [1.0, 2.0, 0.0])[1:]).all()  # one positive has no variance
+    assert auc([True, True, False, False], [3.0] * 4)[0] == 0.5
+    assert np.isnan(auc([True, True, False, False], [3.0] * 4)[1:]).all()
+
+
+SCORES = {"x": pd.Series(np.arange(40.0), index=[f"e{i}" for i in range(40)])}
+
+
+@pytest.mark.parametrize("good", [{}, {"quality": []}, {"quality": ["none has it"]}, {"kind": ["a", "b"]}])
+def test_a_label_that_marks_no_one_side_draws_no_column(good):
+    labels = pd.DataFrame({"id": SCORES["x"].index, "quality": np.linspace(0, 1, 40), "kind": ["a", "b"] * 20})
+    assert label_aucs(SCORES, labels, good).empty
+
+
+def test_a_continuous_label_is_one_column_and_colours_nothing():
+    labels = pd.DataFrame({"id": SCORES["x"].index, "quality": np.linspace(0, 1, 40), "kind": ["a", "b"] * 20})
+    table = label_aucs(SCORES, labels, {"quality": ["1.0", "0.0"], "kind": ["a"]})
+    assert list(zip(table["label"], table["value"], strict=True)) == [("quality", "others"), ("kind", "b")]
+    assert table["n_negative"].tolist() == [38, 20]
+    assert kinds(labels, ["absent", "quality", "kind"]).name == "kind"
+    assert kinds(labels, ["quality"]) is None
+    assert kinds(labels.assign(kind=None), ["kind"]) is None
+    assert MOST_KINDS < 40

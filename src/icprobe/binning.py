@@ -10,7 +10,7 @@ import pandas as pd
 from icprobe.errors import ConfigError, ScoreError
 
 PREFIXES = {"<=": "le", ">": "gt"}
-OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance"]
+OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance", "low", "high"]
 
 
 def parse_threshold(threshold: str) -> tuple[str, float]:
@@ -95,10 +95,17 @@ def overlaps(scores: Mapping[str, pd.Series], thresholds: Sequence[str], referen
     """How many examples of each method's bins lie in the reference's bin of the same name.
 
     scores: method -> score [N] indexed by id. Returns `method` (all but the reference), `bin` (the
-    threshold as given), `n` (the bin's size), `n_overlap`, `overlap` = n_overlap/n (NaN when n is 0) and
-    `chance` = n_reference/N, what a random bin would reach. A method that has evaluated fewer examples
-    than the bin holds shows its smaller n. Raises ScoreError where the reference is absent, a score of it
-    is missing, or the examples differ.
+    threshold as given), `n` (the bin's size), `n_overlap`, `overlap` = n_overlap/n (NaN when n is 0),
+    `chance` = n_reference/N, what a random bin would reach, and `low`, `high`, the overlap's 95% interval for other
+    examples of the same kind. A method that has evaluated fewer examples than the bin holds shows its smaller n.
+    Raises ScoreError where the reference is absent, a score of it is missing, or the examples differ.
+
+    The interval is Wilson's for n draws. Other examples would give another bin of the reference, each member of which
+    lies in the method's bin with the same chance: a binomial count, if the method's limit stood fast. That it moves
+    with the examples, so that both bins keep one size, makes the interval up to a third too wide where bins agree
+    much. Simulated (N of 108 and 400, rank correlations from 0 to 0.95) it covers the truth in 93% of cases or more.
+    A bootstrap over examples that forms both bins anew, the other candidate, is as good for large bins, but covers it
+    in 63 to 95% of cases for bins of 8; drawing from the bin's members alone would call a share of 0 or 1 certain.
     """
     check_thresholds(thresholds)
     if reference not in scores:
@@ -118,8 +125,21 @@ def overlaps(scores: Mapping[str, pd.Series], thresholds: Sequence[str], referen
         for threshold, size in sizes.items():
             chosen = ranking.first(threshold, min(size, ranking.evaluated))
             n, n_overlap = len(chosen), int(inside[threshold][place[chosen]].sum())
-            rows.append((method, threshold, n, n_overlap, n_overlap / n if n else np.nan, size / max(len(values), 1)))
+            share, chance = n_overlap / n if n else np.nan, size / max(len(values), 1)
+            rows.append((method, threshold, n, n_overlap, share, chance, *_wilson(n_overlap, n)))
     return pd.DataFrame(rows, columns=OVERLAP_COLUMNS)
+
+
+def _wilson(count: int, n: int) -> tuple[float, float]:
+    """The 95% interval of count/n (Wilson 1927); NaN where n is 0."""
+    if not n:
+        return np.nan, np.nan
+    # Here: the Snakefile reads this module each time it is parsed, and statsmodels takes a second.
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(count, n, method="wilson")
+    # Its rounding misses 0 and 1 by the last digit.
+    return float(low) if count else 0.0, float(high) if count < n else 1.0
 
 
 class _Ranking:

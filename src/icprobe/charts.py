@@ -14,10 +14,10 @@ import pandas as pd
 from icprobe.layering import layers
 from icprobe.wording import duration
 
-# Okabe and Ito's colours, safe for the colour-blind; a shape stands beside each, so that none is needed.
+# What `figures.colors` is by default: Okabe and Ito's. A shape stands beside each, so that no colour is needed.
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 SHAPES = ["circle", "diamond", "triangle-up", "square", "cross", "triangle-down", "triangle-right"]
-HELPS, HURTS, FADED, INK = COLORS[0], COLORS[1], "#c8c8c8", "#1b1b1b"
+FADED, INK = "#c8c8c8", "#1b1b1b"
 STATISTICS = {
     "spearman": "Spearman",
     "spearman_partial_length": "Spearman given response length",
@@ -107,12 +107,12 @@ def heat_map(correlations: pd.DataFrame, methods: Sequence[str], model: str) -> 
     )
 
 
-def scatter() -> dict[str, Any]:
+def scatter(colors: Sequence[str] = COLORS) -> dict[str, Any]:
     """Score against score; the page fills the data set `examples` (i, id, x, y, group, shown) and the axis titles.
 
     Parameters: `brush`, the interval that the reader drags; `picked`, the row whose text is shown.
     """
-    brush = alt.selection_interval(name="brush", mark=alt.BrushConfig(fill="#0072B2", fillOpacity=0.08, stroke=INK))
+    brush = alt.selection_interval(name="brush", mark=alt.BrushConfig(fill=colors[0], fillOpacity=0.08, stroke=INK))
     picked = alt.param(name="picked", value=-1)
     chart = (
         alt.Chart(alt.NamedData("examples"), name="scatter")
@@ -124,7 +124,7 @@ def scatter() -> dict[str, Any]:
             y=alt.Y("y:Q", scale=alt.Scale(zero=False, nice=True)),
             color=alt.condition(
                 "datum.shown",
-                alt.Color("group:N", title=None, scale=alt.Scale(range=COLORS), legend=alt.Legend(orient="top")),
+                alt.Color("group:N", title=None, scale=alt.Scale(range=list(colors)), legend=alt.Legend(orient="top")),
                 alt.value(FADED),
             ),
             shape=alt.Shape("group:N", title=None, scale=alt.Scale(range=SHAPES)),
@@ -148,7 +148,7 @@ def scatter() -> dict[str, Any]:
     )
 
 
-def effects() -> dict[str, Any]:
+def effects(colors: Sequence[str] = COLORS) -> dict[str, Any]:
     """One example's effect on every task, methods side by side; the page fills `effects` (task, text, method, column,
     effect, direction, order)."""
     bars = (
@@ -165,7 +165,7 @@ def effects() -> dict[str, Any]:
             color=alt.Color(
                 "direction:N",
                 title=None,
-                scale=alt.Scale(domain=["helps", "hurts"], range=[HELPS, HURTS]),
+                scale=alt.Scale(domain=["helps", "hurts"], range=[colors[0], colors[1 % len(colors)]]),
                 legend=alt.Legend(orient="top"),
             ),
             tooltip=[
@@ -184,11 +184,11 @@ def effects() -> dict[str, Any]:
     )
 
 
-def win_rates(rows: pd.DataFrame, methods: Sequence[str], model: str) -> dict[str, Any]:
+def win_rates(rows: pd.DataFrame, methods: Sequence[str], model: str, colors: Sequence[str] = COLORS) -> dict[str, Any]:
     """Win rate with its interval, one line for each condition. rows: condition, method, win_rate, low, high."""
     base = alt.Chart(rows).encode(
         y=alt.Y("condition:N", sort=list(rows["condition"]), title=None, axis=alt.Axis(labelLimit=170, grid=False)),
-        color=alt.Color("method:N", sort=list(methods), scale=alt.Scale(range=COLORS), legend=None),
+        color=alt.Color("method:N", sort=list(methods), scale=alt.Scale(range=list(colors)), legend=None),
     )
     interval = (
         base.mark_rule(strokeWidth=2)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from icprobe.data import read_parquet, read_scores
+from icprobe.headline import ALL, of_pair
 from icprobe.statistics import aggregate
 
-ALL = "all"  # in the column `domain`: over all tasks, of whichever domain
 Scores = Mapping[str, pd.Series]  # method -> score [N] indexed by id
 
 
@@ -80,8 +80,7 @@ def sweep_table(
     """
     if in_domain is None and "domain" in train and train["domain"].notna().any():
         in_domain = train["domain"].dropna().unique()
-    pair = correlations["method_a"].isin(["icp", "influence"]) & correlations["method_b"].isin(["icp", "influence"])
-    rows = correlations[pair & (correlations["statistic"] == "spearman")]
+    rows = of_pair(correlations).query("statistic == 'spearman'")
     sizes = {ALL: len(tasks), **{domain: len(ids) for domain, ids in task_domains(tasks).items()}}
 
     def kind(domain: str) -> str:

@@ -10,12 +10,11 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from icprobe import artifacts
+from icprobe import artifacts, headline
 from icprobe.syncing import pending
 from icprobe.wording import bin_label, fixed
 
 WIDEST = 100  # characters, on a terminal that has them
-PAIR = {"icp", "influence"}
 # What is shown where there is room for it; a narrower terminal has the first so many.
 ROOM = (8, 4, 3)
 
@@ -29,9 +28,10 @@ def summary(experiment: str, models: Sequence[str], tracked: bool, width: int | 
     folder = Path("results", experiment)
     blocks = [f"{experiment}: finished"]
     for model in models:
-        lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(folder / model), *_overlap(folder / model)]
+        tables = folder / model / "tables"
+        lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(tables), *_overlap(tables), *_labels(tables)]
         blocks.append("\n".join(_wrapped(line, width) for line in lines))
-        blocks.append(_win_rates(folder / model, width))
+        blocks.append(_win_rates(tables, width))
     # A path is not broken: it is there to be copied.
     ends = [f"Report: {folder}/report.html"]
     if tracked:
@@ -50,50 +50,60 @@ def _wrapped(text: str, width: int) -> str:
 
 
 def _table(path: Path) -> pd.DataFrame | None:
-    """A table's rows over all tasks; those of each domain alone are the report's."""
     try:
-        table = artifacts.read_csv(path)
-        return table[table["domain"] == "all"]
-    except (OSError, ValueError, KeyError):
+        return artifacts.read_csv(path)
+    except (OSError, ValueError):
         return None
 
 
-def _agreement(folder: Path) -> list[str]:
-    table = _table(folder / "tables/correlations.csv")
-    if table is None:
-        return []
-    rows = table[[{a, b} == PAIR for a, b in zip(table["method_a"], table["method_b"], strict=True)]]
-    found = {row.statistic: row for row in rows.itertuples()}
+def _agreement(tables: Path) -> list[str]:
+    table = _table(tables / "correlations.csv")
+    found = {} if table is None else headline.agreement(table)
     if "spearman" not in found:
         return []
     plain, partial = found["spearman"], found.get("spearman_partial_length")
-    lines = [f"Spearman of icp and influence: {_estimate(plain)} over {plain.n} examples"]
-    return lines + ([f"The same given response length: {_estimate(partial)}"] if partial is not None else [])
+    lines = [f"Spearman of icp and influence: {_estimate(plain, plain.value)} over {plain.n} examples"]
+    if partial is not None:
+        lines.append(f"The same given response length: {_estimate(partial, partial.value)}")
+    return lines
 
 
-def _estimate(row: Any) -> str:
-    return "undefined" if row.value != row.value else f"{fixed(row.value)} [{fixed(row.low)}, {fixed(row.high)}]"
+def _estimate(row: Any, value: float) -> str:
+    """A value with its interval, where it has one: two examples of one score leave an AUC without."""
+    interval = f" [{fixed(row.low)}, {fixed(row.high)}]" if row.low == row.low else ""
+    return "undefined" if value != value else fixed(value) + interval
 
 
-def _overlap(folder: Path) -> list[str]:
-    """The overlap with ICP's strictest bin that is not empty."""
-    table = _table(folder / "tables/overlaps.csv")
-    if table is None:
+def _overlap(tables: Path) -> list[str]:
+    """The overlaps with ICP's strictest bin, with their 95% intervals."""
+    table = _table(tables / "overlaps.csv")
+    chosen = pd.DataFrame() if table is None else headline.strictest_bin(table)
+    if chosen.empty:
         return []
-    table = table[(table["n"] > 0) & (table["method"] != "icp") & table["bin"].str.startswith(">")]
-    if table.empty:
-        return []
-    chosen = table[table["bin"] == table["bin"].iloc[-1]]
-    shares = ", ".join(f"{row.method} {100 * row.overlap:.0f}%" for row in chosen.itertuples())
-    bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].iloc[0], 100 * chosen["chance"].iloc[0]
+    shares = ", ".join(
+        f"{row.method} {100 * row.overlap:.0f}% [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+        for row in chosen.itertuples()
+    )
+    bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].max(), 100 * chosen["chance"].iloc[0]
     return [f"Share of icp's bin {bin_} ({size} examples) in that of: {shares}; by chance {chance:.0f}%"]
 
 
-def _win_rates(folder: Path, width: int) -> str:
-    table = _table(folder / "tables/win_rates.csv")
+def _labels(tables: Path) -> list[str]:
+    """How well each method tells examples of a label's good values from all others: AUC with its 95% interval."""
+    table = _table(tables / "label_aucs.csv")
+    lines = []
+    for label, rows in () if table is None else headline.labels_told(table).groupby("label", sort=False):
+        sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
+        told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
+        lines.append(f"AUC of {label}, {sizes}: {told}")
+    return lines
+
+
+def _win_rates(tables: Path, width: int) -> str:
+    table = _table(tables / "win_rates.csv")
     if table is None:
         return ""
-    rows = table[(table["subset"] == "overall") & (table["seed"].astype(str) == "all")]
+    rows = headline.overall(table)
     if rows.empty:
         return ""
     shown = pd.DataFrame(

@@ -4,14 +4,12 @@ Each job leaves a record beside its log: no result holds it, for results are the
 """
 
 import csv
-import glob
 import json
 import platform
-import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +22,8 @@ PACKAGES = [
     *("icprobe", "torch", "transformers", "tokenizers", "peft", "trl", "numpy", "scipy", "pandas", "pyarrow"),
     "snakemake",
 ]
-SUFFIX = ".environment.json"
+# What lies beside a job's log: its record, and Snakemake's `benchmark:` file.
+SUFFIX, BENCHMARK = ".environment.json", ".benchmark.tsv"
 # Of these each rule has its own; the others ought to be the same in all jobs.
 OF_RULES = ("device", "dtype", "threads")
 
@@ -88,13 +87,16 @@ def _of_torch() -> dict[str, Any]:
 # --- all jobs ---------------------------------------------------------------------------------------------------
 
 
-def of_results(paths: Iterable[str | Path], logs: Iterable[Path]) -> dict[str, Any]:
+def of_results(paths: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[str, Any]:
     """With what these results, and all that they were made from, were computed.
 
-    logs: folders with the jobs' records. A name has one value where all jobs agree, else each value with the rules
-    that it belongs to; device, dtype and threads stand for each rule. Results that no record speaks of are counted.
+    logs: those of the jobs that make them, one for each job, with the records beside them: of a file that other jobs
+    made before, by another rule, the maker is among these. A name has one value where all jobs agree, else each value
+    with the rules that it belongs to; device, dtype and threads stand for each rule. Results that no record speaks of
+    are counted.
     """
-    records = [json.loads(path.read_text(encoding="utf-8")) for log in logs for path in sorted(log.rglob(f"*{SUFFIX}"))]
+    beside = [Path(log).with_suffix(SUFFIX) for log in logs]
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in beside if path.is_file()]
     makers = {output: number for number, made in enumerate(records) for output in made["outputs"]}
     waiting, seen = [str(path) for path in paths], set()
     while waiting:
@@ -126,21 +128,9 @@ def _agreed(records: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def measured(pattern: str, experiment: str, models: Sequence[str]) -> list[tuple[float, float]]:
-    """(seconds, peak MB) of each job of a rule whose benchmark files are there, in the order of their names.
-
-    pattern: the rule's `benchmark`, such as logs/{experiment}/score/{model}/{method}.benchmark.tsv; empty: no job.
-    """
-    fixed = {
-        "experiment": re.escape(experiment),
-        "model": "|".join(map(re.escape, models)),
-        "source": "[0-9a-f]{12}",
-    }
-    parts = re.split(r"\{(\w+)\}", pattern)
-    regex = "".join(f"({fixed.get(part, '[^/]+')})" if i % 2 else re.escape(part) for i, part in enumerate(parts))
-    # Wildcards fill whole names or parts of one; never several.
-    found = Path().glob("".join("*" if i % 2 else glob.escape(part) for i, part in enumerate(parts))) if pattern else []
-    return [benchmark(path) for path in sorted(found) if re.fullmatch(regex, path.as_posix())]
+def measured(log: str | Path) -> tuple[float, float]:
+    """(seconds, peak MB) of a job, from the benchmark file beside its log."""
+    return benchmark(Path(log).with_suffix(BENCHMARK))
 
 
 def benchmark(path: Path) -> tuple[float, float]:

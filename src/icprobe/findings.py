@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 
-from icprobe import artifacts, charts
+from icprobe import artifacts, charts, headline
 from icprobe.binning import bins
 from icprobe.data import read_pieces
 from icprobe.errors import DataError, ScoreError
@@ -96,20 +96,14 @@ class Findings:
             return None
         if "model" in table.columns:
             table = table[table["model"] == self.name]
-        if "domain" in table.columns:
-            table = table[table["domain"] == "all"]
+        table = headline.over_all_tasks(table)
         return table.reset_index(drop=True) if len(table) else None
 
     # --- for the template
 
     def headline(self) -> list[str]:
         """The correlation of icp and influence in words, with what the interval says about it."""
-        pair = ("icp", "influence")
-        found = {}
-        if self.correlations is not None:
-            for row in self.correlations.itertuples():
-                if {row.method_a, row.method_b} == set(pair):
-                    found[row.statistic] = row
+        found = {} if self.correlations is None else headline.agreement(self.correlations)
         if "spearman" not in found:
             return ["The correlation of icp and influence was not computed: this experiment lacks one of the two."]
         plain = found["spearman"]
@@ -172,12 +166,10 @@ class Findings:
         return rows
 
     def overall_win_rates(self) -> list[Any]:
-        """The rows over all subsets and seeds; every row where none says so."""
-        table = self.win_rates
-        overall = table[(table["subset"].astype(str) == "overall") & (table["seed"].astype(str) == "all")]
-        return list((overall if len(overall) else table).itertuples())
+        """The rows over all prompts and seeds."""
+        return list(headline.overall(self.win_rates).itertuples())
 
-    def charts(self, number: int) -> dict[str, dict[str, Any]]:
+    def charts(self, number: int, colors: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Name -> specification of this model's charts."""
         found = {}
         if self.correlations is not None:
@@ -185,15 +177,15 @@ class Findings:
             drawn = [method for method in self.methods if method in {*table["method_a"], *table["method_b"]}]
             found[f"heat-map-{number}"] = charts.heat_map(table, drawn, self.name)
         if self.win_rates is not None:
-            rows = pd.DataFrame(self.overall_win_rates())
-            rows = rows[rows["n"] > 0]
+            rows = headline.overall(self.win_rates).query("n > 0")
             if len(rows):
                 conditions = [
                     "all data" if row.bin == "all" else f"{row.method} {bin_label(row.bin)}"
                     for row in rows.itertuples()
                 ]
                 rows = rows[["method", "win_rate", "low", "high"]].round(3).assign(condition=conditions)
-                found[f"win-rates-{number}"] = charts.win_rates(rows, list(dict.fromkeys(rows["method"])), self.name)
+                methods = list(dict.fromkeys(rows["method"]))
+                found[f"win-rates-{number}"] = charts.win_rates(rows, methods, self.name, colors)
         return found
 
     def example(self, row: int, method: str) -> dict[str, Any]:

@@ -95,9 +95,22 @@ def describe(path: str) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON knows it: paths and numpy's numbers become text and numbers."""
+    """`value` as JSON knows it: paths and numpy's numbers become text and numbers.
+
+    Raises TypeError for an array, a Series or a table: one of a single value would pass for a number.
+    """
 
     def convert(other: Any) -> Any:
+        if getattr(other, "ndim", 0):
+            raise TypeError(f"a {type(other).__name__} of {len(other)} is no single value")
         return other.item() if hasattr(other, "item") else str(other)
 
     return json.loads(json.dumps(value, default=convert))
+
+
+def scalar(value: Any) -> Any:
+    """A number, a text, a truth or None, as JSON knows it. Raises TypeError for whatever holds several of them."""
+    single = plain(value)
+    if isinstance(single, list | dict):
+        raise TypeError(f"a {type(value).__name__} of {len(value)} is no single value")
+    return single

@@ -35,6 +35,7 @@ from icprobe.figure_style import (
     plain_ticks,
     title,
 )
+from icprobe.headline import of_pair
 
 
 def save(figure: Figure, path: str | Path, table: pd.DataFrame, title: str = "", name: str = "") -> None:
@@ -127,9 +128,7 @@ def _cut_tails(axes: Axes, both: pd.DataFrame) -> list[str]:
 
 
 def _correlation_notes(correlations: pd.DataFrame, method_a: str, method_b: str) -> list[str]:
-    in_pair = correlations["method_a"].isin([method_a, method_b])
-    in_pair &= correlations["method_b"].isin([method_a, method_b])
-    rows = correlations[in_pair].set_index("statistic")
+    rows = of_pair(correlations, method_a, method_b).set_index("statistic")
     notes = []
     if "spearman" in rows.index:
         row = rows.loc["spearman"]

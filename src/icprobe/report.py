@@ -18,6 +18,7 @@ from icprobe.artifacts import write_text
 from icprobe.errors import DataError
 from icprobe.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.making import RuleRun
+from icprobe.statistics import kinds
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ def build(
     environment: Mapping[str, Any] | None = None,
     dag: Iterable[RuleRun | tuple] | None = None,
     sweep: str | Path | None = None,
+    colors: Sequence[str] = charts.COLORS,
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 
@@ -47,7 +49,8 @@ def build(
     the AUC. top: examples shown as best and as worst of each method. environment: name -> value (versions, device,
     dtype, threads, commit); mappings within it become rows of their own. dag: `RuleRun` rows, or tuples (rule, seconds,
     peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure
-    (SVG) of icp against influence by model and domain, with its table beside it (.csv).
+    (SVG) of icp against influence by model and domain, with its table beside it (.csv). colors: the cycle of #rrggbb
+    in which the charts are drawn.
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
@@ -61,8 +64,10 @@ def build(
     experiments = [Findings(name, inputs, train, labels, sound_labels, top) for name, inputs in models.items()]
 
     explored = _explored(experiments, train, tasks, labels)
+    coloured = kinds(train, labels)
     data = {
         "labels": labels,
+        "kinds": None if coloured is None else coloured.name,
         "examples": {
             "id": train["id"].iloc[explored].tolist(),
             **{name: page.texts(train[name]).iloc[explored].tolist() for name in TEXT_FIELDS},
@@ -71,9 +76,9 @@ def build(
         "tasks": {"id": tasks["id"].tolist(), **{name: page.texts(tasks[name]).tolist() for name in TEXT_FIELDS}},
         "models": {model.name: model.explorer(explored, tasks) for model in experiments},
     }
-    specifications = {"scatter": charts.scatter(), "effects": charts.effects()}
+    specifications = {"scatter": charts.scatter(colors), "effects": charts.effects(colors)}
     for number, model in enumerate(experiments):
-        specifications |= model.charts(number)
+        specifications |= model.charts(number, colors)
     runs = making.rule_runs(dag)
     if runs is not None:
         specifications["dag"] = charts.dag(runs.drop(columns="needs"), making.edges(runs))

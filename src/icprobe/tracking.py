@@ -29,6 +29,7 @@ from icprobe.lineage import (
     plain,
     run_id,
     run_name,
+    scalar,
 )
 from icprobe.syncing import TrackingError, check_server
 
@@ -58,8 +59,18 @@ class Run:
         self._outputs: list[str] = []
 
     def summary(self, **values: Any) -> None:
-        """Numbers (or words) that say what came out, shown in the table of runs."""
-        self._attempt("the summary", lambda: self._run.summary.update(plain(values)))
+        """Numbers (or words) that say what came out, shown in the table of runs.
+
+        What is no single value is left out with a warning, tracked or not: it is a mistake of the script, and would
+        take the other numbers with it.
+        """
+        single = {}
+        for name, value in values.items():
+            try:
+                single[name] = scalar(value)
+            except TypeError as error:
+                logger.warning("W&B: the number %s is left out of the summary: %s", name, error)
+        self._attempt("the summary", lambda: self._run.summary.update(single))
 
     def log(self, metrics: Mapping[str, Any], step: float, axis: str = STEP) -> None:
         """A point of each curve, such as {"train/loss": 1.2}; step: its place on the axis, by default in steps."""

@@ -4,7 +4,7 @@ import logging
 
 import pandas as pd
 
-from icprobe import artifacts
+from icprobe import artifacts, headline
 from icprobe.chain import chain, weak_link
 from icprobe.data import read_parquet
 from icprobe.domains import ALL, task_domains
@@ -33,7 +33,4 @@ with job(snakemake) as run:
     artifacts.write_text(snakemake.output.sentence, sentence + "\n")
     logging.info("%s", sentence)
     run.table("chain", table)
-    rows = table[(table["domain"] == ALL) & (table["level"] == "element") & (table["statistic"] == "spearman")]
-    run.summary(
-        weak_link=sentence, **{f"chain/{row.link}/{row.learning_rate:g}": row.value for row in rows.itertuples()}
-    )
+    run.summary(weak_link=sentence, **headline.of_chain(table))

@@ -2,9 +2,9 @@
 
 import logging
 
-from icprobe import artifacts
+from icprobe import artifacts, headline
 from icprobe.binning import overlaps
-from icprobe.domains import ALL, by_domain, score_sets
+from icprobe.domains import by_domain, score_sets
 from icprobe.jobs import job
 
 with job(snakemake) as run:
@@ -14,7 +14,7 @@ with job(snakemake) as run:
     binned = ((domain, found) for domain, found in sets if "icp" in found)
     table = by_domain(snakemake.wildcards.model, binned, lambda found: overlaps(found, params.bins))
     artifacts.write_csv(snakemake.output[0], table)
-    for name, rows in table[table["domain"] == ALL].groupby("bin", sort=False):
+    for name, rows in headline.over_all_tasks(table).groupby("bin", sort=False):
         logging.info("bin %s: %d examples", name, rows["n"].max())
     run.table("overlaps", table)
-    run.summary(**{f"overlap/{row.method}/{row.bin}": row.overlap for row in table.itertuples()})
+    run.summary(**headline.of_overlaps(table))

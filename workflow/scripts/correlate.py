@@ -4,9 +4,9 @@ import logging
 
 import pandas as pd
 
-from icprobe import artifacts
+from icprobe import artifacts, headline
 from icprobe.correlations import correlations
-from icprobe.domains import ALL, by_domain, score_sets
+from icprobe.domains import by_domain, score_sets
 from icprobe.jobs import job
 
 with job(snakemake) as run:
@@ -18,15 +18,8 @@ with job(snakemake) as run:
         snakemake.wildcards.model, sets, lambda found: correlations(found, known, seed=params.seed, **params.settings)
     )
     artifacts.write_csv(snakemake.output[0], table)
-    overall = table[(table["domain"] == ALL) & (table["statistic"] == "spearman")]
-    spearman = overall.set_index(["method_a", "method_b"])["value"]
-    for (a, b), value in spearman.items():
-        logging.info("Spearman(%s, %s) = %.3f", a, b, value)
+    found = headline.of_correlations(table)
+    for name, value in found.items():
+        logging.info("%s = %.3f", name, value)
     run.table("correlations", table)
-    run.summary(**{f"spearman/{a}~{b}": value for (a, b), value in spearman.items()})
-    # The headline, under names that the saved view of the project knows.
-    pair = table[(table["method_a"] == "icp") & (table["method_b"] == "influence")].set_index("statistic")
-    names = {"spearman": "spearman", "spearman_partial_length": "spearman_given_length"}
-    run.summary(**{names[row.Index]: row.value for row in pair.itertuples() if row.Index in names})
-    if "spearman" in pair.index:
-        run.summary(spearman_low=pair.loc["spearman", "low"], spearman_high=pair.loc["spearman", "high"])
+    run.summary(**found)

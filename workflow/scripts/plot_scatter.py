@@ -5,13 +5,14 @@ import pandas as pd
 from icprobe import artifacts, plotting
 from icprobe.data import read_scores
 from icprobe.jobs import job
+from icprobe.statistics import kinds
 
 with job(snakemake) as run:
     a, b = snakemake.wildcards.method_a, snakemake.wildcards.method_b
     params = snakemake.params
     scores = read_scores([a, b], [snakemake.input.a, snakemake.input.b])
     train = pd.read_parquet(snakemake.input.train).set_index("id")
-    labels = next((train[label] for label in params.labels if label in train), None)
+    labels = kinds(train, params.labels)
     correlations = artifacts.read_csv(snakemake.input.correlations).query("domain == 'all'")
     figure = plotting.scatter(scores, a, b, labels, correlations, params.axis_labels, params.colors)
     table = pd.DataFrame(scores).assign(**({} if labels is None else {labels.name: labels})).reset_index()

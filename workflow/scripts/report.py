@@ -33,14 +33,14 @@ with job(snakemake) as run:
         params.labels,
         params.sound_labels,
         params.examples,
-        environment.of_results(snakemake.input, [Path("logs", params.experiment), Path("logs/models")]),
+        environment.of_results(snakemake.input, [log for rule in params.rules.values() for log in rule["logs"]]),
         [
             RuleRun(name, seconds, megabytes, rule["needs"], rule["makes"], rule["message"])
             for name, rule in params.rules.items()
-            for seconds, megabytes in environment.measured(rule["benchmark"], params.experiment, params.models)
-            or [(None, None)]
+            for seconds, megabytes in [*map(environment.measured, rule["logs"])] or [(None, None)]
         ],
         next(iter(snakemake.input.sweep), None),
+        params.colors,
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)

@@ -22,7 +22,8 @@ with job(snakemake) as run:
     logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
     run.summary(examples=len(chosen), of=len(examples))
     shown = examples.loc[chosen[: tracking.TABLE_ROWS], ["id", *data.TEXTS]]
-    run.table("examples", shown.assign(score=[score.get(name) for name in shown["id"]]))
+    # Not "examples": W&B keeps a table under its name in the summary, in the place of the number.
+    run.table("members", shown.assign(score=[score.get(name) for name in shown["id"]]))
     if score and len(chosen):
         shared = set(chosen) & set(members(reference, threshold_of(snakemake.wildcards.bin), reference))
         run.summary(overlap=len(shared) / len(chosen))

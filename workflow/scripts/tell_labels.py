@@ -4,8 +4,8 @@ import logging
 
 import pandas as pd
 
-from icprobe import artifacts
-from icprobe.domains import ALL, by_domain, score_sets
+from icprobe import artifacts, headline
+from icprobe.domains import by_domain, score_sets
 from icprobe.jobs import job
 from icprobe.statistics import label_aucs
 
@@ -15,9 +15,10 @@ with job(snakemake) as run:
     train = pd.read_parquet(files.train)
     table = by_domain(snakemake.wildcards.model, sets.items(), lambda found: label_aucs(found, train, params.good))
     artifacts.write_csv(snakemake.output[0], table)
-    headline = table[table["domain"] == ALL].drop_duplicates(["label", "method"])
-    for row in headline.itertuples():
-        logging.info("%s: AUC of %s = %.3f", row.label, row.method, row.auc)
+    for row in headline.labels_told(table).itertuples():
+        logging.info("%s: AUC of %s = %.3f [%.3f, %.3f]", row.label, row.method, row.auc, row.low, row.high)
+    for label in params.good.keys() & set(train) - set(table["label"]):
+        logging.warning("%s: no example, or every one, has a good value (%s): no AUC", label, params.good[label])
     run.table("label_aucs", table)
-    run.table("examples", pd.DataFrame(sets[ALL]).rename_axis("id").reset_index().merge(train, on="id"))
-    run.summary(**{f"auc/{row.label}/{row.method}": row.auc for row in headline.itertuples()})
+    run.table("examples", pd.DataFrame(sets[headline.ALL]).rename_axis("id").reset_index().merge(train, on="id"))
+    run.summary(**headline.of_label_aucs(table))

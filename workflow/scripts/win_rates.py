@@ -4,7 +4,7 @@ import logging
 
 import pandas as pd
 
-from icprobe import artifacts, jsonl
+from icprobe import artifacts, headline, jsonl
 from icprobe.jobs import job
 from icprobe.length_control import LENGTH_COLUMNS, with_length_control
 from icprobe.tabulation import latex, markdown
@@ -34,6 +34,5 @@ with job(snakemake) as run:
     logging.info("%d of %d differences are significant (Holm, 5%%)", (tested < 0.05).sum(), tested.notna().sum())
     run.table("win_rates", table)
     run.table("differences", differences)
-    overall = table[(table["subset"] == "overall") & (table["seed"].astype(str) == "all")].dropna(subset="win_rate")
-    run.summary(**{f"win_rate/{row.method}/{row.bin}": row.win_rate for row in overall.itertuples()})
-    run.summary(judgements=len(judgements), unreadable=int(judgements["preference"].isna().sum()))
+    unreadable = int(judgements["preference"].isna().sum())
+    run.summary(judgements=len(judgements), unreadable=unreadable, **headline.of_win_rates(table))

@@ -237,13 +237,13 @@ function clearRanges() {
 // --- the scatter plot
 
 function scatterRows() {
-  const label = data.labels[0];
+  const label = data.kinds;
   const a = axis(state.a);
   const b = axis(state.b);
   const rows = [];
   for (let i = 0; i < size; i++) {
     if (a[i] === null || b[i] === null) continue;
-    const group = label === undefined ? "example" : visible(examples.labels[label][i]) || "(no label)";
+    const group = label === null ? "example" : visible(examples.labels[label][i]) || "(no label)";
     rows.push({ i, id: visible(examples.id[i]), x: a[i], y: b[i], group, shown: listed[i] === 1 });
   }
   return rows.sort((p, q) => p.shown - q.shown); // what is listed lies on top
@@ -275,7 +275,7 @@ async function drawScatter() {
   y.title = axisTitle(state.b);
   // Rank 1 stands where the highest score does.
   if (ranks()) x.scale.reverse = y.scale.reverse = true;
-  if (data.labels.length === 0) color.condition.legend = shape.legend = null;
+  if (data.kinds === null) color.condition.legend = shape.legend = null;
   const [aFrom, aTo, bFrom, bTo] = limits.map(limit);
   const interval = {};
   if (aFrom !== null && aTo !== null) interval.x = [aFrom, aTo];

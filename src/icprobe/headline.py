@@ -1,0 +1,92 @@
+"""The headline of one model, made from its tables once: W&B, the terminal, the report and the figures show these rows.
+
+A table's rows over all tasks stand beside those of each domain, those over all prompts and seeds beside those of one.
+The headline is what holds over all.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+ALL = "all"  # in the column `domain`: over all tasks, of whichever domain; in `seed`: over all seeds
+OVERALL = "overall"  # in the column `subset`: over all prompts
+PAIR = ("icp", "influence")
+# Statistic of the pair -> its name as a number of the headline.
+AGREEMENT = {"spearman": "spearman", "spearman_partial_length": "spearman_given_length"}
+
+
+def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table that are over all tasks; every row where it knows no domains."""
+    return table[table["domain"] == ALL] if "domain" in table else table
+
+
+def of_pair(correlations: pd.DataFrame, method_a: str = PAIR[0], method_b: str = PAIR[1]) -> pd.DataFrame:
+    """The rows of two methods, whichever of them stands first."""
+    pair = [method_a, method_b]
+    return correlations[correlations["method_a"].isin(pair) & correlations["method_b"].isin(pair)]
+
+
+def agreement(correlations: pd.DataFrame) -> dict[str, Any]:
+    """Statistic -> row (value, low, high, interval, n) of icp and influence; empty where one of them was not scored."""
+    return {row.statistic: row for row in over_all_tasks(of_pair(correlations)).itertuples()}
+
+
+def strictest_bin(overlaps: pd.DataFrame) -> pd.DataFrame:
+    """Each method's row of the bin `>x` with the highest x that is not empty; no row where there is none.
+
+    However the bins are listed.
+    """
+    rows = over_all_tasks(overlaps)
+    rows = rows[(rows["n"] > 0) & rows["bin"].str.startswith(">")]
+    limits = rows["bin"].str[1:].astype(float)
+    return rows[limits == limits.max()]
+
+
+def labels_told(label_aucs: pd.DataFrame) -> pd.DataFrame:
+    """One row for each label and method: the good values against all others."""
+    return over_all_tasks(label_aucs).drop_duplicates(["label", "method"])
+
+
+def overall(win_rates: pd.DataFrame) -> pd.DataFrame:
+    """One row for each method and bin: over all prompts and seeds."""
+    rows = over_all_tasks(win_rates)
+    return rows[(rows["subset"].astype(str) == OVERALL) & (rows["seed"].astype(str) == ALL)]
+
+
+# --- as numbers with names, for W&B's table of runs; undefined ones are left out --------------------------------------
+
+
+def of_correlations(table: pd.DataFrame) -> dict[str, float]:
+    """spearman/{a}~{b} of all pairs; of icp and influence also spearman, spearman_given_length, each _low and _high."""
+    rows = over_all_tasks(table).query("statistic == 'spearman'")
+    numbers = {f"spearman/{row.method_a}~{row.method_b}": row.value for row in rows.itertuples()}
+    found = agreement(table)
+    for row, name in ((found[statistic], name) for statistic, name in AGREEMENT.items() if statistic in found):
+        numbers |= {name: row.value, f"{name}_low": row.low, f"{name}_high": row.high}
+    return _defined(numbers)
+
+
+def of_overlaps(table: pd.DataFrame) -> dict[str, float]:
+    """overlap/{method}/{bin}."""
+    return _defined({f"overlap/{row.method}/{row.bin}": row.overlap for row in over_all_tasks(table).itertuples()})
+
+
+def of_label_aucs(table: pd.DataFrame) -> dict[str, float]:
+    """auc/{label}/{method}."""
+    return _defined({f"auc/{row.label}/{row.method}": row.auc for row in labels_told(table).itertuples()})
+
+
+def of_chain(table: pd.DataFrame) -> dict[str, float]:
+    """chain/{link}/{step size}, and chain/icp~influence, which knows no step size: Spearman over all cells."""
+    rows = over_all_tasks(table).query("level == 'element' and statistic == 'spearman'")
+    step = ("" if row.learning_rate != row.learning_rate else f"/{row.learning_rate}" for row in rows.itertuples())
+    return _defined({f"chain/{row.link}{eta}": row.value for row, eta in zip(rows.itertuples(), step, strict=True)})
+
+
+def of_win_rates(table: pd.DataFrame) -> dict[str, float]:
+    """win_rate/{method}/{bin}, in percent."""
+    return _defined({f"win_rate/{row.method}/{row.bin}": row.win_rate for row in overall(table).itertuples()})
+
+
+def _defined(numbers: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in numbers.items() if value == value}
