@@ -16,6 +16,7 @@ from icprobe.data import read_pieces
 from icprobe.errors import DataError, ScoreError
 from icprobe.page import text
 from icprobe.statistics import label_aucs, widen
+from icprobe.tabulation import left_out
 from icprobe.wording import bin_label, count, fixed
 
 Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
@@ -176,6 +177,10 @@ class Findings:
         table = self.win_rates
         overall = table[(table["subset"].astype(str) == "overall") & (table["seed"].astype(str) == "all")]
         return list((overall if len(overall) else table).itertuples())
+
+    def without_length_control(self) -> list[str]:
+        """Why there is no length-controlled win rate, method by method and bin by bin."""
+        return left_out(self.win_rates)
 
     def charts(self, number: int) -> dict[str, dict[str, Any]]:
         """Name -> specification of this model's charts."""
