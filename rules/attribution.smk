@@ -30,6 +30,8 @@ rule attribute:
         code=lambda w: fingerprint("attribute", METHODS[w.method].module),
     log:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
     threads: 64
@@ -77,6 +79,8 @@ if INFLUENCE:
             code=fingerprint("attribute", METHODS[INFLUENCE[0]].module),
         log:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
         threads: 64
@@ -107,6 +111,8 @@ if EXTERNAL:
             code=fingerprint("read_external"),
         log:
             "logs/{experiment}/read_external/{model}/{method}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/read_external/{model}/{method}.benchmark.tsv"
         resources:
@@ -130,6 +136,8 @@ rule gather_attributions:
         code=fingerprint("gather_attributions"),
     log:
         "logs/{experiment}/gather_attributions/{model}/{method}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/gather_attributions/{model}/{method}.benchmark.tsv"
     resources:
@@ -152,6 +160,8 @@ rule score:
         code=fingerprint("score"),
     log:
         "logs/{experiment}/score/{model}/{method}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/score/{model}/{method}.benchmark.tsv"
     resources:

@@ -1,32 +1,5 @@
 # The HTML report: one file that shows what was found, and how.
 
-from snakemake.io import strip_wildcard_constraints
-
-
-def behind_the_report():
-    """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes and where it is timed."""
-    dag = workflow.dag
-    found, left = {}, [job for job in dag.jobs if job.rule.name == "report"]
-    seen = set(left)
-    while left:
-        job = left.pop()
-        needed = list(dag.dependencies[job])
-        left += [other for other in needed if other not in seen]
-        seen.update(needed)
-        facts = found.setdefault(
-            job.rule.name,
-            {
-                "needs": set(),
-                "message": str(job.rule.message or ""),
-                "makes": strip_wildcard_constraints(str(next(iter(job.rule.output), ""))),
-                "benchmark": strip_wildcard_constraints(str(job.rule.benchmark or "")),
-            },
-        )
-        facts["needs"] |= {other.rule.name for other in needed}
-    # In a fixed order: it is a param, and the picture.
-    order = [one.name for one in workflow.rules if one.name in found]
-    return {name: {**found[name], "needs": sorted(found[name]["needs"])} for name in order}
-
 
 rule report:
     localrule: True
@@ -60,6 +33,8 @@ rule report:
         code=fingerprint("report"),
     log:
         f"logs/{CONFIG.experiment}/report.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         f"logs/{CONFIG.experiment}/report.benchmark.tsv"
     resources:

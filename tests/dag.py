@@ -20,7 +20,18 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "config.yaml", "configs", "profiles", "resources/demo", "rules", "slurm", "src", "workflow")
+PARTS = (
+    "Snakefile",
+    "config.yaml",
+    "configs",
+    "envs",
+    "profiles",
+    "resources/demo",
+    "rules",
+    "slurm",
+    "src",
+    "workflow",
+)
 RESULTS = Path("results/tiny/tiny-llama")
 
 # Laid over configs/tiny.yaml: the train file is not the tokenizer's corpus, and every long job has several steps to be
