@@ -15,6 +15,7 @@ CONDA = """#!/bin/sh -e
 case "$*" in
     "info --json") echo '{{"conda_prefix": "{prefix}", "platform": "linux-64"}}' ;;
     --version) echo conda 25.1.1 ;;
+    clean*) ;;
     "config --get"*) echo '{{"get": {{"channel_priority": "strict"}}}}' ;;
     *create*) while [ "$1" != --prefix ]; do shift; done; {python} -m venv "$2" ;;
     *) echo "conda $*: unknown to the stand-in" >&2; exit 1 ;;

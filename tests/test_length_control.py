@@ -2,16 +2,19 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from judged import judgements, lengths_and_preferences
+from reports import experiment
 from scipy.optimize import minimize
 from sklearn.model_selection import GroupKFold
 
 from icprobe.length_control import length_control, length_controlled_win_rate, with_length_control
+from icprobe.report import build
 from icprobe.tabulation import latex, markdown
 from icprobe.win_rates import paired_differences, win_rate, win_rate_table
 
@@ -144,3 +147,16 @@ def test_length_control_is_a_column_behind_the_others_and_changes_none_of_them()
     assert found["icp", "overall", "0"] == length_controlled_win_rate(preferences, base, response)
     assert found["icp", "overall", "all"] == pytest.approx(found["icp", "overall"][["0", "1"]].mean())
     assert found.drop([("icp", "overall", seed) for seed in ("0", "1", "all")]).isna().all()
+
+
+def test_the_report_says_why_a_length_controlled_win_rate_is_left_out(tmp_path):
+    arguments = experiment(tmp_path)
+    name, inputs = next(iter(arguments["models"].items()))
+    reason = "the penalty alone makes it 50: 50 judgements, some 348 are needed"
+    table = inputs.win_rates.assign(length_controlled_win_rate=np.nan, length_control_note=None)
+    first = table.index[(table["subset"] == "overall") & (table["seed"].astype(str) == "all")][0]
+    table.loc[first, "length_control_note"] = reason  # as read from a CSV file: nothing is NaN
+    build(tmp_path / "report.html", **arguments | {"models": {name: replace(inputs, win_rates=table)}})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert text.count(reason) == 1
+    assert f"{table.loc[first, 'method']}, " in text

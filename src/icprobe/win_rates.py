@@ -111,10 +111,11 @@ def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, fl
         return judged[0] if judged else win_rate([])
     each = np.array([rate["win_rate"] for rate in judged])
     table = pd.concat([p for p, rate in zip(preferences, rates, strict=True) if rate["n"]], axis=1)
-    error, degrees = crossed_error(100 * table.dropna().to_numpy())
+    values = 100 * table.dropna().to_numpy()
+    mean, error, half = float(each.mean()), crossed_error(values)[0], crossed_half_width(values)
     if np.isnan(error):  # the seeds share no two prompts
-        error, degrees = float(each.std(ddof=1) / np.sqrt(len(each))), len(each) - 1
-    mean, half = float(each.mean()), float(student.ppf(0.975, degrees)) * error
+        error = float(each.std(ddof=1) / np.sqrt(len(each)))
+        half = student.ppf(0.975, len(each) - 1) * error
     summed = {name: sum(rate[name] for rate in judged) for name in ["n", *COUNTS]}
     return summed | {
         "win_rate": mean,
@@ -126,8 +127,7 @@ def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, fl
 
 
 def crossed_error(values: np.ndarray) -> tuple[float, float]:
-    """The standard error of the mean of values [prompts, seeds], for other prompts and other seeds, and its degrees of
-    freedom: both prompts and seeds are random.
+    """The standard error of the mean of values [prompts, seeds] and its degrees of freedom: both are random.
 
     y_ps = μ + prompt_p + seed_s + rest_ps, one judgement in each cell. From the mean squares of the two-way
     table, Var(mean) = (MS_prompts + MS_seeds − MS_rest)/(prompts·seeds), where a component that is estimated
