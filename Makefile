@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
-EXPERIMENT ?= demo
+# Of `make sync` (default: demo) and `make workspace` (default: that of the configuration).
+EXPERIMENT ?=
+# What is laid over config.yaml, for `make workspace`.
+CONFIGFILE ?=
 
-.PHONY: all paper-small install install-test test test-slow test-slurm lint schema sync workspace lock bench install-bench clean
+.PHONY: all paper-small install install-test test test-slow test-slurm lint schema sync workspace lock bench install-bench clean clean-all
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -26,12 +29,9 @@ paper-small: install-test
 
 install: $(VENV)/.installed
 
-# PyTorch first and pinned: pip then takes a CPU build where one is offered (an index or a --find-links folder of yours)
-# and nothing later replaces it.
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml constraints.txt envs/icprobe.post-deploy.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slurm]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" sh -e envs/icprobe.post-deploy.sh
 	touch $@
 
 install-test: $(VENV)/.installed-test
@@ -65,13 +65,16 @@ schema: install
 	$(BIN)/python -m icprobe.schema
 
 sync: install
-	$(BIN)/python -m icprobe.syncing sync results/$(EXPERIMENT)
+	$(BIN)/python -m icprobe.syncing sync results/$(or $(EXPERIMENT),demo)
 
 workspace: install
-	$(BIN)/python -m icprobe.syncing workspace --experiment $(EXPERIMENT)
+	$(BIN)/python -m icprobe.syncing workspace --configfile config.yaml $(CONFIGFILE) \
+		$(if $(EXPERIMENT),--experiment $(EXPERIMENT))
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu$$//' | grep -viE '^(nvidia|triton)' > constraints.txt
+	digest=$$($(BIN)/python -c 'import hashlib; print(hashlib.sha256(open("constraints.txt", "rb").read()).hexdigest())') && \
+		sed "s/^# constraints.txt: .*/# constraints.txt: $$digest/" envs/icprobe.yaml > envs/.new && mv envs/.new envs/icprobe.yaml
 
 # Side by side with the peers, in an environment of their own: they come without their requirements, some of which would
 # replace PyTorch. ARGUMENTS="--only icp --repeats 5" and the like; `--list` names the comparisons.
@@ -91,5 +94,12 @@ $(BENCH)/.installed: benchmarks/peers.txt benchmarks/requirements.txt pyproject.
 	$(BENCH)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
+# What no computation brings back stays: judges' answers, which were paid for, and W&B runs, which may not be uploaded.
 clean:
+	@if ls -d results/*/.cache results/*/wandb 2>/dev/null; then echo 'These stay: answers of judges, W&B runs. (A run uploads' \
+		'files from their places: `make sync` before `make clean`.) `make clean-all` removes them, too.'; fi
+	test ! -d results || find results -mindepth 2 -maxdepth 2 ! -name .cache ! -name wandb -exec rm -rf {} +
+	rm -rf logs resources/models .snakemake
+
+clean-all:
 	rm -rf results logs resources/models .snakemake

@@ -21,7 +21,7 @@ import pandas as pd
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "config.yaml", "configs", "profiles", "resources/demo", "rules", "src", "workflow")
+PARTS = ("Snakefile", "config.yaml", "configs", "envs", "profiles", "resources/demo", "rules", "src", "workflow")
 
 
 def write(folder: Path, examples: int, tasks: int, kind: str) -> dict:

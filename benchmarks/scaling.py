@@ -30,7 +30,7 @@ from benchmarks import tables
 from benchmarks.process import machine, versions
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "config.yaml", "configs", "profiles", "rules", "src", "workflow", "resources/demo")
+PARTS = ("Snakefile", "config.yaml", "configs", "envs", "profiles", "rules", "src", "workflow", "resources/demo")
 METHODS = ("icp", "influence", "influence_log", "one_step", "length", "random")
 BINS = ("<=0.5", ">0.5", ">0.8", ">0.85", ">0.9")
 WORDS = 80  # of an example's texts

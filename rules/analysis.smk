@@ -34,6 +34,8 @@ rule correlate:
         code=fingerprint("correlate"),
     log:
         "logs/{experiment}/correlate/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/correlate/{model}.benchmark.tsv"
     resources:
@@ -58,6 +60,8 @@ rule compare_bins:
         code=fingerprint("compare_bins"),
     log:
         "logs/{experiment}/compare_bins/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/compare_bins/{model}.benchmark.tsv"
     resources:
@@ -84,6 +88,8 @@ rule tell_labels:
         code=fingerprint("tell_labels"),
     log:
         "logs/{experiment}/tell_labels/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/tell_labels/{model}.benchmark.tsv"
     resources:
@@ -111,6 +117,8 @@ rule plot_scatter:
         code=fingerprint("plot_scatter"),
     log:
         "logs/{experiment}/plot_scatter/{model}/{method_a}--{method_b}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/plot_scatter/{model}/{method_a}--{method_b}.benchmark.tsv"
     resources:
@@ -135,6 +143,8 @@ rule plot_distributions:
         code=fingerprint("plot_distributions"),
     log:
         "logs/{experiment}/plot_distributions/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/plot_distributions/{model}.benchmark.tsv"
     resources:
@@ -160,6 +170,8 @@ rule plot_lengths:
         code=fingerprint("plot_lengths"),
     log:
         "logs/{experiment}/plot_lengths/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/plot_lengths/{model}.benchmark.tsv"
     resources:
@@ -182,6 +194,8 @@ rule plot_heat_map:
         code=fingerprint("plot_heat_map"),
     log:
         "logs/{experiment}/plot_heat_map/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/plot_heat_map/{model}.benchmark.tsv"
     resources:
@@ -204,6 +218,8 @@ rule plot_overlaps:
         code=fingerprint("plot_overlaps"),
     log:
         "logs/{experiment}/plot_overlaps/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/plot_overlaps/{model}.benchmark.tsv"
     resources:
@@ -238,6 +254,8 @@ if SWEEP:
             code=fingerprint("plot_sweep"),
         log:
             "logs/{experiment}/plot_sweep.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/plot_sweep.benchmark.tsv"
         resources:
@@ -260,6 +278,8 @@ rule plot_win_rates:
         code=fingerprint("plot_win_rates"),
     log:
         "logs/{experiment}/plot_win_rates/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/plot_win_rates/{model}.benchmark.tsv"
     resources:

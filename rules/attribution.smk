@@ -31,6 +31,8 @@ rule attribute:
         code=lambda w: fingerprint("attribute", METHODS[w.method].module),
     log:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
     threads: THREADS
@@ -80,6 +82,8 @@ if INFLUENCE:
             code=fingerprint("attribute", METHODS[INFLUENCE[0]].module),
         log:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
         threads: THREADS
@@ -111,6 +115,8 @@ if EXTERNAL:
             code=fingerprint("read_external"),
         log:
             "logs/{experiment}/read_external/{model}/{method}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/read_external/{model}/{method}.benchmark.tsv"
         resources:
@@ -134,6 +140,8 @@ rule gather_attributions:
         code=fingerprint("gather_attributions"),
     log:
         "logs/{experiment}/gather_attributions/{model}/{method}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/gather_attributions/{model}/{method}.benchmark.tsv"
     resources:
@@ -156,6 +164,8 @@ rule score:
         code=fingerprint("score"),
     log:
         "logs/{experiment}/score/{model}/{method}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/score/{model}/{method}.benchmark.tsv"
     resources:

@@ -20,7 +20,7 @@ if CHAIN:
             model=model_of,
             manifest=manifest_of,
         output:
-            matrix=STEP + "/{scatteritem}.parquet",
+            matrix=f"{STEP}/{{scatteritem}}.parquet",
         params:
             methods=["one_step"],
             module=METHODS["one_step"].module,
@@ -32,6 +32,8 @@ if CHAIN:
             code=fingerprint("attribute", METHODS["one_step"].module),
         log:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.benchmark.tsv"
         threads: THREADS
@@ -49,11 +51,13 @@ if CHAIN:
             shards=lambda w: shard_files(w.model, f"one_step/learning_rate-{w.learning_rate}", "one_step"),
             train="results/{experiment}/data/train.parquet",
         output:
-            STEP + ".parquet",
+            f"{STEP}.parquet",
         params:
             code=fingerprint("gather_attributions"),
         log:
             "logs/{experiment}/gather_steps/{model}/{learning_rate}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/gather_steps/{model}/{learning_rate}.benchmark.tsv"
         resources:
@@ -69,7 +73,7 @@ if CHAIN:
             influence="results/{experiment}/{model}/attributions/influence.parquet",
             one_step=[
                 "results/{experiment}/{model}/attributions/one_step.parquet",
-                *(STEP.replace("{learning_rate}", name) + ".parquet" for name in STEPS),
+                *(f"{STEP}.parquet".replace("{learning_rate}", name) for name in STEPS),
             ],
             tasks="results/{experiment}/data/tasks.parquet",
         output:
@@ -84,6 +88,8 @@ if CHAIN:
             code=fingerprint("chain"),
         log:
             "logs/{experiment}/chain/{model}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/chain/{model}.benchmark.tsv"
         resources:
@@ -105,6 +111,8 @@ if CHAIN:
             code=fingerprint("plot_chain"),
         log:
             "logs/{experiment}/plot_chain/{model}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/plot_chain/{model}.benchmark.tsv"
         resources:

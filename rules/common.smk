@@ -1,4 +1,4 @@
-# What every rule file uses: the validated configuration, and names made from it.
+# What the rules share: the validated configuration, and names made from it.
 
 import functools
 import json
@@ -7,13 +7,15 @@ import re
 import sys
 from pathlib import Path
 
+from snakemake.io import strip_wildcard_constraints
 from snakemake.logging import logger
 
-from icprobe import artifacts, cores, data, ending, execution, reading
+from icprobe import artifacts, cores, data, ending, execution, reading, work
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
 from icprobe.errors import DataError, IcprobeError
+from icprobe.resources import Sizes
 
 try:
     CONFIG = load(config, METHODS)
@@ -76,8 +78,12 @@ if SWEEP is None:
     SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
 
 # Read by the jobs, and by their W&B runs. No params: no result depends on them, so a change must rerun nothing.
-os.environ[execution.VARIABLE] = json.dumps(CONFIG.execution())
-os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
+os.environ.update(
+    {
+        execution.VARIABLE: json.dumps(CONFIG.execution()),
+        "ICPROBE_TRACKING": json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment}),
+    }
+)
 
 
 # What a heavy rule computes with: the cores that `--cores` gives, but no more threads than OMP_NUM_THREADS says (which
@@ -238,7 +244,7 @@ def marked(path, subcategory, what, kind, caption):
 
 
 def figure(name, subcategory, what):
-    """The outputs of a rule that draws: the figure, the same for papers, and the numbers that it shows."""
+    """What is made where something is drawn: the figure, the same for papers, and the numbers that it shows."""
     stem = f"results/{{experiment}}/{{model}}/figures/{name}"
     drawn = marked(f"{stem}.svg", subcategory, what, "figure", name.split("/")[0])
     return {"figure": drawn, "pdf": f"{stem}.pdf", "table": f"{stem}.csv"}
@@ -290,3 +296,95 @@ def say(text):
 def failed_jobs():
     """The jobs that failed in this invocation, those within groups too."""
     return [job for one in workflow.scheduler.failed for job in (one.jobs if one.is_group() else [one])]
+
+
+def sizes_of(config):
+    """How large the experiment is, by what was there before it began."""
+    tables = {name: getattr(config.data, name) for name in ("train", "tasks", "eval")}
+    examples, tasks, prompts = (work.rows(table, local_files(table)) for table in tables.values())
+    shards = {model: work.shards(config, model, examples, tasks) for model in config.models}
+    return Sizes(config, examples, tasks, prompts, shards)
+
+
+def rows_of(files, otherwise):
+    """Rows in files that may not be there yet."""
+    return work.file_rows(filter(os.path.isfile, files)) or otherwise
+
+
+def models_read(first):
+    """Inputs: the models that decide which rows a table has; first: the first model's tokens count rows anyway.
+
+    Where a row that is too long is an error, no model decides: `measure_lengths` and `measure_prompts` refuse it, each
+    for its own model, so that one model more makes no table anew, and nothing of the models before it.
+    """
+    read = models_here() if CONFIG.data.on_too_long != "error" else models_here()[: int(first)]
+    return {"models": ancient(read), "manifests": list(map(manifest, read))}
+
+
+# The models to fine-tune, as (method, bin, seed); a bin as its threshold.
+FINE_TUNED = [
+    (method, threshold, seed)
+    for method, thresholds in [
+        *((method, CONFIG.finetune_bins) for method in CONFIG.finetune.methods),
+        *([("all", ["all"])] if CONFIG.finetune.all_data else []),
+    ]
+    for threshold in thresholds
+    for seed in CONFIG.finetune.seeds
+]
+
+
+def of_fine_tuned(model, folder, suffix, conditions=FINE_TUNED):
+    """The path of each fine-tuned model's checkpoint, responses or judgements; conditions: (method, bin, seed)."""
+    return [
+        results(
+            model,
+            folder,
+            method,
+            "all" if threshold == "all" else bin_name(threshold),
+            f"seed-{seed}{suffix}",
+        )
+        for method, threshold, seed in conditions
+    ]
+
+
+# What stands in the table of win rates, as (method, bin, seed): the fine-tuned models, or what others have judged.
+JUDGED = [(note.method or name, note.bin, note.seed) for name, note in ANNOTATIONS.items()] or FINE_TUNED
+
+
+def annotation_of(wildcards):
+    """The annotations that make the judgements of these wildcards."""
+    for note, (method, threshold, seed) in zip(ANNOTATIONS.values(), JUDGED):
+        name = "all" if threshold == "all" else bin_name(threshold)
+        if (method, name, str(seed)) == (wildcards.method, wildcards.bin, wildcards.seed):
+            return note
+    raise WorkflowError(f"there are no annotations of {wildcards.method}, {wildcards.bin}, seed {wildcards.seed}")
+
+
+def behind_the_report():
+    """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes, and its jobs' logs.
+
+    The files of earlier jobs lie beside these, of bins and shards that are no more: only the DAG knows which count.
+    """
+    dag = workflow.dag
+    found, left = {}, [job for job in dag.jobs if job.rule.name == "report"]
+    seen = set(left)
+    while left:
+        job = left.pop()
+        needed = list(dag.dependencies[job])
+        left += [other for other in needed if other not in seen]
+        seen.update(needed)
+        facts = found.setdefault(
+            job.rule.name,
+            {
+                "needs": set(),
+                "message": str(job.rule.message or ""),
+                "makes": strip_wildcard_constraints(str(next(iter(job.rule.output), ""))),
+                "logs": set(),
+            },
+        )
+        # The report is still being written: what lies beside its log is of the one before.
+        facts["logs"] |= set(map(str, job.log)) if job.rule.name != "report" else set()
+        facts["needs"] |= {other.rule.name for other in needed}
+    # In a fixed order: it is a param, and the picture.
+    order = [one.name for one in workflow.rules if one.name in found]
+    return {name: {**found[name], **{key: sorted(found[name][key]) for key in ("needs", "logs")}} for name in order}

@@ -53,6 +53,8 @@ rule name_model:
         code=fingerprint("name_model"),
     log:
         "logs/models/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/models/{model}.benchmark.tsv"
     resources:
@@ -75,22 +77,14 @@ rule fetch_gguf:
         code=fingerprint("fetch_gguf"),
     log:
         "logs/models/{quantised}-{source}.gguf.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/models/{quantised}-{source}.gguf.benchmark.tsv"
     resources:
         **RESOURCES["fetch_gguf"],
     script:
         "../workflow/scripts/fetch_gguf.py"
-
-
-def models_read(first):
-    """Inputs: the models that decide which rows a table has; first: the first model's tokens count rows anyway.
-
-    Where a row that is too long is an error, no model decides: `measure_lengths` and `measure_prompts` refuse it, each
-    for its own model, so that one model more makes no table anew, and nothing of the models before it.
-    """
-    read = models_here() if CONFIG.data.on_too_long != "error" else models_here()[: int(first)]
-    return {"models": ancient(read), "manifests": list(map(manifest, read))}
 
 
 SELECT = str(CONFIG.data.tasks.select) if CONFIG.data.tasks else "all"
@@ -117,6 +111,8 @@ if CONFIG.data.tasks:
             code=fingerprint("select_tasks"),
         log:
             "logs/{experiment}/select_tasks.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/select_tasks.benchmark.tsv"
         # k-means runs the first model over all candidates.
@@ -149,6 +145,8 @@ if CONFIG.data.train:
             code=fingerprint("prepare_train"),
         log:
             "logs/{experiment}/prepare_train.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/prepare_train.benchmark.tsv"
         resources:
@@ -174,6 +172,8 @@ if NAMED_BY:
             code=fingerprint("name_rows"),
         log:
             "logs/{experiment}/name_rows.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/name_rows.benchmark.tsv"
         resources:
@@ -204,6 +204,8 @@ rule prepare_eval:
         code=fingerprint("prepare_eval"),
     log:
         "logs/{experiment}/prepare_eval.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/prepare_eval.benchmark.tsv"
     resources:
@@ -227,6 +229,8 @@ rule measure_lengths:
         code=fingerprint("measure_lengths"),
     log:
         "logs/{experiment}/measure_lengths/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/measure_lengths/{model}.benchmark.tsv"
     resources:
@@ -250,6 +254,8 @@ rule measure_prompts:
         code=fingerprint("measure_prompts"),
     log:
         "logs/{experiment}/measure_prompts/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/measure_prompts/{model}.benchmark.tsv"
     resources:

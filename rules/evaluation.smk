@@ -2,18 +2,6 @@
 
 from icprobe.judging import JUDGES
 
-# What stands in the table of win rates, as (method, bin, seed): the fine-tuned models, or what others have judged.
-JUDGED = [(note.method or name, note.bin, note.seed) for name, note in ANNOTATIONS.items()] or FINE_TUNED
-
-
-def annotation_of(wildcards):
-    """The annotations that make the judgements of these wildcards."""
-    for note, (method, threshold, seed) in zip(ANNOTATIONS.values(), JUDGED):
-        name = "all" if threshold == "all" else bin_name(threshold)
-        if (method, name, str(seed)) == (wildcards.method, wildcards.bin, wildcards.seed):
-            return note
-    raise WorkflowError(f"there are no annotations of {wildcards.method}, {wildcards.bin}, seed {wildcards.seed}")
-
 
 rule win_rates:
     localrule: True
@@ -39,10 +27,12 @@ if CONFIG.evaluation.base_responses == "generate":
             settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
             templates=text_settings("query"),
             generator="{model}",
-            results="results/{experiment}",
+            results=lambda w: f"results/{w.experiment}",
             code=fingerprint("generate"),
         log:
             "logs/{experiment}/generate_base/{model}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/generate_base/{model}.benchmark.tsv"
         threads: THREADS
@@ -67,6 +57,8 @@ else:
             code=fingerprint("take_base_responses"),
         log:
             "logs/{experiment}/take_base_responses/{model}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/take_base_responses/{model}.benchmark.tsv"
         threads: 1
@@ -94,10 +86,12 @@ rule generate:
         settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
         templates=text_settings("query"),
         generator="{model}/{method}/{bin}/seed-{seed}",
-        results="results/{experiment}",
+        results=lambda w: f"results/{w.experiment}",
         code=fingerprint("generate"),
     log:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
     threads: THREADS
@@ -124,6 +118,8 @@ if ANNOTATIONS:
             code=fingerprint("read_annotations"),
         log:
             "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
         threads: 1
@@ -153,6 +149,8 @@ else:
             code=fingerprint("judge", JUDGES[CONFIG.evaluation.judge]),
         log:
             "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.log",
+        conda:
+            "../envs/icprobe.yaml"
         benchmark:
             "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
         threads: 1
@@ -178,6 +176,8 @@ rule tabulate_win_rates:
         code=fingerprint("win_rates"),
     log:
         "logs/{experiment}/tabulate_win_rates/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/tabulate_win_rates/{model}.benchmark.tsv"
     threads: 1

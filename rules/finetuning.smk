@@ -1,30 +1,5 @@
 # From scores to fine-tuned models: one subset per method × bin, one checkpoint per subset × seed.
 
-# The models to fine-tune, as (method, bin, seed); a bin as its threshold.
-FINE_TUNED = [
-    (method, threshold, seed)
-    for method, thresholds in [
-        *((method, CONFIG.finetune_bins) for method in CONFIG.finetune.methods),
-        *([("all", ["all"])] if CONFIG.finetune.all_data else []),
-    ]
-    for threshold in thresholds
-    for seed in CONFIG.finetune.seeds
-]
-
-
-def of_fine_tuned(model, folder, suffix, conditions=FINE_TUNED):
-    """The path of each fine-tuned model's checkpoint, responses or judgements; conditions: (method, bin, seed)."""
-    return [
-        results(
-            model,
-            folder,
-            method,
-            "all" if threshold == "all" else bin_name(threshold),
-            f"seed-{seed}{suffix}",
-        )
-        for method, threshold, seed in conditions
-    ]
-
 
 rule checkpoints:
     localrule: True
@@ -52,6 +27,8 @@ rule subset:
         code=fingerprint("subset"),
     log:
         "logs/{experiment}/subset/{model}/{method}/{bin}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/subset/{model}/{method}/{bin}.benchmark.tsv"
     threads: 1
@@ -87,10 +64,12 @@ rule fine_tune:
             "lora",
         ),
         templates=text_settings("query", "target"),
-        results="results/{experiment}",
+        results=lambda w: f"results/{w.experiment}",
         code=fingerprint("fine_tune"),
     log:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
     threads: THREADS

@@ -1,37 +1,5 @@
 # The HTML report: one file that shows what was found, and how.
 
-from snakemake.io import strip_wildcard_constraints
-
-
-def behind_the_report():
-    """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes, and its jobs' logs.
-
-    The files of earlier jobs lie beside these, of bins and shards that are no more: only the DAG knows which count.
-    """
-    dag = workflow.dag
-    found, left = {}, [job for job in dag.jobs if job.rule.name == "report"]
-    seen = set(left)
-    while left:
-        job = left.pop()
-        needed = list(dag.dependencies[job])
-        left += [other for other in needed if other not in seen]
-        seen.update(needed)
-        facts = found.setdefault(
-            job.rule.name,
-            {
-                "needs": set(),
-                "message": str(job.rule.message or ""),
-                "makes": strip_wildcard_constraints(str(next(iter(job.rule.output), ""))),
-                "logs": set(),
-            },
-        )
-        # The report is still being written: what lies beside its log is of the one before.
-        facts["logs"] |= set(map(str, job.log)) if job.rule.name != "report" else set()
-        facts["needs"] |= {other.rule.name for other in needed}
-    # In a fixed order: it is a param, and the picture.
-    order = [one.name for one in workflow.rules if one.name in found]
-    return {name: {**found[name], **{key: sorted(found[name][key]) for key in ("needs", "logs")}} for name in order}
-
 
 rule report:
     localrule: True
@@ -66,6 +34,8 @@ rule report:
         code=fingerprint("report"),
     log:
         f"logs/{CONFIG.experiment}/report.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         f"logs/{CONFIG.experiment}/report.benchmark.tsv"
     resources:

@@ -2,22 +2,7 @@
 # formulas are in icprobe.resources; partition, account and CPUs come from the profile. Resources are no params: another
 # estimate reruns nothing.
 
-from icprobe import work
-from icprobe.resources import Needs, Sizes, directives
-
-
-def sizes_of(config):
-    """How large the experiment is, by what was there before it began."""
-    tables = {name: getattr(config.data, name) for name in ("train", "tasks", "eval")}
-    examples, tasks, prompts = (work.rows(table, local_files(table)) for table in tables.values())
-    shards = {model: work.shards(config, model, examples, tasks) for model in config.models}
-    return Sizes(config, examples, tasks, prompts, shards)
-
-
-def rows_of(files, otherwise):
-    """Rows in files that may not be there yet."""
-    return work.file_rows(filter(os.path.isfile, files)) or otherwise
-
+from icprobe.resources import Needs, directives
 
 SIZES = sizes_of(CONFIG)
 DEVICE = CONFIG.attribution.device

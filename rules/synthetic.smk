@@ -28,10 +28,12 @@ rule train_regressor:
     params:
         settings=slice_of(CONFIG.synthetic, *REGRESSOR, "noise", "steps", "batch_size", "learning_rate"),
         seed=CONFIG.seed,
-        results="results/{experiment}",
+        results=lambda w: f"results/{w.experiment}",
         code=fingerprint("train_regressor"),
     log:
         "logs/{experiment}/train_regressor.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/train_regressor.benchmark.tsv"
     threads: 1
@@ -55,6 +57,8 @@ rule value_points:
         code=fingerprint("value_points"),
     log:
         "logs/{experiment}/value_points.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/value_points.benchmark.tsv"
     threads: 1
@@ -77,6 +81,8 @@ rule correlate_points:
         code=fingerprint("correlate_points"),
     log:
         "logs/{experiment}/correlate_points.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/correlate_points.benchmark.tsv"
     resources:
@@ -111,6 +117,8 @@ rule plot_points:
         code=fingerprint("plot_points"),
     log:
         "logs/{experiment}/plot_points.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/plot_points.benchmark.tsv"
     resources:

@@ -25,7 +25,18 @@ from icprobe.attribution import METHODS
 from icprobe.config import Config, load
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("Snakefile", "config.yaml", "configs", "profiles", "resources/demo", "rules", "slurm", "src", "workflow")
+PARTS = (
+    "Snakefile",
+    "config.yaml",
+    "configs",
+    "envs",
+    "profiles",
+    "resources/demo",
+    "rules",
+    "slurm",
+    "src",
+    "workflow",
+)
 RESULTS = Path("results/tiny/tiny-llama")
 
 # Laid over configs/tiny.yaml: the train file is not the tokenizer's corpus, and every long job has several steps to be

@@ -241,7 +241,13 @@ def test_annotations_and_given_base_responses_go_through_the_dag(tmp_path):
 
     found = pd.read_csv(project.path / folder / "tables/win_rates.csv", dtype={"seed": str})
     contract = "model domain method bin subset seed n win_rate standard_error low high discrete_win_rate n_wins"
-    assert list(found) == [*contract.split(), "n_wins_base", "n_draws", "length_controlled_win_rate"]
+    assert list(found) == [
+        *contract.split(),
+        "n_wins_base",
+        "n_draws",
+        "length_controlled_win_rate",
+        "length_control_note",
+    ]
     found = found.set_index(["method", "subset", "seed"]).sort_index()
     for subset in ("koala", "oasst", "overall"):
         chosen = [row["preference"] for row in rows if subset in (row["dataset"], "overall")]

@@ -67,6 +67,20 @@ def test_what_is_submitted_is_heavy_or_in_a_group():
     assert found == HEAVY | TABLES
 
 
+def test_the_docs_list_the_jobs_of_a_cluster():
+    text = (dag.ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    for title, rules in (("Heavy jobs", HEAVY), ("One job for the tables", TABLES)):
+        item = re.search(rf"^- \*\*{title}\*\*(.*?)^- ", text, re.MULTILINE | re.DOTALL)[1]
+        assert set(re.findall(r"`(\w+)`", item)) == rules
+
+
+@pytest.mark.parametrize("profile", PLUGINS)
+def test_light_jobs_leave_a_login_nodes_cores_to_others(profile):
+    settings = yaml.safe_load((dag.ROOT / profile / "config.yaml").read_text())
+    docs = (dag.ROOT / "docs/clusters.md").read_text(encoding="utf-8")
+    assert f"`local-cores: {settings['local-cores']}`" in docs
+
+
 def test_a_job_runs_through_the_generic_profile(project, tmp_path):
     """With a shell in the place of a batch system."""
     needs_plugin("cluster_generic")

@@ -1,4 +1,4 @@
-"""Win rates against AlpacaEval's published row, and their differences against a naive bootstrap."""
+"""Win rates against AlpacaEval's published row, and the tables that people read."""
 
 import json
 from pathlib import Path
@@ -8,28 +8,19 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize
+from judged import judgements
 from scipy.stats import t as student
 
 from icprobe.errors import DataError
-from icprobe.length_control import length_controlled_win_rate, with_length_control
 from icprobe.tabulation import latex, markdown, significantly_best
-from icprobe.win_rates import crossed_half_width, paired_differences, win_rate, win_rate_table
+from icprobe.win_rates import (
+    crossed_half_width,
+    paired_differences,
+    win_rate,
+    win_rate_table,
+)
 
 PUBLISHED = Path(__file__).parents[2] / "shared/data/annotations/OpenHermes-2.5-Mistral-7B.jsonl"
-
-
-def judgements(preferences, method="icp", bin_="gt-0.90", subset="koala", seed=0):
-    return pd.DataFrame(
-        {
-            "method": method,
-            "bin": bin_,
-            "subset": subset,
-            "seed": seed,
-            "id": [f"p{i}" for i in range(len(preferences))],
-            "preference": preferences,
-        }
-    )
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f"{PUBLISHED} is absent")
@@ -114,17 +105,29 @@ def naive_crossed_interval(values):
     return mean - half, mean + half
 
 
-def test_over_seeds_the_error_is_that_of_the_seed_means_and_prompts_widen_the_interval():
+def test_over_seeds_the_mean_is_that_of_the_seeds_and_counts_are_summed():
     seeds = {0: [2.0, 1.0, 1.5], 2: [2.0, 2.0, 2.0], 10: [1.0, 2.0, 2.0]}
     table = win_rate_table(pd.concat([judgements(values, seed=seed) for seed, values in seeds.items()]))
     overall = table[table["subset"] == "overall"].set_index("seed")
     assert list(overall.index) == ["0", "2", "10", "all"]
     means = overall["win_rate"].iloc[:3]
-    error = means.std(ddof=1) / np.sqrt(3)
     everything = overall.loc["all"]
     assert np.isclose(everything["win_rate"], means.mean())
-    assert np.isclose(everything["standard_error"], error)
     assert everything["n"] == 9 == everything[["n_wins", "n_wins_base", "n_draws"]].sum()
+
+
+def test_the_error_over_seeds_is_the_one_that_the_interval_is_made_of():
+    rng = np.random.default_rng(1)
+    prompts = rng.choice([1.0, 2.0], 40)
+    # Two seeds with the same mean: their own error is 0, that of the prompts is not.
+    table = win_rate_table(pd.concat([judgements(prompts, seed=0), judgements(prompts[::-1], seed=1)]))
+    found = table.set_index(["subset", "seed"]).loc[("overall", "all")]
+    half = (found["high"] - found["low"]) / 2
+    assert half > 5
+    assert half / found["standard_error"] == pytest.approx(student.ppf(0.975, 39), rel=1e-6)
+    same = win_rate_table(pd.concat([judgements(prompts, seed=0), judgements(prompts, seed=1)]))
+    same = same.set_index(["subset", "seed"])["standard_error"]
+    assert same["overall", "all"] == pytest.approx(same["overall", "0"])
 
 
 def test_the_interval_over_seeds_is_that_of_crossed_random_effects():
@@ -187,150 +190,6 @@ def test_a_prompt_judged_twice_is_refused():
     twice = pd.concat([judgements([2.0]), judgements([1.0]).assign(seed="0")])
     with pytest.raises(DataError, match="twice"):
         win_rate_table(twice)
-
-
-def test_differences_are_those_of_a_naive_paired_bootstrap():
-    rng = np.random.default_rng(2)
-    a, b = 1 + rng.random(30), 1 + 0.7 * rng.random(30)
-    table = paired_differences(pd.concat([judgements(a), judgements(b, method="random")]), resamples=500, seed=4)
-    row = table.iloc[0]
-    in_order = np.argsort([f"p{i}" for i in range(30)])
-    counts = np.random.default_rng(4).multinomial(30, np.full(30, 1 / 30), 500)
-    draws = np.array([100 * (a - b)[np.repeat(in_order, drawn)].mean() for drawn in counts])
-    assert np.isclose(row["difference"], 100 * (a.mean() - b.mean()))
-    assert np.allclose([row["low"], row["high"]], np.percentile(draws, [2.5, 97.5]))
-    assert np.isclose(row["p_value"], 2 * (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / 501)
-    assert 0.01 < row["p_value"] < 0.9
-
-
-def test_pairing_takes_out_what_prompts_have_in_common():
-    rng = np.random.default_rng(3)
-    prompts = 1.1 + 0.8 * rng.random(200)
-    better = prompts + 0.02 * rng.random(200)
-    row = paired_differences(pd.concat([judgements(better), judgements(prompts, method="random")])).iloc[0]
-    assert 0 < row["low"] < 1 < row["high"] < 2
-    assert row["p_value"] < 0.001
-
-
-def test_differences_stay_within_a_bin_and_average_over_seeds():
-    everything = pd.concat(
-        [
-            judgements([2.0, 1.0], seed=0),
-            judgements([1.0, 1.0], seed=1),
-            judgements([1.0, 1.0], method="random"),
-            judgements([2.0, 2.0], method="all", bin_="all"),
-        ]
-    )
-    table = paired_differences(everything, resamples=100)
-    assert table[["bin", "method_a", "method_b", "n"]].values.tolist() == [["gt-0.90", "icp", "random", 2]]
-    assert table["difference"][0] == 25
-
-
-def test_holm_corrects_over_the_whole_table():
-    rng = np.random.default_rng(0)
-    parts = [judgements(1 + rng.random(40) * share, method=m) for m, share in (("a", 1), ("b", 0.8), ("c", 0.5))]
-    table = paired_differences(pd.concat(parts), resamples=2000)
-    p = table["p_value"].to_numpy()
-    order = np.argsort(p)
-    naive = np.minimum(1, np.maximum.accumulate(p[order] * [3, 2, 1]))
-    assert np.allclose(table["p_value_holm"].to_numpy()[order], naive)
-    assert p.min() < 0.01
-
-
-def test_equal_methods_do_not_differ_and_unreadable_judgements_are_left_out():
-    a, b = [2.0, 1.5, np.nan, 1.0], [2.0, 1.5, 1.0, np.nan]
-    row = paired_differences(pd.concat([judgements(a), judgements(b, method="same")]), resamples=50).iloc[0]
-    assert (row["n"], row["difference"], row["p_value"], row["low"], row["high"]) == (2, 0, 1, 0, 0)
-
-
-def test_too_few_shared_prompts_are_no_difference():
-    table = paired_differences(pd.concat([judgements([2.0]), judgements([1.0], method="other")]), resamples=50)
-    assert table["n"].tolist() == [1]
-    assert table[["difference", "low", "high", "p_value", "p_value_holm"]].isna().all(axis=None)
-
-
-def test_a_method_that_depends_on_the_seed_differs_less_surely():
-    rng = np.random.default_rng(6)
-    prompts = 1.3 + 0.3 * rng.random(100)
-    other = judgements(prompts - 0.08, method="random")
-
-    def difference(spread):
-        parts = [judgements(prompts + s * spread + 0.02 * rng.random(100), seed=i) for i, s in enumerate((-1, 0, 1))]
-        return paired_differences(pd.concat([*parts, other]), resamples=2000).iloc[0]
-
-    steady, moody = difference(0.0), difference(0.1)
-    assert abs(steady["difference"] - moody["difference"]) < 1
-    assert steady["p_value"] < 0.01
-    assert moody["p_value"] > 0.05
-    assert moody["high"] - moody["low"] > 5 * (steady["high"] - steady["low"])
-
-
-# --- length control
-
-
-def naive_length_controlled(preferences, length_base, length_response):
-    """Unpenalised maximum likelihood of logit(p) = θ + φ·tanh(d); logistic(θ) in percent."""
-    wins, difference = np.array(preferences) - 1, np.array(length_base, float) - np.array(length_response)
-    feature = np.tanh(difference / np.sqrt(((difference - difference.mean()) ** 2).sum() / (len(difference) - 1)))
-
-    def loss(parameters):
-        p = 1 / (1 + np.exp(-parameters[0] - parameters[1] * feature))
-        return -np.mean(wins * np.log(p) + (1 - wins) * np.log(1 - p))
-
-    return 100 / (1 + np.exp(-minimize(loss, [0.0, 0.0]).x[0]))
-
-
-def lengths_and_preferences(n, quality, taste, seed=0):
-    rng = np.random.default_rng(seed)
-    base, response = rng.integers(100, 900, n), rng.integers(300, 1500, n)
-    feature = np.tanh((base - response) / (base - response).std(ddof=1))
-    return 1 + 1 / (1 + np.exp(-quality + taste * feature + 0.3 * rng.normal(size=n))), base, response
-
-
-def test_length_control_is_the_maximum_likelihood_where_the_penalty_is_weak():
-    made = lengths_and_preferences(600, -0.7, 1.5)
-    assert length_controlled_win_rate(*made) == pytest.approx(naive_length_controlled(*made), abs=0.5)
-
-
-@pytest.mark.skipif(not PUBLISHED.exists(), reason=f"{PUBLISHED} is absent")
-def test_length_control_of_the_published_annotations_is_the_maximum_likelihood():
-    rows = [json.loads(line) for line in PUBLISHED.read_text().splitlines()]
-    columns = [[row[name] for row in rows] for name in ("preference", "len_1", "len_2")]
-    assert length_controlled_win_rate(*columns) == pytest.approx(naive_length_controlled(*columns), abs=0.1)
-
-
-def test_length_control_takes_a_pure_taste_for_length_away():
-    preferences, base, response = lengths_and_preferences(400, 0.0, 2.0)
-    assert win_rate(preferences)["win_rate"] > 60
-    assert length_controlled_win_rate(preferences, base, response) == pytest.approx(50, abs=3)
-
-
-def test_length_control_does_not_depend_on_the_unit_of_length():
-    made = lengths_and_preferences(50, 0.5, 1.0)
-    scaled = length_controlled_win_rate(made[0], 7 * made[1], 7 * made[2])
-    assert scaled == pytest.approx(length_controlled_win_rate(*made), abs=1e-9)
-
-
-def test_length_control_is_not_a_number_where_it_cannot_be_known():
-    preferences, base, response = lengths_and_preferences(30, 0.5, 1.0)
-    few = length_controlled_win_rate(preferences[:9], base[:9], response[:9])
-    unknown = length_controlled_win_rate(preferences, base, np.where(response > 1000, np.nan, response))
-    equal = length_controlled_win_rate(preferences, base, base + 5)
-    assert np.isnan([few, unknown, equal]).all()
-
-
-def test_length_control_is_a_column_behind_the_others_and_changes_none_of_them():
-    preferences, base, response = lengths_and_preferences(30, 0.5, 1.0)
-    rows = judgements(preferences).assign(length_base=base, length_response=response)
-    both = pd.concat([rows, rows.assign(seed=1, preference=rows["preference"].clip(1.2))])
-    table = win_rate_table(both, [("random", "gt-0.90", 0)])
-    with_column = with_length_control(table, both)
-    pd.testing.assert_frame_equal(with_column[list(table)], table)
-    assert list(with_column)[len(list(table)) :] == ["length_controlled_win_rate"]
-    found = with_column.set_index(["method", "subset", "seed"])["length_controlled_win_rate"].sort_index()
-    assert found["icp", "overall", "0"] == length_controlled_win_rate(preferences, base, response)
-    assert found["icp", "overall", "all"] == pytest.approx(found["icp", "overall"][["0", "1"]].mean())
-    assert found.drop([("icp", "overall", seed) for seed in ("0", "1", "all")]).isna().all()
 
 
 # --- the tables that people read

@@ -16,6 +16,7 @@ from icprobe.data import read_pieces
 from icprobe.errors import DataError, ScoreError
 from icprobe.page import text
 from icprobe.statistics import label_aucs, widen
+from icprobe.tabulation import left_out
 from icprobe.wording import bin_label, count, fixed
 
 Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
@@ -168,6 +169,10 @@ class Findings:
     def overall_win_rates(self) -> list[Any]:
         """The rows over all prompts and seeds."""
         return list(headline.overall(self.win_rates).itertuples())
+
+    def without_length_control(self) -> list[str]:
+        """Why there is no length-controlled win rate, method by method and bin by bin."""
+        return left_out(self.win_rates)
 
     def charts(self, number: int, colors: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Name -> specification of this model's charts."""

@@ -257,6 +257,25 @@ def save_workspace(project: str, entity: str | None, experiment: str | None = No
     return view.url
 
 
+def _configured(files: Sequence[str]) -> tuple[str, str | None, str | None]:
+    """Project, entity and experiment of configuration files, each laid over those before it; of none, the defaults."""
+    if not files:
+        return "icprobe", None, None
+    import yaml
+    from snakemake.utils import update_config
+
+    from icprobe.attribution import METHODS
+    from icprobe.config import load
+
+    raw: dict[str, Any] = {}
+    for file in files:
+        if not Path(file).is_file():
+            raise DataError(f"{file}: no such file; name configuration files, config.yaml first.")
+        update_config(raw, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    config = load(raw, METHODS)
+    return config.wandb.project, config.wandb.entity, config.experiment
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Command line: `sync DIRECTORY` and `workspace`."""
     parser = argparse.ArgumentParser(prog="python -m icprobe.syncing", description="Offline runs and the saved view.")
@@ -265,16 +284,20 @@ def main(arguments: list[str] | None = None) -> None:
     upload.add_argument("directory", help="the experiment's directory, such as results/demo")
     upload.add_argument("--timeout", type=float, default=60, help="give up after so many seconds without progress")
     view = commands.add_parser("workspace", help="save a view with correlations, overlaps and win rates")
-    view.add_argument("--project", default="icprobe")
-    view.add_argument("--entity", default=None)
-    view.add_argument("--experiment", default=None, help="show the runs of one experiment")
+    view.add_argument(
+        "--configfile", nargs="+", default=[], help="whose project, entity and experiment are the defaults"
+    )
+    view.add_argument("--project")
+    view.add_argument("--entity")
+    view.add_argument("--experiment", help="show the runs of one experiment")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if chosen.command == "sync":
             failed = sync(chosen.directory, chosen.timeout)
             sys.exit(f"{len(failed)} runs were not uploaded: {', '.join(failed)}" if failed else None)
-        print(save_workspace(chosen.project, chosen.entity, chosen.experiment))
+        project, entity, experiment = _configured(chosen.configfile)
+        print(save_workspace(chosen.project or project, chosen.entity or entity, chosen.experiment or experiment))
     except IcprobeError as error:
         sys.exit(str(error))
 

@@ -8,7 +8,7 @@ from tabulate import tabulate
 from icprobe.binning import threshold_of
 
 SIGNIFICANT = 0.05
-NOTE = "Best of a bin in bold where its difference to the next is significant (paired bootstrap, Holm, 5%)."
+NOTE = "Best of a bin in bold where its difference to the next is significant (sign-flip test, Holm, 5%)."
 ESCAPED = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "≤": r"$\leq$", "±": r"$\pm$", "–": "--",
@@ -66,15 +66,28 @@ def readable(table: pd.DataFrame, differences: pd.DataFrame, bold: Callable[[str
     return pd.DataFrame(rows)
 
 
+def left_out(table: pd.DataFrame) -> list[str]:
+    """Why there is no length-controlled win rate: one line for each method and bin that has judgements and none."""
+    table = table[(table["subset"] == "overall") & (table["seed"].astype(str) == "all")]
+    notes = table.get("length_control_note", pd.Series("", index=table.index)).fillna("")
+    return [
+        f"{method}, {'all data' if bin_ == 'all' else _threshold(bin_)}: {note}"
+        for method, bin_, note in zip(table["method"], table["bin"], notes, strict=True)
+        if note
+    ]
+
+
 def markdown(table: pd.DataFrame, differences: pd.DataFrame) -> str:
-    """The readable table as Markdown, with a line on what bold means."""
+    """The readable table as Markdown, with a line on what bold means, and why length-controlled rates are left out."""
     texts = readable(table, differences, lambda cell: f"**{cell}**")
     aligned = ["left", "left", *["right"] * (texts.shape[1] - 2)]
     escaped = texts.map(lambda cell: cell.replace("|", "\\|"))
     lines = tabulate(
         escaped.values.tolist(), list(texts.columns), tablefmt="pipe", colalign=aligned, disable_numparse=True
     )
-    return f"{lines}\n\nWin rates against the base model in percent. {NOTE}\n"
+    missing = left_out(table)
+    reasons = ["", "Without a length-controlled win rate:", "", *(f"- {line}" for line in missing)] if missing else []
+    return "\n".join([lines, "", f"Win rates against the base model in percent. {NOTE}", *reasons]) + "\n"
 
 
 def latex(table: pd.DataFrame, differences: pd.DataFrame) -> str:
@@ -82,6 +95,7 @@ def latex(table: pd.DataFrame, differences: pd.DataFrame) -> str:
     texts = readable(table, differences, lambda cell: f"\0{cell}\1")
     lines = [
         f"% {NOTE}",
+        *(f"% Without a length-controlled win rate: {line}." for line in left_out(table)),
         rf"\begin{{tabular}}{{ll{'r' * (texts.shape[1] - 2)}}}",
         r"\toprule",
         " & ".join(_escaped(name) for name in texts.columns) + r" \\",

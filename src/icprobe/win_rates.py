@@ -11,6 +11,12 @@ from statsmodels.stats.multitest import multipletests
 from icprobe.errors import DataError
 
 Z_95 = 1.96
+FEWEST = 6  # prompts: of fewer, all signs agree by chance in more than 5%
+# The sign-flip test: up to so many prompts that differ all signs are tried (8,192). Of more they are drawn, in batches
+# of as many, until so many flips reach a pair's difference, or so many were drawn for each pair: at 5% by Holm, 20 do.
+EXACT_PROMPTS = 13
+ENOUGH = 100
+DRAWS_PER_PAIR = 400
 MEASURES = ["win_rate", "standard_error", "low", "high", "discrete_win_rate"]
 COUNTS = ["n_wins", "n_wins_base", "n_draws"]
 COLUMNS = ["method", "bin", "subset", "seed", "n", *MEASURES, *COUNTS]
@@ -69,9 +75,9 @@ def win_rate_table(judgements: pd.DataFrame, conditions: Iterable[tuple[str, str
     and bin there is every subset and then "overall", and in each every seed and then "all".
 
     "all" is the mean over the seeds that have judgements, with their counts summed. With two seeds or more
-    its standard error is std over seeds (ddof=1)/√seeds, what another seed would change, and its interval
-    that of `crossed_half_width`, for another seed and other prompts; with one seed both are that seed's own. Raises
-    DataError where a prompt is judged twice.
+    its standard error and interval are those of `crossed_error`, for other seeds and other prompts (of
+    seeds that share no two prompts: std over seeds (ddof=1)/√seeds, Student's t); with one seed both are
+    that seed's own. Raises DataError where a prompt is judged twice.
     """
     judgements = _checked(judgements)
     conditions = [(method, bin_, str(seed)) for method, bin_, seed in conditions]
@@ -104,10 +110,11 @@ def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, fl
     if len(judged) < 2:
         return judged[0] if judged else win_rate([])
     each = np.array([rate["win_rate"] for rate in judged])
-    mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
     table = pd.concat([p for p, rate in zip(preferences, rates, strict=True) if rate["n"]], axis=1)
-    half = crossed_half_width(100 * table.dropna().to_numpy())
-    if np.isnan(half):  # the seeds share no two prompts
+    values = 100 * table.dropna().to_numpy()
+    mean, error, half = float(each.mean()), crossed_error(values)[0], crossed_half_width(values)
+    if np.isnan(error):  # the seeds share no two prompts
+        error = float(each.std(ddof=1) / np.sqrt(len(each)))
         half = student.ppf(0.975, len(each) - 1) * error
     summed = {name: sum(rate[name] for rate in judged) for name in ["n", *COUNTS]}
     return summed | {
@@ -119,17 +126,17 @@ def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, fl
     }
 
 
-def crossed_half_width(values: np.ndarray) -> float:
-    """Half the 95% interval of the mean of values [prompts, seeds], for other prompts and other seeds: both are random.
+def crossed_error(values: np.ndarray) -> tuple[float, float]:
+    """The standard error of the mean of values [prompts, seeds] and its degrees of freedom: both are random.
 
     y_ps = μ + prompt_p + seed_s + rest_ps, one judgement in each cell. From the mean squares of the two-way
     table, Var(mean) = (MS_prompts + MS_seeds − MS_rest)/(prompts·seeds), where a component that is estimated
-    below 0 counts as 0; Student's t with Satterthwaite's degrees of freedom (Searle, Casella and McCulloch,
-    Variance Components, 1992). NaN below two prompts or two seeds.
+    below 0 counts as 0; Satterthwaite's degrees of freedom (Searle, Casella and McCulloch, Variance
+    Components, 1992). NaN below two prompts or two seeds.
     """
     squares = _mean_squares(values)
     if squares is None:
-        return np.nan
+        return np.nan, np.nan
     prompts, seeds = values.shape
     of_prompts, of_seeds, rest = squares
     freedom = {"prompts": prompts - 1, "seeds": seeds - 1, "rest": (prompts - 1) * (seeds - 1)}
@@ -141,9 +148,15 @@ def crossed_half_width(values: np.ndarray) -> float:
         total = of_prompts + of_seeds - rest
         parts = {"prompts": of_prompts, "seeds": of_seeds, "rest": rest}
     if total <= 0:
-        return 0.0
+        return 0.0, float(prompts - 1)
     degrees = total**2 / sum(square**2 / freedom[name] for name, square in parts.items())
-    return float(student.ppf(0.975, degrees) * np.sqrt(total / (prompts * seeds)))
+    return float(np.sqrt(total / (prompts * seeds))), float(degrees)
+
+
+def crossed_half_width(values: np.ndarray) -> float:
+    """Half the 95% interval of the mean of values [prompts, seeds], by `crossed_error` and Student's t."""
+    error, degrees = crossed_error(values)
+    return float(student.ppf(0.975, degrees)) * error
 
 
 def _mean_squares(values: np.ndarray) -> tuple[float, float, float] | None:
@@ -176,19 +189,22 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
     `method_a`, `method_b`, `n` (prompts that both have), `difference` (a − b, in percentage points), `low`,
     `high` (95% percentile bootstrap over prompts; for a method with two seeds or more each resample also
     takes a step of its seeds' standard error, drawn from Student's t with seeds − 1 degrees of freedom, so
-    that seeds are a random effect, too), `p_value` (two-sided: twice the smaller share of
-    resamples on one side of 0, counting the data themselves as one; Davison and Hinkley 1997) and
-    `p_value_holm` (Holm's correction over the whole table). Below two shared prompts all of them are NaN
-    but n. Raises DataError where a prompt is judged twice.
+    that seeds are a random effect, too; below six prompts it holds 0 always, for no test could tell), `p_value`
+    (two-sided, of `sign_flip_p_values`; where a method has two seeds or more, the larger of that and of
+    `_p_value_over_seeds`) and `p_value_holm` (Holm's correction over the whole table). Below two shared prompts
+    all of them are NaN but n. Raises DataError where a prompt is judged twice.
     """
     judgements = _checked(judgements)
-    rows = []
+    tables = {}
     for bin_ in judgements["bin"].unique():
         here = judgements[judgements["bin"] == bin_]
         table = here.groupby(["id", "method"])["preference"].mean().unstack("method")  # [prompts, methods]
         pairs = list(combinations([method for method in here["method"].unique() if method in table], 2))
-        if not pairs:
-            continue
+        if pairs:
+            tables[bin_] = here, table, pairs
+    tests = sum(len(pairs) for _, _, pairs in tables.values())
+    rows = []
+    for bin_, (here, table, pairs) in tables.items():
         differences = np.stack([100 * (table[a] - table[b]).to_numpy() for a, b in pairs], axis=1)  # [prompts, pairs]
         both = ~np.isnan(differences)
         differences = np.where(both, differences, 0)
@@ -196,17 +212,20 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
         counts = np.random.default_rng(seed).multinomial(prompts, np.full(prompts, 1 / prompts), resamples)
         with np.errstate(invalid="ignore"):  # a resample without a shared prompt has no mean, and is dropped
             draws = (counts @ differences) / (counts @ both.astype(np.float64))  # [resamples, pairs]
-        steps = _seed_steps(here, resamples, seed)
+        errors = _seed_errors(here)
+        steps = _seed_steps(errors, resamples, seed)
+        p_values = sign_flip_p_values(differences, max(resamples, DRAWS_PER_PAIR * tests), seed)
         for k, (a, b) in enumerate(pairs):
-            n = int(both[:, k].sum())
-            row = {"bin": bin_, "method_a": a, "method_b": b, "n": n}
-            if n > 1:
+            shared = differences[both[:, k], k]
+            row = {"bin": bin_, "method_a": a, "method_b": b, "n": len(shared)}
+            if len(shared) > 1:
                 moved = draws[:, k] + steps.get(a, 0) - steps.get(b, 0)
-                defined = moved[~np.isnan(moved)]
-                low, high = np.percentile(defined, [2.5, 97.5])
-                smaller = min((defined <= 0).sum(), (defined >= 0).sum())
-                row |= {"difference": differences[:, k].sum() / n, "low": low, "high": high}
-                row["p_value"] = min(1.0, 2 * (1 + smaller) / (1 + len(defined)))
+                low, high = np.percentile(moved[~np.isnan(moved)], [2.5, 97.5])
+                if len(shared) < FEWEST:
+                    low, high = min(low, 0), max(high, 0)
+                over_seeds = _p_value_over_seeds(shared, [errors[method] for method in (a, b) if method in errors])
+                row |= {"difference": shared.mean(), "low": low, "high": high}
+                row["p_value"] = max(p_values[k], over_seeds)
             rows.append(row)
     result = pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
     numbers = DIFFERENCE_COLUMNS[4:]
@@ -217,16 +236,68 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
     return result
 
 
-def _seed_steps(judgements: pd.DataFrame, resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Method -> what other seeds would have added to its win rate [resamples]; only methods with two seeds or more."""
-    generator = np.random.default_rng([seed, 1])
-    steps = {}
+def sign_flip_p_values(differences: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+    """Two-sided p-values [pairs] of differences [prompts, pairs], 0 where a prompt says nothing.
+
+    Were two methods the same, each prompt's difference would as likely have the other sign: p is the share of all ways
+    to flip the signs whose sum is at least as far from 0 as that of the data (Fisher's randomisation test; Dwass 1957).
+    So n prompts cannot give less than 2/2ⁿ. All flips are tried up to 13 prompts that differ. Above, at most `draws`
+    are drawn, and fewer for a pair once a hundred of them reach its sum (Besag and Clifford, Biometrika 78, 1991); the
+    data count as one of them, so that p is never 0 (Phipson and Smyth 2010).
+    """
+    observed = np.abs(differences.sum(axis=0))
+    least = observed - 1e-9 * np.abs(differences).sum(axis=0)  # sums of the same terms differ by rounding
+    p_values = np.full(len(observed), np.nan)
+    differing = differences != 0
+    exact = differing.sum(axis=0) <= EXACT_PROMPTS
+    for pair in np.flatnonzero(exact):
+        values = differences[differing[:, pair], pair]
+        flips = 1 - 2 * (np.arange(2 ** len(values))[:, None] >> np.arange(len(values)) & 1)  # [2ⁿ, n]
+        p_values[pair] = np.mean(np.abs(flips @ values) >= least[pair])
+
+    generator = np.random.default_rng([seed, 2])
+    left, reached, drawn = np.flatnonzero(~exact), np.zeros(len(observed), dtype=int), 0
+    while len(left):
+        batch = min(2**EXACT_PROMPTS, draws - drawn)
+        flips = 1.0 - 2.0 * generator.integers(0, 2, (batch, len(differences)), dtype=np.int8)
+        reached[left] += (np.abs(flips @ differences[:, left]) >= least[left]).sum(axis=0)
+        drawn += batch
+        p_values[left] = (1 + reached[left]) / (1 + drawn)
+        left = left[reached[left] < ENOUGH] if drawn < draws else left[:0]
+    return p_values
+
+
+def _p_value_over_seeds(differences: np.ndarray, errors: list[tuple[float, int]]) -> float:
+    """Two-sided p-value of differences [prompts] for other prompts and other seeds; 0 where no seeds are at hand.
+
+    errors: of each of the two methods that has several seeds what `_seed_errors` gives. Student's t; the variances of
+    prompts and seeds add up, with Satterthwaite's degrees of freedom.
+    """
+    if not errors:
+        return 0.0
+    n = len(differences)
+    parts = [(differences.var(ddof=1) / n, n - 1), *((error**2, freedom) for error, freedom in errors)]
+    total = sum(variance for variance, _ in parts)
+    if total == 0:
+        return 0.0
+    degrees = total**2 / sum(variance**2 / freedom for variance, freedom in parts)
+    return float(2 * student.sf(abs(differences.mean()) / np.sqrt(total), degrees))
+
+
+def _seed_errors(judgements: pd.DataFrame) -> dict[str, tuple[float, int]]:
+    """Method -> the standard error that its seeds add to its win rate, and seeds − 1; only methods with two or more."""
+    errors = {}
     for method, rows in judgements.groupby("method", sort=True):
         table = rows.pivot(index="id", columns="seed", values="preference").dropna(axis=1, how="all").dropna()
         if table.shape[1] > 1:
-            error = _seed_error(100 * table.to_numpy())
-            steps[method] = error * generator.standard_t(table.shape[1] - 1, resamples)
-    return steps
+            errors[method] = _seed_error(100 * table.to_numpy()), table.shape[1] - 1
+    return errors
+
+
+def _seed_steps(errors: dict[str, tuple[float, int]], resamples: int, seed: int) -> dict[str, np.ndarray]:
+    """Method -> what other seeds would have added to its win rate [resamples]."""
+    generator = np.random.default_rng([seed, 1])
+    return {method: error * generator.standard_t(freedom, resamples) for method, (error, freedom) in errors.items()}
 
 
 def _checked(judgements: pd.DataFrame) -> pd.DataFrame:

@@ -1,0 +1,101 @@
+"""What jobs run in: conda by a stand-in that makes Python's own environments, the image, Snakemake's linter."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+
+import dag
+import pytest
+import yaml
+
+# What Snakemake asks of conda. Environments are Python's own; what is installed into them is installed by pip.
+CONDA = """#!/bin/sh -e
+case "$*" in
+    "info --json") echo '{{"conda_prefix": "{prefix}", "platform": "linux-64"}}' ;;
+    --version) echo conda 25.1.1 ;;
+    clean*) ;;
+    "config --get"*) echo '{{"get": {{"channel_priority": "strict"}}}}' ;;
+    *create*) while [ "$1" != --prefix ]; do shift; done; {python} -m venv "$2" ;;
+    *) echo "conda $*: unknown to the stand-in" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def conda(tmp_path_factory):
+    """Environment variables with a stand-in for conda on PATH."""
+    prefix = tmp_path_factory.mktemp("conda")
+    (prefix / "bin").mkdir()
+    (prefix / "bin/conda").write_text(CONDA.format(prefix=prefix, python=sys.executable))
+    (prefix / "bin/conda").chmod(0o755)
+    (prefix / "bin/activate").write_text('. "$1/bin/activate"\n')
+    return {"PATH": f"{prefix / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return dag.new(tmp_path_factory.mktemp("planned"))
+
+
+def test_every_rule_with_a_script_names_the_environment():
+    """By Snakemake's own linter, which wants a log and no mixture of rules and functions, too."""
+    linted = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--lint"],
+        cwd=dag.ROOT,
+        env={**os.environ, "PYTHONPATH": str(dag.ROOT / "src")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+    assert "in a good condition" in linted.stdout + linted.stderr
+
+
+def test_all_jobs_are_planned_in_one_environment(project, conda):
+    listed = project.snakemake("--sdm", "conda", "--list-conda-envs", "--cores", "1", environment=conda)
+    assert listed.returncode == 0, listed.output
+    assert len(re.findall(r"^\S*icprobe\.yaml\s", listed.output, re.MULTILINE)) == 1, listed.output
+    planned = project.snakemake("all", "-n", "--sdm", "conda", environment=conda)
+    assert planned.returncode == 0, planned.output
+    assert planned.output.count("Conda environment envs/icprobe.yaml will be created") == 1, planned.output
+    assert planned.jobs == project.snakemake("all", "-n").jobs
+
+
+def test_another_lock_of_versions_is_another_environment():
+    digest = hashlib.sha256((dag.ROOT / "constraints.txt").read_bytes()).hexdigest()
+    text = (dag.ROOT / "envs/icprobe.yaml").read_text(encoding="utf-8")
+    assert f"\n# constraints.txt: {digest}\n" in text, "`make lock` writes the digest"
+    assert yaml.safe_load(text)["dependencies"] == ["python=3.11", "pip"]
+
+
+def test_make_install_the_conda_environment_and_the_image_install_the_same_way():
+    script = "envs/icprobe.post-deploy.sh"
+    lines = (dag.ROOT / script).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "#!/bin/sh -e"
+    assert [line.split("constraints.txt ")[1] for line in lines if not line.startswith("#")] == [
+        "torch==2.13.0",
+        "--editable '.[slurm]'",
+    ]
+    for file in ("Makefile", "Containerfile"):
+        assert f"sh -e {script}" in (dag.ROOT / file).read_text(encoding="utf-8"), file
+    image = (dag.ROOT / "Containerfile").read_text(encoding="utf-8")
+    copied = re.findall(r"^COPY (.*) \S+$", image, re.MULTILINE)
+    assert all((dag.ROOT / name).exists() for names in copied for name in names.split())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_job_runs_in_the_environment_that_snakemake_makes(tmp_path, conda):
+    """pip installs everything, PyTorch included, into an environment of Snakemake's; then a job runs in it."""
+    project = dag.new(tmp_path / "project")
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
+        (project.path / name).write_bytes((dag.ROOT / name).read_bytes())
+    target = "resources/models/tiny-llama"
+    ended = project.snakemake(target, "--cores", "1", "--sdm", "conda", environment=conda)
+    assert ended.returncode == 0, ended.output
+    assert "Activating conda environment" in ended.output
+    installed = project.path / ".snakemake/conda"
+    assert list(installed.glob("*/lib/python3*/site-packages/torch"))
+    assert (project.path / target / "manifest.json").is_file()
