@@ -77,6 +77,8 @@ if SWEEP is None:
 
 # Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
 os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
+# Read by judge jobs: how the judge is asked. No param, for the same reason.
+os.environ["ICPROBE_JUDGING"] = json.dumps(CONFIG.evaluation.judge_how)
 
 
 def either(names):

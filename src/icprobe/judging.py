@@ -6,7 +6,9 @@ can be read) and what else the judge said. Pairs may be judged in any way, many 
 """
 
 import importlib
+import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +110,16 @@ def judge(
         rate, draws = 100 * (sum(read) / len(read) - 1), read.count(DRAW)
         logger.info("%d pairs judged: win rate %.1f%%, %d draws", len(read), rate, draws)
     return judgements
+
+
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """A job's settings with those that say how a judge is asked: concurrency, prices, and what else changes no answer.
+
+    These come from the environment variable ICPROBE_JUDGING, as JSON: as params they would repeat judgements.
+    """
+    if "llm" not in settings:
+        return settings
+    return settings | {"llm": settings["llm"] | json.loads(os.environ["ICPROBE_JUDGING"])}
 
 
 def reference(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) -> Iterator[dict[str, Any]]:

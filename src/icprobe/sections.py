@@ -3,7 +3,7 @@
 The JSON schema and docs/configuration.md are generated from these models (`make schema`).
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,7 @@ from icprobe.values import (
     Float,
     Fraction,
     Name,
+    OrLeftOut,
     PositiveFloat,
     Section,
     Seed,
@@ -237,15 +238,52 @@ class LlmJudge(Section):
     order: Literal["hash", "both"] = Field(
         "hash", description="hash: a hash of the prompt says which response comes first; both: each way, averaged."
     )
-    concurrency: Count = Field(8, description="Requests under way at once, at most.")
+    least_mass: Fraction = Field(
+        0.01,
+        description="weighted: probability that the tokens m and M have together, at least; below it the judge was about "
+        "to say something else, such as <think>, and the answer counts as unreadable.",
+    )
+    temperature: OrLeftOut = Field(
+        0.0, description="Sampling temperature; null or false leaves it out, for endpoints that refuse it."
+    )
+    json_schema: bool | None = Field(
+        True,
+        description="plain: demand JSON of the verdict's schema; null or false leaves that out, for endpoints that refuse "
+        "it, and the verdict is looked for in what the judge says.",
+    )
+    concurrency: Count = Field(
+        8, description="Requests under way at once, at most: one job at a time asks, whatever `--cores` says."
+    )
     attempts: Count = Field(6, description="Times a request is sent when the endpoint fails, with growing pauses.")
     timeout_seconds: PositiveFloat = Field(120, description="Time for one answer, in seconds.")
     max_answer_tokens: Count = Field(64, description="plain: tokens of an answer, at most.")
     limit_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="How the endpoint calls the limit on an answer's tokens."
     )
-    price_input: Float = Field(0.0, description="Price of a million tokens read, in dollars.")
-    price_output: Float = Field(0.0, description="Price of a million tokens written, in dollars.")
+    price_input: Float | None = Field(
+        None, description="Price of a million tokens read, in dollars; null: unknown, 0: the endpoint costs nothing."
+    )
+    price_output: Float | None = Field(None, description="Price of a million tokens written, in dollars; likewise.")
+    max_cost: Float | None = Field(
+        None,
+        description="Budget of the experiment's judgements, in dollars, over all jobs and all runs by the answers kept in "
+        "`.cache/`; a request that might pass it is not sent. Needs both prices. What a request that broke off has cost "
+        "is not known, and not counted.",
+    )
+
+    # How it is asked, which no judgement depends on: jobs read these from the environment, for a param reruns.
+    how: ClassVar[frozenset[str]] = frozenset(
+        {"key_variable", "concurrency", "attempts", "timeout_seconds", "price_input", "price_output", "max_cost"}
+    )
+
+    @model_validator(mode="after")
+    def _a_budget_needs_prices(self) -> "LlmJudge":
+        if self.max_cost is not None and None in (self.price_input, self.price_output):
+            raise ValueError(
+                "max_cost: with unknown prices no budget can be kept; set price_input and price_output (0 where the "
+                "endpoint costs nothing)"
+            )
+        return self
 
 
 class Annotations(Section):
@@ -316,6 +354,17 @@ class Evaluation(Section):
         """What the chosen judge reads, as plain values; the settings of other judges are not among them."""
         own = {"reference": "draw_margin", "llm": "llm", "annotations": "annotations"}[self.judge]
         return self.model_dump(mode="json", include={"judge", own})
+
+    @property
+    def judge_params(self) -> dict[str, Any]:
+        """Those of the judge's settings that its judgements depend upon."""
+        llm = self.judge_settings.get("llm", {})
+        return self.judge_settings | ({"llm": {k: v for k, v in llm.items() if k not in LlmJudge.how}} if llm else {})
+
+    @property
+    def judge_how(self) -> dict[str, Any]:
+        """Those that say how the judge is asked; `judging.completed` puts both together again."""
+        return self.llm.model_dump(mode="json", include=set(LlmJudge.how)) if self.judge == "llm" else {}
 
 
 class Report(Section):
