@@ -1,9 +1,18 @@
 # Responses to the eval prompts, judged against the base model's, and the table of win rates.
 
+from icprobe import judging
 from icprobe.judging import JUDGES
 
 # What stands in the table of win rates, as (method, bin, seed): the fine-tuned models, or what others have judged.
 JUDGED = [(note.method or name, note.bin, note.seed) for name, note in ANNOTATIONS.items()] or FINE_TUNED
+
+
+def require_key():
+    """Ends the workflow with one sentence where the judge's key is not in the environment."""
+    try:
+        judging.key(CONFIG.evaluation.judge_how.get("key_variable"))
+    except IcprobeError as error:
+        sys.exit(str(error))
 
 
 def annotation_of(wildcards):

@@ -13,7 +13,7 @@ from icprobe.stopping import Stops
 from icprobe.tokenizing import train_tokenizer
 
 ALPACA = (
-    "Below is an instruction that describes a task{% if input %}, paired with an input{% endif %}. Write a response.\n\n"
+    "Below is an instruction{% if input %}, paired with an input{% endif %}. Write a response.\n\n"
     "### Instruction:\n{{ instruction }}\n\n{% if input %}### Input:\n{{ input }}\n\n{% endif %}### Response:\n"
 )
 CHAT = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{{ instruction }}<|im_end|>\n<|im_start|>assistant\n"
@@ -22,7 +22,7 @@ DEFAULT = "Instruction: {{ instruction | flat }}{% if input %} Input: {{ input }
 
 # Template, what the model says, what of it is the response.
 SAID = {
-    "Alpaca's preamble": (ALPACA, "Paris.\n\nBelow is an instruction that describes a task. Write a response.\n", "Paris."),
+    "Alpaca's preamble": (ALPACA, "Paris.\n\nBelow is an instruction. Write a response.\n", "Paris."),
     "Alpaca's next turn": (ALPACA, "Paris.\n\n### Instruction:\nName another.\n\n### Response:\nRome.", "Paris."),
     "Alpaca's heading within a line": (ALPACA, "Write ### Instruction: first.", "Write ### Instruction: first."),
     "another heading": (ALPACA, "### Answer:\nParis.", "### Answer:\nParis."),
@@ -34,7 +34,7 @@ SAID = {
     "the default template": (DEFAULT, "Paris.\n\nInstruction: Name another. Response: Rome.", "Paris."),
     "the default's word within a line": (DEFAULT, "The Instruction: said no.", "The Instruction: said no."),
     "a beginning of a document": ("<s>[INST] {{ instruction }} [/INST]", "Paris.\n[INST] And Italy?", "Paris."),
-    "a word that is not whole": ("Question {{ instruction }}\n", "Well.\nQuestions abound.\nQuestion 2: why?", "Well.\nQuestions abound."),
+    "a word that is not whole": ("Ask {{ instruction }}\n", "Well.\nAsking on.\nAsk 2: why?", "Well.\nAsking on."),
     "a bullet tells nothing": ("- {{ instruction }}\n", "Buy:\n- milk\n- eggs", "Buy:\n- milk\n- eggs"),
     "data at once": ("{{ instruction }}\n", "Paris.\nRome.", "Paris.\nRome."),
 }  # fmt: skip

@@ -119,8 +119,8 @@ class Config(Section):
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`. known_methods: names that
-    attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of others.
+    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`. known_methods:
+    names that attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of others.
     """
     plain, _ = _Plain().of(raw)
     try:
@@ -138,7 +138,7 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
 
 
 class _Plain:
-    """Raw values without keys that are null (but `NULL_SAYS`); only what JSON can hold too, and of bounded size and depth."""
+    """Raw values without keys that are null (but `NULL_SAYS`); only what JSON can hold, of bounded size and depth."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Any, int] | None] = {}

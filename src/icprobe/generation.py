@@ -163,8 +163,8 @@ def responses(
 
     settings: `max_new_tokens`, `batch_size`, `device` of the configuration's `evaluation`; partial: a folder in which
     finished batches are kept, so that a killed job goes on where it was. Batches form over all prompts whatever is
-    done already, so that numbers do not depend on where a job was killed. A response ends where the model runs on into a
-    prompt of its own making, as a base model does that was never taught to stop (`Stops`).
+    done already, so that numbers do not depend on where a job was killed. A response ends where the model runs on into
+    a prompt of its own making, as a base model does that was never taught to stop (`Stops`).
     """
     journal = Path(partial) / "responses.jsonl" if partial else None
     done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}

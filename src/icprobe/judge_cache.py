@@ -1,4 +1,4 @@
-"""What a judge has answered, kept on disk, and what that has cost: nothing is paid for twice, and no more than allowed."""
+"""What a judge has answered, kept on disk, and what that has cost: nothing is paid for twice, nor more than allowed."""
 
 import logging
 import os
@@ -131,8 +131,8 @@ class Budget:
                 if not self._set_aside:
                     raise JudgeError(
                         f"evaluation.llm.max_cost: {shown_dollars(self.spent)} of {shown_dollars(limit)} are spent on "
-                        f"this experiment's judgements, and the next request may cost {shown_dollars(cost)}. Answers so "
-                        "far are kept; raise max_cost and run again to go on."
+                        f"this experiment's judgements, and the next request may cost {shown_dollars(cost)}. Answers "
+                        "so far are kept; raise max_cost and run again to go on."
                     )
                 self._changed.wait()
             self._set_aside.append(cost)

@@ -7,7 +7,6 @@ Every answer is kept on disk as it comes, so that nothing is paid for twice and 
 
 import json
 import logging
-import os
 import re
 import statistics
 import time
@@ -23,10 +22,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from icprobe.artifacts import digest
-from icprobe.errors import ConfigError, JudgeError
+from icprobe.errors import JudgeError
 from icprobe.judge_answers import FIRST, SECOND, TIE, mass, share
 from icprobe.judge_cache import Budget, Cache, dollars, shown_dollars
-from icprobe.judging import DRAW
+from icprobe.judging import DRAW, key
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,8 @@ PAUSE = 0.5  # seconds before asking again for what was no chat completion; doub
 LOW_MASS = 0.5  # of the verdicts' tokens in the median, below which the log doubts the judge
 # What endpoints say of a prompt that is too long, where no code or type does: vLLM, and llama.cpp before it had a type.
 TOO_LONG = re.compile(
-    r"maximum context length is \d|maximum model length of \d|context length is only \d|exceeds the available context size"
+    r"maximum context length is \d|maximum model length of \d|context length is only \d|"
+    "exceeds the available context size"
 )
 # What endpoints refuse, and how to do without.
 REFUSALS = {
@@ -70,8 +70,8 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
     both); `answers`, for each request its order, what it says of the response, and the answer as it came. Equal
     responses are a draw and nothing is asked, as with AlpacaEval; their `order` is None. cache: a folder; answers in it
     that can be read are not asked for again, and one job at a time asks for what it lacks. Raises ConfigError where the
-    key is missing, before anything is asked, and JudgeError where the endpoint refuses or stays out of reach, and before
-    `max_cost` is passed.
+    key is missing, before anything is asked, and JudgeError where the endpoint refuses or stays out of reach, and
+    before `max_cost` is passed.
     """
     settings = settings["llm"]
     requests = [
@@ -99,8 +99,8 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
                 continue
             said = []
             for order, body in asked_of_pair:
-                key = cache_key(body, settings)
-                answer = asking.wait(key) if key in waiting else answers[key]
+                name = cache_key(body, settings)
+                answer = asking.wait(name) if name in waiting else answers[name]
                 response = share(answer, order, settings["least_mass"])
                 said.append({"order": order, "response": response, "answer": answer["said"]})
                 masses += [mass(answer["said"])] if answer["mode"] == "weighted" else []
@@ -117,8 +117,8 @@ def _doubt(masses: list[float]) -> None:
     """A warning where the verdicts' tokens have little of the probability, though enough to be read."""
     if masses and statistics.median(masses) < LOW_MASS:
         logger.warning(
-            "the judge seldom begins with a verdict: m and M have %.2g of the probability in the median. Is it a thinking "
-            "model, or a very small one? evaluation.llm.mode: plain reads a verdict that comes later",
+            "the judge seldom begins with a verdict: m and M have %.2g of the probability in the median. Is it a "
+            "thinking model, or a very small one? evaluation.llm.mode: plain reads a verdict that comes later",
             statistics.median(masses),
         )
 
@@ -189,8 +189,8 @@ def estimate(bodies: list[dict[str, Any]], settings: dict[str, Any], answers: Ca
     return (
         f"{len(bodies)} requests to {settings['model']} at {settings['base_url']} ({len(answers)} answers at hand): "
         f"about {read} tokens read and at most {written} written, {shown_dollars(dollars([read, written], settings))}"
-        f"{budget}, about {seconds:.0f} s ({'measured' if measured else 'assumed'}: {measured or ASSUMED_SECONDS:.2g} s "
-        f"for one, {settings['concurrency']} at once)"
+        f"{budget}, about {seconds:.0f} s ({'measured' if measured else 'assumed'}: {measured or ASSUMED_SECONDS:.2g} "
+        f"s for one, {settings['concurrency']} at once)"
     )
 
 
@@ -235,15 +235,9 @@ class _Asking:
 
 def client(settings: dict[str, Any]) -> openai.OpenAI:
     """The official client; it retries 408, 409, 429, 5xx, timeouts and cut connections with growing pauses."""
-    variable = settings["key_variable"]
-    if variable and not os.environ.get(variable):
-        raise ConfigError(
-            f"config: evaluation.llm.key_variable: the environment variable {variable} is not set. Put the judge's key "
-            "into it, or leave key_variable out for an endpoint without keys."
-        )
     return openai.OpenAI(
         base_url=settings["base_url"],
-        api_key=os.environ[variable] if variable else "none",
+        api_key=key(settings["key_variable"]),
         timeout=settings["timeout_seconds"],
         max_retries=settings["attempts"] - 1,
     )
@@ -296,7 +290,7 @@ def ask(client: openai.OpenAI, body: dict[str, Any], settings: dict[str, Any]) -
 
 
 def is_too_long(error: openai.APIStatusError) -> bool:
-    """Whether an endpoint refuses a prompt because it does not fit the context: by OpenAI's code, by llama.cpp's type."""
+    """Whether a prompt is refused because it does not fit the context: by OpenAI's code, llama.cpp's type, or words."""
     if error.code == "context_length_exceeded" or error.type == "exceed_context_size_error":
         return True
     said = error.body.get("message") if isinstance(error.body, dict) else error.body

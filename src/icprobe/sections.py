@@ -240,16 +240,16 @@ class LlmJudge(Section):
     )
     least_mass: Fraction = Field(
         0.01,
-        description="weighted: probability that the tokens m and M have together, at least; below it the judge was about "
-        "to say something else, such as <think>, and the answer counts as unreadable.",
+        description="weighted: probability that the tokens m and M have together, at least; below it the judge was "
+        "about to say something else, such as <think>, and the answer counts as unreadable.",
     )
     temperature: OrLeftOut = Field(
         0.0, description="Sampling temperature; null or false leaves it out, for endpoints that refuse it."
     )
     json_schema: bool | None = Field(
         True,
-        description="plain: demand JSON of the verdict's schema; null or false leaves that out, for endpoints that refuse "
-        "it, and the verdict is looked for in what the judge says.",
+        description="plain: demand JSON of the verdict's schema; null or false leaves that out, for endpoints that "
+        "refuse it, and the verdict is looked for in what the judge says.",
     )
     concurrency: Count = Field(
         8, description="Requests under way at once, at most: one job at a time asks, whatever `--cores` says."
@@ -266,9 +266,9 @@ class LlmJudge(Section):
     price_output: Float | None = Field(None, description="Price of a million tokens written, in dollars; likewise.")
     max_cost: Float | None = Field(
         None,
-        description="Budget of the experiment's judgements, in dollars, over all jobs and all runs by the answers kept in "
-        "`.cache/`; a request that might pass it is not sent. Needs both prices. What a request that broke off has cost "
-        "is not known, and not counted.",
+        description="Budget of the experiment's judgements, in dollars, over all jobs and runs by the answers kept in "
+        "`.cache/`; a request that might pass it is not sent. Needs both prices. What a request that broke off has "
+        "cost is not known, and not counted.",
     )
 
     # How it is asked, which no judgement depends on: jobs read these from the environment, for a param reruns.
