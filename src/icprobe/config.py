@@ -120,7 +120,8 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
     raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`. known_methods:
-    names that attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of others.
+    names that attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of
+    others.
     """
     plain, _ = _Plain().of(raw)
     try:

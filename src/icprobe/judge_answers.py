@@ -29,8 +29,8 @@ def mass(tokens: list[list[Any]] | None, names: tuple[str, ...] = (FIRST, SECOND
 def _weighted(tokens: list[list[Any]] | None, least_mass: float) -> float | None:
     """p(M) / (p(m) + p(M)) of the likeliest tokens; one that is not among them counts as 0.
 
-    None where p(m) + p(M) is below least_mass: the judge was about to say something else ("<think>", "The"), and a ratio
-    of what is left is no preference.
+    None where p(m) + p(M) is below least_mass: the judge was about to say something else ("<think>", "The"), and a
+    ratio of what is left is no preference.
     """
     total = mass(tokens)
     return mass(tokens, (SECOND,)) / total if total and total >= least_mass else None
