@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai._base_client
 import pytest
 from endpoint import PAIRS, Endpoint, completion, prefers_two, settings
+from pydantic import ValidationError
 
 from icprobe import llm_judge
 from icprobe.errors import JudgeError
@@ -211,11 +212,17 @@ def test_a_budget_is_never_passed_and_counts_what_was_spent_before(concurrency, 
         assert None not in [row["preference"] for row in rows]
 
 
+def test_a_budget_without_prices_is_refused_at_once():
+    for known in ({}, {"price_input": 1.0}, {"price_output": 1.0}):
+        with pytest.raises(ValidationError, match="max_cost: with unknown prices no budget can be kept"):
+            settings("http://x/v1", max_cost=1.0, **known)
+
+
 def test_unreadable_answers_and_other_judges_count_in_the_budget(tmp_path):
     with Endpoint(lambda body: completion("Hm.", {"Hm": -0.01})) as endpoint:
         judge("llm", PAIRS[:3], settings(endpoint.url, **PRICES), tmp_path)
         cheap = {"price_input": 0.001, "price_output": 0.0, "model": "cheap"}
-        with pytest.raises(JudgeError, match=r"\$0\.3 of \$0\.3 are spent"):
+        with pytest.raises(JudgeError, match=r"\$0\.30 of \$0\.30 are spent"):
             judge("llm", PAIRS, settings(endpoint.url, max_cost=0.3, **cheap), tmp_path)
         assert len(endpoint.bodies) == 3
 

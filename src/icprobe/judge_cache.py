@@ -99,7 +99,7 @@ def shown_dollars(amount: float | None) -> str:
     """An amount as people write it; small ones with two digits that say something."""
     if amount is None:
         return "cost unknown (price_input and price_output are not set)"
-    return f"${amount:.2f}" if amount >= 1 or not amount else f"${amount:.2g}"
+    return f"${amount:.2f}" if amount >= 0.1 or not amount else f"${amount:.2g}"
 
 
 class Budget:
