@@ -62,6 +62,12 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
+# Said before any work, where responses are made to be judged; a job that finds all its answers at hand needs no key.
+onstart:
+    if {"generate", "judge"} <= {job.rule.name for job in workflow.dag.needrun_jobs()}:
+        require_key()
+
+
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     if any(job.rule.name == "report" for job in workflow.dag.jobs):

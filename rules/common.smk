@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.io import strip_wildcard_constraints
 from snakemake.logging import logger
 
-from icprobe import artifacts, cores, data, ending, execution, reading, work
+from icprobe import artifacts, cores, data, ending, execution, judging, reading, work
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -349,6 +349,14 @@ def of_fine_tuned(model, folder, suffix, conditions=FINE_TUNED):
 
 # What stands in the table of win rates, as (method, bin, seed): the fine-tuned models, or what others have judged.
 JUDGED = [(note.method or name, note.bin, note.seed) for name, note in ANNOTATIONS.items()] or FINE_TUNED
+
+
+def require_key():
+    """Ends the workflow with one sentence where the judge's key is not in the environment."""
+    try:
+        judging.key(CONFIG.evaluation.llm.key_variable if CONFIG.evaluation.judge == "llm" else None)
+    except IcprobeError as error:
+        sys.exit(str(error))
 
 
 def annotation_of(wildcards):

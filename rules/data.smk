@@ -182,6 +182,8 @@ if NAMED_BY:
             "../workflow/scripts/name_rows.py"
 
 
+# That they were checked, which training waits for and nothing reads.
+PROMPTS_CHECKED = "results/{experiment}/data/eval.checked.json"
 EVAL_SAMPLE = CONFIG.data.eval.sample if CONFIG.data.eval else None
 # Models whose tokens say which prompts are short.
 EVAL_TOKENS = 1 if EVAL_SAMPLE and EVAL_SAMPLE.max_tokens else 0
@@ -208,10 +210,35 @@ rule prepare_eval:
         "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/prepare_eval.benchmark.tsv"
+    # With the check below before all else that could run: what is wrong with the prompts is said before any work.
+    priority: 1
     resources:
         **RESOURCES["prepare_eval"],
     script:
         "../workflow/scripts/prepare_eval.py"
+
+
+# A rule of its own: another judge asks other things of the same prompts, and repeats no response.
+rule check_prompts:
+    localrule: True
+    message:
+        "Checking that the eval prompts hold what the judge needs"
+    input:
+        "results/{experiment}/data/eval.parquet",
+    output:
+        PROMPTS_CHECKED,
+    params:
+        judge=CONFIG.evaluation.judge,
+        code=fingerprint("check_prompts"),
+    log:
+        "logs/{experiment}/check_prompts.log",
+    benchmark:
+        "logs/{experiment}/check_prompts.benchmark.tsv"
+    priority: 1
+    resources:
+        **RESOURCES["prepare_eval"],
+    script:
+        "../workflow/scripts/check_prompts.py"
 
 
 rule measure_lengths:

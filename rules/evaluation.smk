@@ -130,6 +130,9 @@ if ANNOTATIONS:
 
 else:
 
+    # One judge job at a time asks: `concurrency` is then that of all, and what one job was answered the next one knows.
+    workflow.register_resource("judging", 1)
+
     # A judge compares letters, or sends requests and waits; nodes of a cluster often reach no network.
     rule judge:
         localrule: True
@@ -156,6 +159,7 @@ else:
         threads: 1
         resources:
             **RESOURCES["judge"],
+            judging=int(CONFIG.evaluation.judge == "llm"),
         script:
             "../workflow/scripts/judge.py"
 

@@ -46,6 +46,14 @@ def message(key, value):
     return str(caught.value)
 
 
+def test_null_leaves_a_parameter_of_a_request_out_and_takes_other_keys_away():
+    judge = {"base_url": "http://x/v1", "model": "m", "temperature": None, "json_schema": None, "top_logprobs": None}
+    given = load(changed("evaluation", {"judge": "llm", "llm": judge}), METHODS).evaluation.llm
+    assert (given.temperature, given.json_schema, given.top_logprobs) == (None, None, 20)
+    absent = load(changed("evaluation", {"judge": "llm", "llm": {"base_url": "http://x/v1", "model": "m"}}), METHODS)
+    assert (absent.evaluation.llm.temperature, absent.evaluation.llm.json_schema) == (0.0, True)
+
+
 def test_every_configuration_of_the_repository_is_valid():
     assert load(raw(), METHODS).experiment == "demo"
     for path in sorted((ROOT / "configs").glob("*.yaml")):

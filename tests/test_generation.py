@@ -3,10 +3,11 @@ import torch
 
 from icprobe import artifacts, generation
 from icprobe.errors import DataError
-from icprobe.generation import batches, generate, next_prompt_marker, responses
+from icprobe.generation import batches, generate, responses
 from icprobe.models import load_model, random_model
 from icprobe.prompts import Prompts
 from icprobe.sources import Templates
+from icprobe.stopping import Stops
 from icprobe.tokenizing import load_tokenizer, train_tokenizer
 
 ROWS = [
@@ -112,24 +113,6 @@ def test_a_response_ends_at_the_end_token(model_and_tokenizer, prompts):
         model.generation_config.eos_token_id = None
 
 
-def test_a_response_is_cut_where_the_next_prompt_begins(model_and_tokenizer, prompts, monkeypatch):
-    model, tokenizer = model_and_tokenizer
-    text = prompts.query(ROWS[0])
-    whole = generate(model, tokenizer, [text], 40, 1, "cpu")[0]
-    stop = whole[len(whole) // 2 :][:3]
-    steps = []
-    forward = type(model).forward
-    monkeypatch.setattr(type(model), "forward", lambda *a, **k: steps.append(1) or forward(*a, **k))
-    assert generate(model, tokenizer, [text], 40, 1, "cpu", stop) == [whole.partition(stop)[0].strip()]
-    assert len(steps) < 40, "what comes after would be generated for nothing"
-
-
-def test_the_marker_of_a_next_prompt_is_what_every_query_begins_with(prompts):
-    assert next_prompt_marker(prompts) == "Instruction:"
-    bare = Prompts({**Templates().model_dump(), "query": "{{ instruction }} {{ input }}"})
-    assert next_prompt_marker(bare) == ""
-
-
 def test_responses_are_rows_in_the_order_of_the_prompts(model_and_tokenizer, prompts):
     model, tokenizer = model_and_tokenizer
     rows = [{**ROWS[0], "input": "one\ntwo"}, *ROWS[1:]]
@@ -138,7 +121,8 @@ def test_responses_are_rows_in_the_order_of_the_prompts(model_and_tokenizer, pro
     assert [row["id"] for row in found] == [row["id"] for row in ROWS]
     assert [row["subset"] for row in found[:2]] == [None, "odd"]
     assert found[0]["instruction"] == "Count. 0\n\none\ntwo"
-    assert found[1]["output"] == generate(model, tokenizer, [prompts.query(ROWS[1])], 12, 1, "cpu", "Instruction:")[0]
+    stops = Stops.of(prompts, tokenizer)
+    assert found[1]["output"] == generate(model, tokenizer, [prompts.query(ROWS[1])], 12, 1, "cpu", stops)[0]
 
 
 @pytest.mark.parametrize("cut", [0, 7])

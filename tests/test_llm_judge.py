@@ -2,88 +2,19 @@ import importlib.util
 import json
 import logging
 import math
-import threading
 import time
 import urllib.request
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import openai._base_client
 import pytest
+from endpoint import FAULTS, PAIRS, Endpoint, completion, prefers_two, settings
 from tiny_gguf import tiny_gguf
 
 from icprobe import jsonl, llm_judge
 from icprobe.errors import ConfigError, JudgeError
 from icprobe.judging import Pair, judge
 from icprobe.llama_server import serving
-from icprobe.sections import Evaluation
-
-PAIRS = [Pair(str(n), "s", f"Count to {n}.", "one " * (n + 1), "two " * (9 - n), "-") for n in range(8)]
-FAULTS = ["429", "500", "503", "cut", "half", "nonsense", "not json", "no choices"]
-
-
-class Endpoint:
-    """An OpenAI-compatible server on loopback: `answer(body)` gives each completion, after `faults` in their order."""
-
-    def __init__(self, answer, faults=()):
-        self.answer, self.faults = answer, list(faults)
-        self.bodies, self.keys, self.most_at_once, self._at_once = [], [], 0, 0
-        lock = threading.Lock()
-        endpoint = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def reply(self, status, content, kind="application/json", length=None):
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content) if length is None else length))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    endpoint.bodies.append(body)
-                    endpoint.keys.append(self.headers.get("Authorization"))
-                    endpoint._at_once += 1
-                    endpoint.most_at_once = max(endpoint.most_at_once, endpoint._at_once)
-                    fault = endpoint.faults.pop(0) if endpoint.faults else None
-                try:
-                    self.fail(fault, body) if fault else self.reply(200, json.dumps(endpoint.answer(body)).encode())
-                finally:
-                    with lock:
-                        endpoint._at_once -= 1
-
-            def fail(self, fault, body):
-                if fault[0].isdigit():
-                    self.reply(int(fault[:3]), json.dumps({"error": {"message": f"fault {fault}"}}).encode())
-                elif fault == "cut":
-                    self.close_connection = True
-                elif fault == "half":
-                    content = json.dumps(endpoint.answer(body)).encode()
-                    self.reply(200, content[: len(content) // 2], length=len(content))
-                    self.close_connection = True
-                elif fault == "nonsense":
-                    self.reply(200, b"<html>Welcome!</html>", "text/html")
-                elif fault == "not json":
-                    self.reply(200, b'{"choices": [')
-                else:
-                    self.reply(200, b'{"object": "list"}')
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
-
-    def __enter__(self):
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *error):
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture(autouse=True)
@@ -92,32 +23,8 @@ def _short_pauses(monkeypatch):
     monkeypatch.setattr(llm_judge, "PAUSE", 0.01)
 
 
-def settings(url, **changes):
-    options = {"base_url": url, "model": "judge-1", "concurrency": 3, **changes}
-    return Evaluation(judge="llm", llm=options).judge_settings
-
-
-def completion(content="", tokens=None):
-    logprobs = None
-    if tokens is not None:
-        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in tokens.items()]
-        logprobs = {"content": [{**top[0], "top_logprobs": top}] if top else [], "refusal": None}
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
-    usage = {"prompt_tokens": 100, "completion_tokens": 1, "total_tokens": 101}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "judge-1", "usage": usage} | {
-        "choices": [{**choice, "logprobs": logprobs}]
-    }
-
-
 def always(**tokens):
     return lambda body: completion(tokens={token: math.log(p) for token, p in tokens.items()})
-
-
-def prefers_two(body):
-    """A judge without a bias of place: it likes the answer that says "two"."""
-    first = body["messages"][0]["content"].partition('<answer model="m">')[2].partition("</answer>")[0]
-    m = 0.8 if "two" in first else 0.1
-    return completion(tokens={"m": math.log(m), "M": math.log(0.9 - m), "The": math.log(0.1)})
 
 
 def preferences(rows):
@@ -168,7 +75,7 @@ def test_a_first_token_that_is_no_text_is_one_unreadable_answer_and_no_endpoint_
         rows = judge("llm", PAIRS, settings(endpoint.url), tmp_path)
         assert [row["id"] for row in rows if row["preference"] is None] == ["3"]
         assert preferences(judge("llm", PAIRS, settings(endpoint.url), tmp_path)) == preferences(rows)
-        assert len(endpoint.bodies) == len(PAIRS), "it is kept, too"
+        assert len(endpoint.bodies) == len(PAIRS) + 1, "it alone is asked for again"
 
 
 def test_equal_responses_are_a_draw_and_nobody_is_asked(caplog):
@@ -372,7 +279,8 @@ def post(url, body):
 def test_a_real_server_is_judged_by_its_probabilities_through_every_fault(llama_server, tmp_path):
     """llama.cpp behind a proxy that fails; the expected preferences come from requests made by hand."""
     with Endpoint(lambda body: post(llama_server, body), FAULTS) as proxy:
-        options = settings(proxy.url, order="both", top_logprobs=300)
+        # A random model is about to say anything.
+        options = settings(proxy.url, order="both", top_logprobs=300, least_mass=0)
         rows = judge("llm", PAIRS[:4], options, tmp_path)
     for row, pair in zip(rows, PAIRS, strict=False):
         shares = []

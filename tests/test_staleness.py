@@ -212,7 +212,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "a row of the eval file": (
         replaced("resources/demo/eval.jsonl", '"output": "', '"output": "Well, '),
-        Counter(prepare_eval=1, measure_prompts=1, generate_base=1) + GENERATION,
+        Counter(prepare_eval=1, check_prompts=1, measure_prompts=1, generate_base=1) + GENERATION,
     ),
     "the times of all results, shuffled": (times_shuffled, NOTHING),
     "the times of all results, shuffled, and a row of the train file": (
@@ -260,8 +260,9 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "prompts.py": (
         module("prompts"),
         OF_TRAIN
+        + Counter(generate_base=1)
         + Counter(
-            ["select_tasks", "prepare_train", "prepare_eval", "prepare_model", "measure_prompts", "generate_base"]
+            ["select_tasks", "prepare_train", "prepare_eval", "check_prompts", "prepare_model", "measure_prompts"]
         ),
     ),
     "attribution/gathering.py": (
@@ -292,7 +293,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "finetuning.py": (module("finetuning"), TRAINING),
     "generation.py": (module("generation"), Counter(generate_base=1) + GENERATION),
-    "judging.py": (module("judging"), JUDGING),
+    "judging.py": (module("judging"), JUDGING + Counter(check_prompts=1)),
     "llm_judge.py, which is not chosen": (module("llm_judge"), NOTHING),
     "win_rates.py": (module("win_rates"), TABULATION),
     "report.py": (module("report"), END),

@@ -21,6 +21,8 @@ __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 MAX_DEPTH = 30  # levels of the configuration; its own are 4
 MAX_SIZE = 100_000  # values in the configuration
 EXPERIMENT_FOLDERS = ("data", "figures", "synthetic", "wandb")  # under results/{experiment}/, where a model's is, too
+# Parameters of requests to a judge, which null leaves out: here it does not take the key away.
+NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
 
 
 class Config(Section):
@@ -145,8 +147,9 @@ class Config(Section):
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent. known_methods: names that
-    attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of others.
+    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`. known_methods:
+    names that attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of
+    others.
     """
     plain, _ = _Plain().of(raw)
     try:
@@ -164,7 +167,7 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
 
 
 class _Plain:
-    """Raw values without keys that are null; only what JSON can hold too, and of bounded size and depth."""
+    """Raw values without keys that are null (but `NULL_SAYS`); only what JSON can hold, of bounded size and depth."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Any, int] | None] = {}
@@ -182,7 +185,8 @@ class _Plain:
                     if not isinstance(key, str):
                         raise _mistake(where, f"the key {shown(key)} must be a text; put quotation marks around it")
                     _scalar(key, where)
-                parts = {k: self.of(v, (*where, k[:60])) for k, v in value.items() if v is not None}
+                said = {k: v for k, v in value.items() if v is not None or (*where, k) in NULL_SAYS}
+                parts = {k: self.of(v, (*where, k[:60])) for k, v in said.items()}
                 size = 1 + sum(size for _, size in parts.values())
                 self.seen[id(value)] = {k: v for k, (v, _) in parts.items()}, size
             else:

@@ -13,11 +13,13 @@ from icprobe import artifacts, jsonl
 from icprobe.errors import ArtifactError, DataError
 from icprobe.models import DTYPES, load_model, max_positions, resolve_device
 from icprobe.progress import Progress
-from icprobe.prompts import Prompts, flat, full_instruction, token_ids
+from icprobe.prompts import Prompts, full_instruction, token_ids
+from icprobe.stopping import Stops
 
 logger = logging.getLogger(__name__)
 
-TAIL = 32  # tokens at the end of a response in which the marker of a next prompt is looked for
+NO_STOPS = Stops()
+TAIL = 32  # tokens at the end of a response, besides those of a next prompt's first line, in which that is looked for
 
 
 def load_fine_tuned(
@@ -39,12 +41,6 @@ def load_fine_tuned(
     return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
 
 
-def next_prompt_marker(prompts: Prompts) -> str:
-    """The words that begin every query ("Instruction:"), or nothing where the template begins with data."""
-    instruction = "\N{WHITE SQUARE}"
-    return flat(prompts.query({"instruction": instruction, "input": ""}).partition(instruction)[0])
-
-
 def generate(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -52,17 +48,17 @@ def generate(
     max_new_tokens: int,
     batch_size: int,
     device: str = "auto",
-    stop: str = "",
+    stops: Stops = NO_STOPS,
 ) -> list[str]:
     """The model's greedy response to each text, in the order of the texts.
 
-    A response ends at an end-of-sequence token, after max_new_tokens, where the model's context is full, or where the
-    text `stop` begins (see `batches`); white space at its ends is stripped. Beyond ties of the argmax it does not
-    depend on which other texts are generated with it (float32).
+    A response ends at an end-of-sequence token, after max_new_tokens, where the model's context is full (see
+    `batches`), or where a next prompt begins (`stops`); white space at its ends is stripped. Beyond ties of the argmax
+    it does not depend on which other texts are generated with it (float32).
     """
     responses = [""] * len(texts)
     for indices in batches(model, tokenizer, texts, max_new_tokens, batch_size):
-        found = _generate_batch(model, tokenizer, [texts[i] for i in indices], max_new_tokens, device, stop)
+        found = _generate_batch(model, tokenizer, [texts[i] for i in indices], max_new_tokens, device, stops)
         for index, response in zip(indices, found, strict=True):
             responses[index] = response
     return responses
@@ -92,13 +88,13 @@ def batches(
 
 @torch.inference_mode()
 def _generate_batch(
-    model: PreTrainedModel, tokenizer: Any, texts: list[str], max_new_tokens: int, device: str, stop: str
+    model: PreTrainedModel, tokenizer: Any, texts: list[str], max_new_tokens: int, device: str, stops: Stops
 ) -> list[str]:
     place = resolve_device(device)
     prompts = [token_ids(tokenizer, text) for text in texts]
     width = max(map(len, prompts))
     limit = max_positions(model.config) or width + max_new_tokens
-    ends = _ends(model, tokenizer)
+    ends = _ends(model, tokenizer) | stops.tokens
     pad = next(iter(ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.full((len(texts), width), pad, dtype=torch.long)  # left-padded: [b, width]
     mask = torch.zeros_like(ids)
@@ -114,11 +110,11 @@ def _generate_batch(
     )
     # generate() fills gaps from the model's own settings; a repetition penalty there would make it something else.
     model.generation_config = greedy
-    criteria = StoppingCriteriaList([_NextPrompt(tokenizer, width, stop)] if stop else [])
+    criteria = StoppingCriteriaList([_NextPrompt(tokenizer, width, stops)] if stops.lines else [])
     sequences = model.generate(
         input_ids=ids.to(place), attention_mask=mask.to(place), generation_config=greedy, stopping_criteria=criteria
     )
-    return [_response(tokenizer, row[width:], ends, stop) for row in sequences.tolist()]
+    return [_response(tokenizer, row[width:], ends, stops) for row in sequences.tolist()]
 
 
 def _ends(model: PreTrainedModel, tokenizer: Any) -> set[int]:
@@ -128,22 +124,29 @@ def _ends(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     return {end for end in (tokenizer.eos_token_id, *named) if end is not None}
 
 
-def _response(tokenizer: Any, ids: list[int], ends: set[int], stop: str) -> str:
+def _response(tokenizer: Any, ids: list[int], ends: set[int], stops: Stops) -> str:
     length = next((position for position, token in enumerate(ids) if token in ends), len(ids))
-    text = tokenizer.decode(ids[:length], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return (text.partition(stop)[0] if stop else text).strip()
+    text = _text(tokenizer, ids[:length])
+    next_prompt = stops.found(text)
+    return text[: next_prompt.start() if next_prompt else None].strip()
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 class _NextPrompt(StoppingCriteria):
     """Ends a row in which the model, never taught to stop, has begun the next prompt of its own making."""
 
-    def __init__(self, tokenizer: Any, width: int, stop: str) -> None:
-        self._tokenizer, self._width, self._stop = tokenizer, width, stop
-        self._tail = max(TAIL, 4 * len(stop))
+    def __init__(self, tokenizer: Any, width: int, stops: Stops) -> None:
+        self._tokenizer, self._width, self._stops = tokenizer, width, stops
+        self._tail = TAIL + stops.longest
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        new = input_ids[:, self._width :][:, -self._tail :].tolist()
-        found = [self._stop in text for text in self._tokenizer.batch_decode(new)]
+        new = input_ids[:, self._width :]
+        whole = new.shape[1] <= self._tail
+        texts = [_text(self._tokenizer, row) for row in new[:, -self._tail :].tolist()]
+        found = [self._stops.found(text, whole) is not None for text in texts]
         return torch.tensor(found, device=input_ids.device)
 
 
@@ -160,15 +163,15 @@ def responses(
 
     settings: `max_new_tokens`, `batch_size`, `device` of the configuration's `evaluation`; partial: a folder in which
     finished batches are kept, so that a killed job goes on where it was. Batches form over all prompts whatever is
-    done already, so that numbers do not depend on where a job was killed. A response is cut where the model runs on
-    into a prompt of its own making ("Instruction:"), as a base model does that was never taught to stop.
+    done already, so that numbers do not depend on where a job was killed. A response ends where the model runs on into
+    a prompt of its own making, as a base model does that was never taught to stop (`Stops`).
     """
     journal = Path(partial) / "responses.jsonl" if partial else None
     done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}
     texts = [prompts.query(row) for row in rows]
-    stop = next_prompt_marker(prompts)
+    stops = Stops.of(prompts, tokenizer)
     with Progress(total=len(rows), desc=f"generating {generator}", unit="prompt") as progress:
-        for indices, found in _remaining(model, tokenizer, texts, rows, settings, stop, done, progress):
+        for indices, found in _remaining(model, tokenizer, texts, rows, settings, stops, done, progress):
             new = [{"id": rows[i]["id"], "output": text} for i, text in zip(indices, found, strict=True)]
             if journal:
                 jsonl.append(journal, new)
@@ -194,12 +197,12 @@ def _remaining(
     texts: list[str],
     rows: list[dict[str, Any]],
     settings: dict[str, Any],
-    stop: str,
+    stops: Stops,
     done: dict[str, str],
     progress: Progress,
 ) -> Iterator[tuple[list[int], list[str]]]:
     new_tokens, device = settings["max_new_tokens"], settings["device"]
     for indices in batches(model, tokenizer, texts, new_tokens, settings["batch_size"]):
         if any(rows[i]["id"] not in done for i in indices):
-            yield indices, _generate_batch(model, tokenizer, [texts[i] for i in indices], new_tokens, device, stop)
+            yield indices, _generate_batch(model, tokenizer, [texts[i] for i in indices], new_tokens, device, stops)
         progress.update(len(indices))

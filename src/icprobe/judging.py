@@ -7,11 +7,13 @@ can be read) and what else the judge said. Pairs may be judged in any way, many 
 
 import importlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from icprobe import execution
 from icprobe.errors import ConfigError, DataError
 from icprobe.progress import Progress
 
@@ -110,6 +112,39 @@ def judge(
     return judgements
 
 
+def completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """A job's settings with those that say how a judge is asked: concurrency, prices, and what else changes no answer.
+
+    These are no params (`icprobe.execution`), for as params they would repeat judgements.
+    """
+    if "llm" not in settings:
+        return settings
+    return settings | {"llm": settings["llm"] | execution.settings("evaluation")["llm"]}
+
+
+def key(variable: str | None) -> str:
+    """The judge's key, from the environment variable of this name; "none" for an endpoint without keys.
+
+    Raises ConfigError where the variable is not set.
+    """
+    if variable and not os.environ.get(variable):
+        raise ConfigError(
+            f"config: evaluation.llm.key_variable: the environment variable {variable} is not set. Put the judge's key "
+            "into it, or leave key_variable out for an endpoint without keys."
+        )
+    return os.environ[variable] if variable else "none"
+
+
+def require_gold(golds: dict[str, str | None]) -> None:
+    """Raises DataError where an eval prompt has no gold answer; golds: the answer of each by the prompt's id."""
+    missing = [prompt for prompt, gold in golds.items() if not (gold or "").strip()]
+    if missing:
+        raise DataError(
+            f"Eval prompt {missing[0]!r} and {len(missing) - 1} others have no gold answer to compare responses with. "
+            "Give each an output, or choose another evaluation.judge."
+        )
+
+
 def reference(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) -> Iterator[dict[str, Any]]:
     """chrF of each response against the gold answer (sacrebleu's sentence chrF, 0 to 100; Popović 2015).
 
@@ -117,12 +152,7 @@ def reference(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = 
     """
     from sacrebleu import sentence_chrf
 
-    missing = [pair.id for pair in pairs if not (pair.gold or "").strip()]
-    if missing:
-        raise DataError(
-            f"Eval prompt {missing[0]!r} and {len(missing) - 1} others have no gold answer to compare responses with. "
-            "Give each an output, or choose another evaluation.judge."
-        )
+    require_gold({pair.id: pair.gold for pair in pairs})
     for pair in pairs:
         base, response = (sentence_chrf(text, [pair.gold]).score for text in (pair.base, pair.response))
         difference = response - base

@@ -7,15 +7,12 @@ Every answer is kept on disk as it comes, so that nothing is paid for twice and 
 
 import json
 import logging
-import math
-import os
-import socket
+import re
 import statistics
-import threading
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,24 +21,38 @@ import openai
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from icprobe import jsonl
 from icprobe.artifacts import digest
-from icprobe.errors import ConfigError, JudgeError
-from icprobe.judging import DRAW
+from icprobe.errors import JudgeError
+from icprobe.judge_answers import FIRST, SECOND, TIE, mass, share
+from icprobe.judge_cache import Budget, Cache, dollars, shown_dollars
+from icprobe.judging import DRAW, key
 
 logger = logging.getLogger(__name__)
 
-FIRST, SECOND = "m", "M"  # names under which the judge sees the two answers, in the order in which they stand
 ORDERS = ("base_first", "response_first")
 SCHEMA = {
     "type": "object",
-    "properties": {"better": {"type": "string", "enum": [FIRST, SECOND, "draw"]}},
+    "properties": {"better": {"type": "string", "enum": [FIRST, SECOND, TIE]}},
     "required": ["better"],
     "additionalProperties": False,
 }
 ASSUMED_SECONDS = 1.0  # of one answer, for the estimate, while none has been measured
 CHARACTERS_PER_TOKEN = 4  # for the estimate
 PAUSE = 0.5  # seconds before asking again for what was no chat completion; doubled each time
+LOW_MASS = 0.5  # of the verdicts' tokens in the median, below which the log doubts the judge
+# What endpoints say of a prompt that is too long, where no code or type does: vLLM, and llama.cpp before it had a type.
+TOO_LONG = re.compile(
+    r"maximum context length is \d|maximum model length of \d|context length is only \d|"
+    "exceeds the available context size"
+)
+# What endpoints refuse, and how to do without.
+REFUSALS = {
+    "temperature": "Set evaluation.llm.temperature: false to leave it out.",
+    "response_format": "Set evaluation.llm.json_schema: false to leave it out.",
+    "json_schema": "Set evaluation.llm.json_schema: false to leave it out.",
+    "max_tokens": "Set evaluation.llm.limit_parameter: max_completion_tokens.",
+    "logprobs": "Set evaluation.llm.mode: plain.",
+}
 
 
 class Pair(Protocol):
@@ -58,8 +69,9 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
     A verdict: `preference` in [1, 2], or None where an answer cannot be read; `order` (base_first, response_first or
     both); `answers`, for each request its order, what it says of the response, and the answer as it came. Equal
     responses are a draw and nothing is asked, as with AlpacaEval; their `order` is None. cache: a folder; answers in it
-    are not asked for again. Raises ConfigError where the key is missing, before anything is asked, and JudgeError where
-    the endpoint refuses or stays out of reach.
+    that can be read are not asked for again, and one job at a time asks for what it lacks. Raises ConfigError where the
+    key is missing, before anything is asked, and JudgeError where the endpoint refuses or stays out of reach, and
+    before `max_cost` is passed.
     """
     settings = settings["llm"]
     requests = [
@@ -70,34 +82,45 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
     ]
     if equal := requests.count([]):
         logger.info("%d of %d pairs are equal responses, draws that nobody is asked about", equal, len(pairs))
-    answers = Cache(cache)
-    waiting = {}
-    for _, body in (asked for asked_of_pair in requests for asked in asked_of_pair):
-        key = cache_key(body, settings)
-        if key not in answers:
-            waiting[key] = body
-    if waiting:
-        logger.info("%s", estimate(list(waiting.values()), settings, answers))
-    asking = _Asking(waiting, settings, answers) if waiting else None
-    try:
+    wanted = {cache_key(body, settings): body for asked in requests for _, body in asked}
+    answers = Cache(cache, lambda answer: share(answer, ORDERS[0], settings["least_mass"]) is not None)
+    masses = []
+    with ExitStack() as stack:
+        if any(key not in answers for key in wanted):
+            stack.enter_context(answers.asking())
+        # Looked up again: where another job has asked in the meantime, nothing may be left to ask.
+        waiting = {key: body for key, body in wanted.items() if key not in answers}
+        if waiting:
+            asking = _Asking(waiting, settings, answers)
+            stack.callback(asking.stop)
         for asked_of_pair in requests:
             if not asked_of_pair:
                 yield {"preference": DRAW, "order": None, "answers": []}
                 continue
             said = []
             for order, body in asked_of_pair:
-                key = cache_key(body, settings)
-                answer = asking.wait(key) if key in waiting else answers[key]
-                said.append({"order": order, "response": share(answer, order), "answer": answer["said"]})
+                name = cache_key(body, settings)
+                answer = asking.wait(name) if name in waiting else answers[name]
+                response = share(answer, order, settings["least_mass"])
+                said.append({"order": order, "response": response, "answer": answer["said"]})
+                masses += [mass(answer["said"])] if answer["mode"] == "weighted" else []
             shares = [one["response"] for one in said]
             yield {
                 "preference": None if None in shares else 1 + sum(shares) / len(shares),
                 "order": said[0]["order"] if len(said) == 1 else "both",
                 "answers": said,
             }
-    finally:
-        if asking:
-            asking.stop()
+    _doubt(masses)
+
+
+def _doubt(masses: list[float]) -> None:
+    """A warning where the verdicts' tokens have little of the probability, though enough to be read."""
+    if masses and statistics.median(masses) < LOW_MASS:
+        logger.warning(
+            "the judge seldom begins with a verdict: m and M have %.2g of the probability in the median. Is it a "
+            "thinking model, or a very small one? evaluation.llm.mode: plain reads a verdict that comes later",
+            statistics.median(masses),
+        )
 
 
 # --- what is asked ----------------------------------------------------------------------------------------------
@@ -123,15 +146,27 @@ def request(pair: Pair, order: str, settings: dict[str, Any]) -> dict[str, Any]:
     body = {
         "model": settings["model"],
         "messages": [{"role": "user", "content": prompt}],
-        "temperature": 0,
+        settings["limit_parameter"]: most_written(settings),
     }
+    if settings["temperature"] is not None:
+        # 0 and not 0.0, which JSON tells apart: a digest of the body is what paid answers are kept under.
+        body["temperature"] = settings["temperature"] or 0
     if settings["mode"] == "weighted":
-        return body | {"logprobs": True, "top_logprobs": settings["top_logprobs"], settings["limit_parameter"]: 1}
-    schema = {"name": "verdict", "strict": True, "schema": SCHEMA}
-    return body | {
-        "response_format": {"type": "json_schema", "json_schema": schema},
-        settings["limit_parameter"]: settings["max_answer_tokens"],
-    }
+        body |= {"logprobs": True, "top_logprobs": settings["top_logprobs"]}
+    elif settings["json_schema"]:
+        schema = {"name": "verdict", "strict": True, "schema": SCHEMA}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return body
+
+
+def most_written(settings: dict[str, Any]) -> int:
+    """Tokens of an answer, at most."""
+    return 1 if settings["mode"] == "weighted" else settings["max_answer_tokens"]
+
+
+def most_tokens(body: dict[str, Any], settings: dict[str, Any]) -> list[int]:
+    """Tokens [read, written] of a request, at most: no token is shorter than a byte."""
+    return [len(json.dumps(body, ensure_ascii=False).encode()), most_written(settings)]
 
 
 def cache_key(body: dict[str, Any], settings: dict[str, Any]) -> str:
@@ -139,87 +174,27 @@ def cache_key(body: dict[str, Any], settings: dict[str, Any]) -> str:
     return digest([settings["base_url"], body])
 
 
-def estimate(bodies: list[dict[str, Any]], settings: dict[str, Any], answers: "Cache") -> str:
-    """One sentence before the first request: how many, how many tokens, dollars and seconds."""
+def estimate(bodies: list[dict[str, Any]], settings: dict[str, Any], answers: Cache, spent: float) -> str:
+    """One sentence before the first request: how many, how many tokens, dollars and seconds.
+
+    spent: dollars that the experiment's judgements have cost so far.
+    """
     characters = sum(len(message["content"]) for body in bodies for message in body["messages"])
-    read = characters / CHARACTERS_PER_TOKEN
-    written = len(bodies) * (1 if settings["mode"] == "weighted" else settings["max_answer_tokens"])
-    dollars = (read * settings["price_input"] + written * settings["price_output"]) / 1e6
+    read = round(characters / CHARACTERS_PER_TOKEN)
+    written = len(bodies) * most_written(settings)
     measured = answers.seconds()
     seconds = len(bodies) * (measured or ASSUMED_SECONDS) / settings["concurrency"]
+    limit = settings["max_cost"]
+    budget = f" of {shown_dollars(limit)}, of which {shown_dollars(spent)} are spent" if limit is not None else ""
     return (
         f"{len(bodies)} requests to {settings['model']} at {settings['base_url']} ({len(answers)} answers at hand): "
-        f"about {read:.0f} tokens read and at most {written} written, ${dollars:.2f}, about {seconds:.0f} s "
-        f"({'measured' if measured else 'assumed'}: {measured or ASSUMED_SECONDS:.2g} s for one, "
-        f"{settings['concurrency']} at once)"
+        f"about {read} tokens read and at most {written} written, {shown_dollars(dollars([read, written], settings))}"
+        f"{budget}, about {seconds:.0f} s ({'measured' if measured else 'assumed'}: {measured or ASSUMED_SECONDS:.2g} "
+        f"s for one, {settings['concurrency']} at once)"
     )
 
 
-# --- what is answered -------------------------------------------------------------------------------------------
-
-
-def share(answer: dict[str, Any], order: str) -> float | None:
-    """How far the answer prefers the fine-tuned model's response, from 0 to 1; None where it cannot be read."""
-    second = _weighted(answer["said"]) if answer["mode"] == "weighted" else _plain(answer["said"])
-    if second is None:
-        return None
-    return second if order == "base_first" else 1 - second
-
-
-def _weighted(tokens: list[list[Any]] | None) -> float | None:
-    """p(M) / (p(m) + p(M)) of the likeliest tokens [[token, logprob], …]; one that is not among them counts as 0."""
-    mass = {
-        name: sum(math.exp(logprob) for token, logprob in tokens or [] if token.strip() == name)
-        for name in (FIRST, SECOND)
-    }
-    total = sum(mass.values())
-    return mass[SECOND] / total if total else None
-
-
-def _plain(text: str | None) -> float | None:
-    try:
-        better = json.loads(text or "")["better"]
-    except (ValueError, TypeError, KeyError):
-        return None
-    return {FIRST: 0.0, SECOND: 1.0, "draw": 0.5}.get(better) if isinstance(better, str) else None
-
-
-class Cache:
-    """Answers by key, in memory and in a folder that jobs share.
-
-    Each process writes a journal of its own, for appending to a common file is not safe on every cluster's file system,
-    and reads those of all others when it starts. Without a folder answers last as long as the object.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self._answers: dict[str, dict[str, Any]] = {}
-        self._journal: Path | None = None
-        self._lock = threading.Lock()
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in sorted(folder.glob("*.jsonl")):
-                self._answers |= {row["key"]: row for row in jsonl.whole_lines(path)}
-            self._journal = folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._answers
-
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        return self._answers[key]
-
-    def __len__(self) -> int:
-        return len(self._answers)
-
-    def put(self, key: str, answer: dict[str, Any]) -> None:
-        row = {"key": key, **answer}
-        with self._lock:
-            self._answers[key] = row
-            if self._journal:
-                jsonl.append(self._journal, [row])
-
-    def seconds(self) -> float | None:
-        """Median time of an answer so far."""
-        return statistics.median(row["seconds"] for row in self._answers.values()) if self._answers else None
+# --- how it is asked --------------------------------------------------------------------------------------------
 
 
 class _Asking:
@@ -227,7 +202,9 @@ class _Asking:
 
     def __init__(self, bodies: dict[str, dict[str, Any]], settings: dict[str, Any], answers: Cache) -> None:
         self._settings, self._answers = settings, answers
+        self._budget = Budget(answers.rows, settings)
         self._client = client(settings)
+        logger.info("%s", estimate(list(bodies.values()), settings, answers, self._budget.spent))
         self._pool = ThreadPoolExecutor(settings["concurrency"], thread_name_prefix="judge")
         self._futures: dict[str, Future] = {
             key: self._pool.submit(self._one, key, body) for key, body in bodies.items()
@@ -240,33 +217,34 @@ class _Asking:
         """Lets what is under way end (it is paid for, and kept), and begins nothing new."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._client.close()
+        if self._budget.spent:
+            logger.info("judgements of this experiment have cost %s so far", shown_dollars(self._budget.spent))
 
     def _one(self, key: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = ask(self._client, body, self._settings)
-        # A prompt that is too long was never answered: with another context it may be.
-        if "refused" not in answer:
-            self._answers.put(key, answer)
+        most = most_tokens(body, self._settings)
+        with self._budget.request(most) as paid:
+            answer = ask(self._client, body, self._settings)
+            # A prompt that is too long was never answered: with another context it may be.
+            if "refused" not in answer:
+                tokens = answer["tokens"] or most
+                answer |= {"tokens": tokens, "dollars": dollars(tokens, self._settings)}
+                self._answers.put(key, answer)
+                paid(answer)
         return answer
 
 
 def client(settings: dict[str, Any]) -> openai.OpenAI:
     """The official client; it retries 408, 409, 429, 5xx, timeouts and cut connections with growing pauses."""
-    variable = settings["key_variable"]
-    if variable and not os.environ.get(variable):
-        raise ConfigError(
-            f"config: evaluation.llm.key_variable: the environment variable {variable} is not set. Put the judge's key "
-            "into it, or leave key_variable out for an endpoint without keys."
-        )
     return openai.OpenAI(
         base_url=settings["base_url"],
-        api_key=os.environ[variable] if variable else "none",
+        api_key=key(settings["key_variable"]),
         timeout=settings["timeout_seconds"],
         max_retries=settings["attempts"] - 1,
     )
 
 
 def ask(client: openai.OpenAI, body: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """One answer: mode, said (weighted: [[token, logprob], …]; plain: text), tokens used, seconds.
+    """One answer: mode, said (weighted: [[token, logprob], …]; plain: text), tokens [read, written] or None, seconds.
 
     A response that is no chat completion counts as a failure of the endpoint and is asked for again. Raises JudgeError.
     """
@@ -276,12 +254,13 @@ def ask(client: openai.OpenAI, body: dict[str, Any], settings: dict[str, Any]) -
         try:
             completion = client.chat.completions.create(**body)
             said = _said(completion, settings["mode"])
-        except openai.BadRequestError as error:
-            if "context" in str(error).lower():
-                return {"mode": settings["mode"], "said": None, "refused": str(error)[:300]}
-            raise JudgeError(f"{where} refuses the request: {_short(error)}") from None
         except openai.APIStatusError as error:
+            if is_too_long(error):
+                return {"mode": settings["mode"], "said": None, "refused": str(error)[:300]}
             hint = ""
+            if error.status_code in (400, 422):
+                hint = next((f" {mend}" for word, mend in REFUSALS.items() if word in str(error)), "")
+                raise JudgeError(f"{where} refuses the request: {_short(error)}.{hint}") from None
             if error.status_code in (401, 403):
                 hint = f" Is the key in {settings['key_variable'] or 'evaluation.llm.key_variable'} right?"
             raise JudgeError(f"{where} answers: {_short(error)}.{hint} What it has judged so far is kept.") from None
@@ -297,16 +276,25 @@ def ask(client: openai.OpenAI, body: dict[str, Any], settings: dict[str, Any]) -
                 time.sleep(min(PAUSE * 2**attempt, 8.0))
             continue
         usage = completion.usage
+        tokens = [usage.prompt_tokens, usage.completion_tokens] if usage else [None]
         return {
             "mode": settings["mode"],
             "said": said,
-            "tokens": [usage.prompt_tokens, usage.completion_tokens] if usage else None,
+            "tokens": None if None in tokens else tokens,
             "seconds": round(time.monotonic() - started, 3),
         }
     raise JudgeError(
         f"{where} sent something else than a chat completion {settings['attempts']} times. Is base_url right? It often "
         "ends in /v1."
     )
+
+
+def is_too_long(error: openai.APIStatusError) -> bool:
+    """Whether a prompt is refused because it does not fit the context: by OpenAI's code, llama.cpp's type, or words."""
+    if error.code == "context_length_exceeded" or error.type == "exceed_context_size_error":
+        return True
+    said = error.body.get("message") if isinstance(error.body, dict) else error.body
+    return error.status_code == 400 and TOO_LONG.search(str(said)) is not None
 
 
 def _said(completion: Any, mode: str) -> Any:

@@ -24,6 +24,7 @@ HOW = {
     "prepare_model": "fetched, checked by SHA-256, saved as safetensors with tokenizer",
     "prepare_train": "read, checked, sampled as configured; ids unique",
     "prepare_eval": "read and checked",
+    "check_prompts": "whether the prompts hold what the judge needs, such as gold answers",
     "select_tasks": "the tasks that data.tasks.select chooses",
     "name_rows": "numbers for the rows of scores that come without texts",
     "measure_lengths": "tokens of query and response of each example, each of which must fit with the longest task",

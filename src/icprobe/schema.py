@@ -22,9 +22,9 @@ INTRODUCTION = """\
 Generated from `src/icprobe/sections.py` and `sources.py` by `make schema`; do not edit.
 
 `config.yaml` is complete and runs. `--configfile other.yaml` is laid over it: mappings merge, lists replace, and a key
-whose value is `null` counts as absent, so that `null` takes away what `config.yaml` says. Unknown keys are refused. A
-number such as `2e-7` is a text to YAML; here it is read as a number all the same. Editors that know JSON schemas read
-`config.schema.json`.
+whose value is `null` counts as absent, so that `null` takes away what `config.yaml` says (two keys of `evaluation.llm`
+say what null means there). Unknown keys are refused. A number such as `2e-7` is a text to YAML; here it is read as a
+number all the same. Editors that know JSON schemas read `config.schema.json`.
 """
 
 

@@ -15,6 +15,7 @@ from icprobe.values import (
     Float,
     Fraction,
     Name,
+    OrLeftOut,
     PositiveFloat,
     Section,
     Seed,
@@ -221,10 +222,8 @@ class LlmJudge(Section):
 
     base_url: str = Field(description="The endpoint, such as https://api.openai.com/v1.", pattern=r"^https?://")
     model: str = Field(description="The judge's name at the endpoint; a dated one for a reproducible experiment.")
-    key_variable: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
-        description="Name of the environment variable that holds the key, never the key itself; null sends none.",
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = how(
+        None, "Name of the environment variable that holds the key, never the key itself; null sends none."
     )
     mode: Literal["weighted", "plain"] = Field(
         "weighted",
@@ -234,15 +233,45 @@ class LlmJudge(Section):
     order: Literal["hash", "both"] = Field(
         "hash", description="hash: a hash of the prompt says which response comes first; both: each way, averaged."
     )
-    concurrency: Count = Field(8, description="Requests under way at once, at most.")
-    attempts: Count = Field(6, description="Times a request is sent when the endpoint fails, with growing pauses.")
-    timeout_seconds: PositiveFloat = Field(120, description="Time for one answer, in seconds.")
+    least_mass: Fraction = Field(
+        0.01,
+        description="weighted: probability that the tokens m and M have together, at least; below it the judge was "
+        "about to say something else, such as <think>, and the answer counts as unreadable.",
+    )
+    temperature: OrLeftOut = Field(
+        0.0, description="Sampling temperature; null or false leaves it out, for endpoints that refuse it."
+    )
+    json_schema: bool | None = Field(
+        True,
+        description="plain: demand JSON of the verdict's schema; null or false leaves that out, for endpoints that "
+        "refuse it, and the verdict is looked for in what the judge says.",
+    )
+    concurrency: Count = how(8, "Requests under way at once, at most: one job at a time asks, whatever `--cores` says.")
+    attempts: Count = how(6, "Times a request is sent when the endpoint fails, with growing pauses.")
+    timeout_seconds: PositiveFloat = how(120, "Time for one answer, in seconds.")
     max_answer_tokens: Count = Field(64, description="plain: tokens of an answer, at most.")
     limit_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="How the endpoint calls the limit on an answer's tokens."
     )
-    price_input: Float = Field(0.0, description="Price of a million tokens read, in dollars.")
-    price_output: Float = Field(0.0, description="Price of a million tokens written, in dollars.")
+    price_input: Float | None = how(
+        None, "Price of a million tokens read, in dollars; null: unknown, 0: the endpoint costs nothing."
+    )
+    price_output: Float | None = how(None, "Price of a million tokens written, in dollars; likewise.")
+    max_cost: Float | None = how(
+        None,
+        "Budget of the experiment's judgements, in dollars, over all jobs and runs by the answers kept in "
+        "`.cache/`; a request that might pass it is not sent. Needs both prices. What a request that broke off has "
+        "cost is not known, and not counted.",
+    )
+
+    @model_validator(mode="after")
+    def _a_budget_needs_prices(self) -> "LlmJudge":
+        if self.max_cost is not None and None in (self.price_input, self.price_output):
+            raise ValueError(
+                "max_cost: with unknown prices no budget can be kept; set price_input and price_output (0 where the "
+                "endpoint costs nothing)"
+            )
+        return self
 
 
 class Annotations(Section):
@@ -310,7 +339,7 @@ class Evaluation(Section):
 
     @property
     def judge_settings(self) -> dict[str, Any]:
-        """What the chosen judge reads, as plain values; the settings of other judges are not among them."""
+        """What the chosen judge's judgements depend upon, as plain values; other judges' settings are not among them."""
         own = {"reference": "draw_margin", "llm": "llm", "annotations": "annotations"}[self.judge]
         return self.model_dump(mode="json", include={"judge", own})
 

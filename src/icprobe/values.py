@@ -42,10 +42,15 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _none_for_false(value: Any) -> Any:
+    return None if value is False else value
+
+
 Name = Annotated[str, AfterValidator(_plain_name)]
 FilePath = Annotated[str, AfterValidator(_path)]
 Threshold = Annotated[str, AfterValidator(_threshold)]
 Float = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+OrLeftOut = Annotated[Float | Literal[False] | None, AfterValidator(_none_for_false)]  # of a parameter of a request
 PositiveFloat = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 Count = Annotated[int, Field(ge=1, lt=2**31), BeforeValidator(_number)]

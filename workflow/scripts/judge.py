@@ -4,10 +4,10 @@ import pandas as pd
 
 from icprobe import data, jsonl
 from icprobe.jobs import job
-from icprobe.judging import judge, pair_up
+from icprobe.judging import completed, judge, pair_up
 
 with job(snakemake) as run:
-    settings = snakemake.params.settings
+    settings = completed(snakemake.params.settings)
     table = pd.read_parquet(snakemake.input.prompts)
     prompts = data.records(table)
     pairs = pair_up(prompts, jsonl.read(snakemake.input.base), jsonl.read(snakemake.input.responses))
