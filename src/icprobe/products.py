@@ -29,7 +29,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor |
 
 
 def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`product` of matrices [n, k], [m, k], [m] → [n, m] in float32: nothing is rounded to 16 bits before it is widened.
+    """`product` of matrices [n, k], [m, k], [m] → [n, m] in float32: nothing is rounded before it is widened.
 
     For sums that scores are made of: a product of 16-bit matrices would come out in 16 bits, however it was summed.
     """

@@ -31,9 +31,12 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
         if layers[index].bias:
             biases[index] += delta.sum(dim=0, dtype=torch.float32)
 
+    tokens = [len(task.ids) for task in tasks]
+    inputs.progress.expect(sum(tokens) + sum(len(document.ids) for document in documents.values()), "token")
     with tapped(network, layers, add):
-        for pack in packs([len(task.ids) for task in tasks], batch_tokens):
+        for pack in packs(tokens, batch_tokens):
             loss_backward(network, tasks[pack])
+            inputs.progress.update(sum(tokens[pack]))
     for index, weight in enumerate(weights):
         weights[index] = weight.to(network.model.dtype)
     for rows in runs:
@@ -45,5 +48,6 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
 
         with tapped(network, layers, contract):
             loss_backward(network, sequences)
+        inputs.progress.update(len(per_token))
         scores = torch.stack([per_token[span].sum() for span in spans(sequences)]) / len(tasks)
         yield method, rows, scores.cpu().numpy()[:, None].astype(np.float32)
