@@ -19,8 +19,8 @@ class Progress(tqdm):
     """tqdm, with a log line every `log_seconds` (and at the end) beside the bar; no bar where no terminal is.
 
     Use as `with Progress(total=96, desc="icp", unit="pair") as progress: progress.update(4)`. Units are what the work
-    is made of, so that the time left is right: pairs or tokens rather than examples, which differ in length. Parts of a
-    unit count. A line comes too while one step takes longer than `log_seconds`.
+    is made of, so that the time left is right: pairs or tokens rather than examples, which differ in length. Where one
+    step takes longer than `log_seconds`, a line comes all the same.
     """
 
     def __init__(
@@ -28,6 +28,7 @@ class Progress(tqdm):
     ) -> None:
         self._terminal = sys.stderr.isatty()
         self._log_seconds = LOG_SECONDS if log_seconds is None else log_seconds
+        self._part = 0.0  # of the next units
         self._last_line = 0.0  # seconds from the start; infinite after the last line
         self._telling, self._ended = threading.Lock(), threading.Event()
         options.setdefault("mininterval", 1.0 if self._terminal else self._log_seconds)
@@ -51,7 +52,16 @@ class Progress(tqdm):
             self.initial += n
             self.update(n)
 
-    def update(self, n: float | None = 1) -> bool | None:
+    def within(self, part: float) -> None:
+        """Tells how much is done of the next units, which `update` counts when they are whole."""
+        self._part = part
+        if self._terminal and not self.disable and self._time() - self.last_print_t >= self.mininterval:
+            self.refresh()
+            self.last_print_t = self._time()
+        self._tell()
+
+    def update(self, n: float = 1) -> bool | None:
+        self._part = 0.0
         shown = super().update(n)
         self._tell()
         return shown
@@ -67,11 +77,15 @@ class Progress(tqdm):
 
     @property
     def format_dict(self) -> dict[str, Any]:
-        return {**super().format_dict, "n": round(self.n)}
+        return {**super().format_dict, "n": self._done}
+
+    @property
+    def _done(self) -> float:
+        return round(self.n + self._part, 1) if self._part else round(self.n)
 
     def _tell(self) -> None:
         """A line where one is due. Outside of tqdm's lock, which a handler of the terminal takes."""
-        if self.disable or (self.total is None and not self.n):
+        if self.disable or (self.total is None and not self._done):
             return
         with self._telling:
             elapsed = self._time() - self.start_t
@@ -85,12 +99,12 @@ class Progress(tqdm):
         logger.info(line, extra={"file_only": self._terminal})
 
     def _line(self, elapsed: float) -> str:
-        done = self.n - self.initial
+        done = self.n + self._part - self.initial
         rate = done / elapsed if elapsed > 0 else 0.0
-        left = f", {max(self.total - self.n, 0) / rate:.0f} s left" if self.total and rate else ""
+        left = f", {max(self.total - self.n - self._part, 0) / rate:.0f} s left" if self.total and rate else ""
         total = f"/{self.total:,.0f}" if self.total else ""
         speed = f"{rate:,.3g} {self.unit}s/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s per {self.unit}"
-        return f"{self.desc or 'progress'}: {self.n:,.0f}{total} {self.unit}s, {speed}{left}"
+        return f"{self.desc or 'progress'}: {self._done:,}{total} {self.unit}s, {speed}{left}"
 
 
 def _beat(watched: weakref.ref, ended: threading.Event, seconds: float) -> None:
