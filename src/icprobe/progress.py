@@ -42,9 +42,9 @@ class Progress(tqdm):
 
     def expect(self, total: float, unit: str) -> None:
         """Says how much work there is, and in which unit, once that is known; the clock starts now."""
-        self.total, self.unit = total, unit
         if not self.disable:
-            self.start_t = self._time()
+            with self._telling:
+                self.total, self.unit, self.start_t, self._last_line = total, unit, self._time(), 0.0
 
     def found(self, n: float) -> None:
         """Counts what an earlier try has done; the rate is that of this one."""

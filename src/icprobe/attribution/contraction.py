@@ -68,11 +68,11 @@ def contract(
     chunk = CHUNK if on_cpu else size
     sums: dict[str, dict[tuple[int, int], Tensor]] = {name: {} for name in contractions}
     for start in range(0, size, chunk):
+        parts = [{key: g[:, start : start + chunk] for key, g in side.items()} for side in (first, second)]
+        if on_cpu:
+            parts = [{key: g.float() for key, g in side.items()} for side in parts]
         for name, contraction in contractions.items():
-            x, y = (
-                {key: contraction.prepare(g.float() if on_cpu else g) for key, g in side.items()}
-                for side in ({k: g[:, start : start + chunk] for k, g in side.items()} for side in (first, second))
-            )
+            x, y = ({key: contraction.prepare(g) for key, g in side.items()} for side in parts)
             for i, j in pairs:
                 term = dot(x[i], y[j])
                 sums[name][i, j] = term if start == 0 else sums[name][i, j].add_(term)
