@@ -10,7 +10,7 @@ import torch
 from matrices import matrices
 from torch import nn
 
-from icprobe import gradients, likelihood, models
+from icprobe import gradients, likelihood, models, products
 from icprobe.attribution import contraction, icp, influence, influence_mean
 from icprobe.attribution.matrix import batches, encode_tasks
 
@@ -171,3 +171,17 @@ def test_sums_of_16_bit_products_are_never_held_in_16_bits():
     models.set_precision(tf32=False)
     assert not options.allow_bf16_reduced_precision_reduction
     assert not options.allow_fp16_reduced_precision_reduction
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("shape", [(1, 1, 5001), (3, 5, 4096), (64, 300, 20_000)])
+def test_products_of_bfloat16_matrices_on_a_gpu_come_out_as_float32s(shape):
+    n, m, k = shape
+    models.set_precision(tf32=False)
+    x, y, bias = noise(n, k) + 0.5, noise(m, k, seed=1) + 0.5, noise(m, seed=2)
+    exact = x.double() @ y.double().T + bias.double()
+    for left, right in ((x, y), (x.T.contiguous().T, y.T.contiguous().T)):
+        found = products.wide_product(left.cuda(), right.cuda(), bias.cuda())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double().cpu(), exact, rtol=FLOAT32, atol=0)
