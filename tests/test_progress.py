@@ -1,5 +1,6 @@
 """A long job says how far it is: done of total, rate and time left."""
 
+import copy
 import logging
 import os
 import pty
@@ -7,10 +8,19 @@ import re
 import subprocess
 import sys
 import termios
+import time
 
+import numpy as np
 import pytest
 
+from icprobe import artifacts
+from icprobe.attribution import icp, icp_budget, influence, influence_mean, one_step
+from icprobe.attribution.matrix import batches
+from icprobe.attribution.shards import compute
+from icprobe.finetuning import fine_tune
+from icprobe.generation import responses
 from icprobe.progress import Progress
+from icprobe.sections import Finetune
 
 
 @pytest.fixture
@@ -58,6 +68,104 @@ def test_lines_are_seconds_apart_and_the_end_is_told_once(lines):
 
 def test_without_a_total_there_is_no_time_left(lines):
     assert lines([(30, 10)], total=None) == ["icp: 30 examples, 3 examples/s"]
+
+
+def test_parts_of_units_count_and_add_up_to_the_end(lines):
+    found = lines([(0.1, 1)] * 30, total=3)
+    assert [line.split(" ")[1] for line in found] == ["1/3", "2/3", "3/3"]
+
+
+def test_what_is_found_on_the_way_counts_as_done_but_not_for_the_rate(caplog):
+    with caplog.at_level(logging.INFO), Progress(desc="icp", log_seconds=5) as progress:
+        progress.expect(1000, "pair")
+        progress.found(800)
+        begun = progress.start_t
+        progress._time = lambda: begun + 10
+        progress.update(100)
+        assert caplog.messages == ["icp: 900/1,000 pairs, 10 pairs/s, 10 s left"]
+
+
+def test_a_line_comes_while_one_step_takes_long(caplog):
+    with caplog.at_level(logging.INFO), Progress(total=3, desc="icp", unit="pair", log_seconds=0.02) as progress:
+        ends = time.monotonic() + 20
+        while len(caplog.messages) < 2 and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert caplog.messages[:2] == ["icp: 0/3 pairs, 0 pairs/s"] * 2
+        progress.update(3)
+    ended = len(caplog.messages)
+    time.sleep(0.1)
+    assert len(caplog.messages) == ended
+    assert "3/3" in caplog.messages[-1]
+
+
+def shares(messages, description):
+    """The shares of the work that lines tell, in their order, and the units."""
+    found = [re.match(rf"{description}: ([\d,.]+)/([\d,]+) (\w+)s,", message) for message in messages]
+    numbers = [[float(number.replace(",", "")) for number in match.groups()[:2]] for match in found if match]
+    return [done / total for done, total in numbers], {match[3] for match in found if match}
+
+
+@pytest.mark.parametrize(
+    ("module", "method", "unit", "batch_tokens"),
+    [
+        (icp, "icp", "pair", 10**6),  # all examples are one batch
+        (icp_budget, "icp_budget", "pair", 10**6),
+        (one_step, "one_step", "pair", 10**6),
+        (influence, "influence", "token", 10**6),
+        (influence_mean, "influence_mean", "token", 200),
+    ],
+)
+def test_a_method_tells_what_it_has_done_within_a_batch_up_to_the_end_and_changes_no_number(
+    module, method, unit, batch_tokens, inputs, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr("icprobe.progress.LOG_SECONDS", 1e-3)
+    ours, settings = inputs("llama"), {"batch_tokens": 200}
+    if method == "influence":
+        settings["methods"] = [method]
+    elif method == "icp_budget":
+        settings["round_tasks"] = 1
+    silent = [block for *_, block in module.attribute(ours, method, batches(ours.lengths, batch_tokens), **settings)]
+    with caplog.at_level(logging.INFO):
+        per_task = method not in ("icp_budget", "influence_mean")
+        table = compute(module.__name__, [method], ours, settings, 1, 1, batch_tokens, tmp_path, per_task)[method]
+    assert (table.drop(columns="id").to_numpy() == np.concatenate(silent)).all()
+    told, units = shares(caplog.messages, method)
+    assert units == {unit}
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert len({share for share in told if 0 < share < 1}) >= 3, told
+
+
+def between_whole_units(messages, description):
+    """What lines tell between one whole unit and the next."""
+    found = [re.match(rf"{description}: ([\d.]+)/", message) for message in messages]
+    done = [float(match[1]) for match in found if match]
+    assert done == sorted(done)
+    return [number for number in done if number % 1]
+
+
+def test_a_batch_of_responses_tells_its_tokens(prompts, tiny_model, tokenizer, caplog, monkeypatch):
+    monkeypatch.setattr("icprobe.progress.LOG_SECONDS", 1e-3)
+    rows = [{"id": f"{n}", "instruction": f"Count to {n}.", "input": "", "output": "-"} for n in range(3)]
+    settings = {"max_new_tokens": 20, "batch_size": 3, "device": "cpu"}
+    with caplog.at_level(logging.INFO):
+        responses(copy.deepcopy(tiny_model("llama")), tokenizer, prompts, rows, "base", settings)
+    assert between_whole_units(caplog.messages, "generating base")
+    assert any("3/3 prompts" in message for message in caplog.messages)
+
+
+def test_a_step_of_fine_tuning_tells_its_passes(prompts, tiny_model, tokenizer, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("icprobe.progress.LOG_SECONDS", 1e-3)
+    base = tmp_path / "base"
+    tiny_model("llama").save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    artifacts.write_manifest(base)
+    config = Finetune(batch_size=1, accumulation=4, epochs=1, device="cpu", dtype="float32").model_dump()
+    rows = [{"id": f"{n}", "instruction": f"Say {n}.", "input": "", "output": f"{n}!"} for n in range(8)]
+    with caplog.at_level(logging.INFO):
+        fine_tune(base, rows, prompts, tmp_path / "out", config, 0, tmp_path / "partial")
+    assert set(between_whole_units(caplog.messages, "fine-tuning")) >= {0.5, 1.5}
+    assert any("2/2 steps" in message for message in caplog.messages)
 
 
 ON_A_TERMINAL = """

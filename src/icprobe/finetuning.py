@@ -258,11 +258,17 @@ class _Watch(TrainerCallback):
     def __init__(self, log: Callable[[dict[str, float], int], None]) -> None:
         self._log = log
         self._progress: Progress | None = None
+        self._passes = 0  # of the step under way
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._progress = Progress(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
 
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._passes += 1
+        self._progress.within(self._passes / args.gradient_accumulation_steps)
+
     def on_step_end(self, args, state, control, **kwargs):
+        self._passes = 0
         self._progress.update(1)
 
     def on_log(self, args, state, control, logs=None, **kwargs):

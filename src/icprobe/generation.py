@@ -1,7 +1,9 @@
 """Responses to the eval prompts: greedy, in batches of prompts of like length, resumable."""
 
+import itertools
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -204,5 +206,20 @@ def _remaining(
     new_tokens, device = settings["max_new_tokens"], settings["device"]
     for indices in batches(model, tokenizer, texts, new_tokens, settings["batch_size"]):
         if any(rows[i]["id"] not in done for i in indices):
-            yield indices, _generate_batch(model, tokenizer, [texts[i] for i in indices], new_tokens, device, stops)
-        progress.update(len(indices))
+            with _told(model, progress, len(indices) / new_tokens):
+                found = _generate_batch(model, tokenizer, [texts[i] for i in indices], new_tokens, device, stops)
+            yield indices, found
+            progress.update(len(indices))
+        else:
+            progress.found(len(indices))
+
+
+@contextmanager
+def _told(model: PreTrainedModel, progress: Progress, share: float) -> Iterator[None]:
+    """Within the block each pass of the model, which gives every response a token, counts as a share of the prompts."""
+    passes = itertools.count(1)
+    handle = model.register_forward_hook(lambda *_: progress.within(share * next(passes)))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from icprobe.likelihood import loss_gradient
 from icprobe.models import linear_layers
 from icprobe.packing import Network
-from icprobe.products import product
+from icprobe.products import product, wide_product
 from icprobe.prompts import Encoded
 from icprobe.rows import Row
 
@@ -128,7 +128,10 @@ def spans(sequences: Sequence[Encoded]) -> list[slice]:
 
 
 def form(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Tensor) -> Tensor:
-    """Gradients of all sequences for one layer into out[:n, :layer.size] (weight, then bias); returns that view."""
+    """Gradients of all sequences for one layer into out[:n, :layer.size] (weight, then bias); returns that view.
+
+    Summed over tokens in float32, and rounded once where `out` is narrower.
+    """
     view = out[: len(where), : layer.size]
     for row, span in zip(view, where, strict=True):
         product(delta[span].T, a[span].T, out=row[: layer.weight_size].view(layer.d_out, layer.d_in))
@@ -144,10 +147,10 @@ def grams(
 
     [S, d_in], [S, d_out] and spans of either side → [n, n2] float32.
     """
-    pairs = product(a, a2).float()
+    pairs = wide_product(a, a2)
     if layer.bias:
         pairs += 1
-    pairs *= product(delta, delta2)
+    pairs *= wide_product(delta, delta2)
     return product(product(_membership(where2, pairs), pairs), _membership(where, pairs)).T
 
 

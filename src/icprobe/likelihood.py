@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from icprobe.packing import Network
-from icprobe.products import product
+from icprobe.products import wide_product
 from icprobe.rows import Base, Row
 
 # Words of the vocabulary whose logits are formed at a time: their weights and logits stay in a CPU's cache, while the
@@ -74,7 +74,7 @@ def head_tiles(network: Network, states: Tensor) -> Iterator[tuple[int, Tensor]]
     words = HEAD_WORDS if states.device.type == "cpu" else len(weight)
     for start in range(0, len(weight), words):
         part = slice(start, start + words)
-        yield start, product(states, weight[part], None if bias is None else bias[part]).float()
+        yield start, wide_product(states, weight[part], None if bias is None else bias[part])
 
 
 @torch.no_grad()
@@ -82,18 +82,23 @@ def loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> T
     """d(Σ −log p(target_i | state_i)) / d(state), [n, d]: (softmax − one-hot) W, in one pass over the vocabulary.
 
     The softmax of a part is rescaled when a later part raises the maximum, so that neither logits nor their gradient
-    [n, V] are ever kept whole.
+    [n, V] are ever kept whole. The target's share, p − 1, is minus that of all other words: where p is near 1 the
+    difference itself would be rounding.
     """
     wanted = torch.tensor(targets, device=states.device)
     weight = network.head.weight  # [V, d]
     highest = torch.full((len(states), 1), -torch.inf, device=states.device)
-    total, mean = torch.zeros_like(highest), torch.zeros_like(states, dtype=torch.float32)
+    total, others = torch.zeros_like(highest), torch.zeros_like(highest)
+    mean = torch.zeros_like(states, dtype=torch.float32)  # of the other words' weights, by probability
     for start, logits in head_tiles(network, states):
         higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
         shrink = (highest - higher).exp()
         exponentials = logits.sub_(higher).exp_()
         total = total * shrink + exponentials.sum(dim=1, keepdim=True)
-        part = weight[start : start + logits.shape[1]]
-        mean = mean.mul_(shrink).add_(product(exponentials.to(weight.dtype), part.T).float())
+        inside = (wanted >= start) & (wanted < start + logits.shape[1])
+        exponentials[inside, wanted[inside] - start] = 0
+        rivals = exponentials.to(weight.dtype)
+        others = others * shrink + rivals.sum(dim=1, keepdim=True, dtype=torch.float32)
+        mean = mean.mul_(shrink).add_(wide_product(rivals, weight[start : start + logits.shape[1]].T))
         highest = higher
-    return (mean / total - weight[wanted].float()).to(weight.dtype)
+    return ((mean - others * weight[wanted].float()) / total).to(weight.dtype)

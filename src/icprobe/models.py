@@ -232,5 +232,8 @@ def load_model(directory: str | Path, dtype: str = "float32", device: str = "aut
 
 
 def set_precision(tf32: bool) -> None:
-    """Whether float32 matrix products on CUDA may round their inputs to TF32 (10 bits of mantissa)."""
+    """Matrix products sum in float32; tf32: those of float32 on CUDA may round their inputs to TF32 (10 bits)."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # CUDA's libraries may else add up parts of a 16-bit product in 16 bits.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

@@ -28,6 +28,19 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor |
     return linear(x, weight, bias) if out is None else torch.mm(x, weight.T, out=out)
 
 
+def wide_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`product` of matrices [n, k], [m, k], [m] → [n, m] in float32: nothing is rounded before it is widened.
+
+    For sums that scores are made of: a product of 16-bit matrices would come out in 16 bits, however it was summed.
+    """
+    if x.element_size() >= 4:
+        return product(x, weight, bias).float()
+    if x.device.type == "cuda":
+        result = torch.mm(x, weight.T, out_dtype=torch.float32)
+        return result if bias is None else result.add_(bias)
+    return product(x.float(), weight.float(), None if bias is None else bias.float())
+
+
 def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or (x.dim() == 2 and x.T.is_contiguous()) else x.contiguous()
 

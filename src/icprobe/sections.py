@@ -339,7 +339,7 @@ class Evaluation(Section):
 
     @property
     def judge_settings(self) -> dict[str, Any]:
-        """What the chosen judge's judgements depend upon, as plain values; other judges' settings are not among them."""
+        """What judgements of the chosen judge depend upon, as plain values, without other judges' settings."""
         own = {"reference": "draw_margin", "llm": "llm", "annotations": "annotations"}[self.judge]
         return self.model_dump(mode="json", include={"judge", own})
 

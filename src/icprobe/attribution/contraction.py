@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from icprobe.products import wide_product
+
 # Elements of gradients that are prepared and multiplied at a time, for all pairs of batches: they stay in the cache.
 CHUNK = 1 << 16
 # Vectors that ⟨x, y⟩ of a chunk is summed from, where its length allows.
@@ -44,7 +46,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     """
     parts = math.gcd(x.shape[1], PARTS)
     if x.device.type != "cpu" or parts == 1:
-        return (x @ y.T).float()
+        return wide_product(x, y)
     left, right = (v.view(len(v), parts, -1).transpose(0, 1) for v in (x, y))
     return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float32)
 
@@ -57,18 +59,20 @@ def contract(
 ) -> dict[str, dict[tuple[int, int], Tensor]]:
     """Each contraction's term [n, m] float32 for each pair (i, j) of first[i] [n, p] and second[j] [m, p].
 
-    A pair's bits depend on no other pair's: only the order in which chunks and pairs take turns does.
+    A pair's bits depend on no other pair's: only the order in which chunks and pairs take turns does. On a CPU chunks
+    of 16-bit gradients are widened before anything is done with them; CUDA's products widen what they sum.
     """
     (some, *_) = first.values()
     size = some.shape[1]
-    chunk = CHUNK if some.device.type == "cpu" else size
+    on_cpu = some.device.type == "cpu"
+    chunk = CHUNK if on_cpu else size
     sums: dict[str, dict[tuple[int, int], Tensor]] = {name: {} for name in contractions}
     for start in range(0, size, chunk):
+        parts = [{key: g[:, start : start + chunk] for key, g in side.items()} for side in (first, second)]
+        if on_cpu:
+            parts = [{key: g.float() for key, g in side.items()} for side in parts]
         for name, contraction in contractions.items():
-            x, y = (
-                {key: contraction.prepare(g[:, start : start + chunk]) for key, g in side.items()}
-                for side in (first, second)
-            )
+            x, y = ({key: contraction.prepare(g) for key, g in side.items()} for side in parts)
             for i, j in pairs:
                 term = dot(x[i], y[j])
                 sums[name][i, j] = term if start == 0 else sums[name][i, j].add_(term)

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from icprobe import data, reading
 from icprobe.errors import DataError, ScoreError, reason, shown
+from icprobe.progress import Progress
 from icprobe.statistics import widen
 
 FORMATS = ".parquet, .csv, .json, .jsonl, .npy, .npz and .pt"
@@ -40,7 +41,7 @@ def read(name: str, settings: Mapping[str, Any]) -> Scores:
     cannot be read, has another shape than the configuration says, or does not fit the other parts.
     """
     paths = [settings["path"]] if isinstance(settings["path"], str) else settings["path"]
-    parts = [_part(Path(path), settings) for path in paths]
+    parts = [_part(Path(path), settings) for path in Progress(paths, desc=name, unit="file")]
     along_examples = settings["parts"] == "examples" or settings["orientation"] == "scores"
     axis = 0 if along_examples else 1
     for path, part in zip(paths, parts, strict=True):

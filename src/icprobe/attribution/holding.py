@@ -1,6 +1,6 @@
 """Products of all gradients of two sides, examples and tasks, when memory holds but one side or a part of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,7 +145,7 @@ class Held:
     """Some batches of one side, their gradients or factors kept layer by layer.
 
     all_tasks: number of tasks, where ⟨g_z, g_t⟩ alone is wanted; pairs of short sequences then take `grams`. None: all
-    gradients are formed.
+    gradients are formed. told: called with the tokens that have come through, a layer's part of each batch at a time.
     """
 
     def __init__(
@@ -155,8 +155,10 @@ class Held:
         batches: Sequence[list[Encoded]],
         dense: bool,
         all_tasks: int | None = None,
+        told: Callable[[float], object] = lambda tokens: None,
     ) -> None:
         self.network, self.layers, self.dense, self.all_tasks = network, layers, dense, all_tasks
+        self._told = told
         self.where = [spans(batch) for batch in batches]
         self.kept: list[list] = [[None] * len(layers) for _ in batches]
         self.dtype, self.device = network.model.dtype, network.device
@@ -169,6 +171,7 @@ class Held:
                     out = torch.empty(len(where), layers[index].size, dtype=self.dtype, device=self.device)
                     gradients = form(layers[index], a, delta, where, out)
                 kept[index] = (None if dense and all_tasks is None else (a, delta), gradients)
+                told(len(a) / len(layers))
 
             with tapped(network, layers, keep):
                 loss_backward(network, batch)
@@ -191,6 +194,10 @@ class Held:
         ]
 
         def multiply(index: int, rows: list[tuple[Tensor, Tensor]]) -> None:
+            add_products(index, rows)
+            self._told(sum(len(a) for a, _ in rows) / len(self.layers))
+
+        def add_products(index: int, rows: list[tuple[Tensor, Tensor]]) -> None:
             layer, pairs = self.layers[index], []
             for n, (row, where) in enumerate(zip(rows, spans_of, strict=True)):
                 for i, own in enumerate(self.where):

@@ -1,17 +1,23 @@
 """In-context probing: by how much does one example in the context raise the likelihood of a task's answer?"""
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from icprobe import texts
-from icprobe.attribution.matrix import Blocks, Inputs, encode_tasks, packs
+from icprobe.attribution.matrix import Blocks, Inputs, encode_tasks, packed
 from icprobe.likelihood import Suffix, log_likelihoods, packed_log_likelihoods
 from icprobe.packing import Network
 
 logger = logging.getLogger(__name__)
+
+PIECE_SECONDS = 10.0  # of work that is kept together, as one of `Inputs.pieces`
+
+# Prefix of an example's contexts, and what each task puts behind it
+OneShot = tuple[tuple[int, ...], list[Suffix]]
 
 
 def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tokens: int = 1024) -> Blocks:
@@ -20,8 +26,9 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
     Source: arXiv 2407.12259; Nuggets, arXiv 2312.10302.
     """
     probe = Probe(inputs, batch_tokens)
+    inputs.progress.expect(sum(map(len, runs)) * len(inputs.tasks), "pair")
     for rows in runs:
-        yield method, rows, probe.effects(rows)
+        yield method, rows, probe.effects(rows, f"{method}/{rows[0]}")
     if probe.joint:
         logger.info("%d pairs were tokenised jointly: their prefix and suffix merge", probe.joint)
 
@@ -31,7 +38,7 @@ class Probe:
 
     def __init__(self, inputs: Inputs, batch_tokens: int) -> None:
         self.prompts, self.tokenizer, self.batch_tokens = inputs.prompts, inputs.tokenizer, batch_tokens
-        self.examples = inputs.examples
+        self.examples, self.pieces, self.progress = inputs.examples, inputs.pieces, inputs.progress
         # A spread of all examples, whichever of them are computed here.
         spread = self.examples(slice(None, None, max(1, len(inputs.train) // 100)))
         self.network = Network(inputs.model, packed_weights=True)
@@ -42,22 +49,52 @@ class Probe:
         self._texts = [(self.prompts.separator + self.prompts.query(t), self.prompts.target(t)) for t in rows]
         self.base = self.network.remember(self.beginning(spread))
 
-    def effects(self, rows: Sequence[int], tasks: Sequence[int] | None = None) -> np.ndarray:
-        """A[z, t] of some examples and some tasks (default: all): [rows, tasks] float32, in nats."""
+    def effects(self, rows: Sequence[int], name: str, tasks: Sequence[int] | None = None) -> np.ndarray:
+        """A[z, t] of some examples and some tasks (default: all): [rows, tasks] float32, in nats.
+
+        name: of this call among `Inputs.pieces`. What seconds of passes give is kept there, by the place of its first
+        row, until all is there; a pack begins where it would have begun without an interruption.
+        """
         tasks = range(len(self._texts)) if tasks is None else tasks
-        groups = [self.one_shot(example, tasks) for example in self.examples(rows)]
-        block = np.empty((len(rows), len(tasks)), dtype=np.float32)
+        names: list[str] = []
+        passes, place = None, 0
+        while place < len(rows):
+            names.append(f"{name}/{place}")
+            if names[-1] in self.pieces:
+                passes = None
+                self.progress.found(self.pieces[names[-1]].size)
+            else:
+                passes = passes or self._passes(rows[place:], tasks)
+                self.pieces[names[-1]] = self._for_seconds(passes)
+            place += len(self.pieces[names[-1]])
+        return np.concatenate([self.pieces.pop(piece) for piece in names])
+
+    def _for_seconds(self, passes: Iterator[np.ndarray]) -> np.ndarray:
+        begun, blocks = time.monotonic(), []
+        for block in passes:
+            blocks.append(block)
+            self.progress.update(block.size)
+            if time.monotonic() - begun >= PIECE_SECONDS:
+                break
+        return np.concatenate(blocks)
+
+    def _passes(self, rows: Sequence[int], tasks: Sequence[int]) -> Iterator[np.ndarray]:
+        """Effects [some rows, tasks] of one pack after another; texts are tokenised when their pack's turn comes."""
         shared = self.base.ids if self.base else ()
-        for pack in packs([len(p) + sum(len(s.ids) for s in suffixes) for p, suffixes in groups], self.batch_tokens):
-            some = groups[pack]
+        zero_shot = self.zero_shot[list(tasks)]
+
+        def tokens(group: OneShot) -> int:
+            return len(group[0]) + sum(len(suffix.ids) for suffix in group[1])
+
+        groups = (self.one_shot(self.examples([row])[0], tasks) for row in rows)
+        for pack in packed(groups, tokens, self.batch_tokens):
             # An example that does not begin as the others do (its tokens merge early) stands without the base.
-            if all(prefix[: len(shared)] == shared for prefix, _ in some):
-                behind = [(prefix[len(shared) :], suffixes) for prefix, suffixes in some]
+            if all(prefix[: len(shared)] == shared for prefix, _ in pack):
+                behind = [(prefix[len(shared) :], suffixes) for prefix, suffixes in pack]
                 results = packed_log_likelihoods(self.network, behind, self.base)
             else:
-                results = packed_log_likelihoods(self.network, some)
-            block[pack] = torch.stack(results) - self.zero_shot[list(tasks)]
-        return block
+                results = packed_log_likelihoods(self.network, pack)
+            yield (torch.stack(results) - zero_shot).numpy().astype(np.float32)
 
     def beginning(self, examples: list[dict]) -> tuple[int, ...]:
         """The token ids that the one-shot contexts of these examples begin with."""
@@ -66,7 +103,7 @@ class Probe:
         # One token less than they share: each context needs a token of its own behind the base.
         return prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))]
 
-    def one_shot(self, example: dict, tasks: Sequence[int]) -> tuple[tuple[int, ...], list[Suffix]]:
+    def one_shot(self, example: dict, tasks: Sequence[int]) -> OneShot:
         """(prefix ids, suffixes of the tasks); prefix + suffix equals the tokens of the whole text, which is checked.
 
         Where a tokenizer merges across the border the prefix is shortened to what all pairs share, so that the pairs

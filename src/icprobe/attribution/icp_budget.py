@@ -26,16 +26,31 @@ def attribute(
 ) -> Blocks:
     """Columns `score` (share of the tried tasks that the example helps) and `n_tasks` (how many were tried).
 
-    Needs all examples at once: it is one shard. See `eliminate`.
+    Needs all examples at once: it is one shard. See `eliminate`. Each round, and what a round has so far, is kept among
+    `inputs.pieces`.
     """
     probe = Probe(inputs, batch_tokens)
     place = {row: number for number, row in enumerate(np.concatenate(runs))}
     order = np.concatenate(runs)
 
+    progress, pieces = inputs.progress, inputs.pieces
+    progress.expect(len(order) * len(inputs.tasks), "pair")
+    waiting = len(inputs.tasks)
+
     def reveal(rows: Sequence[int], tasks: Sequence[int]) -> np.ndarray:
-        return probe.effects([order[row] for row in rows], tasks)
+        nonlocal waiting
+        # What is left at most: examples that have stopped are tried no more.
+        progress.total = progress.n + len(rows) * waiting
+        waiting -= len(tasks)
+        name = f"{method}/round/{tasks[0]}"
+        if name in pieces:
+            progress.found(pieces[name].size)
+        else:
+            pieces[name] = probe.effects(order[rows], name, tasks)
+        return pieces[name]
 
     scores, tried = eliminate(len(order), len(inputs.tasks), reveal, share, round_tasks, confidence, inputs.seed)
+    progress.total = progress.n
     logger.info("%.0f%% of the cost of all pairs", 100 * tried.sum() / (len(order) * len(inputs.tasks)))
     for rows in runs:
         at = [place[row] for row in rows]

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -60,16 +60,23 @@ def attribute(
             names = [piece(method, *((run, n) if by_example else (n, run))) for n in range(len(targets.batches))]
             yield method, runs[run], np.concatenate([pieces.pop(name) for name in names], axis=1)
 
+    def waiting(tile: list[int], group: Iterable[int]) -> list[int]:
+        return [n for n in group if not all(piece(m, i, n) in pieces for m in methods for i in tile)]
+
+    passes = [(tile, waiting(tile, range(len(streamed.batches)))) for tile in plan.tiles]
+    of_passes = (sum(map(kept.tokens, tile)) + sum(map(streamed.tokens, others)) for tile, others in passes if others)
+    inputs.progress.expect(sum(of_passes), "token")
     for number, tile in enumerate(plan.tiles):
         held, tokens = None, 0.0
         for group in plan.groups:
-            waiting = [n for n in group if not all(piece(m, i, n) in pieces for m in methods for i in tile)]
-            if waiting and held is None:
+            left = waiting(tile, group)
+            if left and held is None:
                 begun = time.monotonic()
-                held = Held(network, layers, [kept.batches[i] for i in tile], plan.dense, alone)
+                batches = [kept.batches[i] for i in tile]
+                held = Held(network, layers, batches, plan.dense, alone, inputs.progress.update)
                 tokens = GROUP_SECONDS * sum(map(kept.tokens, tile)) / (time.monotonic() - begun)
-            for part in parted([streamed.tokens(n) for n in waiting], tokens):
-                others = [waiting[place] for place in part]
+            for part in parted([streamed.tokens(n) for n in left], tokens):
+                others = [left[place] for place in part]
                 rows = held.stream([streamed.batches[n] for n in others], contractions, by_example)
                 for n, row in zip(others, rows, strict=True):
                     for i, products in zip(tile, row, strict=True):

@@ -1,14 +1,14 @@
 """What all methods share: their inputs, how examples form batches and shards, and the matrix as a table."""
 
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from icprobe.errors import ScoreError
+from icprobe.progress import Progress
 from icprobe.prompts import Encoded, Prompts, encode
 from icprobe.texts import token_ids
 
@@ -19,7 +19,8 @@ class Inputs:
 
     train, tasks: tables with id, instruction, input, output. lengths: table id, n_query, n_target of the examples in
     the model's tokens. model, tokenizer: of transformers, None for methods that need none. pieces: where a method whose
-    blocks take minutes puts parts of them, by names of its own, and finds them again after it was killed.
+    blocks take minutes puts parts of them, by names of its own, and finds them again after it was killed. progress: is
+    told what is to be done of `batches`, in pairs or tokens, and then what is done of it.
     """
 
     train: pd.DataFrame
@@ -30,12 +31,14 @@ class Inputs:
     tokenizer: Any = None
     seed: int = 0
     pieces: MutableMapping[str, np.ndarray] = field(default_factory=dict)
+    progress: Progress = field(default_factory=lambda: Progress(disable=True))
 
     def examples(self, rows: Sequence[int] | slice) -> list[dict[str, Any]]:
         """Some rows of train, as mappings; never all, for one shard's share of a million is small."""
         return self.train.iloc[rows].to_dict("records")
 
 
+T = TypeVar("T")
 # (method, row indices of a batch, block [rows, tasks] float32)
 Block = tuple[str, np.ndarray, np.ndarray]
 Blocks = Iterator[Block]
@@ -67,13 +70,21 @@ def shard_of(runs: Sequence[np.ndarray], lengths: pd.DataFrame, number: int, of:
 
 def packs(lengths: Sequence[int], batch_tokens: int) -> list[slice]:
     """Consecutive sequences whose tokens together are at most batch_tokens, at least one each."""
-    edges, size = [0], 0
-    for index, length in enumerate(lengths):
-        if size and size + length > batch_tokens:
-            edges.append(index)
-            size = 0
-        size += length
-    return [slice(a, b) for a, b in pairwise([*edges, len(lengths)])]
+    return [slice(p[0], p[-1] + 1) for p in packed(range(len(lengths)), lengths.__getitem__, batch_tokens)]
+
+
+def packed(sequences: Iterable[T], tokens: Callable[[T], int], batch_tokens: int) -> Iterator[list[T]]:
+    """`packs` of sequences as they come: no more of them are taken than a pack holds, and the next one."""
+    pack: list[T] = []
+    size = 0
+    for sequence in sequences:
+        if pack and size + tokens(sequence) > batch_tokens:
+            yield pack
+            pack, size = [], 0
+        pack.append(sequence)
+        size += tokens(sequence)
+    if pack:
+        yield pack
 
 
 def encode_documents(inputs: Inputs, runs: Sequence[Sequence[int]]) -> dict[int, Encoded]:

@@ -36,23 +36,33 @@ def attribute(
     # Rows of tasks are fixed, so that before and after differ by the update alone.
     suffixes = [Suffix(e.ids, e.n_context) for e in encoded]
     rows_of_tasks = [suffixes[pack] for pack in packs([len(s.ids) for s in suffixes], batch_tokens)]
-    before = _task_likelihoods(network, rows_of_tasks)
+    before = torch.cat(list(_task_likelihoods(network, rows_of_tasks)))
+    inputs.progress.expect(len(documents) * len(encoded), "pair")
     for rows in runs:
-        block = np.empty((len(rows), len(encoded)), dtype=np.float32)
+        names = [f"{method}/{rows[0]}/{place}" for place in range(len(rows))]
         sequences = [documents[row] for row in rows]
         where = spans(sequences)
         taken: dict[int, tuple[Tensor, Tensor]] = {}
         with tapped(network, layers, lambda index, a, delta, taken=taken: taken.update({index: (a, delta)})):
             loss_backward(network, sequences)
-        for place, span in enumerate(where):
+        for name, span in zip(names, where, strict=True):
+            if name in inputs.pieces:
+                inputs.progress.found(len(encoded))
+                continue
             factors = [(taken[index][0][span], taken[index][1][span]) for index in range(len(layers))]
+            after = []
             with updated(layers, factors, learning_rate, sum(len(s.ids) for s in rows_of_tasks[0])):
-                block[place] = (_task_likelihoods(network, rows_of_tasks) - before).numpy()
-        yield method, rows, block
+                for likelihoods in _task_likelihoods(network, rows_of_tasks):
+                    after.append(likelihoods)
+                    inputs.progress.update(len(likelihoods))
+            inputs.pieces[name] = (torch.cat(after) - before).numpy().astype(np.float32)
+        yield method, rows, np.stack([inputs.pieces.pop(name) for name in names])
 
 
-def _task_likelihoods(network: Network, rows: Sequence[Sequence[Suffix]]) -> Tensor:
-    return torch.cat([packed_log_likelihoods(network, [((), row)])[0] for row in rows])
+def _task_likelihoods(network: Network, rows: Sequence[Sequence[Suffix]]) -> Iterator[Tensor]:
+    """Of the tasks in each row [tasks], one pass each."""
+    for row in rows:
+        yield packed_log_likelihoods(network, [((), row)])[0]
 
 
 @contextmanager

@@ -41,7 +41,6 @@ def compute(
     runs = batches(inputs.lengths, batch_tokens)
     mine = shard_of(runs, inputs.lengths, shard, shards)
     saved = Saved(partial)
-    inputs = replace(inputs, pieces=saved)
     position = {tuple(runs[index]): index for index in mine}
     waiting = [index for index in mine if not all(f"{method}/{index}" in saved for method in methods)]
     total = sum(len(runs[index]) for index in mine)
@@ -49,16 +48,12 @@ def compute(
     if saved:
         logger.info("resumed: %d of %d examples were finished before", done, total)
     attribute = importlib.import_module(module).attribute
-    with Progress(total=total, initial=done, desc="+".join(methods), unit="example") as progress:
-        finished: dict[int, int] = {}
+    with Progress(desc="+".join(methods)) as progress:
+        inputs = replace(inputs, pieces=saved, progress=progress)
         # A method sets out with work of its own (zero-shot, the tasks' gradients), for nothing where nothing waits.
         computed = attribute(inputs, methods[0], [runs[i] for i in waiting], **settings) if waiting else ()
         for method, rows, block in computed:
-            index = position[tuple(rows)]
-            saved[f"{method}/{index}"] = block
-            finished[index] = finished.get(index, 0) + 1
-            if finished[index] == len(methods):
-                progress.update(len(rows))
+            saved[f"{method}/{position[tuple(rows)]}"] = block
     saved.write()
     rows = np.concatenate([runs[index] for index in mine]) if mine else np.array([], dtype=int)
     tables = {}
