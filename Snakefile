@@ -54,7 +54,7 @@ rule all:
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     if any(job.rule.name == "report" for job in workflow.dag.jobs):
-        say(ending.summary(CONFIG.experiment, CONFIG.models, CONFIG.wandb.mode != "disabled"))
+        say(ending.summary(CONFIG.experiment, CONFIG.models, TRACKED))
 
 
 onerror:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import artifacts, ending, reading
+from icprobe import artifacts, ending, modes, reading
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -18,8 +18,16 @@ from icprobe.errors import DataError, IcprobeError
 try:
     CONFIG = load(config, METHODS)
     METHODS = methods_of(CONFIG)
+    # Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
+    os.environ[modes.VARIABLE] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
+    TRACKED = modes.settings()["mode"] != "disabled"
 except IcprobeError as error:
     sys.exit(str(error))
+
+
+# The environment's word on W&B, for jobs on other machines.
+envvars:
+    *(name for name in modes.ENVIRONMENT if name in os.environ),
 
 
 def local_files(table):
@@ -74,9 +82,6 @@ SWEEP = CONFIG.figures.sweep
 if SWEEP is None:
     both = {"icp", "influence"} <= set(CONFIG.attribution.methods)
     SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
-
-# Read by the jobs' W&B runs. No param: no result depends on it, so a change must rerun nothing.
-os.environ["ICPROBE_TRACKING"] = json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment})
 
 
 def either(names):

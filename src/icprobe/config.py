@@ -117,9 +117,13 @@ class Config(Section):
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent. known_methods: names that
-    attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of others.
+    raw: the merged YAML mapping; a key whose value is null counts as absent, `wandb: null` as W&B switched off.
+    known_methods: names that attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and
+    the number of others.
     """
+    if "wandb" in raw and raw["wandb"] is None:
+        # Taken away, it would come back with its default, which sends.
+        raw = {**raw, "wandb": {"mode": "disabled"}}
     plain, _ = _Plain().of(raw)
     try:
         config = Config.model_validate(plain)

@@ -1,7 +1,7 @@
 """W&B: one run for each job, with what it took, what it made and what it measured.
 
-Settings come from the environment variable ICPROBE_TRACKING, which the Snakefile sets, and not from a param: no result
-depends on them. Without it nothing is tracked. No failure of W&B fails a job or holds it for more than half a minute.
+Settings come from the environment (`icprobe.modes`), and not from a param: no result depends on them. Without them
+nothing is tracked. No failure of W&B fails a job or holds it for more than half a minute.
 """
 
 import json
@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from icprobe import modes
 from icprobe.artifacts import MANIFEST, write_json
+from icprobe.errors import ConfigError
 from icprobe.lineage import (
     CLOCK,
     EDGES,
@@ -34,7 +36,6 @@ from icprobe.syncing import TrackingError, check_server
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "ICPROBE_TRACKING"
 # Seconds that a job waits for W&B at most: to reach it, to begin, for lineage, for its last uploads; under 30 in all.
 CONNECT_SECONDS, INIT_SECONDS, LINEAGE_SECONDS, FINISH_SECONDS = 2, 7, 4, 11
 # A larger file is logged by name and digest alone, so that no run holds a second copy of a model or a big matrix.
@@ -184,8 +185,12 @@ class Subject:
 
 
 def settings() -> dict[str, Any]:
-    """The configuration's `wandb` and the experiment's name, as the Snakefile hands them on."""
-    return json.loads(os.environ.get(VARIABLE) or '{"mode": "disabled"}')
+    """What `modes.settings` says; disabled where the environment's word is no mode, which no job fails for."""
+    try:
+        return modes.settings()
+    except ConfigError as error:
+        logger.warning("W&B: no run (%s)", error)
+        return {"mode": "disabled"}
 
 
 def start(snakemake: Any) -> Run:
@@ -239,7 +244,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     # would fail the import, and with it the job.
     WandbRun._register_telemetry_import_hooks = lambda _run: None
     run._wandb = wandb
-    run._online = _goes_online(chosen["mode"])
+    run._online = _goes_online(chosen)
 
     def begin() -> Any:
         return wandb.init(
@@ -275,16 +280,17 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
         run._run.define_metric(f"{step.split('/')[0]}/*", step_metric=step)
 
 
-def _goes_online(mode: str) -> bool:
+def _goes_online(chosen: Mapping[str, Any]) -> bool:
     """Whether to talk to the server: where it is wanted, a key is found and there is a way to it."""
-    if mode == "offline":
+    if chosen["mode"] == "offline":
+        logger.info("W&B: offline, as %s says", chosen["why"], extra={"file_only": True})
         return False
     try:
         check_server(CONNECT_SECONDS)
     except TrackingError as error:
         # In mode auto a machine without a key is nothing to warn of: each job's log says it, the terminal does once,
         # at the end of the workflow.
-        level, where = (logging.INFO, {"file_only": True}) if mode == "auto" else (logging.WARNING, None)
+        level, where = (logging.INFO, {"file_only": True}) if chosen["mode"] == "auto" else (logging.WARNING, None)
         logger.log(level, "%s The run is kept offline for `make sync`.", error, extra=where)
         return False
     return True
