@@ -51,6 +51,14 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
+# What the workflow makes now, for `make sync`. Not where options have taken jobs out of it.
+onstart:
+    if TRACKED:
+        jobs = [(job.rule.name, job.output) for job in workflow.dag.jobs]
+        whole = "all" in dict(jobs) and workflow.dag.batch is None
+        records.tell_present(CONFIG.experiment, jobs, whole)
+
+
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     if any(job.rule.name == "report" for job in workflow.dag.jobs):

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import artifacts, ending, modes, reading
+from icprobe import artifacts, ending, masking, modes, reading, records
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
 from icprobe.errors import DataError, IcprobeError
+
+# Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
+os.environ[masking.VARIABLE] = json.dumps(masking.hide(config))
 
 try:
     CONFIG = load(config, METHODS)

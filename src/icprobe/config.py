@@ -121,7 +121,7 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     known_methods: names that attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and
     the number of others.
     """
-    if "wandb" in raw and raw["wandb"] is None:
+    if isinstance(raw, dict) and raw.get("wandb", {}) is None:
         # Taken away, it would come back with its default, which sends.
         raw = {**raw, "wandb": {"mode": "disabled"}}
     plain, _ = _Plain().of(raw)
@@ -209,7 +209,9 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         message = "a mapping is needed" if first["type"] == "model_type" else first["msg"][:400]
         seen = first.get("input")
         what = message.removeprefix("Value error, ")
-        what += "" if isinstance(seen, dict | BaseModel) else f", not {shown(seen)}"
+        # What stands where the name of a key's variable should is often the key itself.
+        hidden = isinstance(seen, dict | BaseModel) or keys[-1:] == ["key_variable"]
+        what += "" if hidden else f", not {shown(seen)}"
     more = f" ({len(mistakes) - 1} more mistakes)" if len(mistakes) > 1 else ""
     return _mistake([key[:60] for key in keys], what + more)
 

@@ -24,7 +24,7 @@ import openai
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from icprobe import jsonl
+from icprobe import jsonl, masking
 from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, JudgeError
 from icprobe.judging import DRAW
@@ -258,7 +258,7 @@ def client(settings: dict[str, Any]) -> openai.OpenAI:
             "into it, or leave key_variable out for an endpoint without keys."
         )
     return openai.OpenAI(
-        base_url=settings["base_url"],
+        base_url=masking.reveal(settings["base_url"]),
         api_key=os.environ[variable] if variable else "none",
         timeout=settings["timeout_seconds"],
         max_retries=settings["attempts"] - 1,
