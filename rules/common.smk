@@ -17,6 +17,7 @@ from icprobe.errors import DataError, IcprobeError
 
 # Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
 os.environ[masking.VARIABLE] = json.dumps(masking.hide(config))
+logger.addFilter(masking.of_record)
 
 try:
     CONFIG = load(config, METHODS)

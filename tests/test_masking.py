@@ -1,7 +1,6 @@
 """What opens a door is in no file that is written, and reaches the jobs that need it."""
 
 import json
-import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -10,11 +9,12 @@ import dag
 import pytest
 from test_jobs import run_job
 
-from icprobe import masking
+from icprobe import llm_judge, masking, records
 from icprobe.attribution import METHODS
 from icprobe.config import load
 from icprobe.errors import ConfigError, DataError
 from icprobe.invocations import Invocation
+from icprobe.sections import Evaluation
 
 
 @pytest.mark.parametrize(
@@ -113,80 +113,74 @@ def test_why_a_job_ran_is_masked_in_the_workflows_run():
 
 # --- the workflow -----------------------------------------------------------------------------------------------
 
-TOKEN, PASSWORD, KEY, JUDGE_KEY = "t0ken-of-the-table", "passw0rd-of-the-judge", "k3y-in-the-query", "sk-of-the-judge"
-
-
-class Guarded:
-    """Serves a table to who has its token, and judges for who has the judge's key; tells what was refused."""
-
-    def __init__(self, table: bytes) -> None:
-        self.refused: list[str] = []
-        self.served = {"GET": 0, "POST": 0}
-        guarded = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def log_message(self, *_) -> None:
-                pass
-
-            def answer(self, right: bool, content: bytes) -> None:
-                if not right:
-                    guarded.refused.append(f"{self.path} {self.headers.get('Authorization')}")
-                guarded.served[self.command] += right
-                self.send_response(200 if right else 403)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def do_GET(self) -> None:
-                self.answer(parse_qs(urlsplit(self.path).query).get("token") == [TOKEN], table)
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
-                top = [{"token": name, "logprob": math.log(0.5), "bytes": None} for name in "mM"]
-                choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "m"}}
-                choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}], "refusal": None}
-                whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "j", "choices": [choice]}
-                self.answer(self.headers.get("Authorization") == f"Bearer {JUDGE_KEY}", json.dumps(whole).encode())
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+TOKEN, PASSWORD, KEY = "t0ken-of-the-table", "passw0rd-of-the-judge", "k3y-in-the-query"
+# Chance alone values the examples, and nothing is trained: the shortest way from a table to a report.
+SMALL = {
+    "models": ["elsewhere"],
+    "model_sources": {"tiny-llama": None, "elsewhere": {"source": "external"}},
+    "data": {"train": {"path": None, "sample": None}, "eval": None},
+    "attribution": {"methods": ["random"]},
+    "bins": [],
+    "figures": {"scatter": []},
+    "finetune": {"methods": [], "bins": None, "all_data": False},
+    "wandb": {"mode": "offline"},
+}
 
 
 @pytest.fixture
 def guarded():
-    server = Guarded((dag.ROOT / "resources/demo/train.jsonl").read_bytes())
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    """Address of a server that gives the demo's examples to who has the token."""
+    table = (dag.ROOT / "resources/demo/train.jsonl").read_bytes()
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            right = parse_qs(urlsplit(self.path).query).get("token") == [TOKEN]
+            self.send_response(200 if right else 403)
+            self.end_headers()
+            self.wfile.write(table if right else b"")
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
-def test_no_file_that_the_workflow_writes_holds_a_secret(tmp_path, tmp_path_factory, guarded):
-    """Table and judge behind doors, one from a file, one from the command line; W&B offline; then all is searched."""
-    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
-    port = guarded.http.server_port
-    table = f"http://127.0.0.1:{port}/train.jsonl?token={TOKEN}"
-    judge = f"http://me:{PASSWORD}@127.0.0.1:{port}/v1?api_key={KEY}"
-    llm = f"{{base_url: '{judge}', model: j, key_variable: JUDGE_API_KEY}}"
+def test_no_file_that_the_workflow_writes_holds_a_secret(tmp_path, guarded):
+    """A table behind a token, from a file; a judge behind a password, from the command line; then all is searched."""
+    project = dag.new(tmp_path)
+    config = {**SMALL, "data": {**SMALL["data"], "train": {**SMALL["data"]["train"]}}}
+    config["data"]["train"]["url"] = f"http://{guarded}/train.jsonl?token={TOKEN}"
+    llm = f"{{base_url: 'https://me:{PASSWORD}@judge.example/v1?api_key={KEY}', model: j}}"
     ended = project.snakemake(
-        *("all", "--cores", "2", "--config", f"evaluation={{judge: llm, llm: {llm}}}"),
-        config={"data": {"train": {"path": None, "url": table}}, "wandb": {"mode": "offline"}},
-        environment={"JUDGE_API_KEY": JUDGE_KEY},
+        *("all", "--cores", "2", "--config", f"evaluation={{judge: llm, llm: {llm}}}"), config=config
     )
     assert ended.returncode == 0, ended.output[-3000:]
-    assert guarded.refused == []
-    assert min(guarded.served.values()) > 0
     report = (tmp_path / "results/tiny/report.html").read_text()
-    assert f"127.0.0.1:{port}/train.jsonl?token=***" in report
-    assert f"http://***@127.0.0.1:{port}/v1" in report
-    runs = [*(tmp_path / "results/tiny/wandb").glob("offline-run-*/run-*.wandb")]
-    assert {log.stem.split("-")[1] for log in runs} >= {"prepare_train", "judge", "report", "workflow"}
-    secrets = [secret.encode() for secret in (TOKEN, PASSWORD, KEY, JUDGE_KEY)]
-    given = {tmp_path / "mine.yaml"}
-    found = [
-        str(path)
-        for path in tmp_path.rglob("*")
-        if path.is_file() and path not in given and any(secret in path.read_bytes() for secret in secrets)
-    ]
-    assert found == []
+    assert f"http://{guarded}/train.jsonl?token=***" in report
+    assert "https://***@judge.example/v1?api_key=***" in report
+    directory = tmp_path / "results/tiny/wandb"
+    runs = records.read_all(directory)
+    assert {run.rule for run in runs} >= {None, "prepare_train", "report"}  # None: the workflow's own
+    assert b"judge.example" in b"".join(run.log.read_bytes() for run in runs if run.rule is None)
+    # What the Snakefile tells of the present workflow fits what the runs tell of themselves.
+    assert records.superseded(directory, runs) == {}
+    assert set(json.loads((directory / records.PRESENT).read_text())) >= {run.rule for run in runs if run.rule}
+    secrets = [secret.encode() for secret in (TOKEN, PASSWORD, KEY)]
+    given = tmp_path / "mine.yaml"
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path != given]
+    assert any(path.match(".snakemake/metadata/*") for path in files)
+    assert [path for path in files if any(secret in path.read_bytes() for secret in secrets)] == []
     assert not any(secret.decode() in ended.output for secret in secrets)
+
+
+def test_a_judge_is_asked_at_its_true_address(monkeypatch):
+    config = {"evaluation": {"llm": {"base_url": f"https://me:{PASSWORD}@judge.example/v1"}}}
+    monkeypatch.setenv(masking.VARIABLE, json.dumps(masking.hide(config)))
+    base_url = config["evaluation"]["llm"]["base_url"]
+    assert base_url == "https://***@judge.example/v1"
+    llm = Evaluation(judge="llm", llm={"base_url": base_url, "model": "j"}).judge_settings["llm"]
+    assert str(llm_judge.client(llm).base_url) == f"https://me:{PASSWORD}@judge.example/v1/"

@@ -5,8 +5,10 @@ masks; `reveal` gives a job the address back. `mask` is for text from elsewhere:
 """
 
 import json
+import logging
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -62,6 +64,16 @@ def command(words: Sequence[str]) -> str:
         shown.append(MASK if after_secret else ASSIGNED.sub(assigned, mask(word)))
         after_secret = word.startswith("-") and "=" not in word and SECRET.search(word) is not None
     return " ".join(shown)
+
+
+def of_record(record: logging.LogRecord) -> bool:
+    """A filter for Snakemake's logger, which tells the command line and why jobs run."""
+    if hasattr(record, "cmd"):
+        record.cmd = command(sys.argv)
+    for name in ("msg", "reason"):
+        if isinstance(text := getattr(record, name, None), str):
+            setattr(record, name, mask(text))
+    return True
 
 
 # --- the configuration ------------------------------------------------------------------------------------------

@@ -50,11 +50,12 @@ def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str
         raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; take that away first.")
     directory = Path(experiment_directory, "wandb").absolute()
     runs = records.read_all(directory)
-    for log, why in records.superseded(directory, runs).items():
-        if not _is_synced(log):
-            logger.info("%s is superseded and stays here: %s", log.parent.name, why)
     sent = records.versions(run for run in runs if _is_synced(run.log))
-    waiting = {run.log: run for run in runs if run.log in {*pending(directory)}}
+    old = records.superseded(directory, runs)
+    waiting = {run.log: run for run in runs if not _is_synced(run.log)}
+    for log in sorted(old.keys() & waiting.keys()):
+        logger.info("%s is superseded and stays here: %s", log.parent.name, old[log])
+        del waiting[log]
     if not waiting:
         logger.info("%s: every run is uploaded", experiment_directory)
         return {}
@@ -132,7 +133,8 @@ def waves(runs: Sequence[Record]) -> list[list[Record]]:
         made = {facts["name"] for run in left for facts in run.outputs}
         ready = [run for run in left if not made & {facts["name"] for facts in run.inputs}] or left
         groups.append(ready)
-        left = [run for run in left if run not in ready]
+        taken = {run.log for run in ready}
+        left = [run for run in left if run.log not in taken]
     return groups
 
 
