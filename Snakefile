@@ -62,16 +62,21 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
-# Said before any work, where responses are made to be judged; a job that finds all its answers at hand needs no key.
+# Before any work: what the workflow makes now, for `make sync` (not where options have taken jobs out of it); and a key that is
+# missing where responses are made to be judged (a job that finds all its answers at hand needs none).
 onstart:
     if {"generate", "judge"} <= {job.rule.name for job in workflow.dag.needrun_jobs()}:
         require_key()
+    if TRACKED:
+        jobs = [(job.rule.name, job.output) for job in workflow.dag.jobs]
+        whole = "all" in dict(jobs) and workflow.dag.batch is None
+        records.tell_present(CONFIG.experiment, jobs, whole)
 
 
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     if any(job.rule.name == "report" for job in workflow.dag.jobs):
-        say(ending.summary(CONFIG.experiment, CONFIG.models, CONFIG.wandb.mode != "disabled"))
+        say(ending.summary(CONFIG.experiment, CONFIG.models, TRACKED))
 
 
 onerror:

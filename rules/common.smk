@@ -10,18 +10,35 @@ from pathlib import Path
 from snakemake.io import strip_wildcard_constraints
 from snakemake.logging import logger
 
-from icprobe import artifacts, cores, data, ending, execution, judging, reading, work
+from icprobe import artifacts, cores, data, ending, execution, judging, masking, modes, reading, records, work
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
 from icprobe.errors import DataError, IcprobeError
 from icprobe.resources import Sizes
 
+# Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
+os.environ.update({masking.VARIABLE: json.dumps(masking.hide(config))})
+logger.addFilter(masking.of_record)
+
 try:
     CONFIG = load(config, METHODS)
     METHODS = methods_of(CONFIG)
+    # Read by the jobs, and by their W&B runs. No params: no result depends on them, so a change must rerun nothing.
+    os.environ.update(
+        {
+            execution.VARIABLE: json.dumps(CONFIG.execution()),
+            modes.VARIABLE: json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment}),
+        }
+    )
+    TRACKED = modes.settings()["mode"] != "disabled"
 except IcprobeError as error:
     sys.exit(str(error))
+
+
+# The environment's word on W&B, for jobs on other machines.
+envvars:
+    *(name for name in modes.ENVIRONMENT if name in os.environ),
 
 
 def local_files(table):
@@ -76,15 +93,6 @@ SWEEP = CONFIG.figures.sweep
 if SWEEP is None:
     both = {"icp", "influence"} <= set(CONFIG.attribution.methods)
     SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
-
-# Read by the jobs, and by their W&B runs. No params: no result depends on them, so a change must rerun nothing.
-os.environ.update(
-    {
-        execution.VARIABLE: json.dumps(CONFIG.execution()),
-        "ICPROBE_TRACKING": json.dumps({**CONFIG.wandb.model_dump(), "experiment": CONFIG.experiment}),
-    }
-)
-
 
 # What a heavy rule computes with: the cores that `--cores` gives, but no more threads than OMP_NUM_THREADS says (which
 # Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tracked import KEY, LIGHT, WORK, run_directories, run_name_of_work, run_tracked
+from tracked import FILE, KEY, LIGHT, WORK, run_directories, run_jobs, run_name_of_work, run_of, run_tracked
 
-from icprobe import lineage, syncing
+from icprobe import records, syncing
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -67,9 +67,145 @@ def test_makers_of_a_file_are_uploaded_before_its_readers(tmp_path):
         logs[name] = tmp_path / name / f"run-{name}.wandb"
         logs[name].parent.mkdir()
         if edge:
-            (tmp_path / name / lineage.EDGES).write_text(json.dumps({"inputs": edge[0], "outputs": edge[1]}))
-    waves = syncing.waves(list(logs.values()))
-    assert [[log.parent.name for log in wave] for wave in waves] == [["a", "killed"], ["b"], ["c"]]
+            (tmp_path / name / records.RECORD).write_text(json.dumps({"inputs": edge[0], "outputs": edge[1]}))
+    waves = syncing.waves([*map(records.read, logs.values())])
+    assert [[run.log.parent.name for run in wave] for wave in waves] == [["a", "killed"], ["b"], ["c"]]
+
+
+def names_sent(server) -> set[str]:
+    return {sent["displayName"] for sent in server.sent("UpsertBucket")} - {None}  # the summary is sent without
+
+
+def test_each_bad_run_is_skipped_and_named_and_the_rest_goes_up(tmp_path, server):
+    bad = ["removed", "changed", "corrupt", "empty"]
+    run_jobs(
+        tmp_path,
+        *[("score", name, [], [name], {}) for name in [*bad, "fine"]],
+        ("score", "reader", ["fine"], ["reader"], {}),
+        ("score", "of_removed", ["removed"], ["of_removed"], {}),
+    )
+    (tmp_path / FILE.format("removed")).unlink()
+    (tmp_path / FILE.format("changed")).write_text("other bytes")
+    for name in ("corrupt", "empty"):
+        (log,) = run_of(tmp_path, name).glob("*.wandb")
+        content = bytearray(log.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 40] = b"x" * 40
+        log.write_bytes(content if name == "corrupt" else b"")
+    for _ in range(2):  # and so each time
+        ended = sync(tmp_path, server.url)
+        assert ended.returncode == 1, ended.stderr
+        for name, why in {
+            "removed": f"{FILE.format('removed')} was removed",
+            "of_removed": f"{FILE.format('removed')} was removed",
+            "changed": f"{FILE.format('changed')} was changed since",
+            "corrupt": "its log is damaged",
+            "empty": "its log cannot be read",
+        }.items():
+            assert f"{run_of(tmp_path, name).name}: {why}" in ended.stderr
+        assert "5 runs were not uploaded" in ended.stderr
+        assert names_sent(server) == {"score fine", "score reader"}
+        assert {log.parent for log in syncing.pending(tmp_path / "results/demo/wandb")} == {
+            run_of(tmp_path, name) for name in [*bad, "of_removed"]
+        }
+
+
+def test_a_file_that_is_on_the_server_may_be_gone_when_its_readers_are_uploaded(tmp_path, server):
+    run_jobs(tmp_path, ("attribute", "shard", [], ["shard"], {}))
+    assert sync(tmp_path, server.url).returncode == 0
+    run_jobs(tmp_path, ("gather", "matrix", ["shard"], ["matrix"], {}))
+    (tmp_path / FILE.format("shard")).unlink()
+    ended = sync(tmp_path, server.url)
+    assert ended.returncode == 0, ended.stderr
+    assert len(server.sent("UseArtifact")) == 1
+    assert len(server.sent("shard.parquet")) == 1
+
+
+def test_of_a_job_that_ran_again_with_other_params_the_last_run_alone_is_uploaded(tmp_path, server):
+    run_jobs(
+        tmp_path,
+        ("score", "icp", [], ["icp"], {"mean": 1}),
+        ("score", "icp", [], ["icp"], {"mean": 2}),
+        ("rename", "other", [], ["same"], {}),
+        ("score", "another", [], ["same"], {}),
+        pause=1,
+    )
+    ended = sync(tmp_path, server.url)
+    assert ended.returncode == 0, ended.stderr
+    assert f"{run_of(tmp_path, 'icp', {'mean': 1}).name} is superseded" in ended.stderr
+    assert f"{run_of(tmp_path, 'other').name} is superseded" in ended.stderr
+    assert names_sent(server) == {"score icp", "score another"}
+    assert all('"mean": {"value": 1}' not in sent["config"] for sent in server.sent("UpsertBucket"))
+
+
+def test_runs_of_jobs_that_the_workflow_no_longer_has_are_superseded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = tmp_path / "results/demo/wandb"
+    for method, rule in {"icp": "score", "gone": "score", "noise": "value_points", "failed": "score"}.items():
+        run = directory / f"offline-run-20260101_000000-{method}"
+        run.mkdir(parents=True)
+        (run / f"run-{method}.wandb").touch()
+        records.write(run, rule, {"method": method}, [], [{"name": FILE.format(method)}])
+    everything = [run.parent.name.split("-")[-1] for run in syncing.pending(directory)]
+    assert everything == ["failed", "gone", "icp", "noise"]
+
+    def left() -> list[str]:
+        return [run.parent.name.split("-")[-1] for run in syncing.pending(directory)]
+
+    first, second = (
+        [("score", [FILE.format(name) for name in names])] for names in (["icp", "gone"], ["icp", "failed"])
+    )
+    records.tell_present("demo", first, whole=True)
+    assert left() == ["gone", "icp", "noise"]  # no rule of the whole makes noise; it was asked for by itself
+    records.tell_present("demo", second, whole=False)
+    assert left() == ["failed", "gone", "icp", "noise"]
+    records.tell_present("demo", second, whole=True)
+    assert left() == ["failed", "icp", "noise"]
+    records.tell_present("demo", [("correlate", [])], whole=True)
+    assert left() == ["noise"]
+
+
+def test_readers_wait_where_the_server_refuses_what_they_read(tmp_path, server):
+    run_jobs(tmp_path, ("score", "made", [], ["made"], {}), ("score", "reader", ["made"], ["reader"], {}))
+    server.refused = {"CreateArtifact"}
+    first = sync(tmp_path, server.url)
+    assert first.returncode == 1
+    maker = run_of(tmp_path, "made").name
+    assert f"{run_of(tmp_path, 'reader').name}: it reads what {maker} made, which goes first" in first.stderr
+    server.refused = set()
+    assert sync(tmp_path, server.url).returncode == 0
+    assert names_sent(server) == {"score made", "score reader"}
+
+
+def test_a_log_of_an_upload_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path, server):
+    run_jobs(tmp_path, ("score", "icp", [], ["icp"], {}))
+    logs = tmp_path / "results/demo/wandb/logs"
+    logs.mkdir()
+    (logs / "debug-sync.1.log").write_text('{"level": "ERROR", "msg": "x", "sync_path": "elsewhere"}\n{"level": "ER')
+    for _ in range(2):
+        ended = sync(tmp_path, server.url)
+        assert ended.returncode == 0, ended.stderr
+
+
+def test_the_server_takes_no_bytes_under_another_digest_and_the_run_is_named(tmp_path, server, monkeypatch):
+    """A file that is made anew between the look at it and its upload."""
+    run_jobs(tmp_path, ("score", "icp", [], ["icp"], {}))
+    (tmp_path / FILE.format("icp")).write_text("other bytes")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(records, "lost", lambda *_: None)
+    for name, value in {"WANDB_API_KEY": KEY, "WANDB_BASE_URL": server.url, "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    failed = syncing.sync("results/demo")
+    assert failed == {run_of(tmp_path, "icp").name: failed[run_of(tmp_path, "icp").name]}
+    assert "400 Bad Request" in "".join(failed.values())
+    assert server.committed == set()
+
+
+def test_nothing_is_uploaded_where_wandb_is_disabled(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(syncing.TrackingError, match="disabled by WANDB_MODE"):
+        syncing.sync(tmp_path)
+    assert server.requests == []
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")

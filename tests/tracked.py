@@ -25,6 +25,44 @@ with job(snakemake) as run:
     pathlib.Path(snakemake.output[0]).write_text("model,value\\n")
 """
 LIGHT = "with job(snakemake) as run:\n    run.summary(examples=96)\n"
+# Jobs one after the other in one process: (rule, its wildcard method, inputs, outputs, params).
+JOBS = """
+import pathlib, time
+from types import SimpleNamespace
+for rule, method, inputs, outputs, params in {jobs!r}:
+    one = SimpleNamespace(**{{**vars(snakemake), "rule": rule, "input": inputs, "output": outputs, "params": params}})
+    one.wildcards = {{"method": method}}
+    with job(one):
+        for path in outputs:
+            pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+            pathlib.Path(path).write_text(f"{{path}} {{params}}")
+    time.sleep({pause})
+"""
+FILE = "results/demo/m/scores/{}.parquet"
+
+
+def run_jobs(directory: Path, *jobs: tuple, pause: float = 0) -> None:
+    """Offline runs of jobs (rule, method, names of inputs, names of outputs, params)."""
+    whole = [
+        (rule, method, *([FILE.format(name) for name in names] for names in files), params)
+        for rule, method, *files, params in jobs
+    ]
+    ended = run_tracked(directory, JOBS.format(jobs=whole, pause=pause))
+    if ended.returncode:
+        raise RuntimeError(ended.stderr)
+
+
+def run_of(directory: Path, method: str, params: dict | None = None) -> Path:
+    """Directory of the only run of a method, or of that with these params."""
+    found = []
+    for path in run_directories(directory):
+        record = json.loads((path / "edges.json").read_text())
+        if record["wildcards"]["method"] == method:
+            found.append((path, record))
+    rule = found[0][1]["rule"]
+    ids = lineage.run_id("demo", rule, {"method": method}, params or {})
+    (path,) = [path for path, _ in found if params is None or path.name.endswith(ids)]
+    return path
 
 
 def settings(mode: str) -> str:

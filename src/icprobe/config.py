@@ -147,10 +147,13 @@ class Config(Section):
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`. known_methods:
-    names that attribution.methods may choose. Raises ConfigError, one sentence for the first mistake and the number of
-    others.
+    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`, and `wandb: null` as
+    W&B switched off. known_methods: names that attribution.methods may choose. Raises ConfigError, one sentence for the
+    first mistake and the number of others.
     """
+    if isinstance(raw, dict) and raw.get("wandb", {}) is None:
+        # Taken away, it would come back with its default, which sends.
+        raw = {**raw, "wandb": {"mode": "disabled"}}
     plain, _ = _Plain().of(raw)
     try:
         config = Config.model_validate(plain)
@@ -237,7 +240,9 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         message = "a mapping is needed" if first["type"] == "model_type" else first["msg"][:400]
         seen = first.get("input")
         what = message.removeprefix("Value error, ")
-        what += "" if isinstance(seen, dict | BaseModel) else f", not {shown(seen)}"
+        # What stands where the name of a key's variable should is often the key itself.
+        hidden = isinstance(seen, dict | BaseModel) or keys[-1:] == ["key_variable"]
+        what += "" if hidden else f", not {shown(seen)}"
     more = f" ({len(mistakes) - 1} more mistakes)" if len(mistakes) > 1 else ""
     return _mistake([key[:60] for key in keys], what + more)
 

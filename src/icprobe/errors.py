@@ -5,15 +5,19 @@ Jobs and the Snakefile show these without a traceback. Any other exception is a 
 
 from typing import Any
 
+from icprobe.masking import mask
+
 
 class IcprobeError(Exception):
     """A mistake that the user can mend; its message is one clear sentence or two, on one line.
 
-    Names and values in messages come from files: what would break the line or steer a terminal is shown escaped.
+    Names and values in messages come from files: what would break the line or steer a terminal is shown escaped, and
+    secrets in addresses are masked.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+        printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in mask(message))
+        super().__init__("".join(printable))
 
 
 class ConfigError(IcprobeError):

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe import tracking
+from icprobe import masking, tracking
 from icprobe.environment import benchmark
 from icprobe.lineage import CLOCK, bin_words, run_name
 
@@ -66,7 +66,7 @@ class Invocation:
                 self.jobs[event["job"]] = Job(
                     event["rule"],
                     event["wildcards"],
-                    event["reason"],
+                    masking.mask(event["reason"]),
                     event["benchmark"],
                     event["time"] - self.began,
                 )
@@ -170,9 +170,9 @@ def follow(lines: Iterable[str]) -> None:
         f"workflow {target}, {invocation.total} job{'s' if invocation.total != 1 else ''}",
         "workflow",
         ["workflow"],
-        {
+        config={
             "experiment": chosen["experiment"],
-            "command": " ".join(header["command"]),
+            "command": masking.command(header["command"]),
             "snakemake": header["snakemake"],
             "planned": invocation.planned,
         },

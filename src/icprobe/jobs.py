@@ -27,6 +27,7 @@ from tqdm import tqdm
 from icprobe import cores, environment, tracking
 from icprobe.errors import ArtifactError, IcprobeError
 from icprobe.lineage import named
+from icprobe.masking import mask
 
 logger = logging.getLogger(__name__)
 
@@ -236,17 +237,24 @@ class _Terminal(logging.StreamHandler):
             super().emit(record)
 
 
+class _Masking(logging.Formatter):
+    """Lines without secrets, tracebacks and what libraries say included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
+
+
 @contextmanager
 def _logging(log: Any) -> Iterator[None]:
     """Root logger at INFO to the rule's log and to the terminal, within the block."""
-    formatter = logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    formatter = _Masking("%(asctime)s %(message)s", datefmt="%H:%M:%S")
     terminal = _Terminal(sys.stderr)
     # Errors reach the terminal as the job's last words; the log has no other way to know them.
     terminal.addFilter(lambda record: not getattr(record, "file_only", False))
     handlers: list[logging.Handler] = [terminal]
     if len(log):
         Path(log[0]).parent.mkdir(parents=True, exist_ok=True)
-        formatter = logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
+        formatter = _Masking("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
         handlers.append(logging.FileHandler(log[0], mode="w", encoding="utf-8"))
     root = logging.getLogger()
     before = root.level

@@ -14,10 +14,10 @@ from icprobe.errors import IcprobeError
 STEP = "train/step"
 # The x-axis of the workflow's own curves: seconds since it began.
 CLOCK = "workflow/seconds"
-# File in a run's directory that names its inputs and outputs.
-EDGES = "edges.json"
 # Hashing a larger file would take longer than a light job: its size must do.
 DIGEST_BYTES = 2 * 10**9
+# A larger file is logged by name and digest alone, so that no run holds a second copy of a model or a big matrix.
+UPLOAD_BYTES = 50 * 10**6
 
 # Type of the W&B artifact that a path is, by the first pattern found in it.
 ARTIFACT_TYPES = (

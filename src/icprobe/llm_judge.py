@@ -21,6 +21,7 @@ import openai
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from icprobe import masking
 from icprobe.artifacts import digest
 from icprobe.errors import JudgeError
 from icprobe.judge_answers import FIRST, SECOND, TIE, mass, share
@@ -236,7 +237,7 @@ class _Asking:
 def client(settings: dict[str, Any]) -> openai.OpenAI:
     """The official client; it retries 408, 409, 429, 5xx, timeouts and cut connections with growing pauses."""
     return openai.OpenAI(
-        base_url=settings["base_url"],
+        base_url=masking.reveal(settings["base_url"]),
         api_key=key(settings["key_variable"]),
         timeout=settings["timeout_seconds"],
         max_retries=settings["attempts"] - 1,

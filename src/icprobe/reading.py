@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from icprobe.artifacts import matching, temporary_directory
 from icprobe.errors import DataError, reason, shown
+from icprobe.masking import reveal
 
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 WHERE = "_where"  # the column that says where a row stands, for messages
@@ -186,7 +187,7 @@ def _read_url(url: str) -> pd.DataFrame:
     with temporary_directory() as folder:
         file = Path(folder, Path(address.path).name or "table")
         try:
-            with urllib.request.urlopen(url, timeout=60) as answer, open(file, "wb") as copy:
+            with urllib.request.urlopen(reveal(url), timeout=60) as answer, open(file, "wb") as copy:
                 shutil.copyfileobj(answer, copy)
         except (OSError, ValueError) as error:
             raise DataError(f"{url}: cannot be fetched ({reason(error)}); get the file and give its path.") from None

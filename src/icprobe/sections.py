@@ -351,10 +351,12 @@ class Report(Section):
 
 
 class Wandb(Section):
-    """Weights & Biases. No result depends on it: a change here reruns nothing."""
+    """Weights & Biases; `wandb: null` switches it off. No result depends on it: a change here reruns nothing."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto is online where a key is found, else offline."
+        "auto",
+        description="auto is online where a key is found, else offline. The variable WANDB_MODE wins over all but "
+        "disabled.",
     )
     project: Name = Field("icprobe", description="W&B project.")
     entity: str | None = Field(None, description="W&B user or team; null takes the key's default.")

@@ -19,54 +19,80 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from icprobe import modes, records
 from icprobe.errors import DataError, IcprobeError
-from icprobe.lineage import CLOCK, EDGES, STEP
+from icprobe.lineage import CLOCK, STEP
+from icprobe.records import Record
 
 logger = logging.getLogger(__name__)
 
 SERVER = "https://api.wandb.ai"
+REMEDY = "Where a log or a file is lost, run the job again or remove the run's directory; else try again."
 
 
 class TrackingError(IcprobeError):
     """W&B cannot be used: no key, no network, or a package that is missing."""
 
 
-def sync(experiment_directory: str | Path, timeout: float = 60) -> list[str]:
-    """Upload what an experiment's runs logged while there was no server, and name the runs that could not be uploaded.
+def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str]:
+    """Upload what an experiment's runs logged while there was no server; returns {run that could not be: why}.
 
     experiment_directory: such as results/demo. timeout: seconds without a newly uploaded run after which it gives up.
-    Idempotent: a run that is on the server is not touched again, unless it has grown since. Around `wandb sync`, which
-    reports success whatever happens: what counts here is the marker that it leaves beside a run, less those runs of
-    which its own log says that the server refused a part.
+    Idempotent: a run that is on the server is not touched again, unless it has grown since. What is superseded stays
+    where it is. Around `wandb sync`, which reports success whatever happens: what counts here is the marker that it
+    leaves beside a run, less those runs of which its own log says that the server refused a part.
     """
     if not Path(experiment_directory).is_dir():
         raise DataError(
             f"{experiment_directory}: no such directory. Name an experiment's results, such as results/demo."
         )
+    if (word := modes.asked(os.environ)) and word[1] == "disabled":
+        raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; take that away first.")
     directory = Path(experiment_directory, "wandb").absolute()
-    waiting = pending(directory)
+    runs = records.read_all(directory)
+    sent = records.versions(run for run in runs if _is_synced(run.log))
+    old = records.superseded(directory, runs)
+    waiting = {run.log: run for run in runs if not _is_synced(run.log)}
+    for log in sorted(old.keys() & waiting.keys()):
+        logger.info("%s is superseded and stays here: %s", log.parent.name, old[log])
+        del waiting[log]
     if not waiting:
         logger.info("%s: every run is uploaded", experiment_directory)
-        return []
+        return {}
+    failed = {log: why for log, run in waiting.items() if (why := _damage(log) or records.lost(run, sent))}
     try:
         check_server(min(timeout, 10))
     except TrackingError as error:
-        logger.error("%s", error)
-        return [file.parent.name for file in waiting]
-    logger.info("%s: uploading %d runs", experiment_directory, len(waiting))
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
-        for wave in waves(waiting):
-            _upload(directory, wave, timeout, output)
-            _unmark_refused(directory)
-            if not all(map(_is_synced, wave)):
-                # Readers of what was not uploaded would appear as its makers: they wait for the next attempt.
-                break
-        output.seek(0)
-        said = [line.strip() for line in output if line.strip()]
-    failed = [file.parent.name for file in waiting if not _is_synced(file)]
-    if failed:
-        logger.info("%s", "\n".join(said[-10:]))
+        return {log.parent.name: failed.get(log, str(error)) for log in waiting}
+    logger.info("%s: uploading %d runs", experiment_directory, len(waiting) - len(failed))
+    failed |= _upload_all(directory, [run for log, run in waiting.items() if log not in failed], timeout)
     logger.info("%d of %d runs uploaded", len(waiting) - len(failed), len(waiting))
+    return {log.parent.name: why for log, why in failed.items()}
+
+
+def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict[Path, str]:
+    """Upload runs, makers before readers; returns {log of one that is not on the server as it should be: why}."""
+    failed: dict[Path, str] = {}
+    makers: dict[str, str] = {}  # file whose maker the server refused, or that waits itself: the maker
+    gave_up = ""
+    for wave in waves(runs):
+        ready = []
+        for run in wave:
+            maker = next((makers[made["name"]] for made in run.inputs if made["name"] in makers), None)
+            if gave_up or maker:
+                # It would appear as the maker of what it reads.
+                failed[run.log] = gave_up or f"it reads what {maker} made, which goes first"
+            else:
+                ready.append(run)
+        if ready:
+            gave_up, output = _upload(directory, [run.log for run in ready], timeout)
+            refused = _refused(directory)
+            for run in ready:
+                if run.log in refused:
+                    _mark(run.log).unlink(missing_ok=True)
+                if not _is_synced(run.log):
+                    failed[run.log] = refused.get(run.log) or _said_of(run.log, output) or gave_up or "not uploaded"
+        makers |= {made["name"]: run.log.parent.name for run in wave if run.log in failed for made in run.outputs}
     return failed
 
 
@@ -92,28 +118,37 @@ def check_server(timeout: float) -> None:
 
 
 def pending(directory: Path) -> list[Path]:
-    """Logs of runs below results/{experiment}/wandb that are not on the server, or have grown since they were."""
-    return [file for file in sorted(directory.glob("*run-*/run-*.wandb")) if not _is_synced(file)]
+    """Logs of runs below results/{experiment}/wandb that are to be uploaded: not superseded, and not on the server, or
+    grown since they were.
+    """
+    runs = records.read_all(directory)
+    old = records.superseded(directory, runs)
+    return [run.log for run in runs if run.log not in old and not _is_synced(run.log)]
 
 
-def waves(files: Sequence[Path]) -> list[list[Path]]:
+def waves(runs: Sequence[Record]) -> list[list[Record]]:
     """Runs in groups, makers of a file before its readers: W&B takes the first run that names a file for its maker."""
-    edges = {file: _edges(file) for file in files}
-    left, groups = list(files), []
+    left, groups = list(runs), []
     while left:
-        made = {path for file in left for path in edges[file]["outputs"]}
-        ready = [file for file in left if not made & set(edges[file]["inputs"])] or left
+        made = {facts["name"] for run in left for facts in run.outputs}
+        ready = [run for run in left if not made & {facts["name"] for facts in run.inputs}] or left
         groups.append(ready)
-        left = [file for file in left if file not in ready]
+        taken = {run.log for run in ready}
+        left = [run for run in left if run.log not in taken]
     return groups
 
 
-def _edges(file: Path) -> dict[str, list[str]]:
-    try:
-        return json.loads(file.with_name(EDGES).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        # A killed job wrote none.
-        return {"inputs": [], "outputs": []}
+def _damage(log: Path) -> str | None:
+    """What is wrong with a run's log, as W&B's own reader says; None where nothing is."""
+    from wandb.util import get_core_path
+
+    # `wandb leet inspect`, without the second that it takes to find its reader.
+    command = [get_core_path(), "leet", "inspect", "--json", "--no-observability", "--run-file", str(log)]
+    read = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    said = " ".join(read.stderr.split())
+    if read.returncode or not read.stdout:
+        return f"its log cannot be read ({said or 'it is empty'})"
+    return f"its log is damaged ({said})" if "corrupt" in said else None
 
 
 def _mark(file: Path) -> Path:
@@ -125,8 +160,11 @@ def _is_synced(file: Path) -> bool:
     return mark.exists() and mark.stat().st_mtime_ns >= file.stat().st_mtime_ns
 
 
-def _upload(directory: Path, files: Sequence[Path], timeout: float, output: Any) -> None:
-    """Run `wandb sync` on the files; end it when no further run is done within `timeout` seconds."""
+def _upload(directory: Path, files: Sequence[Path], timeout: float) -> tuple[str, str]:
+    """Run `wandb sync` on the files; end it when no further run is done within `timeout` seconds.
+
+    Returns why it was ended (empty where it was not), and what it said.
+    """
     for file in files:
         # A marker older than its run: wandb would skip the run.
         _mark(file).unlink(missing_ok=True)
@@ -139,45 +177,58 @@ def _upload(directory: Path, files: Sequence[Path], timeout: float, output: Any)
     }
     environment.pop("WANDB_SERVICE", None)
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", *map(str, files)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
-    done, since = 0, time.monotonic()
-    try:
-        while process.poll() is None and time.monotonic() - since < timeout:
-            time.sleep(0.2)
-            now_done = sum(map(_is_synced, files))
-            if now_done > done:
-                done, since = now_done, time.monotonic()
-                logger.info("%d/%d runs", done, len(files))
-    finally:
-        if process.poll() is None:
-            logger.info("no further run was uploaded within %.0f s", timeout)
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    gave_up, done, since = "", 0, time.monotonic()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None and time.monotonic() - since < timeout:
+                time.sleep(0.2)
+                now_done = sum(map(_is_synced, files))
+                if now_done > done:
+                    done, since = now_done, time.monotonic()
+                    logger.info("%d/%d runs", done, len(files))
+        finally:
+            if process.poll() is None:
+                gave_up = f"no further run was uploaded within {timeout:.0f} s"
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        return gave_up, output.read()
 
 
-def _unmark_refused(directory: Path) -> None:
-    """Take the marker from runs of which the server refused a part: wandb marks them, and says so in its log alone."""
+def _said_of(log: Path, output: str) -> str | None:
+    """What `wandb sync` says of a run that it could not send whole."""
+    lines = [line for line in output.splitlines() if "ERROR" in line and log.parent.name in line]
+    return lines[-1].partition(": ")[2].removeprefix("ERROR ") if lines else None
+
+
+def _refused(directory: Path) -> dict[Path, str]:
+    """{log: why} of runs of which the server refused a part: wandb says so in its log alone, and marks them."""
+    found: dict[Path, str] = {}
     for log in directory.glob("logs/debug-sync.*.log"):
-        for line in log.read_text(encoding="utf-8").splitlines():
-            entry = json.loads(line) if line.startswith("{") else {}
-            if entry.get("level") != "ERROR" or "sync_path" not in entry:
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue  # the last line of a `wandb sync` that was ended
+            if not isinstance(entry, dict) or entry.get("level") != "ERROR" or "sync_path" not in entry:
                 continue
             file, what = Path(entry["sync_path"]), str(entry.get("error") or entry["msg"]).strip()
             if "gql.UseArtifact" in what:
                 # All content arrived and the config holds the edges; another attempt would be refused as well.
                 logger.warning("%s: its inputs are not linked (%s); set wandb.entity", file.parent.name, what)
             else:
-                logger.warning("%s: %s", file.parent.name, what)
-                _mark(file).unlink(missing_ok=True)
+                found[file] = f"{found[file]}; {what}" if file in found else what
         # Read once: a later attempt may succeed.
         log.unlink()
+    return found
 
 
 # --- the saved view ---------------------------------------------------------------------------------------------
@@ -295,7 +346,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if chosen.command == "sync":
             failed = sync(chosen.directory, chosen.timeout)
-            sys.exit(f"{len(failed)} runs were not uploaded: {', '.join(failed)}" if failed else None)
+            said = "".join(f"\n  {run}: {why}" for run, why in failed.items())
+            sys.exit(f"{len(failed)} runs were not uploaded:{said}\n{REMEDY}" if failed else None)
         project, entity, experiment = _configured(chosen.configfile)
         print(save_workspace(chosen.project or project, chosen.entity or entity, chosen.experiment or experiment))
     except IcprobeError as error:

@@ -1,9 +1,10 @@
 """W&B: one run for each job, with what it took, what it made and what it measured.
 
-Settings come from the environment variable ICPROBE_TRACKING, which the Snakefile sets, and not from a param: no result
-depends on them. Without it nothing is tracked. No failure of W&B fails a job or holds it for more than half a minute.
+Settings come from the environment (`icprobe.modes`), and not from a param: no result depends on them. Without them
+nothing is tracked. No failure of W&B fails a job or holds it for more than half a minute.
 """
 
+import functools
 import json
 import logging
 import os
@@ -16,11 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from icprobe.artifacts import MANIFEST, write_json
+from icprobe import modes, records
+from icprobe.artifacts import MANIFEST
+from icprobe.errors import ConfigError
 from icprobe.lineage import (
     CLOCK,
-    EDGES,
     STEP,
+    UPLOAD_BYTES,
     artifact_name,
     artifact_type,
     bin_words,
@@ -31,15 +34,13 @@ from icprobe.lineage import (
     run_name,
     scalar,
 )
+from icprobe.masking import masked
 from icprobe.syncing import TrackingError, check_server
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "ICPROBE_TRACKING"
 # Seconds that a job waits for W&B at most: to reach it, to begin, for lineage, for its last uploads; under 30 in all.
 CONNECT_SECONDS, INIT_SECONDS, LINEAGE_SECONDS, FINISH_SECONDS = 2, 7, 4, 11
-# A larger file is logged by name and digest alone, so that no run holds a second copy of a model or a big matrix.
-UPLOAD_BYTES = 50 * 10**6
 TABLE_ROWS = 1000
 FIGURE_HTML = "<html><head><style>body{margin:0;background:#fff}svg{width:100%;height:auto}</style></head><body>"
 
@@ -57,6 +58,7 @@ class Run:
         self._complete = True
         self._inputs: list[str] = []
         self._outputs: list[str] = []
+        self._record: Callable[..., None] = lambda **_: None
 
     def summary(self, **values: Any) -> None:
         """Numbers (or words) that say what came out, shown in the table of runs.
@@ -70,7 +72,7 @@ class Run:
                 single[name] = scalar(value)
             except TypeError as error:
                 logger.warning("W&B: the number %s is left out of the summary: %s", name, error)
-        self._attempt("the summary", lambda: self._run.summary.update(single))
+        self._attempt("the summary", lambda: self._run.summary.update(masked(single)))
 
     def log(self, metrics: Mapping[str, Any], step: float, axis: str = STEP) -> None:
         """A point of each curve, such as {"train/loss": 1.2}; step: its place on the axis, by default in steps."""
@@ -128,8 +130,8 @@ class Run:
     def _log_edges(self, outputs: list[str]) -> None:
         edges = {"inputs": [*map(describe, self._inputs)], "outputs": [*map(describe, outputs)]}
         self._run.config.update(edges, allow_val_change=True)
-        # Beside the log: `sync` uploads the makers of a file before its readers.
-        write_json(Path(self._run.settings.sync_dir, EDGES), {"inputs": self._inputs, "outputs": outputs})
+        if outputs:
+            self._record(**edges)
 
     def _log_artifacts(self) -> None:
         for path in self._outputs:
@@ -189,14 +191,19 @@ class Subject:
     name: str  # for people
     kind: str  # the job type: a rule, or "workflow"
     tags: Sequence[str] = ()
+    wildcards: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     inputs: Sequence[str] = ()
     outputs: Sequence[str] = ()
 
 
 def settings() -> dict[str, Any]:
-    """The configuration's `wandb` and the experiment's name, as the Snakefile hands them on."""
-    return json.loads(os.environ.get(VARIABLE) or '{"mode": "disabled"}')
+    """What `modes.settings` says; disabled where the environment's word is no mode, which no job fails for."""
+    try:
+        return modes.settings()
+    except ConfigError as error:
+        logger.warning("W&B: no run (%s)", error)
+        return {"mode": "disabled"}
 
 
 def start(snakemake: Any) -> Run:
@@ -214,6 +221,7 @@ def start(snakemake: Any) -> Run:
         run_name(snakemake.rule, wildcards),
         snakemake.rule,
         [str(readable[name])[:64] for name in ("method", "bin", "model") if readable.get(name)],
+        wildcards,
         {**params, **wildcards, "experiment": chosen["experiment"], "rule": snakemake.rule},
         [*map(str, snakemake.input)],
         [*map(str, snakemake.output)],
@@ -250,7 +258,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     # would fail the import, and with it the job.
     WandbRun._register_telemetry_import_hooks = lambda _run: None
     run._wandb = wandb
-    run._online = _goes_online(chosen["mode"])
+    run._online = _goes_online(chosen)
 
     def begin() -> Any:
         return wandb.init(
@@ -262,7 +270,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
             group=chosen["experiment"],
             job_type=subject.kind,
             tags=list(subject.tags),
-            config=dict(subject.config),
+            config=masked(dict(subject.config)),
             settings=_wandb_settings(wandb, run._online),
         )
 
@@ -281,21 +289,28 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     # wandb falls back to /tmp by itself, without a word.
     if root.absolute() not in Path(run._run.dir).absolute().parents:
         logger.warning("W&B: %s is not used; this run lies in %s", root, run._run.dir)
+    # Beside the log, for `sync`; what makes nothing, such as the workflow's own run, has none.
+    if run._outputs:
+        directory = Path(run._run.settings.sync_dir)
+        run._record = functools.partial(records.write, directory, subject.kind, subject.wildcards)
+        inputs, outputs = ([{"name": path} for path in paths] for paths in (run._inputs, run._outputs))
+        run._record(inputs=inputs, outputs=outputs)
     for step in (STEP, CLOCK):
         run._run.define_metric(step, hidden=True)
         run._run.define_metric(f"{step.split('/')[0]}/*", step_metric=step)
 
 
-def _goes_online(mode: str) -> bool:
+def _goes_online(chosen: Mapping[str, Any]) -> bool:
     """Whether to talk to the server: where it is wanted, a key is found and there is a way to it."""
-    if mode == "offline":
+    if chosen["mode"] == "offline":
+        logger.info("W&B: offline, as %s says", chosen["why"], extra={"file_only": True})
         return False
     try:
         check_server(CONNECT_SECONDS)
     except TrackingError as error:
         # In mode auto a machine without a key is nothing to warn of: each job's log says it, the terminal does once,
         # at the end of the workflow.
-        level, where = (logging.INFO, {"file_only": True}) if mode == "auto" else (logging.WARNING, None)
+        level, where = (logging.INFO, {"file_only": True}) if chosen["mode"] == "auto" else (logging.WARNING, None)
         logger.log(level, "%s The run is kept offline for `make sync`.", error, extra=where)
         return False
     return True

@@ -7,7 +7,6 @@ where that process dies, the workflow goes on without it.
 """
 
 import json
-import os
 import subprocess
 import sys
 from logging import LogRecord
@@ -16,7 +15,8 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-VARIABLE = "ICPROBE_TRACKING"  # set by the Snakefile: the configuration's `wandb`
+from icprobe import modes
+
 WAIT_SECONDS = 20  # at most, for the last uploads, once the workflow has ended
 TOUCH = {"--touch", "-t"}
 
@@ -49,8 +49,7 @@ class LogHandler(LogHandlerBase):
 
     def _begin(self) -> bool:
         """Start the process that logs; False where nothing is to be logged."""
-        mode = json.loads(os.environ.get(VARIABLE) or "{}").get("mode", "disabled")
-        if mode == "disabled" or self._header is None or TOUCH & set(self._header["command"]):
+        if modes.settings()["mode"] == "disabled" or self._header is None or TOUCH & set(self._header["command"]):
             self._over = True
             return False
         self._process = subprocess.Popen(
