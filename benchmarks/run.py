@@ -71,11 +71,12 @@ def prepared(model: str) -> str:
     if not (path / "manifest.json").is_file() and path.name == MODEL:
         import yaml
 
+        from icprobe.admission import admit
         from icprobe.models import prepare
 
         print(f"preparing {MODEL} …", flush=True)
         sources = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["model_sources"]
-        prepare(sources[MODEL], path)
+        prepare(sources[MODEL], path, admit)
     return str(path)
 
 

@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
 
 # What watches a job but cannot change its result; an edit here must not repeat a month of GPU work.
-OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress"})
+OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress", "icprobe.admission"})
 
 
 @contextmanager
