@@ -58,13 +58,23 @@ class Capabilities:
 @torch.no_grad()
 def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capabilities:
     """Tries out the model that was saved in `directory`, in each dtype. Raises ModelError where float32 is wrong."""
+    exact, trial, capabilities = _in_float32(directory, tokenizer, trusted)
+    if wrong := _wrong_in_bfloat16(directory, trusted, trial, exact):
+        logger.warning("%s; it can be used with attribution.dtype: float32", wrong)
+        capabilities.refused_dtypes["bfloat16"] = wrong
+    return capabilities
+
+
+def _in_float32(directory: str | Path, tokenizer: Any, trusted: bool) -> tuple["Computed", "Trial", Capabilities]:
+    """What plain transformers gives on the trial's tokens, once the engines have given the same."""
     model = opened(directory, "float32", trusted)
     name = type(model).__name__
     with _step(name, "a first prediction"):
         check_causal(model)
-    share = check_theta(model)
-    check_ids(model, tokenizer)
-    trial = Trial.of(model)
+    with _step(name, "a look at its layers"):
+        share = check_theta(model)
+        check_ids(model, tokenizer)
+        trial = Trial.of(model)
     with _step(name, "a plain forward and backward pass"):
         check_calls(model, trial)
         check_head(model, trial)
@@ -74,20 +84,23 @@ def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capab
         found, in_step = by_engines(network, trial)
     far = differences(found, exact)
     refuse_far(name, far, {what: GRADIENTS_FAR if "gradient" in what else FAR for what in far})
-    del model
-    refused = {}
+    return exact, trial, Capabilities(share, network.packs, in_step, {})
+
+
+def _wrong_in_bfloat16(directory: str | Path, trusted: bool, trial: "Trial", exact: "Computed") -> str:
+    """What is wrong with the engines in bfloat16, or nothing; rounding takes plain transformers as far from `exact`."""
+    model = opened(directory, "bfloat16", trusted)
+    name = type(model).__name__
     try:
-        rounded = opened(directory, "bfloat16", trusted)
         with _step(name, "a plain forward and backward pass in bfloat16"):
-            plain = plainly(rounded, trial)
+            plain = plainly(model, trial)
         with _step(name, "a trial of the engines in bfloat16"):
-            found, _ = by_engines(Network(rounded), trial)
-        near = {what: ROUNDING * apart + BESIDES for what, apart in differences(plain, exact).items()}
-        refuse_far(f"{name} in bfloat16", differences(found, exact), near)
+            found, _ = by_engines(Network(model), trial)
+        limits = {what: ROUNDING * apart + BESIDES for what, apart in differences(plain, exact).items()}
+        refuse_far(f"{name} in bfloat16", differences(found, exact), limits)
     except ModelError as error:
-        refused["bfloat16"] = str(error).removesuffix(ADVICE)
-        logger.warning("%s; it can be used with attribution.dtype: float32", refused["bfloat16"])
-    return Capabilities(share, network.packs, in_step, refused)
+        return str(error).removesuffix(ADVICE)
+    return ""
 
 
 @contextmanager
@@ -133,14 +146,13 @@ def check_theta(model: PreTrainedModel) -> float:
         first, parameter = next(iter(lacking.items()))
         raise ModelError(
             f"{name}: {100 * share:.0f}% of the weights of its blocks are in no linear layer (first {first} "
-            f"{list(parameter.shape)}), as in a mixture of experts: gradients would leave them out; choose another."
+            f"{list(parameter.shape)}): gradients would leave them out{ADVICE}"
         )
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for layer, module in layers.items():
         if any(uses[id(p)] > 1 for p in module.parameters()):
             raise ModelError(
-                f"{name}: the weights of {layer} are used in several places, so that they would count as often; choose "
-                "a model whose blocks share no weights."
+                f"{name}: the weights of {layer} are used in several places, so that they would count as often{ADVICE}"
             )
     return sum(p.numel() for p in inside.parameters() if id(p) in covered) / total
 

@@ -119,14 +119,11 @@ def check_gguf(path: Path, config: Any) -> None:
     reader = GGUFReader(path)
     values = {name.partition(".")[2]: field.contents() for name, field in reader.fields.items() if ".rope.scal" in name}
     kept = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
-    scaled = {
-        f"{name} = {value}"
-        for name, value in values.items()
-        if (name == "rope.scaling.type" and value != "none") or (name in GGUF_FACTORS and value != 1)
-    } | {f"the tensor {t.name}" for t in reader.tensors if t.name.startswith("rope_") and (t.data != 1).any()}
+    scaled = [f"{name} = {values[name]}" for name in GGUF_FACTORS if values.get(name, 1) != 1]
+    scaled += [f"the tensor {t.name}" for t in reader.tensors if t.name.startswith("rope_") and (t.data != 1).any()]
     if scaled and not kept:
         raise ModelError(
-            f"{path.name}: its rotary positions are scaled ({min(scaled)}), which transformers drops when it reads a "
+            f"{path.name}: its rotary positions are scaled ({scaled[0]}), which transformers drops when it reads a "
             "GGUF file; take the model's safetensors, by source: hub or local."
         )
 
