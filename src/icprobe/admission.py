@@ -169,10 +169,11 @@ def _in_another_list(model: PreTrainedModel, inside: nn.ModuleList, module: nn.M
 def check_ids(model: PreTrainedModel, tokenizer: Any) -> None:
     """Raises ModelError where the tokenizer gives ids that the embedding, or the head, has no row for.
 
-    Control tokens that play no part (Gemma-3 1B has one for images) are left alone: no text gives them.
+    Control tokens that play no part (Gemma-3 1B has one for images) are left alone: text that is read as text gives
+    none of them.
     """
     rows = min(len(m.weight) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None)
-    parts = set(tokenizer.special_tokens_map.values()) if tokenizer.special_tokens_map else set()
+    parts = {token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)}
     idle = {str(t) for i, t in tokenizer.added_tokens_decoder.items() if t.special and str(t) not in parts}
     beyond = sorted((i, token) for token, i in tokenizer.get_vocab().items() if i >= rows and token not in idle)
     if beyond:

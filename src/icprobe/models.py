@@ -22,8 +22,10 @@ from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
 from icprobe.prompts import token_ids
 from icprobe.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
 
+# Keys of a GGUF file that scale rotary positions where they are not 1.
 GGUF_FACTORS = ("rope.scaling.factor", "rope.scale_linear")
 
+# `cached_file` gives None where a repository has no such file.
 IF_THERE = {
     "_raise_exceptions_for_gated_repo": False,
     "_raise_exceptions_for_missing_entries": False,
