@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from icprobe import models
+from icprobe.admission import admit
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` belongs to the repository, not to the installed package
@@ -27,7 +28,7 @@ def tiny(tmp_path_factory):
         "vocabulary": 400,
         "seed": 0,
     }
-    models.prepare(source, folder)
+    models.prepare(source, folder, admit)
     return folder
 
 

@@ -13,6 +13,7 @@ import torch
 from conftest import DEMO, SIZES, demo_rows
 
 from icprobe import artifacts, models
+from icprobe.admission import admit
 from icprobe.errors import ArtifactError, ModelError
 from icprobe.tokenizing import is_plain, load_tokenizer, reader, train_tokenizer
 
@@ -49,7 +50,7 @@ def prepared(tmp_path_factory):
     def prepare(architecture):
         if architecture not in made:
             made[architecture] = tmp_path_factory.mktemp("models") / architecture
-            models.prepare(random_source(architecture), made[architecture])
+            models.prepare(random_source(architecture), made[architecture], admit)
         return made[architecture]
 
     return prepare
@@ -62,7 +63,7 @@ def copy(prepared, tmp_path):
 
 def refused(source, tmp_path, kind=ModelError):
     with pytest.raises(kind) as caught:
-        models.prepare(source, tmp_path / "out")
+        models.prepare(source, tmp_path / "out", admit)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -98,18 +99,18 @@ def test_the_attributed_layers_are_exactly_the_linear_ones_of_the_blocks(archite
 def test_a_random_model_depends_on_its_source_alone(prepared, tmp_path):
     torch.manual_seed(99)
     before = torch.random.get_rng_state()
-    models.prepare(random_source(), tmp_path / "again")
+    models.prepare(random_source(), tmp_path / "again", admit)
     assert torch.equal(torch.random.get_rng_state(), before)
     files = artifacts.read_manifest(tmp_path / "again")["files"]
     assert files == artifacts.read_manifest(prepared("llama"))["files"]
-    models.prepare(random_source(seed=1), tmp_path / "other")
+    models.prepare(random_source(seed=1), tmp_path / "other", admit)
     changed = artifacts.read_manifest(tmp_path / "other")["files"]
     assert [name for name in files if files[name] != changed[name]] == ["model.safetensors"]
 
 
 def test_a_local_directory_gives_the_same_weights_and_tokens(prepared, tmp_path):
     source = {"source": "local", "path": str(prepared("gpt2")), "trust_remote_code": False}
-    models.prepare(source, tmp_path / "out")
+    models.prepare(source, tmp_path / "out", admit)
     one, two = (models.load_model(path, device="cpu").state_dict() for path in (prepared("gpt2"), tmp_path / "out"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     texts = [row["output"] for row in demo_rows("train")]

@@ -5,10 +5,13 @@ import numpy as np
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 
-def tiny_gguf(path):
-    """A random Llama of one layer as a GGUF file, with a vocabulary of bytes: its answers vary with the text."""
+def tiny_gguf(path, more=lambda writer: None):
+    """A random Llama of one layer as a GGUF file, with a vocabulary of bytes: its answers vary with the text.
+
+    more: what else is written into it.
+    """
     random = np.random.default_rng(0)
-    tokens = [*bytes_to_unicode().values(), "<|end|>"]
+    tokens = [*bytes_to_unicode().values(), "Ġt", "<|end|>"]
     width, hidden = 64, 128
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(4096)
@@ -37,6 +40,7 @@ def tiny_gguf(path):
         writer.add_tensor(f"{name}.weight", random.normal(0, 0.3, shape).astype(np.float32))
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         writer.add_tensor(f"{name}.weight", np.ones(width, np.float32))
+    more(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -25,7 +25,7 @@ NAME_COLUMNS = frozenset(
 
 # What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
 # of GPU work.
-OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress", "icprobe.errors"})
+OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress", "icprobe.errors", "icprobe.admission"})
 
 
 @contextmanager

@@ -44,9 +44,11 @@ def segment_attention(
     tree and not S². A row that carries what is `visible` takes one call, as fills a CUDA device: FlexAttention, which
     skips the blocks that no token sees, or, with a dense mask, PyTorch's own attention.
     """
-    for name in ("softcap", "s_aux", "position_bias"):
+    for name in ("softcap", "s_aux", "position_bias", "sliding_window"):
         if unsupported.get(name) is not None:
             raise NotImplementedError(f"segment attention has no {name}")
+    if attention_mask is not None:  # transformers makes none of its own for this attention
+        raise NotImplementedError("segment attention has no mask but the row's")
     row = current_row.get()
     if row.seen is not None:
         row.seen[module.layer_idx] = (key, value)

@@ -147,9 +147,9 @@ class Config(Section):
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`, and `wandb: null` as
-    W&B switched off. known_methods: names that attribution.methods may choose. Raises ConfigError, one sentence for the
-    first mistake and the number of others.
+    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`, and `wandb:
+    null` as W&B switched off. known_methods: names that attribution.methods may choose. Raises ConfigError, one
+    sentence for the first mistake and the number of others.
     """
     if isinstance(raw, dict) and raw.get("wandb", {}) is None:
         # Taken away, it would come back with its default, which sends.

