@@ -115,14 +115,13 @@ def auc(labels_positive: np.ndarray, scores: np.ndarray) -> tuple[float, float, 
         return np.nan, np.nan, np.nan
     with np.errstate(divide="ignore", invalid="ignore"):  # one example has no variance, all equal ones a variance of 0
         found = rank_compare_2indep(positive, negative)
-    value = float(found.prob1)
-    if min(len(positive), len(negative)) < 2:
+    value = float(np.clip(found.prob1, 0, 1))  # its rounding may pass them
+    if min(len(positive), len(negative)) < 2 or np.ptp(scores[evaluated]) == 0:
         return value, np.nan, np.nan
-    if value in (0.0, 1.0):
-        reach = _separated(len(positive), len(negative))
-        return (value, 1 - reach, 1.0) if value else (value, 0.0, reach)
-    if not found.var_prob:
-        return value, np.nan, np.nan
+    if positive.min() > negative.max():
+        return 1.0, 1 - _separated(len(positive), len(negative)), 1.0
+    if positive.max() < negative.min():
+        return 0.0, 0.0, _separated(len(positive), len(negative))
     half = student.ppf(TAIL, found.df) * np.sqrt(found.var_prob) / (value * (1 - value))
     return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
 
