@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from test_jobs import run_job
 
-from icprobe import lineage
+from icprobe import lineage, records
 
 KEY = "a" * 40
 WORK = """
@@ -56,13 +56,12 @@ def run_of(directory: Path, method: str, params: dict | None = None) -> Path:
     """Directory of the only run of a method, or of that with these params."""
     found = []
     for path in run_directories(directory):
-        record = json.loads((path / "edges.json").read_text())
-        if record["wildcards"]["method"] == method:
-            found.append((path, record))
-    rule = found[0][1]["rule"]
-    ids = lineage.run_id("demo", rule, {"method": method}, params or {})
-    (path,) = [path for path, _ in found if params is None or path.name.endswith(ids)]
-    return path
+        record = json.loads((path / records.RECORD).read_text())
+        identity = lineage.run_id("demo", record["rule"], record["wildcards"], params or {})
+        if record["wildcards"]["method"] == method and (params is None or path.name.endswith(identity)):
+            found.append(path)
+    (run,) = found
+    return run
 
 
 def settings(mode: str) -> str:
