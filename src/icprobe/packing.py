@@ -65,6 +65,8 @@ class Network:
         separate = [self._padded([a + b])[0], self._padded([a + c])[0]]
         try:
             self.model.set_attn_implementation(NAME)
+            if not self.packs_now():  # transformers leaves a model whose attention is its own as it was
+                raise NotImplementedError("its attention cannot be replaced")
             row = Row()
             root = row.add(a)
             row.add(b, root), row.add(c, root)
