@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.list:
         for comparison in wanted:
             print(f"{comparison.key:16} {comparison.title}: {', '.join(entry.name for entry in comparison.entries)}")
-        print("\n".join(others))
+        print("\n".join(others if options.only else OTHERS))
         return
     on_gpu = options.device == "cuda"
     options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
