@@ -68,8 +68,6 @@ rule fine_tune:
         base=ancient(MODEL),
         base_manifest=manifest(MODEL),
         subset="results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
-        # Not trained on: prompts that the judge cannot use are found before any model is trained.
-        prompts=ancient(PROMPTS_CHECKED) if CONFIG.data.eval else [],
     output:
         checkpoint=directory(CHECKPOINT),
         manifest=manifest(CHECKPOINT),
