@@ -183,7 +183,7 @@ if NAMED_BY:
             "../workflow/scripts/name_rows.py"
 
 
-# That they were checked, which training waits for and nothing reads.
+# That they were checked; no input of training, even as `ancient`: Snakemake would then not look at what follows it.
 PROMPTS_CHECKED = "results/{experiment}/data/eval.checked.json"
 EVAL_SAMPLE = CONFIG.data.eval.sample if CONFIG.data.eval else None
 # Models whose tokens say which prompts are short.

@@ -141,6 +141,7 @@ else:
             "seed {wildcards.seed}"
         input:
             prompts="results/{experiment}/data/eval.parquet",
+            checked=PROMPTS_CHECKED,
             base="results/{experiment}/{model}/responses/base.jsonl",
             responses="results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
         output:

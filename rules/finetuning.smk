@@ -45,8 +45,6 @@ rule fine_tune:
         base=model_of,
         base_manifest=manifest_of,
         subset="results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
-        # Not trained on: prompts that the judge cannot use are found before any model is trained.
-        prompts=ancient(PROMPTS_CHECKED) if CONFIG.data.eval else [],
     output:
         checkpoint=directory(CHECKPOINT),
         manifest=manifest(CHECKPOINT),
