@@ -94,7 +94,7 @@ if SWEEP is None:
     both = {"icp", "influence"} <= set(CONFIG.attribution.methods)
     SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
 
-# What a heavy rule computes with: the cores that `--cores` gives, but no more threads than OMP_NUM_THREADS says (which
+# Heavy jobs compute with the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which
 # Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.
 THREADS = cores.wanted()
 
@@ -377,7 +377,7 @@ def annotation_of(wildcards):
 
 
 def behind_the_report():
-    """Each rule that the report rests on, from Snakemake's own DAG: what it needs, says, makes, and its jobs' logs.
+    """What the report rests on, from Snakemake's own DAG, by the rules' names: what each needs, says, makes, its jobs' logs.
 
     The files of earlier jobs lie beside these, of bins and shards that are no more: only the DAG knows which count.
     """
