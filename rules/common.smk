@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.io import strip_wildcard_constraints
 from snakemake.logging import logger
 
-from icprobe import artifacts, cores, data, ending, execution, judging, masking, modes, reading, records, work
+from icprobe import artifacts, cores, data, ending, execution, fingerprints, judging, masking, modes, reading, records, work
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
@@ -110,7 +110,7 @@ def fingerprint(script, *modules):
 
     Kept: the params of thousands of shards ask for the same one.
     """
-    return artifacts.fingerprint(os.path.join(workflow.basedir, "workflow", "scripts", f"{script}.py"), modules)
+    return fingerprints.fingerprint(os.path.join(workflow.basedir, "workflow", "scripts", f"{script}.py"), modules)
 
 
 def results(*parts):

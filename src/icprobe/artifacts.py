@@ -1,7 +1,5 @@
-"""Files that appear only when complete, are what their manifest says, and know which code made them."""
+"""Files that appear only when complete, and are what their manifest says."""
 
-import ast
-import functools
 import glob
 import hashlib
 import json
@@ -12,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from icprobe.errors import ArtifactError
 
@@ -22,10 +20,6 @@ MANIFEST = "manifest.json"
 NAME_COLUMNS = frozenset(
     {"model", "domain", "method", "method_a", "method_b", "bin", "subset", "label", "kind", "statistic", "interval"}
 )
-
-# What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
-# of GPU work.
-OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress", "icprobe.errors", "icprobe.admission"})
 
 
 @contextmanager
@@ -224,96 +218,3 @@ def partial_directory(experiment_directory: str | Path, *identity: Any) -> Path:
 def temporary_directory() -> tempfile.TemporaryDirectory:
     """A private directory in TMPDIR, gone at the end of the `with` block."""
     return tempfile.TemporaryDirectory(prefix="icprobe-")
-
-
-# --- which code made it -----------------------------------------------------------------------------------------
-
-
-def fingerprint(script: str | Path, modules: Iterable[str] = ()) -> str:
-    """Digest of what a script, `modules` and all first-party modules do that these reach by import.
-
-    Modules that only watch (`OBSERVERS`) do not count, nor do comments, docstrings, layout and the messages of errors.
-    Snakemake takes it as a param, so that a job reruns when code that it runs has changed, and only then.
-    """
-    script = _source(Path(script))
-    names = sorted(closure({*script.imports, *modules}))
-    return digest([script.meaning, {name: _source(_module_path(name)).meaning for name in names}])[:16]
-
-
-def closure(modules: Iterable[str]) -> set[str]:
-    """First-party modules reached by import from `modules`, themselves included, observers excluded."""
-    found: set[str] = set()
-    waiting = list(modules)
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name not in OBSERVERS:
-            found.add(name)
-            waiting += _source(_module_path(name)).imports
-    return found
-
-
-class _Source(NamedTuple):
-    """A source file: a digest of what it does, and the first-party modules that it imports anywhere."""
-
-    meaning: str
-    imports: frozenset[str]
-
-
-def _source(path: Path) -> _Source:
-    return _parsed(path, path.stat().st_mtime_ns)
-
-
-@functools.cache
-def _parsed(path: Path, _modified: int) -> _Source:
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    return _Source(digest(_meaning(tree)), _imports(tree))
-
-
-def _meaning(node: ast.AST, in_error: bool = False) -> str:
-    """A syntax tree as text, without what does nothing: docstrings, and texts in the making of an error.
-
-    Not `ast.dump`, which writes the same code differently from one Python to the next.
-    """
-    parts = [type(node).__name__]
-    in_error = in_error or isinstance(node, ast.Raise)
-    for name in node._fields:
-        value = getattr(node, name, None)
-        if value is None or value == []:
-            continue
-        parts.append(name)
-        for one in value if isinstance(value, list) else [value]:
-            if not isinstance(one, ast.AST):
-                parts.append(repr(one))
-            elif in_error and (isinstance(one, ast.JoinedStr) or _is_text(one)):
-                parts.append("text")
-            elif not (isinstance(one, ast.Expr) and _is_text(one.value)):
-                parts.append(_meaning(one, in_error))
-    return f"({' '.join(parts)})"
-
-
-def _is_text(node: Any) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _imports(tree: ast.Module) -> frozenset[str]:
-    """First-party modules that are imported anywhere, functions included."""
-    names: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            # `from icprobe import data` names a module, `from icprobe.data import read` a function in one.
-            below = {f"{node.module}.{alias.name}" for alias in node.names}
-            modules = {name for name in below if name.startswith("icprobe.") and _exists(name)}
-            names |= modules if len(modules) == len(below) else modules | {node.module}
-    return frozenset(name for name in names if name.split(".")[0] == "icprobe" and name != "icprobe")
-
-
-def _exists(name: str) -> bool:
-    base = PACKAGE.joinpath(*name.split(".")[1:])
-    return base.with_suffix(".py").exists() or (base / "__init__.py").exists()
-
-
-def _module_path(name: str) -> Path:
-    base = PACKAGE.joinpath(*name.split(".")[1:])
-    return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
