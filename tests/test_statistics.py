@@ -133,6 +133,15 @@ def test_labels_are_held_against_all_others_and_each_kind():
     assert rows["n_negative"].tolist() == [3, 2, 1]
 
 
+def test_a_value_called_others_is_not_taken_for_all_others():
+    ids = [f"e{i}" for i in range(6)]
+    labels = pd.DataFrame({"id": ids, "kind": ["good", "good", "cut", "cut", "others", "others"]})
+    table = label_aucs({"x": pd.Series([5.0, 4, 9, 8, 1, 0], index=ids)}, labels, {"kind": ["good"]})
+    rows = table.set_index("value")
+    assert rows["auc"].to_dict() == {"all others": 0.5, "cut": 0.0, "others": 1.0}
+    assert rows["n_negative"].to_list() == [4, 2, 2]
+
+
 def test_a_label_of_two_values_is_one_row():
     labels = pd.DataFrame({"id": list("abc"), "published_icp": ["<=0.5", ">0.9", None]})
     table = label_aucs({"x": pd.Series([1.0, 2, 0], index=list("abc"))}, labels, {"published_icp": [">0.9"]})

@@ -152,8 +152,9 @@ def label_aucs(
     lack, or in which no example or every example is good, says nothing and is skipped. Returns `label`, `value`,
     `method`, `auc`, `low`, `high` (95%, as `auc` gives them), `n_positive`, `n_negative`, where `value` says what
     stands against the good: each other value on its own, in sorted order, and before them, where there are several,
-    all of them together as "others"; of more than MOST_KINDS other values "others" alone. So the first row of a label
-    and method is its headline. auc is NaN where a method has evaluated none of a class.
+    all of them together as "others" ("all others" where one of them is called so); of more than MOST_KINDS other values
+    "others" alone. So the first row of a label and method is its headline. auc is NaN where a method has evaluated none
+    of a class.
     """
     rows = []
     by_id = labels.set_index("id")
@@ -167,7 +168,10 @@ def label_aucs(
             continue
         contrasts = {value: {value} for value in others if len(others) <= MOST_KINDS}
         if len(others) > 1:
-            contrasts = {"others": set(others)} | contrasts
+            together = "others"
+            while together in contrasts:  # a value of the data may be called so, too
+                together = f"all {together}"
+            contrasts = {together: set(others)} | contrasts
         for value, negative_values in contrasts.items():
             chosen = known[known.isin(positive_values | negative_values)]
             for method, score in scores.items():
