@@ -216,6 +216,15 @@ def test_separated_classes_leave_an_interval_that_more_examples_close():
     assert 0.5 > reach[2] > reach[7] > reach[100] > 0
 
 
+def test_a_class_of_equal_scores_leaves_no_narrower_an_interval():
+    # Simulated with 3 examples against 30 of scores 0 or 1: DeLong's variance alone covers the truth in 70%.
+    labels = np.repeat([True, False], [3, 30])
+    value, low, high = auc(labels, np.r_[np.ones(3), np.tile([0.0, 1.0], 15)])
+    assert value == 0.75
+    assert low < 0.5 < 0.9 < high < 1
+    assert auc(~labels, np.r_[np.ones(3), np.tile([0.0, 1.0], 15)]) == pytest.approx((0.25, 1 - high, 1 - low))
+
+
 def test_an_interval_that_cannot_be_told_is_none():
     assert np.isnan(auc([True, False, False], [1.0, 2.0, 0.0])[1:]).all()  # one positive has no variance
     assert auc([True, True, False, False], [3.0] * 4)[0] == 0.5
