@@ -62,10 +62,10 @@ def test_a_blank_label_is_none(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_blanks_around_a_label_make_no_other_value_of_it(kind, tmp_path):
-    rows = [{"planted": "sound", "domain": "math"}, {"planted": "sound ", "domain": "\tmath"}]
+def test_white_space_makes_no_other_value_of_a_label_and_no_other_row_of_a_table(kind, tmp_path):
+    rows = [{"planted": "very sound", "domain": "math"}, {"planted": "very\n sound ", "domain": "\tmath"}]
     table = read(written(tmp_path, kind, rows))
-    assert table[["planted", "domain"]].to_numpy().tolist() == [["sound", "math"]] * 2
+    assert table[["planted", "domain"]].to_numpy().tolist() == [["very sound", "math"]] * 2
     with pytest.raises(DataError, match='a domain must not be called "all"'):
         read(written(tmp_path, kind, [{"domain": "all "}]))
 

@@ -74,8 +74,11 @@ def read_table(
 
 
 def label(value: Any) -> str | None:
-    """A label, domain or subset as a text without blanks around it; None where there is none: null, NaN, or blank."""
-    return None if _missing(value) else str(value).strip() or None
+    """A label, domain or subset as one line without blanks around it; None where there is none: null, NaN, or blank.
+
+    White space within it is one space: a line break would cut the tables that it names rows of.
+    """
+    return None if _missing(value) else " ".join(str(value).split()) or None
 
 
 def check_group(where: str, column: str, value: str | None) -> None:
