@@ -248,8 +248,13 @@ def test_tasks_are_selected_as_the_configuration_says():
     ):
         with pytest.raises(DataError, match=said):
             data.select_tasks(table, select, 0)
-    with pytest.raises(DataError, match='must not be called "id"'):
-        data.select_tasks(pd.DataFrame({"id": ["id"]}), "all", 0)
+
+
+@pytest.mark.parametrize("name", ["id", "score"])
+def test_a_task_called_as_another_column_of_the_matrices_is_refused(name):
+    # The one task "score" of a domain would be taken for scores, and not be aggregated.
+    with pytest.raises(DataError, match=f'a task must not be called "{name}"'):
+        data.select_tasks(pd.DataFrame({"id": ["a", name]}), "all", 0)
 
 
 def test_kmeans_takes_the_row_nearest_to_each_centre():

@@ -62,6 +62,15 @@ def test_a_blank_label_is_none(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_white_space_makes_no_other_value_of_a_label_and_no_other_row_of_a_table(kind, tmp_path):
+    rows = [{"planted": "very sound", "domain": "math"}, {"planted": "very\n sound ", "domain": "\tmath"}]
+    table = read(written(tmp_path, kind, rows))
+    assert table[["planted", "domain"]].to_numpy().tolist() == [["very sound", "math"]] * 2
+    with pytest.raises(DataError, match='a domain must not be called "all"'):
+        read(written(tmp_path, kind, [{"domain": "all "}]))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("word", LOOKS_MISSING)
 def test_a_word_that_looks_missing_is_a_word_in_texts_and_in_labels(kind, word, tmp_path):
     rows = [{"instruction": word, "input": word, "output": word, "planted": word, "domain": word, "subset": word}]

@@ -191,6 +191,16 @@ def test_a_continuous_label_neither_fills_the_report_nor_colours_its_plot(tmp_pa
     assert json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["kinds"] == "planted"
 
 
+def test_a_method_that_tells_how_many_tasks_it_tried_has_its_place_in_the_report(tmp_path):
+    arguments = experiment(tmp_path)
+    tried = pd.DataFrame({"id": arguments["train"]["id"], "score": np.float32(0.5), "n_tasks": 10})
+    inputs = ModelInputs(scores={"icp_budget": tried}, attributions={"icp_budget": tried})
+    text = page(tmp_path, models={"smollm2": inputs})
+    assert "Best by icp_budget" in text
+    model = json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["models"]["smollm2"]
+    assert (set(model["scores"]), model["matrices"]) == ({"icp_budget"}, {})
+
+
 def test_ids_that_do_not_belong_are_refused(tmp_path):
     arguments = experiment(tmp_path)
     strange = pd.DataFrame({"id": ["nobody"], "score": [1.0]})

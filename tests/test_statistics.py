@@ -133,6 +133,15 @@ def test_labels_are_held_against_all_others_and_each_kind():
     assert rows["n_negative"].tolist() == [3, 2, 1]
 
 
+def test_a_value_called_others_is_not_taken_for_all_others():
+    ids = [f"e{i}" for i in range(6)]
+    labels = pd.DataFrame({"id": ids, "kind": ["good", "good", "cut", "cut", "others", "others"]})
+    table = label_aucs({"x": pd.Series([5.0, 4, 9, 8, 1, 0], index=ids)}, labels, {"kind": ["good"]})
+    rows = table.set_index("value")
+    assert rows["auc"].to_dict() == {"all others": 0.5, "cut": 0.0, "others": 1.0}
+    assert rows["n_negative"].to_list() == [4, 2, 2]
+
+
 def test_a_label_of_two_values_is_one_row():
     labels = pd.DataFrame({"id": list("abc"), "published_icp": ["<=0.5", ">0.9", None]})
     table = label_aucs({"x": pd.Series([1.0, 2, 0], index=list("abc"))}, labels, {"published_icp": [">0.9"]})
@@ -205,6 +214,15 @@ def test_separated_classes_leave_an_interval_that_more_examples_close():
     spread = a * (1 - a) * (1 + 43 * (1 - a) / (2 - a) + 43 * a / (1 + a)) / (81 * 7)
     assert (1 - a) ** 2 == pytest.approx(norm.ppf(0.975) ** 2 * spread)
     assert 0.5 > reach[2] > reach[7] > reach[100] > 0
+
+
+def test_a_class_of_equal_scores_leaves_no_narrower_an_interval():
+    # Simulated with 3 examples against 30 of scores 0 or 1: DeLong's variance alone covers the truth in 70%.
+    labels = np.repeat([True, False], [3, 30])
+    value, low, high = auc(labels, np.r_[np.ones(3), np.tile([0.0, 1.0], 15)])
+    assert value == 0.75
+    assert low < 0.5 < 0.9 < high < 1
+    assert auc(~labels, np.r_[np.ones(3), np.tile([0.0, 1.0], 15)]) == pytest.approx((0.25, 1 - high, 1 - low))
 
 
 def test_an_interval_that_cannot_be_told_is_none():

@@ -12,7 +12,7 @@ from judged import judgements
 from scipy.stats import t as student
 
 from icprobe.errors import DataError
-from icprobe.tabulation import latex, markdown, significantly_best
+from icprobe.tabulation import latex, markdown, readable, significantly_best
 from icprobe.win_rates import (
     crossed_half_width,
     paired_differences,
@@ -229,6 +229,18 @@ def test_the_latex_table_is_well_formed_and_escapes_names():
     assert r"icp\_a" in lines[5]
     assert r"b\&c" in lines[6]
     assert [line for line in lines if "rule" in line] == [r"\toprule", r"\midrule", r"\bottomrule"]
+
+
+def test_a_subset_called_as_another_column_takes_no_number_of_it():
+    names = ["method", "n", "win rate", "bin", "plain"]
+    rows = pd.concat(
+        [judgements([2.0, 1.0, 1.0], subset=name).assign(id=[f"{name}{i}" for i in range(3)]) for name in names]
+    )
+    table = readable(win_rate_table(rows), paired_differences(rows), str)
+    subsets = [f"{name} (subset)" for name in names[:4]] + ["plain"]
+    assert list(table.columns[-6:]) == [*subsets, "n"]
+    assert table.loc[0, subsets].tolist() == ["33.3"] * 5
+    assert table.loc[0, ["method", "n", "win rate"]].tolist() == ["icp", "15", "33.3"]
 
 
 def test_an_empty_bin_says_so_in_both_tables():

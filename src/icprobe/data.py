@@ -16,6 +16,7 @@ from icprobe.reading import WHERE, read_source
 
 TEXTS = ["instruction", "input", "output"]
 WHOLE = {"domain": "all", "subset": "overall"}  # what tables call all of them
+TAKEN = {"id", "score"}  # columns of attribution matrices that are no tasks
 MAX_ID = 200  # characters
 PIECE_BYTES = 64e6  # of a matrix in memory at a time
 
@@ -73,14 +74,23 @@ def read_table(
 
 
 def label(value: Any) -> str | None:
-    """A label, domain or subset as a text; None where a row has none: null, NaN, or a blank text."""
-    return None if _missing(value) or not str(value).strip() else str(value)
+    """A label, domain or subset as one line without blanks around it; None where there is none: null, NaN, or blank.
+
+    White space within it is one space: a line break would cut the tables that it names rows of.
+    """
+    return None if _missing(value) else " ".join(str(value).split()) or None
 
 
 def check_group(where: str, column: str, value: str | None) -> None:
     """Raises DataError where a row's domain or subset is called what means all of them in the tables."""
     if value is not None and value == WHOLE.get(column):
         raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
+
+
+def check_tasks(ids: Iterable[str]) -> None:
+    """Raises DataError for a task called as a column that means something else in the tables that follow."""
+    if taken := sorted({*ids} & TAKEN):
+        raise DataError(f'tasks: a task must not be called "{taken[0]}", a column of other meaning; rename it.')
 
 
 def _missing(value: Any) -> bool:
@@ -226,8 +236,7 @@ def select_tasks(
     """The tasks that the configuration's data.tasks.select names, in its order (file order for all but a list of ids).
 
     hidden_states: gives the mean hidden state of each row's document [rows, d]; called for "kmeans:n" alone.
-    Raises DataError for unknown ids, too few rows, or the id "id", which means something else in the
-    tables that follow.
+    Raises DataError for unknown ids, too few rows, or an id that `check_tasks` refuses.
     """
     if isinstance(select, list):
         position = {row_id: row for row, row_id in enumerate(frame["id"])}
@@ -253,8 +262,7 @@ def select_tasks(
         else:
             rows = _nearest_to_centres(hidden_states(), n, seed)
     chosen = frame.iloc[rows].reset_index(drop=True)
-    if (chosen["id"] == "id").any():
-        raise DataError('tasks: a task must not be called "id"; rename it.')
+    check_tasks(chosen["id"])
     return chosen
 
 

@@ -106,7 +106,7 @@ def auc(labels_positive: np.ndarray, scores: np.ndarray) -> tuple[float, float, 
     with Student's t and the degrees of freedom of Brunner and Munzel (Biometrical Journal 42, 2000). Simulated with 7
     examples against 81, normal scores of equal spread, it covers the truth in 93 to 98% of cases; DeLong's plain
     interval does in 73 to 90%, a stratified percentile bootstrap in 78 to 89%. Where the scores separate the classes,
-    so that DeLong's variance is 0, the end that is not the AUC itself is `_separated`.
+    or those of one are all equal, DeLong's variance lacks theirs, and the interval is `_by_formula`.
     """
     labels_positive, scores = np.asarray(labels_positive, dtype=bool), np.asarray(scores, dtype=np.float64)
     evaluated = ~np.isnan(scores)
@@ -118,28 +118,30 @@ def auc(labels_positive: np.ndarray, scores: np.ndarray) -> tuple[float, float, 
     value = float(np.clip(found.prob1, 0, 1))  # its rounding may pass them
     if min(len(positive), len(negative)) < 2 or np.ptp(scores[evaluated]) == 0:
         return value, np.nan, np.nan
-    if positive.min() > negative.max():
-        return 1.0, 1 - _separated(len(positive), len(negative)), 1.0
-    if positive.max() < negative.min():
-        return 0.0, 0.0, _separated(len(positive), len(negative))
+    if positive.min() > negative.max() or positive.max() < negative.min():
+        value = round(value)
+    if not np.ptp(positive) or not np.ptp(negative) or value in (0, 1):
+        return float(value), *_by_formula(value, len(positive), len(negative))
     half = student.ppf(TAIL, found.df) * np.sqrt(found.var_prob) / (value * (1 - value))
     return value, float(expit(logit(value) - half)), float(expit(logit(value) + half))
 
 
-def _separated(n_positive: int, n_negative: int) -> float:
-    """How far from 1 (or 0) the AUC of two classes that the scores separate may lie, at 95%.
+def _by_formula(value: float, n_positive: int, n_negative: int) -> tuple[float, float]:
+    """The 95% interval of an AUC whose examples do not show how much it varies.
 
-    The score interval of Newcombe (Statistics in Medicine 25, 2006, method 5): the AUC a whose standard error, by
-    Hanley and McNeil's formula at a itself, is 1/1.96 of its distance from 1.
+    The score interval of Newcombe (Statistics in Medicine 25, 2006, method 5): the AUCs a whose standard error, by
+    Hanley and McNeil's formula at a itself, is 1/1.96 of their distance from the value.
     """
     mean = (n_positive + n_negative) / 2 - 1
 
-    def excess(reach: float) -> float:
-        a = 1 - reach
+    def excess(a: float) -> float:
         spread = (1 + mean * (1 - a) / (2 - a) + mean * a / (1 + a)) / (n_positive * n_negative)
-        return reach - norm.ppf(TAIL) ** 2 * a * spread  # reach² = z²·a·(1 − a)·spread, over reach
+        return (a - value) ** 2 - norm.ppf(TAIL) ** 2 * a * (1 - a) * spread
 
-    return float(brentq(excess, 0, 1))
+    tiny = 1e-9  # the value itself is a root where it is 0 or 1
+    low = 0.0 if value == 0 else brentq(excess, 0, min(value, 1 - tiny))
+    high = 1.0 if value == 1 else brentq(excess, max(value, tiny), 1)
+    return float(low), float(high)
 
 
 def label_aucs(
@@ -152,8 +154,9 @@ def label_aucs(
     lack, or in which no example or every example is good, says nothing and is skipped. Returns `label`, `value`,
     `method`, `auc`, `low`, `high` (95%, as `auc` gives them), `n_positive`, `n_negative`, where `value` says what
     stands against the good: each other value on its own, in sorted order, and before them, where there are several,
-    all of them together as "others"; of more than MOST_KINDS other values "others" alone. So the first row of a label
-    and method is its headline. auc is NaN where a method has evaluated none of a class.
+    all of them together as "others" ("all others" where one of them is called so); of more than MOST_KINDS other values
+    "others" alone. So the first row of a label and method is its headline. auc is NaN where a method has evaluated none
+    of a class.
     """
     rows = []
     by_id = labels.set_index("id")
@@ -167,7 +170,10 @@ def label_aucs(
             continue
         contrasts = {value: {value} for value in others if len(others) <= MOST_KINDS}
         if len(others) > 1:
-            contrasts = {"others": set(others)} | contrasts
+            together = "others"
+            while together in contrasts:  # a value of the data may be called so, too
+                together = f"all {together}"
+            contrasts = {together: set(others)} | contrasts
         for value, negative_values in contrasts.items():
             chosen = known[known.isin(positive_values | negative_values)]
             for method, score in scores.items():

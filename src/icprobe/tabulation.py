@@ -5,10 +5,13 @@ from collections.abc import Callable
 import pandas as pd
 from tabulate import tabulate
 
+from icprobe import headline
 from icprobe.binning import threshold_of
 
 SIGNIFICANT = 0.05
 NOTE = "Best of a bin in bold where its difference to the next is significant (sign-flip test, Holm, 5%)."
+# The columns before those of the subsets; the last is n.
+READABLE = ("bin", "method", "win rate", "95% interval", "± s.e.", "length-controlled", "discrete")
 ESCAPED = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "≤": r"$\leq$", "±": r"$\pm$", "–": "--",
@@ -22,8 +25,7 @@ def significantly_best(table: pd.DataFrame, differences: pd.DataFrame) -> set[tu
     win rate over all seeds and Holm's p-value below 5%.
     """
     best = set()
-    overall = table[(table["subset"] == "overall") & (table["seed"].astype(str) == "all") & (table["n"] > 0)]
-    for bin_, rows in overall.groupby("bin", sort=False):
+    for bin_, rows in headline.overall(table).query("n > 0").groupby("bin", sort=False):
         first_two = rows.sort_values("win_rate", ascending=False, kind="stable")["method"].tolist()[:2]
         if len(first_two) < 2:
             continue
@@ -41,34 +43,37 @@ def readable(table: pd.DataFrame, differences: pd.DataFrame, bold: Callable[[str
 
     table: rows of win_rates.csv of one model. bold: marks a cell. A bin without judgements says so.
     """
-    table = table[table["seed"].astype(str) == "all"]
-    subsets = [subset for subset in dict.fromkeys(table["subset"]) if subset != "overall"]
+    table = table[table["seed"].astype(str) == headline.ALL]
+    subsets = [subset for subset in dict.fromkeys(table["subset"]) if subset != headline.OVERALL]
     best = significantly_best(table, differences)
     by_key = {(row.method, row.bin, row.subset): row for row in table.itertuples()}
     rows = []
     for bin_ in dict.fromkeys(table["bin"]):
         for method in dict.fromkeys(table.loc[table["bin"] == bin_, "method"]):
-            found = by_key[method, bin_, "overall"]
+            found = by_key[method, bin_, headline.OVERALL]
             rate = "empty" if not found.n else _number(found.win_rate)
-            cells = {
-                "bin": "all data" if bin_ == "all" else _threshold(bin_),
-                "method": method,
-                "win rate": bold(rate) if (method, bin_) in best else rate,
-                "95% interval": f"{_number(found.low)} to {_number(found.high)}",
-                "± s.e.": _number(found.standard_error),
-                "length-controlled": _number(getattr(found, "length_controlled_win_rate", float("nan"))),
-                "discrete": _number(found.discrete_win_rate),
-            }
-            for subset in subsets:
-                of_subset = by_key.get((method, bin_, subset))
-                cells[subset] = _number(of_subset.win_rate) if of_subset else "–"
-            rows.append({**cells, "n": str(found.n)})
-    return pd.DataFrame(rows)
+            of_subsets = [by_key.get((method, bin_, subset)) for subset in subsets]
+            rows.append(
+                [
+                    "all data" if bin_ == "all" else _threshold(bin_),
+                    method,
+                    bold(rate) if (method, bin_) in best else rate,
+                    f"{_number(found.low)} to {_number(found.high)}",
+                    _number(found.standard_error),
+                    _number(getattr(found, "length_controlled_win_rate", float("nan"))),
+                    _number(found.discrete_win_rate),
+                    *(_number(row.win_rate) if row else "–" for row in of_subsets),
+                    str(found.n),
+                ]
+            )
+    # A subset may be called as one of our own columns is.
+    named = [f"{subset} (subset)" if subset in {*READABLE, "n"} else subset for subset in subsets]
+    return pd.DataFrame(rows, columns=[*READABLE, *named, "n"])
 
 
 def left_out(table: pd.DataFrame) -> list[str]:
     """Why there is no length-controlled win rate: one line for each method and bin that has judgements and none."""
-    table = table[(table["subset"] == "overall") & (table["seed"].astype(str) == "all")]
+    table = headline.overall(table)
     notes = table.get("length_control_note", pd.Series("", index=table.index)).fillna("")
     return [
         f"{method}, {'all data' if bin_ == 'all' else _threshold(bin_)}: {note}"

@@ -12,6 +12,8 @@ with job(snakemake) as run:
     params = snakemake.params
     for number, (table, method) in enumerate(params.methods.items()):
         ids = rows(method, params.sources[table])[table == "tasks"] if method else []
+        if table == "tasks":
+            data.check_tasks(ids)
         frame = pd.DataFrame({"id": pd.Series(ids, dtype=str), **dict.fromkeys(data.TEXTS, "")})
         data.write_parquet(frame, snakemake.output[number])
         logging.info("%s: %d rows, numbered by %s", table, len(frame), method)
