@@ -61,9 +61,9 @@ def _leading_lines(query: str, names: list[str]) -> set[str]:
     """
     lead = re.split(f"[{INSTRUCTION}{INPUT}]", query, maxsplit=1)[0]
     lines = [line.strip() for line in lead.splitlines() if line.strip()]
-    said = {line: _without(names, line) for line in [*lines[:1], *lines[-1:]]}
-    # A role between control tokens ("<|im_start|>user") is a word that any line may begin with; the token tells.
-    return {words for line, words in said.items() if words == line or not words.isalnum()}
+    said = {_without(names, line) for line in [*lines[:1], *lines[-1:]]}
+    # A word alone ("Please", or a role between control tokens, which tell) is one that lines of answers begin with, too.
+    return {words for words in said if not words.isalnum()}
 
 
 def _without(names: list[str], line: str) -> str:
