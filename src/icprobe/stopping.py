@@ -62,7 +62,7 @@ def _leading_lines(query: str, names: list[str]) -> set[str]:
     lead = re.split(f"[{INSTRUCTION}{INPUT}]", query, maxsplit=1)[0]
     lines = [line.strip() for line in lead.splitlines() if line.strip()]
     said = {_without(names, line) for line in [*lines[:1], *lines[-1:]]}
-    # A word alone ("Please", or a role between control tokens, which tell) is one that lines of answers begin with, too.
+    # A word alone ("Please", or a role between control tokens, which tell) may begin a line of an answer, too.
     return {words for words in said if not words.isalnum()}
 
 
