@@ -40,6 +40,7 @@ def test_no_p_value_is_below_what_flipping_the_signs_of_so_few_prompts_can_give(
     over_seeds = [judgements([2.0, 2.0, 1.5], seed=seed) for seed in (0, 1)]
     row = paired_differences(pd.concat([*over_seeds, judgements([1.0, 1.0, 1.0], method="random")])).iloc[0]
     assert row["p_value"] >= 0.25
+    assert -100 <= row["low"] <= row["high"] <= 100
 
 
 def test_a_plain_difference_is_significant_among_hundreds_of_pairs():

@@ -255,7 +255,7 @@ def _over_seeds_too(differences: np.ndarray, of_seeds: list[tuple[float, int]]) 
     if error == 0:
         return mean, mean, 0.0
     half = float(student.ppf(0.975, degrees)) * error
-    return mean - half, mean + half, float(2 * student.sf(abs(mean) / error, degrees))
+    return max(-100.0, mean - half), min(100.0, mean + half), float(2 * student.sf(abs(mean) / error, degrees))
 
 
 def _seed_variances(judgements: pd.DataFrame) -> dict[str, tuple[float, int]]:
