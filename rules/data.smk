@@ -232,6 +232,7 @@ rule check_prompts:
         PROMPTS_CHECKED,
     params:
         judge=CONFIG.evaluation.judge,
+        base_responses=CONFIG.evaluation.base_responses,
         code=fingerprint("check_prompts"),
     log:
         "logs/{experiment}/check_prompts.log",

@@ -33,6 +33,7 @@ ANSWERS = {
     '```\n{\n  \'x\'\n}\n```\n{"better": "M"}': 2,
     '<think>\nIs {"better": "m"} right? No.\n</think>\n\n{"better": "M"}': 2,
     'It thinks.</think>{"better": "m"}': 1,
+    '[THINK]{"better": "m"}?[/THINK]{"better": "M"}': 2,
     'My verdict is: {"better": "M"}. The other one {wastes} words.': 2,
     '{"better": "Draw"}': 1.5,
     '{"better": " DRAW "}': 1.5,
@@ -41,6 +42,7 @@ ANSWERS = {
     '{"better": "M"} So: {"better": "M"}': 2,
     # --- what says nothing, or two things
     '<think>\nI would say {"better": "M"}': None,
+    '<thinking>I would say {"better": "M"}': None,
     '{"better": "m"} or rather {"better": "M"}': None,
     '{"better": "m", "better": "M"}': None,
     '{"better": "m"} or {"better": "both"}': None,
@@ -88,6 +90,40 @@ def test_a_judge_that_seldom_begins_with_a_verdict_is_doubted(caplog):
     assert "m and M have 0.08 of the probability in the median" in caplog.text
 
 
+# --- odd forms --------------------------------------------------------------------------------------------------
+
+
+def odd(logprobs=None, content="", usage=None):
+    """A completion as some endpoint gives it: its first token's [(token, logprob), …], message and count of tokens."""
+    whole = completion(content, {"m": -0.1} if logprobs else None)
+    if logprobs:
+        top = [{"token": token, "logprob": logprob, "bytes": None} for token, logprob in logprobs]
+        whole["choices"][0]["logprobs"]["content"][0]["top_logprobs"] = top
+    return whole | ({"usage": usage} if usage else {})
+
+
+PARTS = [{"type": "thinking", "thinking": []}, {"type": "text", "text": '{"better": "M"}'}]
+
+
+@pytest.mark.parametrize(
+    ("mode", "said", "preference"),
+    [
+        ("weighted", odd([("M", -0.1), ("m", None)]), 2),
+        ("weighted", odd([("M", -0.1), ("m", -math.inf), (None, -0.1)]), 2),
+        ("weighted", odd([("M", math.nan), ("m", math.nan)]), None),
+        ("weighted", odd([("M", -0.1)], usage={"prompt_tokens": "12", "completion_tokens": 1}), 2),
+        ("plain", odd(content=PARTS), 2),
+        ("plain", odd(content='{"better": "M"} \ud83d'), 2),
+    ],
+)
+def test_an_odd_answer_is_read_or_not_and_kept_for_it_is_paid_for(mode, said, preference, tmp_path):
+    with Endpoint(lambda body: said) as endpoint:
+        options = settings(endpoint.url, mode=mode, price_input=1.0, price_output=1.0)
+        assert first_shown(judge("llm", PAIRS[:1], options, tmp_path)[0]) == preference
+        judge("llm", PAIRS[:1], options, tmp_path)
+        assert len(endpoint.bodies) == (2 if preference is None else 1)
+
+
 # --- what cannot be read is asked for again ---------------------------------------------------------------------
 
 
@@ -129,6 +165,12 @@ MESSAGE = "This model's maximum context length is 512 tokens. However, you reque
 TOO_LONG = {
     "OpenAI": {"message": "Too long.", "type": "invalid_request_error", "code": "context_length_exceeded"},
     "llama.cpp": {"message": "request (700 tokens)", "type": "exceed_context_size_error", "code": 400, "n_ctx": 512},
+    "SGLang": {"message": "The token count exceeds the model's maximum context length of 512 tokens.", "code": 400},
+    "Anthropic": {"message": "prompt is too long: 700 tokens > 512 maximum", "type": "invalid_request_error"},
+    "Google": {
+        "message": "The input token count (700) exceeds the maximum number of tokens allowed (512).",
+        "code": 400,
+    },
     "vLLM": {"object": "error", "message": MESSAGE, "type": "BadRequestError", "param": None, "code": 400},
 }
 
@@ -148,6 +190,7 @@ def test_an_error_of_the_contexts_length_is_one_unreadable_answer(whose, nested)
         ("unknown field in context: user", "unknown field"),
         ("The context of this key allows no such model.", "allows no such model"),
         ("Unsupported value: 'temperature' does not support 0 with this model.", "evaluation.llm.temperature: false"),
+        ("Invalid 'top_logprobs': must be at most 5.", "evaluation.llm.top_logprobs lower"),
         ("response_format is not supported", "evaluation.llm.json_schema: false"),
         ("Unsupported parameter: 'max_tokens'. Use another.", "limit_parameter: max_completion_tokens"),
     ],

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from icprobe.errors import ConfigError, DataError
-from icprobe.judging import Pair, judge, pair_up
+from icprobe.judging import Pair, judge, pair_up, require_some_base_response
 
 SETTINGS = {"draw_margin": 1.0}
 GOLD = "The cat sat on the mat."
@@ -88,3 +88,9 @@ def test_mistakes_are_one_clear_sentence():
         judge("refrence", [pair("", "")], SETTINGS)
     with pytest.raises(DataError, match="'a' and 0 others have no gold answer"):
         judge("reference", [pair("", "", gold=None)], SETTINGS)
+
+
+def test_base_responses_that_are_given_are_given():
+    require_some_base_response(["", None, "Paris."])
+    with pytest.raises(DataError, match="No eval prompt has an output"):
+        require_some_base_response(["", None, " "])

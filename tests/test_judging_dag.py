@@ -37,7 +37,10 @@ def test_prompts_without_gold_answers_are_refused_before_any_model_is_run(tmp_pa
     assert "and 0 others have no gold answer to compare responses with" in ended.output
     assert not (tmp_path / "results/tiny/tiny-llama").exists()
     checked = "results/tiny/data/eval.checked.json"
-    assert project.snakemake(checked, "--cores", "1", config=judged_by("http://127.0.0.1:9/v1")).returncode == 0
+    config = judged_by("http://127.0.0.1:9/v1")
+    assert project.snakemake(checked, "--cores", "1", config=config).returncode == 0
+    given = {"evaluation": config["evaluation"] | {"base_responses": "given"}}
+    assert "No eval prompt has an output" in project.snakemake(checked, "--cores", "1", config=given).output
 
 
 def test_how_a_judge_is_asked_repeats_no_judgement_and_another_judge_no_response(tmp_path_factory, tmp_path):

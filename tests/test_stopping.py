@@ -34,7 +34,10 @@ SAID = {
     "the default template": (DEFAULT, "Paris.\n\nInstruction: Name another. Response: Rome.", "Paris."),
     "the default's word within a line": (DEFAULT, "The Instruction: said no.", "The Instruction: said no."),
     "a beginning of a document": ("<s>[INST] {{ instruction }} [/INST]", "Paris.\n[INST] And Italy?", "Paris."),
-    "a word that is not whole": ("Ask {{ instruction }}\n", "Well.\nAsking on.\nAsk 2: why?", "Well.\nAsking on."),
+    "a word that is not whole": ("Go to {{ instruction }}\n", "Yes.\nGo together.\nGo to 2?", "Yes.\nGo together."),
+    "one word tells nothing": ("Please {{ instruction }}\n", "Please note.\nPlease go.", "Please note.\nPlease go."),
+    "a heading of one word": ("Question\n{{ instruction }}\n", "Question it.\nQuestion\nIs it?", "Question it."),
+    "marks that are no tokens": ("<|user|>\n{{ instruction }}<|end|>\n", "Paris.<|end|>\n<|user|>", "Paris."),
     "a bullet tells nothing": ("- {{ instruction }}\n", "Buy:\n- milk\n- eggs", "Buy:\n- milk\n- eggs"),
     "data at once": ("{{ instruction }}\n", "Paris.\nRome.", "Paris.\nRome."),
 }  # fmt: skip

@@ -94,13 +94,8 @@ def naive_crossed_interval(values):
     of_seed = [sum(row[s] for row in values) / prompts for s in range(seeds)]
     p = seeds * sum((m - mean) ** 2 for m in of_prompt) / (prompts - 1)
     s = prompts * sum((m - mean) ** 2 for m in of_seed) / (seeds - 1)
-    cells = [(values[i][j] - of_prompt[i] - of_seed[j] + mean) ** 2 for i in range(prompts) for j in range(seeds)]
-    r = sum(cells) / ((prompts - 1) * (seeds - 1))
-    variance = (p + s - r) / (prompts * seeds)
-    of_mean = [p, s, r], [prompts - 1, seeds - 1, (prompts - 1) * (seeds - 1)]
-    degrees = (p + s - r) ** 2 / sum(square**2 / freedom for square, freedom in zip(*of_mean, strict=True))
-    assert p > r
-    assert s > r
+    variance = (p + s) / (prompts * seeds)
+    degrees = (p + s) ** 2 / (p**2 / (prompts - 1) + s**2 / (seeds - 1))
     half = student.ppf(0.975, degrees) * variance**0.5
     return mean - half, mean + half
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from typing import Any
 
 FIRST, SECOND = "m", "M"  # names under which the judge sees the two answers, in the order in which they stand
 TIE = "draw"
 VERDICTS = {FIRST: 0.0, SECOND: 1.0, TIE: 0.5}
-THOUGHTS = ("<think>", "</think>")  # a thinking model's, before its answer
+# A thinking model's, before its answer, as different ones write them: <think>, <thinking>, [THINK], ◁think▷.
+THOUGHTS = re.compile(r"[<\[◁](/?)(?:think|thinking|thought|thoughts|reasoning)[>\]▷]", re.IGNORECASE)
 
 
 def share(answer: dict[str, Any], order: str, least_mass: float) -> float | None:
@@ -41,10 +43,10 @@ def _plain(text: str | None) -> float | None:
 
     Thoughts do not count, nor do those that the limit on tokens has cut off.
     """
-    spoken = (text or "").rpartition(THOUGHTS[1])[2]
-    if THOUGHTS[0] in spoken:
-        return None
-    verdicts = {_verdict(better) for better in _values(spoken, "better")}
+    marks = list(THOUGHTS.finditer(text or ""))
+    if marks and not marks[-1][1]:
+        return None  # the last thought has no end
+    verdicts = {_verdict(better) for better in _values((text or "")[marks[-1].end() if marks else 0 :], "better")}
     return verdicts.pop() if len(verdicts) == 1 else None
 
 

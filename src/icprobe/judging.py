@@ -145,6 +145,15 @@ def require_gold(golds: dict[str, str | None]) -> None:
         )
 
 
+def require_some_base_response(outputs: Iterable[str | None]) -> None:
+    """Raises DataError where the eval table gives no output at all: a base model whose every response is empty."""
+    if not any((output or "").strip() for output in outputs):
+        raise DataError(
+            "No eval prompt has an output, which evaluation.base_responses: given takes for the base model's response. "
+            "Give them (data.eval.columns names their column), or set base_responses: generate."
+        )
+
+
 def reference(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) -> Iterator[dict[str, Any]]:
     """chrF of each response against the gold answer (sacrebleu's sentence chrF, 0 to 100; Popović 2015).
 

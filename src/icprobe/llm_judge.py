@@ -7,6 +7,7 @@ Every answer is kept on disk as it comes, so that nothing is paid for twice and 
 
 import json
 import logging
+import math
 import re
 import statistics
 import time
@@ -41,10 +42,11 @@ ASSUMED_SECONDS = 1.0  # of one answer, for the estimate, while none has been me
 CHARACTERS_PER_TOKEN = 4  # for the estimate
 PAUSE = 0.5  # seconds before asking again for what was no chat completion; doubled each time
 LOW_MASS = 0.5  # of the verdicts' tokens in the median, below which the log doubts the judge
-# What endpoints say of a prompt that is too long, where no code or type does: vLLM, and llama.cpp before it had a type.
+# What endpoints say of a prompt that is too long, where no code or type does: vLLM, SGLang, Anthropic, Google, and
+# llama.cpp before it had a type.
 TOO_LONG = re.compile(
-    r"maximum context length is \d|maximum model length of \d|context length is only \d|"
-    "exceeds the available context size"
+    r"maximum context length (?:is|of) \d|maximum model length of \d|context length is only \d|"
+    r"exceeds the available context size|prompt is too long: \d|input token count \(\d+\) exceeds"
 )
 # What endpoints refuse, and how to do without.
 REFUSALS = {
@@ -52,6 +54,7 @@ REFUSALS = {
     "response_format": "Set evaluation.llm.json_schema: false to leave it out.",
     "json_schema": "Set evaluation.llm.json_schema: false to leave it out.",
     "max_tokens": "Set evaluation.llm.limit_parameter: max_completion_tokens.",
+    "top_logprobs": "Set evaluation.llm.top_logprobs lower, or mode: plain.",
     "logprobs": "Set evaluation.llm.mode: plain.",
 }
 
@@ -277,11 +280,11 @@ def ask(client: openai.OpenAI, body: dict[str, Any], settings: dict[str, Any]) -
                 time.sleep(min(PAUSE * 2**attempt, 8.0))
             continue
         usage = completion.usage
-        tokens = [usage.prompt_tokens, usage.completion_tokens] if usage else [None]
+        tokens = [usage.prompt_tokens, usage.completion_tokens] if usage else []
         return {
             "mode": settings["mode"],
             "said": said,
-            "tokens": None if None in tokens else tokens,
+            "tokens": tokens if [type(count) for count in tokens] == [int, int] else None,
             "seconds": round(time.monotonic() - started, 3),
         }
     raise JudgeError(
@@ -299,16 +302,30 @@ def is_too_long(error: openai.APIStatusError) -> bool:
 
 
 def _said(completion: Any, mode: str) -> Any:
+    """What the judge said, in a form that a journal takes, for it is paid for: endpoints give odd values, too."""
     choice = completion.choices[0]
     if mode == "plain":
-        return choice.message.content
+        return _written(choice.message.content)
     if choice.logprobs is None:
         # llama.cpp has none either for a first token that is no text: an end, or a part of a character (U+FFFD).
         if (choice.message.content or "").strip(" \N{REPLACEMENT CHARACTER}"):
             raise JudgeError("The judge's endpoint gives no logprobs. Set evaluation.llm.mode: plain.")
         return None
     tokens = choice.logprobs.content
-    return [[entry.token, entry.logprob] for entry in tokens[0].top_logprobs] if tokens else None
+    # A token without a finite number (null, -Infinity) cannot come.
+    return [
+        [_written(entry.token), entry.logprob]
+        for entry in (tokens[0].top_logprobs if tokens else [])
+        if entry.token is not None and entry.logprob is not None and math.isfinite(entry.logprob)
+    ]
+
+
+def _written(content: str | list[dict[str, Any]] | None) -> str | None:
+    """A message's words; of one in parts, as some thinking models send it, those of its text."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    # Half of a surrogate pair is no character.
+    return content if content is None else content.encode("utf-8", "replace").decode()
 
 
 def _short(error: BaseException) -> str:

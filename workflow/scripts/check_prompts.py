@@ -4,12 +4,14 @@ import pandas as pd
 
 from icprobe.artifacts import write_json
 from icprobe.jobs import job
-from icprobe.judging import require_gold
+from icprobe.judging import require_gold, require_some_base_response
 
 with job(snakemake) as run:
     judge = snakemake.params.judge
     prompts = pd.read_parquet(snakemake.input[0], columns=["id", "output"])
     if judge == "reference":
         require_gold(dict(zip(prompts["id"], prompts["output"], strict=True)))
+    if snakemake.params.base_responses == "given":
+        require_some_base_response(prompts["output"])
     write_json(snakemake.output[0], {"judge": judge, "prompts": len(prompts)})
     run.summary(prompts=len(prompts))
