@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reader:
-    """A model as far as texts are concerned: its name and tokenizer, its longest sequence (None: no limit), how many of the
-    tokenizer's tokens it knows (None: all).
+    """A model as far as texts are concerned: its name and tokenizer, its longest sequence, and how many of the
+    tokenizer's tokens it knows (None: no limit, all of them).
     """
 
     model: str
