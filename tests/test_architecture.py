@@ -45,7 +45,7 @@ def test_the_table_jobs_read_tokens_without_torch(tmp_path, tokenizer):
     import icprobe.artifacts
 
     tokenizer.save_pretrained(tmp_path)
-    icprobe.artifacts.write_manifest(tmp_path, max_positions=128, plain_tokenizer=True)
+    icprobe.artifacts.write_manifest(tmp_path, max_positions=128, vocabulary=512, plain_tokenizer=True)
     loaded = modules_after(f"from icprobe.tokenizing import reader\nreader({str(tmp_path)!r}).counts(['some text'])")
     assert "transformers" in loaded
     assert "torch" not in loaded

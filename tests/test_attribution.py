@@ -13,6 +13,7 @@ from icprobe.attribution import baselines, icp, icp_budget, influence, influence
 from icprobe.attribution.gathering import gather
 from icprobe.attribution.matrix import batches, shard_of
 from icprobe.attribution.shards import compute
+from icprobe.errors import ScoreError
 from icprobe.rows import Row
 
 
@@ -206,6 +207,16 @@ def test_icp_budget_with_nothing_to_save_gives_the_full_score(inputs):
     for _, rows, block in icp_budget.attribute(ours, "icp_budget", runs, 200, share=0.5, round_tasks=3):
         assert np.allclose(block[:, 0], full[rows])
         assert (block[:, 1] == 3).all()
+
+
+def test_icp_budget_refuses_an_effect_that_is_no_number_and_does_not_count_it_as_no_help(inputs, monkeypatch):
+    def effects(self, rows, name, tasks):
+        return np.where(np.arange(len(rows))[:, None] == 2, np.nan, np.ones((len(rows), len(tasks)), dtype=np.float32))
+
+    monkeypatch.setattr(icp_budget.Probe, "effects", effects)
+    ours = inputs("llama")
+    with pytest.raises(ScoreError, match=r"icp_budget: the attributions of 1 examples are NaN or infinite, first of"):
+        list(icp_budget.attribute(ours, "icp_budget", batches(ours.lengths, 200)))
 
 
 def test_elimination_finds_the_best_and_the_worst_for_less():

@@ -143,6 +143,49 @@ def test_what_cannot_be_read_as_text_is_refused_and_no_template_without_such_row
         token_ids(one_word, made_of({}).query({**ROW, "instruction": THINK}))
 
 
+def normalising(**flags):
+    """A BPE that reads ＜ as <, and its control tokens, which it looks for afterwards."""
+    made = Tokenizer(models.BPE())
+    made.normalizer, made.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False))
+    made.add_special_tokens([AddedToken(token, special=True, **flags) for token in (THINK, END)])
+    return PreTrainedTokenizerFast(tokenizer_object=made)
+
+
+def test_a_control_token_that_the_tokenizer_makes_of_other_letters_is_text_too():
+    known = normalising(normalized=True)
+    words, template = {**ROW, "instruction": "an ＜think＞"}, made_of({"query": "＜think＞{{ instruction }}"})
+    found = token_ids(known, made_of({}).query(words))
+    assert ids_of(known, THINK).isdisjoint(found)
+    assert found == token_ids(normalising(normalized=False), made_of({}).query(words))
+    assert token_ids(known, template.query(PLAIN))[0] in ids_of(known, THINK)
+    with pytest.raises(DataError, match=r"row r: holds .* data\.special_tokens: text"):
+        token_ids(known, made_of({}, "error").query(words))
+
+
+def test_a_token_that_a_template_writes_is_never_replaced_by_the_letters_of_another_name():
+    known, prompts = normalising(normalized=False, single_word=True), made_of({"query": "{{ instruction }}" + END})
+    with pytest.raises(DataError, match="cannot be read as text"):  # beside a letter END is no token
+        token_ids(known, prompts.query({**ROW, "instruction": "<think> a"}))
+    found = token_ids(known, prompts.query({**ROW, "instruction": "<think>"}))
+    assert known.convert_ids_to_tokens(found) == [*THINK, END]
+
+
+def test_a_token_that_the_model_does_not_know_is_refused_where_lengths_are_measured(byte_level):
+    tokens = len(byte_level)
+    wide = copy.deepcopy(byte_level)
+    wide.add_special_tokens({"additional_special_tokens": ["[PAD]"]})
+    rows = pd.DataFrame([{**ROW, "output": "It is [PAD]."}])
+    refused = rf"^row r: '\[PAD\]' is a control token of m's tokenizer .* number is {tokens}, .* {tokens} rows"
+    with pytest.raises(DataError, match=refused):
+        lengths(rows, made_of({}, "token"), Reader("m", wide, None, tokens))
+    with pytest.raises(DataError, match=r"^templates: "):
+        lengths(rows, made_of({"query": "[PAD] {{ instruction }}"}), Reader("m", wide, None, tokens))
+    assert len(lengths(rows, made_of({}), Reader("m", wide, None, tokens)))
+    assert len(lengths(rows, made_of({}, "token"), Reader("m", wide, None, tokens + 1)))
+
+
 def test_every_engine_reads_a_row_s_control_tokens_as_text(byte_level, prompts, tiny_model):
     train, tasks = pd.DataFrame([ROW, PLAIN]), pd.DataFrame([PLAIN, {**ROW, "id": "t"}])
     own = lengths(train, prompts, Reader("m", byte_level, None))

@@ -11,7 +11,7 @@ import pandas as pd
 
 from icprobe.data import records, select_tasks
 from icprobe.data import sample as draw_sample
-from icprobe.errors import DataError
+from icprobe.errors import DataError, shown
 from icprobe.prompts import Prompts
 from icprobe.texts import Text, count_control_tokens, token_ids
 
@@ -20,15 +20,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reader:
-    """A model as far as texts are concerned: its name, tokenizer and longest sequence (None: no limit)."""
+    """A model as far as texts are concerned: its name and tokenizer, its longest sequence, and how many of the
+    tokenizer's tokens it knows (None: no limit, all of them).
+    """
 
     model: str
     tokenizer: Any
     max_positions: int | None
+    vocabulary: int | None = None
 
     def counts(self, texts: list[str]) -> list[int]:
-        """Token count of each text."""
-        return [len(ids) for ids in token_ids(self.tokenizer, texts)]
+        """Token count of each text. Raises DataError for a token that the model does not know."""
+        found = token_ids(self.tokenizer, texts)
+        if self.vocabulary is not None:
+            for text, ids in zip(texts, found, strict=True):
+                if (highest := max(ids, default=0)) >= self.vocabulary:
+                    self._refuse_unknown(text, highest)
+        return [len(ids) for ids in found]
+
+    def _refuse_unknown(self, text: str, number: int) -> None:
+        token = self.tokenizer.convert_ids_to_tokens(number)
+        rows = [part.row for part in getattr(text, "parts", ()) if token in part.words()]
+        raise DataError(
+            f"{f'row {rows[0]}' if rows else 'templates'}: {shown(token)} is a control token of {self.model}'s "
+            f"tokenizer that the model does not know (its number is {number}, the embedding has {self.vocabulary} "
+            "rows); remove it, or set data.special_tokens: text where it stands in a row."
+        )
 
     def token_ends(self, text: str) -> list[int]:
         """Where the tokens of a text end, as numbers of characters, those apart that end within a letter: its bytes,

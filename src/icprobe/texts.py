@@ -136,23 +136,23 @@ class ControlTokens:
 
     def as_text(self, text: Text, ids: list[int]) -> list[int]:
         """Token ids [n] of a text in which the control tokens of its rows are text; ids: what the tokenizer gives."""
-        whole = self._pattern.findall(text)
         held = self.in_words(text)
         # A token that breaks in the rows' words leave whole was written by a template alone.
         broken = text.again(self._break)
         readable = broken.replace(BREAK, "") == text and OPEN not in text
-        if len(self._pattern.findall(broken)) == len(whole) if readable else not held:
+        whole, written = (len(self._pattern.findall(each)) for each in (text, broken))
+        others = sum(number in self.ids for number in ids) > whole and self._made_of(text)
+        if written == whole and not others if readable else not held:
+            return ids
+        found = self._read(broken, written, held) if readable and self._backend is not None else None
+        if found == ids:
             return ids
         if text.special_tokens == "error":
             raise self._refused(
                 text, "remove it, or set data.special_tokens: text (it is read as these letters) or token"
             )
-        if readable and self._backend is not None:
-            plain, true_id = self._plain
-            written = self._pattern.sub(lambda found: self._alias[found[0]], broken).replace(BREAK, "")
-            found = plain.encode(written, add_special_tokens=False).ids
-            if {self._id_of[token] for token in held}.isdisjoint(set(found) - true_id.keys()):
-                return [true_id.get(number, number) for number in found]
+        if found is not None:
+            return found
         raise self._refused(
             text,
             "it cannot be read as text, because the tokenizer has no other tokens for it or a template changes its "
@@ -165,6 +165,23 @@ class ControlTokens:
         start = value.index(words)
         words_broken = self._pattern.sub(lambda found: BREAK.join(found[0]) + BREAK, words)
         return f"{value[:start]}{BREAK}{words_broken}{BREAK}{value[start + len(words) :]}"
+
+    def _made_of(self, text: Text) -> bool:
+        """Whether the tokenizer makes control tokens of rows' words with other letters, as "<think>" of "＜think＞"."""
+        words = "\n".join(part.words() for part in text.parts)
+        return self._backend is not None and not self.ids.isdisjoint(
+            self._backend.encode(words, add_special_tokens=False).ids
+        )
+
+    def _read(self, broken: str, written: int, held: set[str]) -> list[int] | None:
+        """Token ids of a broken text in which templates write so many control tokens; None where it has no others."""
+        plain, true_id = self._plain
+        text = self._pattern.sub(lambda token: self._alias[token[0]], broken).replace(BREAK, "")
+        found = plain.encode(text, add_special_tokens=False).ids
+        # A token that stands for itself as a whole word alone (single_word) is none beside a letter.
+        kept = sum(true_id.get(number) in self.ids for number in found) == written
+        other = {self._id_of[token] for token in held}.isdisjoint(set(found) - true_id.keys())
+        return [true_id.get(number, number) for number in found] if kept and other else None
 
     @cached_property
     def _plain(self) -> tuple[Any, dict[int, int]]:
@@ -182,6 +199,8 @@ class ControlTokens:
         return plain, {plain.token_to_id(token["content"]): token["id"] for token in form["added_tokens"]}
 
     def _refused(self, text: Text, what: str) -> DataError:
-        row = next((part.row for part in text.parts if self._pattern.search(part.words())), None)
-        token = next(iter(sorted(self.in_words(text))), "part of one")
-        return DataError(f"row {row}: holds {shown(token)}, a control token of the model; {what}.")
+        rows = [part.row for part in text.parts if self._pattern.search(part.words())]
+        rows = rows or [part.row for part in text.parts if part.row is not None]
+        held = sorted(self.in_words(text))
+        token = f"{shown(held[0])}, a control token" if held else "letters that make a control token"
+        return DataError(f"row {next(iter(rows), None)}: holds {token} of the model; {what}.")

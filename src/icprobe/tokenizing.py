@@ -89,7 +89,7 @@ def reader(directory: str | Path) -> Reader:
         raise ArtifactError(f"{directory}: is no prepared model. Remove it so that it is made anew.")
     # The digest of its source, which ends the directory's name, tells a reader of messages nothing.
     name = re.sub(r"-[0-9a-f]{12}$", "", Path(directory).name)
-    return Reader(name, load_tokenizer(directory), manifest["max_positions"])
+    return Reader(name, load_tokenizer(directory), manifest["max_positions"], manifest["vocabulary"])
 
 
 def train_tokenizer(corpus: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

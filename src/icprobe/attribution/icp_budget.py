@@ -7,7 +7,7 @@ import numpy as np
 from scipy.stats import norm
 
 from icprobe.attribution.icp import Probe
-from icprobe.attribution.matrix import Blocks, Inputs
+from icprobe.attribution.matrix import Blocks, Inputs, check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,10 @@ def attribute(
         if name in pieces:
             progress.found(pieces[name].size)
         else:
-            pieces[name] = probe.effects(order[rows], name, tasks)
+            effects = probe.effects(order[rows], name, tasks)
+            # Of NaN no sign could be counted: it would pass for a task that the example does not help.
+            check_finite(method, list(inputs.lengths["id"].iloc[order[rows]]), effects)
+            pieces[name] = effects
         return pieces[name]
 
     scores, tried = eliminate(len(order), len(inputs.tasks), reveal, share, round_tasks, confidence, inputs.seed)
