@@ -31,6 +31,8 @@ rule prepare_model:
         admission=package_files("admission.py"),
     log:
         "logs/models/{model}-{source}.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/models/{model}-{source}.benchmark.tsv"
     threads: THREADS
@@ -233,6 +235,8 @@ rule check_prompts:
         code=fingerprint("check_prompts"),
     log:
         "logs/{experiment}/check_prompts.log",
+    conda:
+        "../envs/icprobe.yaml"
     benchmark:
         "logs/{experiment}/check_prompts.benchmark.tsv"
     priority: 1

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from icprobe import jsonl
 from icprobe.artifacts import atomic_path
 from icprobe.errors import ArtifactError, DataError, reason, shown
-from icprobe.reading import WHERE, read_source
+from icprobe.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
 WHOLE = {"domain": "all", "subset": "overall"}  # what tables call all of them
@@ -75,6 +75,17 @@ def read_table(
 def label(value: Any) -> str | None:
     """A label, domain or subset as a text; None where a row has none: null, NaN, or a blank text."""
     return None if _missing(value) or not str(value).strip() else str(value)
+
+
+def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
+    """The domains that files of tasks name; none of files that cannot be read. columns: {our name: theirs}."""
+    found: set[str | None] = set()
+    for file in files:
+        try:
+            found |= {*map(label, read_file(file).get(columns.get("domain", "domain"), []))}
+        except DataError:
+            continue  # `read_table` says what is wrong
+    return {one for one in found if one is not None}
 
 
 def check_group(where: str, column: str, value: str | None) -> None:
