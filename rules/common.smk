@@ -85,7 +85,7 @@ if SWEEP is None:
         len(CONFIG.models) > 1 or len(data.domains(local_files(tasks), tasks.columns if tasks else {})) > 1
     )
 
-# What heavy rules compute with: the cores that `--cores` gives, but no more threads than OMP_NUM_THREADS says (which
+# Heavy jobs compute with the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which
 # Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.
 THREADS = cores.wanted()
 

@@ -182,5 +182,6 @@ def test_a_judge_is_asked_at_its_true_address(monkeypatch):
     monkeypatch.setenv(masking.VARIABLE, json.dumps(masking.hide(config)))
     base_url = config["evaluation"]["llm"]["base_url"]
     assert base_url == "https://***@judge.example/v1"
-    llm = Evaluation(judge="llm", llm={"base_url": base_url, "model": "j"}).judge_settings["llm"]
+    evaluation = Evaluation(judge="llm", llm={"base_url": base_url, "model": "j"})
+    llm = evaluation.judge_settings["llm"] | evaluation.llm.execution()
     assert str(llm_judge.client(llm).base_url) == f"https://me:{PASSWORD}@judge.example/v1/"
