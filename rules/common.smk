@@ -170,7 +170,10 @@ def contents(files):
 
 def package_files(pattern):
     """Digests of files of the package that are no modules, such as templates: no fingerprint of code covers them."""
-    return [artifacts.file_digest(path) for path in sorted(artifacts.PACKAGE.glob(pattern))]
+    found = sorted(artifacts.PACKAGE.glob(pattern))
+    if not found:
+        raise WorkflowError(f"{pattern}: the package has no such file")
+    return [artifacts.file_digest(path) for path in found]
 
 
 def slice_of(section, *keys):
