@@ -7,14 +7,26 @@ import re
 import sys
 from pathlib import Path
 
-from snakemake.io import strip_wildcard_constraints
 from snakemake.logging import logger
 
-from icprobe import artifacts, cores, data, ending, execution, fingerprints, judging, masking, modes, reading, records, work
+from icprobe import (
+    artifacts,
+    cores,
+    data,
+    ending,
+    execution,
+    fingerprints,
+    judging,
+    making,
+    masking,
+    modes,
+    records,
+    work,
+)
 from icprobe.attribution import METHODS, methods_of
 from icprobe.binning import bin_name
 from icprobe.config import load
-from icprobe.errors import DataError, IcprobeError
+from icprobe.errors import IcprobeError
 from icprobe.resources import Sizes
 
 # Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
@@ -78,21 +90,13 @@ for key, named in {
             sys.exit(f"config: {key}.path: {file}: no such file; correct the path")
 
 
-def several_domains():
-    """Whether a local file of tasks names several domains; what comes from elsewhere is not known before it is read."""
-    files = local_files(CONFIG.data.tasks)
-    try:
-        rows = reading.read_file(files[0]) if files else {}
-    except DataError:
-        return False  # `select_tasks` says what is wrong
-    column = CONFIG.data.tasks.columns.get("domain", "domain") if files else None
-    return column in rows and len({*map(data.label, rows[column])} - {None}) > 1
-
-
 SWEEP = CONFIG.figures.sweep
 if SWEEP is None:
-    both = {"icp", "influence"} <= set(CONFIG.attribution.methods)
-    SWEEP = both and (len(CONFIG.models) > 1 or several_domains())
+    tasks = CONFIG.data.tasks
+    # What comes from elsewhere is not known before it is read.
+    SWEEP = {"icp", "influence"} <= set(CONFIG.attribution.methods) and (
+        len(CONFIG.models) > 1 or len(data.domains(local_files(tasks), tasks.columns if tasks else {})) > 1
+    )
 
 # Heavy jobs compute with the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which
 # Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.
@@ -179,7 +183,10 @@ def contents(files):
 
 def package_files(pattern):
     """Digests of files of the package that are no modules, such as templates: no fingerprint of code covers them."""
-    return [artifacts.file_digest(path) for path in sorted(artifacts.PACKAGE.glob(pattern))]
+    found = sorted(artifacts.PACKAGE.glob(pattern))
+    if not found:
+        raise WorkflowError(f"{pattern}: the package has no such file")
+    return [artifacts.file_digest(path) for path in found]
 
 
 def slice_of(section, *keys):
@@ -374,33 +381,3 @@ def annotation_of(wildcards):
         if (method, name, str(seed)) == (wildcards.method, wildcards.bin, wildcards.seed):
             return note
     raise WorkflowError(f"there are no annotations of {wildcards.method}, {wildcards.bin}, seed {wildcards.seed}")
-
-
-def behind_the_report():
-    """What the report rests on, from Snakemake's own DAG, by the rules' names: what each needs, says, makes, its jobs' logs.
-
-    The files of earlier jobs lie beside these, of bins and shards that are no more: only the DAG knows which count.
-    """
-    dag = workflow.dag
-    found, left = {}, [job for job in dag.jobs if job.rule.name == "report"]
-    seen = set(left)
-    while left:
-        job = left.pop()
-        needed = list(dag.dependencies[job])
-        left += [other for other in needed if other not in seen]
-        seen.update(needed)
-        facts = found.setdefault(
-            job.rule.name,
-            {
-                "needs": set(),
-                "message": str(job.rule.message or ""),
-                "makes": strip_wildcard_constraints(str(next(iter(job.rule.output), ""))),
-                "logs": set(),
-            },
-        )
-        # The report is still being written: what lies beside its log is of the one before.
-        facts["logs"] |= set(map(str, job.log)) if job.rule.name != "report" else set()
-        facts["needs"] |= {other.rule.name for other in needed}
-    # In a fixed order: it is a param, and the picture.
-    order = [one.name for one in workflow.rules if one.name in found]
-    return {name: {**found[name], **{key: sorted(found[name][key]) for key in ("needs", "logs")}} for name in order}

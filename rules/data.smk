@@ -28,7 +28,7 @@ rule prepare_model:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
         contents=lambda w: contents(model_files(w.model)),
         code=fingerprint("prepare_model"),
-        admission=package_files("admission.py"),
+        admission=fingerprints.meaning("icprobe.admission"),
     log:
         "logs/models/{model}-{source}.log",
     conda:

@@ -27,7 +27,7 @@ rule report:
         sound_labels=CONFIG.data.sound_labels,
         examples=CONFIG.report.examples,
         colors=CONFIG.figures.colors,
-        rules=lambda w: behind_the_report(),
+        rules=lambda w: making.behind("report", workflow.dag),
         # W&B's options change no result, so they are no part of the record.
         config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
         templates=package_files("templates/report.*"),

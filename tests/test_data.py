@@ -73,6 +73,16 @@ def test_labels_are_texts_and_absent_ones_are_absent(tmp_path):
     assert values(read(written(tmp_path, "jsonl", rows), extra=["x"])["x"]) == ["1", None]
 
 
+def test_domains_are_those_of_all_files_that_can_be_read(tmp_path):
+    for name, domains in (("a", ["law", None, " "]), ("b", ["law"]), ("c", ["code"])):
+        pd.DataFrame({"topic": domains}).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
+    (tmp_path / "broken.json").write_text("[")
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "broken.json", "absent.json", "c.jsonl")]
+    assert data.domains(files, {"domain": "topic"}) == {"law", "code"}
+    assert data.domains(files[:2], {"domain": "topic"}) == {"law"}
+    assert data.domains(files, {}) == set()
+
+
 def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
     path = written(tmp_path, "jsonl", [{"output": "the question", "instruction": "the answer"}])
     table = read(path, source={"columns": {"instruction": "output", "output": "instruction"}})

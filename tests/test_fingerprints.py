@@ -120,9 +120,9 @@ def with_code(package):
     ids=["comment", "module", "class", "function", "message", "part of a message", "f-string", "layout"],
 )
 def test_what_only_says_something_changes_no_fingerprint(old, new, with_code):
-    before = fingerprint(with_code)
+    before = fingerprint(with_code), fingerprints.meaning("icprobe.direct")
     edit(with_code, "icprobe/direct.py", old, new)
-    assert fingerprint(with_code) == before
+    assert (fingerprint(with_code), fingerprints.meaning("icprobe.direct")) == before
 
 
 @pytest.mark.parametrize(
@@ -138,9 +138,10 @@ def test_what_only_says_something_changes_no_fingerprint(old, new, with_code):
     ],
 )
 def test_what_does_something_changes_the_fingerprint(old, new, with_code):
-    before = fingerprint(with_code)
+    before = fingerprint(with_code), fingerprints.meaning("icprobe.direct")
     edit(with_code, "icprobe/direct.py", old, new)
-    assert fingerprint(with_code) != before
+    assert fingerprint(with_code) != before[0]
+    assert fingerprints.meaning("icprobe.direct") != before[1]
 
 
 def loaded_with(modules):

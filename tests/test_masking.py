@@ -9,7 +9,7 @@ import dag
 import pytest
 from test_jobs import run_job
 
-from icprobe import llm_judge, masking, records
+from icprobe import judging, llm_judge, masking, records
 from icprobe.attribution import METHODS
 from icprobe.config import load
 from icprobe.errors import ConfigError, DataError
@@ -28,7 +28,11 @@ from icprobe.sections import Evaluation
         ("http://host/a?X-Amz-Signature=hush#access_token=hush", "http://host/a?X-Amz-Signature=***#access_token=***"),
         ("'http://host/a?api_key=hush'", "'http://host/a?api_key=***'"),
         ("http://host/a?key=hush&sig=hush", "http://host/a?key=***&sig=***"),
+        ("http://host/a?code=hush&pass=hush", "http://host/a?code=***&pass=***"),
+        ("http://host/a?subscription-key=hush", "http://host/a?subscription-key=***"),
         ("Authorization: Bearer hush", "Authorization: Bearer ***"),
+        ("Authorization: Token hush", "Authorization: Token ***"),
+        ("{'x-api-key': 'hush'}", "{'x-api-key': '***'}"),
         ("{'authorization': 'hush'}", "{'authorization': '***'}"),
         *[(text, text) for text in ("http://host:8089/v1", "https://host/@me/x", "a?token=b", "http://[::1]:80/v1")],
         *[(text, text) for text in ("http://host/a?max_tokens=5&tokenizer=b&author=c", "tokens: 5; key: me@host")],
@@ -56,6 +60,17 @@ def test_addresses_are_hidden_and_revealed_each_as_itself(monkeypatch):
     assert len(set(shown)) == 3
     assert not any("first" in text or "second" in text for text in shown)
     assert [*map(masking.reveal, shown)] == addresses
+
+
+@pytest.mark.parametrize(
+    "address", ["https://me:hu'sh@host/v1", 'https://me:hu"sh@host/v1', " https://me:hush@host/v1 "]
+)
+def test_a_password_with_quotes_and_an_address_with_spaces_around_it_are_hidden(address, monkeypatch):
+    config = {"base_url": address}
+    monkeypatch.setenv(masking.VARIABLE, json.dumps(masking.hide(config)))
+    assert config["base_url"].strip() == "https://***@host/v1"
+    assert masking.reveal(config["base_url"]) == address
+    assert masking.mask(f"asked {address}") == f"asked {config['base_url']}"
 
 
 def test_texts_that_are_no_addresses_stay_as_they_are():
@@ -99,6 +114,13 @@ def test_a_key_in_the_place_of_its_variables_name_is_not_repeated():
     with pytest.raises(ConfigError, match="key_variable: String should match") as error:
         load({**raw, "evaluation": {"judge": "llm", "llm": llm}}, METHODS)
     assert "hush" not in str(error.value)
+
+
+def test_a_judges_key_is_masked_whatever_its_variable_is_called(monkeypatch):
+    monkeypatch.setattr(masking, "_kept", set())
+    monkeypatch.setenv("MY_JUDGE", "sk-hush")
+    assert judging.key("MY_JUDGE") == "sk-hush"
+    assert masking.mask("Incorrect API key provided: sk-hush.") == "Incorrect API key provided: ***."
 
 
 def test_why_a_job_ran_is_masked_in_the_workflows_run():

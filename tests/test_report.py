@@ -4,6 +4,7 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from icprobe import plotting
 from icprobe.environment import measured
 from icprobe.errors import DataError, ScoreError
 from icprobe.findings import ModelInputs
-from icprobe.making import HOW, RuleRun, artifacts, rule_runs
+from icprobe.making import HOW, RuleRun, artifacts, behind, rule_runs
 from icprobe.page import embedded_json, visible
 from icprobe.report import build
 from icprobe.wording import number
@@ -144,6 +145,31 @@ def test_a_rule_without_a_sentence_of_its_own_is_told_by_its_message(tmp_path):
     (row,) = artifacts(rule_runs([drawn]))
     assert (row["makes"], row["how"]) == ("{model}/figures/odd.svg", "Drawing {model} oddly")
     assert artifacts(rule_runs([RuleRun("score")]))[0]["how"] == HOW["score"]
+
+
+def test_the_report_rests_on_the_jobs_of_the_present_dag_alone():
+    names = ["report", "score", "fine_tune", "prepare"]
+    rules = {name: SimpleNamespace(name=name, message=f"{name}!", output=[f"{name}/{{seed,\\d+}}"]) for name in names}
+
+    class Job:
+        def __init__(self, name, number):
+            self.rule, self.log = rules[name], [f"{name}/{number}.log"]
+
+    report, one, two, aside, start = (
+        Job(*of) for of in (("report", 0), ("score", 1), ("score", 2), ("fine_tune", 0), ("prepare", 0))
+    )
+    needs = {report: [two, one], one: [start], two: [start], aside: [start], start: []}
+    dag = SimpleNamespace(jobs=list(needs), dependencies=needs, workflow=SimpleNamespace(rules=[*rules.values()]))
+    assert behind("report", dag) == {
+        "report": {"needs": ["score"], "message": "report!", "makes": "report/{seed}", "logs": []},
+        "score": {
+            "needs": ["prepare"],
+            "message": "score!",
+            "makes": "score/{seed}",
+            "logs": ["score/1.log", "score/2.log"],
+        },
+        "prepare": {"needs": [], "message": "prepare!", "makes": "prepare/{seed}", "logs": ["prepare/0.log"]},
+    }
 
 
 def test_an_auc_is_computed_where_no_table_gives_it(tmp_path):

@@ -109,6 +109,18 @@ def test_each_bad_run_is_skipped_and_named_and_the_rest_goes_up(tmp_path, server
         }
 
 
+def test_a_log_that_breaks_off_holds_up_none_that_reads_what_its_job_made(tmp_path, server):
+    run_jobs(tmp_path, ("score", "cut", [], ["cut"], {}), ("score", "reader", ["cut"], ["reader"], {}))
+    (log,) = run_of(tmp_path, "cut").glob("*.wandb")
+    log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
+    ended = sync(tmp_path, server.url)
+    assert ended.returncode == 1
+    assert "1 runs were not uploaded" in ended.stderr
+    assert syncing.CUT in ended.stderr
+    assert "score reader" in names_sent(server)
+    assert [path.parent for path in syncing.pending(tmp_path / "results/demo/wandb")] == [run_of(tmp_path, "cut")]
+
+
 def test_a_file_that_is_on_the_server_may_be_gone_when_its_readers_are_uploaded(tmp_path, server):
     run_jobs(tmp_path, ("attribute", "shard", [], ["shard"], {}))
     assert sync(tmp_path, server.url).returncode == 0

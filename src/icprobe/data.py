@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from icprobe import jsonl
 from icprobe.artifacts import atomic_path
 from icprobe.errors import ArtifactError, DataError, reason, shown
-from icprobe.reading import WHERE, read_source
+from icprobe.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
 WHOLE = {"domain": "all", "subset": "overall"}  # what tables call all of them
@@ -79,6 +79,17 @@ def label(value: Any) -> str | None:
     White space within it is one space: a line break would cut the tables that it names rows of.
     """
     return None if _missing(value) else " ".join(str(value).split()) or None
+
+
+def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
+    """The domains that files of tasks name; none of files that cannot be read. columns: {our name: theirs}."""
+    found: set[str | None] = set()
+    for file in files:
+        try:
+            found |= {*map(label, read_file(file).get(columns.get("domain", "domain"), []))}
+        except DataError:
+            continue  # `read_table` says what is wrong
+    return {one for one in found if one is not None}
 
 
 def check_group(where: str, column: str, value: str | None) -> None:

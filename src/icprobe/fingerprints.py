@@ -28,6 +28,11 @@ def fingerprint(script: str | Path, modules: Iterable[str] = ()) -> str:
     return digest([script.meaning, {name: _source(_module_path(name)).meaning for name in names}])[:16]
 
 
+def meaning(module: str) -> str:
+    """Digest of what one module does, such as an observer whose edit must repeat something; not of what it imports."""
+    return _source(_module_path(module)).meaning[:16]
+
+
 def closure(modules: Iterable[str]) -> set[str]:
     """First-party modules reached by import from `modules`, themselves included, observers excluded."""
     found: set[str] = set()

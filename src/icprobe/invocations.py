@@ -20,7 +20,7 @@ import pandas as pd
 
 from icprobe import masking, tracking
 from icprobe.environment import benchmark
-from icprobe.lineage import CLOCK, bin_words, run_name
+from icprobe.lineage import CLOCK, Subject, bin_words, run_name
 
 # Snakemake's word for a job that reruns only because another one did: no cause of its own.
 INHERITED = "Input files updated by another job"
@@ -165,7 +165,7 @@ def follow(lines: Iterable[str]) -> None:
     latest = plan["time"]
     # The target is the rule that nothing else needs, planned last by Snakemake.
     target = next(reversed(invocation.planned), "")
-    subject = tracking.Subject(
+    subject = Subject(
         f"workflow-{header['id']}",
         f"workflow {target}, {invocation.total} job{'s' if invocation.total != 1 else ''}",
         "workflow",

@@ -15,6 +15,7 @@ from typing import Any
 
 from icprobe import execution
 from icprobe.errors import ConfigError, DataError
+from icprobe.masking import keep_secret
 from icprobe.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def key(variable: str | None) -> str:
             f"config: evaluation.llm.key_variable: the environment variable {variable} is not set. Put the judge's key "
             "into it, or leave key_variable out for an endpoint without keys."
         )
-    return os.environ[variable] if variable else "none"
+    return keep_secret(os.environ[variable]) if variable else "none"
 
 
 def require_gold(golds: dict[str, str | None]) -> None:

@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,36 @@ ARTIFACT_TYPES = (
 def named(values: Any) -> dict[str, Any]:
     """The named entries of one of Snakemake's lists (wildcards, params), or of a mapping."""
     return dict(values.items()) if values else {}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a run is about: a job, or the whole workflow."""
+
+    identity: str
+    name: str  # for people
+    kind: str  # the job type: a rule, or "workflow"
+    tags: Sequence[str] = ()
+    wildcards: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Sequence[str] = ()
+    outputs: Sequence[str] = ()
+
+
+def of_job(experiment: str, snakemake: Any) -> Subject:
+    """A job as the subject of its run; snakemake: the object that a script has."""
+    wildcards, params = named(snakemake.wildcards), plain(named(snakemake.params))
+    readable = {name: bin_words(value) if name == "bin" else value for name, value in wildcards.items()}
+    return Subject(
+        run_id(experiment, snakemake.rule, wildcards, params),
+        run_name(snakemake.rule, wildcards),
+        snakemake.rule,
+        [str(readable[name])[:64] for name in ("method", "bin", "model") if readable.get(name)],
+        wildcards,
+        {**params, **wildcards, "experiment": experiment, "rule": snakemake.rule},
+        [*map(str, snakemake.input)],
+        [*map(str, snakemake.output)],
+    )
 
 
 def run_id(experiment: str, rule: str, wildcards: Mapping[str, Any], params: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How the results were made: the rules that ran, what each makes and needs, and how long it took. No Snakemake here."""
+"""How the results were made: the rules that ran, what each makes and needs, and how long it took."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,6 +51,32 @@ HOW = {
     "tabulate_win_rates": "preferences averaged by method, bin, subset and seed",
     "report": "this page",
 }
+
+
+def behind(target: str, dag: Any) -> dict[str, dict[str, Any]]:
+    """Each rule that the job of `target` rests on, in the rules' order: what it needs, says, makes, its jobs' logs.
+
+    dag: Snakemake's. The files of earlier jobs lie beside these, of bins and shards that are no more: it alone knows
+    which count. The target is still to run: what lies beside its log is of the one before.
+    """
+    from snakemake.io import strip_wildcard_constraints  # not above: the report's job needs no Snakemake
+
+    found: dict[str, dict[str, Any]] = {}
+    left = [job for job in dag.jobs if job.rule.name == target]
+    seen = set(left)
+    while left:
+        job = left.pop()
+        needed = set(dag.dependencies[job])
+        left += needed - seen
+        seen |= needed
+        makes = strip_wildcard_constraints(str(next(iter(job.rule.output), "")))
+        facts = {"needs": set(), "message": str(job.rule.message or ""), "makes": makes, "logs": set()}
+        facts = found.setdefault(job.rule.name, facts)
+        facts["needs"] |= {other.rule.name for other in needed}
+        facts["logs"] |= set(map(str, job.log)) if job.rule.name != target else set()
+    # In a fixed order: it is a param, and the picture.
+    order = [rule.name for rule in dag.workflow.rules if rule.name in found]
+    return {name: {**found[name], **{key: sorted(found[name][key]) for key in ("needs", "logs")}} for name in order}
 
 
 def rule_runs(dag: Iterable[RuleRun | tuple] | None) -> pd.DataFrame | None:

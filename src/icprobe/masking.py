@@ -17,18 +17,24 @@ VARIABLE = "ICPROBE_SECRETS"  # set by the Snakefile: {masked address: address}
 MASK = "***"
 # Names of what is secret: of parameters of an address, of options, of keys.
 SECRET = re.compile(
-    r"token(?!s|iz)|secret|passw|pwd|(?:api|access|private|account)[-_]?key|signature|credential|authoriz|[-_]auth$",
+    r"token(?!s|iz)|secret|passw|passphrase|pwd|(?:api|access|private|account|subscription)[-_]?key|signature|credential"
+    r"|authoriz|[-_]auth$",
     re.IGNORECASE,
 )
-SHORT = {"key", "sig", "auth"}  # the same, as whole names of an address's parameters
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+SHORT = {"key", "sig", "auth", "code", "jwt", "pass", "pw"}  # the same, as whole names of an address's parameters
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)  # within a text
+WHOLE = re.compile(r"\s*[a-z][a-z0-9+.-]*://\S+\s*", re.IGNORECASE)  # a text that is one: a password may hold quotes
 # Up to the last @ before the path; a password may hold a slash, which a port cannot.
 USER = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/@:]+:(?!\d+(?:[/?#]|$))[^\s@]*@)")
 PARAMETER = re.compile(r"(?<=[?&;#])([^=&;#]+)=([^&;#]+)")
 ASSIGNED = re.compile(r"([\w.-]+)([\"']?\s*[=:]\s*[\"']?)([^\s\"',}\]]+)")
-HEADER = re.compile(r"(authorization[\"']?\s*[=:]\s*[\"']?(?:bearer |basic )?)[^\s\"',}\]]+", re.IGNORECASE)
+HEADER = re.compile(
+    r"(authorization[\"']?\s*[=:]\s*[\"']?(?:bearer |basic |token )?|x-api-key[\"']?\s*[=:]\s*[\"']?)[^\s\"',}\]]+",
+    re.IGNORECASE,
+)
 # A shorter value may stand in any text by chance.
 LEAST_CHARACTERS, LEAST_OF_VARIABLE = 4, 8
+_kept: set[str] = set()
 
 
 def mask(text: str) -> str:
@@ -39,6 +45,13 @@ def mask(text: str) -> str:
     for secret in _known():
         text = text.replace(secret, MASK)
     return HEADER.sub(rf"\1{MASK}", ADDRESS.sub(lambda found: _masked_address(found[0]), text))
+
+
+def keep_secret(value: str) -> str:
+    """`value`, which `mask` knows from now on, in this process."""
+    if len(value) >= LEAST_CHARACTERS:
+        _kept.add(value)
+    return value
 
 
 def masked(value: Any) -> Any:
@@ -96,7 +109,7 @@ def hide(config: dict[str, Any]) -> dict[str, str]:
         for key, value in [*section.items()] if isinstance(section, dict) else [*enumerate(section)]:
             if isinstance(value, dict | list):
                 waiting.append(value)
-            elif isinstance(value, str) and ADDRESS.fullmatch(value):
+            elif isinstance(value, str) and WHOLE.fullmatch(value):
                 shown = _masked_address(value)
                 if shown != value:
                     number, base = 1, shown
@@ -127,7 +140,7 @@ def _masked_address(address: str) -> str:
 
 def _known() -> list[str]:
     """Secrets that are known word for word, the longest first."""
-    found = {secret for address in _hidden().values() for secret in _secrets_of(address)}
+    found = _kept | {secret for address in _hidden().values() for secret in _secrets_of(address)}
     for name, value in os.environ.items():
         if re.search(r"(?:_KEY|TOKEN|SECRET|PASSWORD)$", name, re.IGNORECASE) and len(value) >= LEAST_OF_VARIABLE:
             found.add(value)

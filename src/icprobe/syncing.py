@@ -27,6 +27,8 @@ from icprobe.records import Record
 logger = logging.getLogger(__name__)
 
 SERVER = "https://api.wandb.ai"
+# `wandb sync` of a log that breaks off within a record. No later attempt sends such a run, so that none waits for it.
+CUT = "incomplete record"
 REMEDY = "Where a log or a file is lost, run the job again or remove the run's directory; else try again."
 
 
@@ -92,7 +94,8 @@ def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict
                     _mark(run.log).unlink(missing_ok=True)
                 if not _is_synced(run.log):
                     failed[run.log] = refused.get(run.log) or _said_of(run.log, output) or gave_up or "not uploaded"
-        makers |= {made["name"]: run.log.parent.name for run in wave if run.log in failed for made in run.outputs}
+        waiting = [run for run in wave if run.log in failed and CUT not in failed[run.log]]
+        makers |= {made["name"]: run.log.parent.name for run in waiting for made in run.outputs}
     return failed
 
 

@@ -11,27 +11,24 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from icprobe import modes, records
 from icprobe.artifacts import MANIFEST
-from icprobe.errors import ConfigError
+from icprobe.errors import ConfigError, reason
 from icprobe.lineage import (
     CLOCK,
     STEP,
     UPLOAD_BYTES,
+    Subject,
     artifact_name,
     artifact_type,
-    bin_words,
     describe,
-    named,
+    of_job,
     plain,
-    run_id,
-    run_name,
     scalar,
 )
 from icprobe.masking import masked
@@ -180,21 +177,7 @@ class Run:
             logger.warning("W&B: no answer in time for %s; what was logged lies in %s for `make sync`", what, where)
         except Exception as error:
             self._complete = False
-            logger.warning("W&B: %s could not be logged (%s)", what, _first_line(error))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What a run is about: a job, or the whole workflow."""
-
-    identity: str
-    name: str  # for people
-    kind: str  # the job type: a rule, or "workflow"
-    tags: Sequence[str] = ()
-    wildcards: Mapping[str, str] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    inputs: Sequence[str] = ()
-    outputs: Sequence[str] = ()
+            logger.warning("W&B: %s could not be logged (%s)", what, reason(error))
 
 
 def settings() -> dict[str, Any]:
@@ -214,19 +197,7 @@ def start(snakemake: Any) -> Run:
     chosen = settings()
     if chosen["mode"] == "disabled":
         return Run()
-    wildcards, params = named(snakemake.wildcards), plain(named(snakemake.params))
-    readable = {name: bin_words(value) if name == "bin" else value for name, value in wildcards.items()}
-    job = Subject(
-        run_id(chosen["experiment"], snakemake.rule, wildcards, params),
-        run_name(snakemake.rule, wildcards),
-        snakemake.rule,
-        [str(readable[name])[:64] for name in ("method", "bin", "model") if readable.get(name)],
-        wildcards,
-        {**params, **wildcards, "experiment": chosen["experiment"], "rule": snakemake.rule},
-        [*map(str, snakemake.input)],
-        [*map(str, snakemake.output)],
-    )
-    return begin(job, chosen)
+    return begin(of_job(chosen["experiment"], snakemake), chosen)
 
 
 def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
@@ -279,7 +250,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     except Exception as error:
         if not run._online:
             raise
-        logger.warning("W&B: no run on the server (%s). The run is kept offline for `make sync`.", _first_line(error))
+        logger.warning("W&B: no run on the server (%s). The run is kept offline for `make sync`.", reason(error))
         run._online = False
         # Its service still holds the run's id.
         with suppress(Exception):
@@ -401,7 +372,3 @@ def _kill_service() -> None:
         connection = wandb_setup._singleton._connection
         connection._cleanup()
         connection._proc._process.kill()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
