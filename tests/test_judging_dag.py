@@ -39,6 +39,8 @@ def test_prompts_without_gold_answers_are_refused_before_any_model_is_run(tmp_pa
     checked = "results/tiny/data/eval.checked.json"
     config = judged_by("http://127.0.0.1:9/v1")
     assert project.snakemake(checked, "--cores", "1", config=config).returncode == 0
+    prompts = tmp_path / "resources/demo/eval.jsonl"
+    prompts.write_text(prompts.read_text().replace('"output": "', '"unused": "'))
     given = {"evaluation": config["evaluation"] | {"base_responses": "given"}}
     assert "No eval prompt has an output" in project.snakemake(checked, "--cores", "1", config=given).output
 
