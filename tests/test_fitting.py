@@ -1,5 +1,7 @@
 """What does not fit a model's context is refused, cut or dropped, for all models alike, and counted."""
 
+import copy
+
 import pandas as pd
 import pytest
 
@@ -166,7 +168,7 @@ def test_kmeans_reads_no_candidate_that_is_longer_than_the_context(
     on_too_long, ids, prompts, reader, tokenizer, tiny_model
 ):
     candidates = table("one", "数" * 800, "three", "four")
-    model = tiny_model("gpt2")  # its 1024 positions are a table, beyond which there is none
+    model = copy.deepcopy(tiny_model("gpt2"))  # its 1024 positions are a table, beyond which there is none
 
     def hidden_states(texts):
         return mean_hidden_states(model, tokenizer, texts)

@@ -160,8 +160,10 @@ def test_a_step_of_fine_tuning_tells_its_passes(prompts, tiny_model, tokenizer, 
     tiny_model("llama").save_pretrained(base)
     tokenizer.save_pretrained(base)
     artifacts.write_manifest(base)
-    settings = Finetune(batch_size=1, accumulation=4, epochs=1, device="cpu", dtype="float32")
-    config = settings.model_dump() | settings.execution()
+    config = {
+        **Finetune(batch_size=1, accumulation=4, epochs=1, device="cpu", dtype="float32").model_dump(),
+        "checkpoint_minutes": 10,
+    }
     rows = [{"id": f"{n}", "instruction": f"Say {n}.", "input": "", "output": f"{n}!"} for n in range(8)]
     with caplog.at_level(logging.INFO):
         fine_tune(base, rows, prompts, tmp_path / "out", config, 0, tmp_path / "partial")
