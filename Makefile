@@ -24,7 +24,7 @@ JUDGE := resources/models/smollm2-135m-instruct-e0c7ec0a5e16.gguf
 
 paper-small: install-test
 	$(BIN)/snakemake $(JUDGE) --cores $(CORES) --quiet progress rules $(PAPER_SMALL)
-	$(BIN)/python -m icprobe.llama_server $(JUDGE) --port 8089 -- $(BIN)/snakemake --cores $(CORES) all $(PAPER_SMALL)
+	$(BIN)/python -m icprobe.evaluation.judges.server $(JUDGE) --port 8089 -- $(BIN)/snakemake --cores $(CORES) all $(PAPER_SMALL)
 	cat results/paper-small/smollm2-135m-instruct/tables/win_rates.md
 
 install: $(VENV)/.installed
@@ -60,15 +60,15 @@ lint: install-test
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/lint-imports
 
-# The JSON schema and docs/configuration.md, from the models in src/icprobe/sections.py and sources.py.
+# The JSON schema and docs/configuration.md, from the models in src/icprobe/config/sections.py and sources.py.
 schema: install
-	$(BIN)/python -m icprobe.schema
+	$(BIN)/python -m icprobe.config.schema
 
 sync: install
-	$(BIN)/python -m icprobe.syncing sync results/$(or $(EXPERIMENT),demo)
+	$(BIN)/python -m icprobe.tracking.syncing sync results/$(or $(EXPERIMENT),demo)
 
 workspace: install
-	$(BIN)/python -m icprobe.syncing workspace --configfile config.yaml $(CONFIGFILE) \
+	$(BIN)/python -m icprobe.tracking.syncing workspace --configfile config.yaml $(CONFIGFILE) \
 		$(if $(EXPERIMENT),--experiment $(EXPERIMENT))
 
 lock:

@@ -11,7 +11,7 @@ include: "rules/common.smk"
 include: "rules/resources.smk"
 
 
-report: "src/icprobe/captions/workflow.rst"
+report: "src/icprobe/figures/captions/workflow.rst"
 
 
 wildcard_constraints:
@@ -76,8 +76,8 @@ onstart:
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     if any(job.rule.name == "report" for job in workflow.dag.jobs):
-        say(ending.summary(CONFIG.experiment, CONFIG.models, TRACKED))
+        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED))
 
 
 onerror:
-    say(ending.failures((job.rule.name, job.wildcards_dict, job.log) for job in failed_jobs()))
+    say(terminal_summary.failures((job.rule.name, job.wildcards_dict, job.log) for job in failed_jobs()))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from icprobe.models import linear_layers
+from icprobe.engine.models import linear_layers
 
 
 def attributed_parameters(model: Any) -> int:
@@ -54,7 +54,7 @@ def icp_operations(work: Any, model: Any, linear: dict[str, float]) -> float:
 
     Attention is reckoned without shared beginnings of tasks, then scaled by the tokens that were really computed.
     """
-    from icprobe.prompts import token_ids
+    from icprobe.texts.prompts import token_ids
 
     prompts, tokenizer = work.prompts, work.tokenizer
     suffixes = [len(token_ids(tokenizer, prompts.separator + prompts.document(task))) for task in work.tasks]

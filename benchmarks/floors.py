@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy, linear
 
 from benchmarks.contestant import Outcome, Round
 from benchmarks.texts import Work
-from icprobe.models import linear_layers
-from icprobe.products import product
-from icprobe.prompts import Encoded
+from icprobe.engine.matmul import matmul as onednn_matmul
+from icprobe.engine.models import linear_layers
+from icprobe.texts.prompts import Encoded
 
 
 def matmul(work: Work) -> Round:
@@ -29,7 +29,7 @@ def matmul(work: Work) -> Round:
     weights = [w.T if transposed else w for w in weights]
     operations = 2.0 * work.batch_tokens * sum(w.numel() for w in weights)
 
-    multiply = product if work.settings.get("ours") else linear
+    multiply = onednn_matmul if work.settings.get("ours") else linear
 
     @torch.no_grad()
     def once() -> None:

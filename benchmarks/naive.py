@@ -14,9 +14,9 @@ from torch import Tensor
 from benchmarks.contestant import Outcome, Round, spread
 from benchmarks.floors import padded, summed_loss
 from benchmarks.texts import Work
-from icprobe.models import linear_layers
-from icprobe.prompts import Encoded, encode
-from icprobe.texts import token_ids
+from icprobe.engine.models import linear_layers
+from icprobe.texts.control_tokens import token_ids
+from icprobe.texts.prompts import Encoded, encode
 
 PAPER_LENGTH = 512  # tokens to which the released code pads every sequence
 PAPER_TASKS = 2  # tasks whose gradients it keeps at a time

@@ -17,8 +17,8 @@ from benchmarks.contestant import CannotError, Outcome, Round, spread
 from benchmarks.floors import padded, summed_loss
 from benchmarks.naive import attributed
 from benchmarks.texts import Work
-from icprobe.models import linear_layers
-from icprobe.prompts import Encoded
+from icprobe.engine.models import linear_layers
+from icprobe.texts.prompts import Encoded
 
 
 def lm_eval(work: Work) -> Round:

@@ -78,8 +78,8 @@ def prepared(model: str | None) -> str:
     config = load(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")), METHODS)
     path = ROOT / config.model_directory(MODEL)
     if not (path / "manifest.json").is_file():
-        from icprobe.admission import admit
-        from icprobe.models import prepare
+        from icprobe.engine.admission import admit
+        from icprobe.engine.models import prepare
 
         print(f"preparing {MODEL} â¦", flush=True)
         prepare(config.model_sources[MODEL].model_dump(mode="json"), path, admit)

@@ -99,8 +99,8 @@ def batch(size: Size) -> str:
 
 def write_shards(size: Size) -> str:
     """Random attributions in the shards of one method, the examples in another order than the table of examples."""
-    from icprobe import data
     from icprobe.attribution.matrix import to_table
+    from icprobe.tables import parquet
 
     generator = np.random.default_rng(1)
     ids = np.array(size.ids)
@@ -108,7 +108,7 @@ def write_shards(size: Size) -> str:
     tasks = [f"t{number}" for number in range(size.tasks)]
     for number, rows in enumerate(np.array_split(generator.permutation(size.examples), size.shards), start=1):
         values = generator.standard_normal((len(rows), size.tasks), dtype=np.float32)
-        data.write_parquet(to_table(ids[rows], tasks, values), size.shard(number))
+        parquet.write_parquet(to_table(ids[rows], tasks, values), size.shard(number))
     return f"{sum(path.stat().st_size for path in size.path('shards').iterdir()) / 1e9:.2f} GB"
 
 
@@ -123,17 +123,19 @@ def gather(size: Size) -> str:
 
 def score(size: Size) -> str:
     """The matrix reduced over tasks, by both aggregators."""
-    from icprobe import data
-    from icprobe.statistics import AGGREGATORS, aggregate
+    from icprobe.analysis.statistics import AGGREGATORS, aggregate
+    from icprobe.tables import parquet
 
     for how in AGGREGATORS:
-        data.write_parquet(aggregate(data.read_pieces(size.path("matrix.parquet")), how), size.path(f"{how}.parquet"))
+        parquet.write_parquet(
+            aggregate(parquet.read_pieces(size.path("matrix.parquet")), how), size.path(f"{how}.parquet")
+        )
     return f"{', '.join(AGGREGATORS)}"
 
 
 def write_scores(size: Size) -> str:
     """Scores of every method: shares of tasks for icp, the others related to it; and lengths."""
-    from icprobe import data
+    from icprobe.tables import parquet
 
     generator = np.random.default_rng(2)
     common = generator.standard_normal(size.examples)
@@ -143,14 +145,14 @@ def write_scores(size: Size) -> str:
             values = np.round(1 / (1 + np.exp(-values)) * size.tasks) / size.tasks
         elif method == "length":
             values = np.floor(np.exp(4 + 0.7 * values))
-        data.write_parquet(pd.DataFrame({"id": size.ids, "score": values}), size.path(f"scores/{method}.parquet"))
+        parquet.write_parquet(pd.DataFrame({"id": size.ids, "score": values}), size.path(f"scores/{method}.parquet"))
     return f"{len(METHODS)} methods"
 
 
 def correlate(size: Size) -> str:
     """Four statistics of every pair of methods, with intervals."""
-    from icprobe.correlations import correlations
-    from icprobe.data import read_scores
+    from icprobe.analysis.correlations import correlations
+    from icprobe.tables.parquet import read_scores
 
     scores = read_scores(METHODS, [size.path(f"scores/{method}.parquet") for method in METHODS])
     table = correlations(scores, scores["length"], analytic_above=20_000)
@@ -159,8 +161,8 @@ def correlate(size: Size) -> str:
 
 def bin_examples(size: Size) -> str:
     """The table of overlaps, and the members of each bin of each method."""
-    from icprobe.binning import bins, overlaps
-    from icprobe.data import read_scores
+    from icprobe.analysis.binning import bins, overlaps
+    from icprobe.tables.parquet import read_scores
 
     paths = {method: size.path(f"scores/{method}.parquet") for method in METHODS}
     table = overlaps(read_scores(METHODS, paths.values()), BINS)
@@ -172,24 +174,24 @@ def bin_examples(size: Size) -> str:
 
 def write_texts(size: Size) -> str:
     """A table of examples with texts."""
-    from icprobe import data
+    from icprobe.tables import parquet
 
     words = np.array([f"word{number}" for number in range(2000)])
     drawn = words[np.random.default_rng(3).integers(0, len(words), (size.examples, WORDS))]
     texts = pd.DataFrame({"id": size.ids, "instruction": [" ".join(row[:20]) for row in drawn], "input": ""})
-    data.write_parquet(texts.assign(output=[" ".join(row[20:]) for row in drawn]), size.path("texts.parquet"))
+    parquet.write_parquet(texts.assign(output=[" ".join(row[20:]) for row in drawn]), size.path("texts.parquet"))
     return f"{size.path('texts.parquet').stat().st_size / 1e9:.2f} GB"
 
 
 def subset(size: Size) -> str:
     """A bin of half the examples written as JSONL, best first."""
-    from icprobe import data
-    from icprobe.binning import members
+    from icprobe.analysis.binning import members
+    from icprobe.training import subsets
 
     scores, reference = (pd.read_parquet(size.path(f"scores/{m}.parquet")) for m in ("influence", "icp"))
     chosen = members(scores, ">0.5", reference)
     examples = pd.read_parquet(size.path("texts.parquet")).set_index("id", drop=False)
-    data.write_subset(examples, chosen, scores.set_index("id")["score"].to_dict(), size.path("subset.jsonl"))
+    subsets.write_subset(examples, chosen, scores.set_index("id")["score"].to_dict(), size.path("subset.jsonl"))
     return f"{len(chosen):,} rows, {size.path('subset.jsonl').stat().st_size / 1e9:.2f} GB"
 
 

@@ -10,20 +10,22 @@ from benchmarks.process import QUIET, machine, versions
 from benchmarks.texts import ROOT
 
 HEAVY = """
-from icprobe.jobs import job
+from icprobe.workflow.jobs import job
 from icprobe.attribution import icp, influence
 from icprobe.attribution.shards import compute
-from icprobe.models import load_model
-from icprobe.packing import Network
-from icprobe.tokenizing import load_tokenizer
+from icprobe.engine.models import load_model
+from icprobe.engine.execution import Network
+from icprobe.texts.tokenizing import load_tokenizer
 load_tokenizer({model!r})
 Network(load_model({model!r}, device="cpu"))
 """
 # Each job imports what its script in workflow/scripts does.
 JOBS = {
     "heavy: attribute, model loaded": HEAVY,
-    "light: score": "from icprobe.jobs import job; from icprobe import data; from icprobe.statistics import aggregate",
-    "light: correlate": "from icprobe.jobs import job; import icprobe.correlations, icprobe.domains",
+    "light: score": "from icprobe.workflow.jobs import job; from icprobe.tables import parquet; "
+    "from icprobe.analysis.statistics import aggregate",
+    "light: correlate": "from icprobe.workflow.jobs import job; "
+    "import icprobe.analysis.correlations, icprobe.analysis.domains",
     "torch and transformers alone": "import torch; from transformers import AutoModelForCausalLM",
 }
 

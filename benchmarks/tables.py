@@ -284,7 +284,7 @@ def _growth_csv(record: Record, path: Path) -> None:
 def _axes(count: int) -> tuple[Any, Any]:
     import matplotlib
 
-    from icprobe.figure_style import STYLE, grid
+    from icprobe.figures.style import STYLE, grid
 
     matplotlib.rcParams.update(STYLE)
     return grid(count, 2.3)
@@ -297,7 +297,7 @@ def _save(figure: Any, path: Path) -> None:
 
 def growth_figure(record: Record, path: Path) -> None:
     """Seconds against examples and against tasks, each with the straight line through its points."""
-    from icprobe.figure_style import MARKERS, OKABE_ITO
+    from icprobe.figures.style import MARKERS, OKABE_ITO
 
     figure, axes = _axes(2)
     methods = sorted({method for method, _ in series(record)})
@@ -319,7 +319,7 @@ def growth_figure(record: Record, path: Path) -> None:
 
 def budget_figure(record: Record, path: Path) -> None:
     """Share of the top decile that is found against the share of the cost, one panel for each matrix."""
-    from icprobe.figure_style import GREY, MARKERS, OKABE_ITO
+    from icprobe.figures.style import GREY, MARKERS, OKABE_ITO
 
     sources = list(dict.fromkeys(row["source"] for row in record["rows"]))
     figure, axes = _axes(len(sources))

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.contestant import spread
-from icprobe import data
+from icprobe.config.sources import Templates
 from icprobe.errors import DataError
-from icprobe.prompts import Prompts
-from icprobe.sources import Templates
-from icprobe.texts import token_ids
+from icprobe.tables import checking, selecting
+from icprobe.texts.control_tokens import token_ids
+from icprobe.texts.prompts import Prompts
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ["id", "instruction", "input", "output"]
@@ -65,7 +65,7 @@ class Work:
 
     @cached_property
     def tokenizer(self) -> Any:
-        from icprobe.tokenizing import load_tokenizer
+        from icprobe.texts.tokenizing import load_tokenizer
 
         return load_tokenizer(self.model)
 
@@ -75,14 +75,14 @@ class Work:
 
     def load_model(self) -> Any:
         """The model, frozen and in evaluation mode."""
-        from icprobe.models import load_model, resolve_device
+        from icprobe.engine.models import load_model, resolve_device
 
         if not self.shape:
             return load_model(self.model, self.dtype, self.device)
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        from icprobe.models import DTYPES
+        from icprobe.engine.models import DTYPES
 
         sizes = dict(SHAPES[self.shape])
         sizes["vocab_size"] = max(sizes["vocab_size"] or 0, len(self.tokenizer))
@@ -95,7 +95,8 @@ class Work:
     @cached_property
     def lengths(self) -> pd.DataFrame:
         """Table id, n_query, n_target of the examples."""
-        from icprobe.fitting import Reader, lengths
+        from icprobe.tables.fitting import lengths
+        from icprobe.texts.readers import Reader
 
         return lengths(pd.DataFrame(self.train), self.prompts, Reader("model", self.tokenizer, None))
 
@@ -162,8 +163,8 @@ class Source:
                     f"{folder}: holds no {name}; the Alpaca texts are not part of this repository, "
                     "give --data resources/demo for texts that are."
                 )
-        self._train = data.read_table({"path": str(self.folder / train)}, extra=["published_icp"])
-        self._tasks = data.read_table({"path": str(self.folder / tasks)})
+        self._train = checking.read_table({"path": str(self.folder / train)}, extra=["published_icp"])
+        self._tasks = checking.read_table({"path": str(self.folder / tasks)})
 
     def examples(self, n: int, max_tokens: int | None = SHORT) -> list[dict[str, Any]]:
         """n examples, of Alpaca as many from each published ICP bin (as configs/alpaca.yaml draws them)."""
@@ -174,7 +175,7 @@ class Source:
                 texts = [prompts.document(row) for row in frame.to_dict("records")]
                 ids = token_ids(self.tokenizer, texts)
                 frame = frame[[len(document) < max_tokens for document in ids]].reset_index(drop=True)
-            frame = data.sample(frame, n, stratify="published_icp" if max_tokens else None, seed=self.seed)
+            frame = selecting.sample(frame, n, stratify="published_icp" if max_tokens else None, seed=self.seed)
         return frame[COLUMNS].iloc[:n].to_dict("records")
 
     def tasks(self, n: int) -> list[dict[str, Any]]:

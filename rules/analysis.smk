@@ -31,7 +31,7 @@ rule correlate:
         domains=domain_params(),
         settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
         seed=CONFIG.seed,
-        code=fingerprint("correlate"),
+        code=fingerprint("analysis/correlate"),
     log:
         "logs/{experiment}/correlate/{model}.log",
     conda:
@@ -41,7 +41,7 @@ rule correlate:
     resources:
         **RESOURCES["correlate"],
     script:
-        "../workflow/scripts/correlate.py"
+        "../workflow/scripts/analysis/correlate.py"
 
 
 rule compare_bins:
@@ -57,7 +57,7 @@ rule compare_bins:
         methods=CONFIG.attribution.methods,
         domains=domain_params(),
         bins=CONFIG.bins,
-        code=fingerprint("compare_bins"),
+        code=fingerprint("analysis/compare_bins"),
     log:
         "logs/{experiment}/compare_bins/{model}.log",
     conda:
@@ -67,7 +67,7 @@ rule compare_bins:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/compare_bins.py"
+        "../workflow/scripts/analysis/compare_bins.py"
 
 
 rule tell_labels:
@@ -85,7 +85,7 @@ rule tell_labels:
         domains=domain_params(),
         # A label without good values marks no one side of an AUC.
         good={label: good for label, good in CONFIG.data.sound_labels.items() if label in CONFIG.data.labels},
-        code=fingerprint("tell_labels"),
+        code=fingerprint("analysis/tell_labels"),
     log:
         "logs/{experiment}/tell_labels/{model}.log",
     conda:
@@ -95,7 +95,7 @@ rule tell_labels:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/tell_labels.py"
+        "../workflow/scripts/analysis/tell_labels.py"
 
 
 rule plot_scatter:
@@ -113,8 +113,8 @@ rule plot_scatter:
         axis_labels=lambda w: {m: axis_labels()[m] for m in (w.method_a, w.method_b)},
         colors=CONFIG.figures.colors,
         labels=CONFIG.data.labels,
-        caption=package_files("captions/scatter.rst"),
-        code=fingerprint("plot_scatter"),
+        caption=package_files("figures/captions/scatter.rst"),
+        code=fingerprint("analysis/plot_scatter"),
     log:
         "logs/{experiment}/plot_scatter/{model}/{method_a}--{method_b}.log",
     conda:
@@ -124,7 +124,7 @@ rule plot_scatter:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/plot_scatter.py"
+        "../workflow/scripts/analysis/plot_scatter.py"
 
 
 rule plot_distributions:
@@ -139,8 +139,8 @@ rule plot_distributions:
         methods=CONFIG.attribution.methods,
         axis_labels=axis_labels(),
         colors=CONFIG.figures.colors,
-        caption=package_files("captions/distributions.rst"),
-        code=fingerprint("plot_distributions"),
+        caption=package_files("figures/captions/distributions.rst"),
+        code=fingerprint("analysis/plot_distributions"),
     log:
         "logs/{experiment}/plot_distributions/{model}.log",
     conda:
@@ -150,7 +150,7 @@ rule plot_distributions:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/plot_distributions.py"
+        "../workflow/scripts/analysis/plot_distributions.py"
 
 
 rule plot_lengths:
@@ -166,8 +166,8 @@ rule plot_lengths:
         methods=CONFIG.attribution.methods,
         axis_labels=axis_labels(),
         colors=CONFIG.figures.colors,
-        caption=package_files("captions/lengths.rst"),
-        code=fingerprint("plot_lengths"),
+        caption=package_files("figures/captions/lengths.rst"),
+        code=fingerprint("analysis/plot_lengths"),
     log:
         "logs/{experiment}/plot_lengths/{model}.log",
     conda:
@@ -177,7 +177,7 @@ rule plot_lengths:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/plot_lengths.py"
+        "../workflow/scripts/analysis/plot_lengths.py"
 
 
 rule plot_heat_map:
@@ -190,8 +190,8 @@ rule plot_heat_map:
         **figure("heat_map", "Agreement of the methods", "correlations"),
     params:
         methods=CONFIG.attribution.methods,
-        caption=package_files("captions/heat_map.rst"),
-        code=fingerprint("plot_heat_map"),
+        caption=package_files("figures/captions/heat_map.rst"),
+        code=fingerprint("analysis/plot_heat_map"),
     log:
         "logs/{experiment}/plot_heat_map/{model}.log",
     conda:
@@ -201,7 +201,7 @@ rule plot_heat_map:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/plot_heat_map.py"
+        "../workflow/scripts/analysis/plot_heat_map.py"
 
 
 rule plot_overlaps:
@@ -214,8 +214,8 @@ rule plot_overlaps:
         **figure("overlaps", "Agreement of the methods", "overlap of bins"),
     params:
         colors=CONFIG.figures.colors,
-        caption=package_files("captions/overlaps.rst"),
-        code=fingerprint("plot_overlaps"),
+        caption=package_files("figures/captions/overlaps.rst"),
+        code=fingerprint("analysis/plot_overlaps"),
     log:
         "logs/{experiment}/plot_overlaps/{model}.log",
     conda:
@@ -225,7 +225,7 @@ rule plot_overlaps:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/plot_overlaps.py"
+        "../workflow/scripts/analysis/plot_overlaps.py"
 
 
 if SWEEP:
@@ -243,15 +243,15 @@ if SWEEP:
                 "results/{experiment}/figures/sweep.svg",
                 category="All models",
                 labels={"what": "icp against influence by model and domain", "kind": "figure"},
-                caption="../src/icprobe/captions/sweep.rst",
+                caption="../src/icprobe/figures/captions/sweep.rst",
             ),
             pdf="results/{experiment}/figures/sweep.pdf",
             table="results/{experiment}/figures/sweep.csv",
         params:
             in_domain=CONFIG.data.in_domain,
             colors=CONFIG.figures.colors,
-            caption=package_files("captions/sweep.rst"),
-            code=fingerprint("plot_sweep"),
+            caption=package_files("figures/captions/sweep.rst"),
+            code=fingerprint("analysis/plot_sweep"),
         log:
             "logs/{experiment}/plot_sweep.log",
         conda:
@@ -261,7 +261,7 @@ if SWEEP:
         resources:
             **LIGHT,
         script:
-            "../workflow/scripts/plot_sweep.py"
+            "../workflow/scripts/analysis/plot_sweep.py"
 
 
 rule plot_win_rates:
@@ -274,8 +274,8 @@ rule plot_win_rates:
         **figure("win_rates", "Fine-tuned models", "win rates"),
     params:
         colors=CONFIG.figures.colors,
-        caption=package_files("captions/win_rates.rst"),
-        code=fingerprint("plot_win_rates"),
+        caption=package_files("figures/captions/win_rates.rst"),
+        code=fingerprint("analysis/plot_win_rates"),
     log:
         "logs/{experiment}/plot_win_rates/{model}.log",
     conda:
@@ -285,7 +285,7 @@ rule plot_win_rates:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/plot_win_rates.py"
+        "../workflow/scripts/analysis/plot_win_rates.py"
 
 
 rule analysis:

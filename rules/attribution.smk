@@ -28,7 +28,7 @@ rule attribute:
         execution=lambda w: METHODS[w.method].execution,
         templates=lambda w: text_settings() if METHODS[w.method].needs_model else {},
         seed=lambda w: CONFIG.seed if METHODS[w.method].seeded else None,
-        code=lambda w: fingerprint("attribute", METHODS[w.method].module),
+        code=lambda w: fingerprint("attribution/attribute", METHODS[w.method].module),
     log:
         "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
     conda:
@@ -40,7 +40,7 @@ rule attribute:
         **RESOURCES["attribute"],
         heavy=1,
     script:
-        "../workflow/scripts/attribute.py"
+        "../workflow/scripts/attribution/attribute.py"
 
 
 # What costs next to nothing is no job for a cluster.
@@ -79,7 +79,7 @@ if INFLUENCE:
             execution=METHODS[INFLUENCE[0]].execution,
             templates=text_settings(),
             seed=None,
-            code=fingerprint("attribute", METHODS[INFLUENCE[0]].module),
+            code=fingerprint("attribution/attribute", METHODS[INFLUENCE[0]].module),
         log:
             "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
         conda:
@@ -91,7 +91,7 @@ if INFLUENCE:
             **RESOURCES["attribute_influence"],
             heavy=1,
         script:
-            "../workflow/scripts/attribute.py"
+            "../workflow/scripts/attribution/attribute.py"
 
 
 if EXTERNAL:
@@ -112,7 +112,7 @@ if EXTERNAL:
             settings=lambda w: slice_of(EXTERNAL[w.method]),
             named_by={t: f"attribution.external.{m}" for t, m in NAMED_BY.items()},
             contents=lambda w: contents(external_files(w.method)),
-            code=fingerprint("read_external"),
+            code=fingerprint("attribution/read_external"),
         log:
             "logs/{experiment}/read_external/{model}/{method}.log",
         conda:
@@ -122,7 +122,7 @@ if EXTERNAL:
         resources:
             **RESOURCES["read_external"],
         script:
-            "../workflow/scripts/read_external.py"
+            "../workflow/scripts/attribution/read_external.py"
 
 
 rule gather_attributions:
@@ -137,7 +137,7 @@ rule gather_attributions:
     wildcard_constraints:
         method=either(m for m in CONFIG.attribution.methods if m not in EXTERNAL),
     params:
-        code=fingerprint("gather_attributions"),
+        code=fingerprint("attribution/gather_attributions"),
     log:
         "logs/{experiment}/gather_attributions/{model}/{method}.log",
     conda:
@@ -147,7 +147,7 @@ rule gather_attributions:
     resources:
         **RESOURCES["gather_attributions"],
     script:
-        "../workflow/scripts/gather_attributions.py"
+        "../workflow/scripts/attribution/gather_attributions.py"
 
 
 rule score:
@@ -161,7 +161,7 @@ rule score:
     params:
         aggregator=lambda w: CONFIG.attribution.aggregators.get(w.method, "mean"),
         allow_missing=lambda w: METHODS[w.method].may_skip,
-        code=fingerprint("score"),
+        code=fingerprint("attribution/score"),
     log:
         "logs/{experiment}/score/{model}/{method}.log",
     conda:
@@ -171,7 +171,7 @@ rule score:
     resources:
         **RESOURCES["score"],
     script:
-        "../workflow/scripts/score.py"
+        "../workflow/scripts/attribution/score.py"
 
 
 rule attributions:

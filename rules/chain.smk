@@ -29,7 +29,7 @@ if CHAIN:
             execution=METHODS["one_step"].execution,
             templates=text_settings(),
             seed=None,
-            code=fingerprint("attribute", METHODS["one_step"].module),
+            code=fingerprint("attribution/attribute", METHODS["one_step"].module),
         log:
             "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.log",
         conda:
@@ -41,7 +41,7 @@ if CHAIN:
             **RESOURCES["attribute_step"],
             heavy=1,
         script:
-            "../workflow/scripts/attribute.py"
+            "../workflow/scripts/attribution/attribute.py"
 
     rule gather_steps:
         localrule: True
@@ -53,7 +53,7 @@ if CHAIN:
         output:
             f"{STEP}.parquet",
         params:
-            code=fingerprint("gather_attributions"),
+            code=fingerprint("attribution/gather_attributions"),
         log:
             "logs/{experiment}/gather_steps/{model}/{learning_rate}.log",
         conda:
@@ -63,7 +63,7 @@ if CHAIN:
         resources:
             **RESOURCES["gather_attributions"],
         script:
-            "../workflow/scripts/gather_attributions.py"
+            "../workflow/scripts/attribution/gather_attributions.py"
 
     rule chain:
         message:
@@ -85,7 +85,7 @@ if CHAIN:
             settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
             seed=CONFIG.seed,
             dtype=CONFIG.attribution.dtype,
-            code=fingerprint("chain"),
+            code=fingerprint("chain/chain"),
         log:
             "logs/{experiment}/chain/{model}.log",
         conda:
@@ -95,7 +95,7 @@ if CHAIN:
         resources:
             **RESOURCES["chain"],
         script:
-            "../workflow/scripts/chain.py"
+            "../workflow/scripts/chain/chain.py"
 
     rule plot_chain:
         localrule: True
@@ -107,8 +107,8 @@ if CHAIN:
             **figure("chain", "Agreement of the methods", "the chain icp, one_step, influence"),
         params:
             colors=CONFIG.figures.colors,
-            caption=package_files("captions/chain.rst"),
-            code=fingerprint("plot_chain"),
+            caption=package_files("figures/captions/chain.rst"),
+            code=fingerprint("chain/plot_chain"),
         log:
             "logs/{experiment}/plot_chain/{model}.log",
         conda:
@@ -118,4 +118,4 @@ if CHAIN:
         resources:
             **LIGHT,
         script:
-            "../workflow/scripts/plot_chain.py"
+            "../workflow/scripts/chain/plot_chain.py"

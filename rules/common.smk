@@ -9,25 +9,19 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from icprobe import (
-    artifacts,
-    cores,
-    data,
-    ending,
-    execution,
-    fingerprints,
-    judging,
-    making,
-    masking,
-    modes,
-    records,
-    work,
-)
+from icprobe import artifacts, cores, execution, fingerprints, masking
+from icprobe.tables import checking
+from icprobe.report import terminal_summary
+from icprobe.evaluation import judges
+from icprobe.report import provenance
+from icprobe.config import modes
+from icprobe.tracking import records
+from icprobe.workflow import work
 from icprobe.attribution import METHODS, methods_of
-from icprobe.binning import bin_name
+from icprobe.analysis.binning import bin_name
 from icprobe.config import load
 from icprobe.errors import IcprobeError
-from icprobe.resources import Sizes
+from icprobe.workflow.resources import Sizes
 
 # Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
 os.environ.update({masking.VARIABLE: json.dumps(masking.hide(config))})
@@ -95,7 +89,7 @@ if SWEEP is None:
     tasks = CONFIG.data.tasks
     # What comes from elsewhere is not known before it is read.
     SWEEP = {"icp", "influence"} <= set(CONFIG.attribution.methods) and (
-        len(CONFIG.models) > 1 or len(data.domains(local_files(tasks), tasks.columns if tasks else {})) > 1
+        len(CONFIG.models) > 1 or len(checking.domains(local_files(tasks), tasks.columns if tasks else {})) > 1
     )
 
 # Heavy jobs compute with the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which
@@ -128,7 +122,7 @@ def each_model(*parts):
 
 
 def domain_params():
-    """How scores over the tasks of one domain are made, as `icprobe.domains.score_sets` takes it."""
+    """How scores over the tasks of one domain are made, as `icprobe.analysis.domains.score_sets` takes it."""
     return dict(
         aggregators={m: CONFIG.attribution.aggregators.get(m, "mean") for m in PER_TASK},
         without_tasks=[m for m in CONFIG.attribution.methods if not METHODS[m].needs_model and m not in EXTERNAL],
@@ -254,7 +248,7 @@ def marked(path, subcategory, what, kind, caption):
         category="{model}",
         subcategory=subcategory,
         labels={"what": what, "kind": kind},
-        caption=f"../src/icprobe/captions/{caption}.rst",
+        caption=f"../src/icprobe/figures/captions/{caption}.rst",
     )
 
 
@@ -369,7 +363,7 @@ JUDGED = [(note.method or name, note.bin, note.seed) for name, note in ANNOTATIO
 def require_key():
     """Ends the workflow with one sentence where the judge's key is not in the environment."""
     try:
-        judging.key(CONFIG.evaluation.llm.key_variable if CONFIG.evaluation.judge == "llm" else None)
+        judges.key(CONFIG.evaluation.llm.key_variable if CONFIG.evaluation.judge == "llm" else None)
     except IcprobeError as error:
         sys.exit(str(error))
 

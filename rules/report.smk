@@ -27,11 +27,11 @@ rule report:
         sound_labels=CONFIG.data.sound_labels,
         examples=CONFIG.report.examples,
         colors=CONFIG.figures.colors,
-        rules=lambda w: making.behind("report", workflow.dag),
+        rules=lambda w: provenance.behind("report", workflow.dag),
         # W&B's options change no result, so they are no part of the record.
         config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
-        templates=package_files("templates/report.*"),
-        code=fingerprint("report"),
+        templates=package_files("report/templates/report.*"),
+        code=fingerprint("report/report"),
     log:
         f"logs/{CONFIG.experiment}/report.log",
     conda:
@@ -41,4 +41,4 @@ rule report:
     resources:
         **RESOURCES["report"],
     script:
-        "../workflow/scripts/report.py"
+        "../workflow/scripts/report/report.py"

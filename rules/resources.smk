@@ -1,8 +1,8 @@
 # What each job asks of a machine, rule by rule: memory, run time, and a GPU where the configuration says `cuda`. The
-# formulas are in icprobe.resources; partition, account and CPUs come from the profile. Resources are no params: another
+# formulas are in icprobe.workflow.resources; partition, account and CPUs come from the profile. Resources are no params: another
 # estimate reruns nothing.
 
-from icprobe.resources import Needs, directives
+from icprobe.workflow.resources import Needs, directives
 
 SIZES = sizes_of(CONFIG)
 DEVICE = CONFIG.attribution.device

@@ -29,7 +29,7 @@ rule train_regressor:
         settings=slice_of(CONFIG.synthetic, *REGRESSOR, "noise", "steps", "batch_size", "learning_rate"),
         seed=CONFIG.seed,
         results=lambda w: f"results/{w.experiment}",
-        code=fingerprint("train_regressor"),
+        code=fingerprint("synthetic/train_regressor"),
     log:
         "logs/{experiment}/train_regressor.log",
     conda:
@@ -40,7 +40,7 @@ rule train_regressor:
     resources:
         **RESOURCES["train_regressor"],
     script:
-        "../workflow/scripts/train_regressor.py"
+        "../workflow/scripts/synthetic/train_regressor.py"
 
 
 rule value_points:
@@ -54,7 +54,7 @@ rule value_points:
     params:
         settings=slice_of(CONFIG.synthetic, *REGRESSOR, "noise", "functions"),
         seed=CONFIG.seed,
-        code=fingerprint("value_points"),
+        code=fingerprint("synthetic/value_points"),
     log:
         "logs/{experiment}/value_points.log",
     conda:
@@ -65,7 +65,7 @@ rule value_points:
     resources:
         **RESOURCES["value_points"],
     script:
-        "../workflow/scripts/value_points.py"
+        "../workflow/scripts/synthetic/value_points.py"
 
 
 rule correlate_points:
@@ -78,7 +78,7 @@ rule correlate_points:
     params:
         resamples=CONFIG.analysis.resamples,
         seed=CONFIG.seed,
-        code=fingerprint("correlate_points"),
+        code=fingerprint("synthetic/correlate_points"),
     log:
         "logs/{experiment}/correlate_points.log",
     conda:
@@ -88,7 +88,7 @@ rule correlate_points:
     resources:
         **RESOURCES["correlate_points"],
     script:
-        "../workflow/scripts/correlate_points.py"
+        "../workflow/scripts/synthetic/correlate_points.py"
 
 
 rule plot_points:
@@ -104,7 +104,7 @@ rule plot_points:
                 f"results/{{experiment}}/synthetic/figures/{figure}.svg",
                 category="Synthetic check",
                 labels={"what": what, "kind": "figure"},
-                caption=f"../src/icprobe/captions/synthetic_{figure}.rst",
+                caption=f"../src/icprobe/figures/captions/synthetic_{figure}.rst",
             )
             for figure, what in SYNTHETIC_FIGURES.items()
         },
@@ -113,8 +113,8 @@ rule plot_points:
     params:
         titles=SYNTHETIC_FIGURES,
         colors=CONFIG.figures.colors,
-        captions=package_files("captions/synthetic_*.rst"),
-        code=fingerprint("plot_points"),
+        captions=package_files("figures/captions/synthetic_*.rst"),
+        code=fingerprint("synthetic/plot_points"),
     log:
         "logs/{experiment}/plot_points.log",
     conda:
@@ -124,4 +124,4 @@ rule plot_points:
     resources:
         **LIGHT,
     script:
-        "../workflow/scripts/plot_points.py"
+        "../workflow/scripts/synthetic/plot_points.py"

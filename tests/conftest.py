@@ -35,7 +35,7 @@ def demo_rows(name: str) -> list[dict]:
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    from icprobe.tokenizing import train_tokenizer
+    from icprobe.texts.tokenizing import train_tokenizer
 
     rows = demo_rows("train")
     return train_tokenizer([f"{r['instruction']} {r['input']} {r['output']}" for r in rows], 512)
@@ -44,7 +44,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer):
     """architecture → a random model, its weights scaled up so that predictions differ from uniform."""
-    from icprobe.models import random_model
+    from icprobe.engine.models import random_model
 
     made = {}
 
@@ -65,7 +65,7 @@ def tiny_model(tokenizer):
 @pytest.fixture(scope="session")
 def prompts():
     from icprobe.config import Templates
-    from icprobe.prompts import Prompts
+    from icprobe.texts.prompts import Prompts
 
     return Prompts(Templates().model_dump())
 
@@ -73,7 +73,7 @@ def prompts():
 @pytest.fixture(scope="session")
 def few(tokenizer, prompts):
     """7 examples and 3 tasks of the demo data, of different lengths, with the examples' token counts."""
-    from icprobe.prompts import encode
+    from icprobe.texts.prompts import encode
 
     train = pd.DataFrame(demo_rows("train")[:7])[["id", "instruction", "input", "output"]]
     tasks = pd.DataFrame(demo_rows("tasks")[:3])[["id", "instruction", "input", "output"]]

@@ -5,8 +5,8 @@ import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from icprobe.judging import Pair
-from icprobe.sections import Evaluation
+from icprobe.config.sections import Evaluation
+from icprobe.evaluation.judges import Pair
 
 PAIRS = [Pair(str(n), "s", f"Count to {n}.", "one " * (n + 1), "two " * (9 - n), "-") for n in range(8)]
 FAULTS = ["429", "500", "503", "cut", "half", "nonsense", "not json", "no choices"]

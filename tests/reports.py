@@ -12,9 +12,9 @@ matplotlib.use("svg")
 
 from matplotlib.figure import Figure
 
-from icprobe.binning import overlaps
-from icprobe.findings import ModelInputs
-from icprobe.making import RuleRun
+from icprobe.analysis.binning import overlaps
+from icprobe.report.findings import ModelInputs
+from icprobe.report.provenance import RuleRun
 
 METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random"]
 STATISTICS = ["spearman", "pearson", "kendall", "spearman_partial_length"]

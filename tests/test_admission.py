@@ -11,10 +11,10 @@ import transformers
 from tiny_gguf import tiny_gguf
 from torch import nn
 
-from icprobe import admission, models
-from icprobe.admission import admit
+from icprobe.engine import admission, models
+from icprobe.engine.admission import admit
 from icprobe.errors import ModelError
-from icprobe.tokenizing import reader
+from icprobe.texts.tokenizing import reader
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 512}
 LLAMA = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from icprobe.annotations import read_annotations
 from icprobe.attribution import METHODS
 from icprobe.config import load
-from icprobe.data import read_table
 from icprobe.errors import ConfigError, DataError
-from icprobe.win_rates import win_rate
+from icprobe.evaluation.judges.annotations import read_annotations
+from icprobe.evaluation.win_rates import win_rate
+from icprobe.tables.checking import read_table
 
 ROOT = Path(__file__).parents[1]
 PROMPTS = ROOT / "../shared/data/alpaca_eval"

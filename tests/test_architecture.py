@@ -27,7 +27,14 @@ def test_the_contracts_on_imports_hold():
 
 @pytest.mark.parametrize(
     "name",
-    ["icprobe", "icprobe.config", "icprobe.artifacts", "icprobe.attribution", "icprobe.binning", "icprobe.judging"],
+    [
+        "icprobe",
+        "icprobe.config",
+        "icprobe.artifacts",
+        "icprobe.attribution",
+        "icprobe.analysis.binning",
+        "icprobe.evaluation.judges",
+    ],
 )
 def test_what_the_snakefile_imports_is_light(name):
     loaded = modules_after(f"import {name}")
@@ -36,7 +43,14 @@ def test_what_the_snakefile_imports_is_light(name):
 
 
 def test_analysis_and_tables_load_neither_torch_nor_transformers():
-    names = ["correlations", "win_rates", "statistics", "plotting", "data", "fitting", "report", "jobs"]
+    names = [
+        "analysis.correlations",
+        "evaluation.win_rates",
+        "analysis.statistics",
+        "figures.plotting",
+        "tables.checking",
+    ]
+    names += ["tables.fitting", "report.build", "workflow.jobs"]
     loaded = modules_after("\n".join(f"import icprobe.{name}" for name in names))
     assert not loaded & {"torch", "transformers"}
 
@@ -46,6 +60,8 @@ def test_the_table_jobs_read_tokens_without_torch(tmp_path, tokenizer):
 
     tokenizer.save_pretrained(tmp_path)
     icprobe.artifacts.write_manifest(tmp_path, max_positions=128, vocabulary=512, plain_tokenizer=True)
-    loaded = modules_after(f"from icprobe.tokenizing import reader\nreader({str(tmp_path)!r}).counts(['some text'])")
+    loaded = modules_after(
+        f"from icprobe.texts.tokenizing import reader\nreader({str(tmp_path)!r}).counts(['some text'])"
+    )
     assert "transformers" in loaded
     assert "torch" not in loaded

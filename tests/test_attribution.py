@@ -8,13 +8,14 @@ import pytest
 import torch
 from matrices import ARCHITECTURES, assert_close, matrices
 
-from icprobe import data, packing
 from icprobe.attribution import baselines, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.gathering import gather
 from icprobe.attribution.matrix import batches, shard_of
 from icprobe.attribution.shards import compute
+from icprobe.engine import execution
+from icprobe.engine.rows import Row
 from icprobe.errors import ScoreError
-from icprobe.rows import Row
+from icprobe.tables import parquet
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_matrices_do_not_depend_on_batch_size_order_or_padding(module, method, a
 
 @pytest.mark.parametrize(("module", "method"), [(icp, "icp"), (influence, "influence"), (one_step, "one_step")])
 def test_models_that_cannot_be_packed_give_the_same_matrices_by_padding(module, method, inputs, monkeypatch):
-    from icprobe.packing import Network
+    from icprobe.engine.execution import Network
 
     reference = matrices(module, inputs("llama"), method)[method]
     monkeypatch.setattr(Network, "_try_packing", lambda self, way: False)
@@ -151,8 +152,8 @@ def test_influence_mean_equals_the_mean_of_the_matrix(architecture, inputs):
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
 @torch.no_grad()
 def test_one_attention_call_for_a_whole_row_gives_what_its_segments_give(way, architecture, inputs):
-    network = packing.Network(inputs(architecture).model)
-    row = Row(network.remember([3, 4, 5]))
+    network = execution.Network(inputs(architecture).model)
+    row = Row(network.cache_prefix([3, 4, 5]))
     root = row.add([5, 6, 7, 8])
     row.add_tree([[9, 10, 11, 12, 13, 14], [9, 10, 11, 12, 20], [21] * 150], root)
     row.add([4, 4])
@@ -168,9 +169,9 @@ def test_packed_rows_on_a_gpu_give_what_the_cpu_gives(way, inputs, monkeypatch):
     reference = matrices(icp, inputs("llama"), "icp")["icp"]
     ours = inputs("llama")
     ours.model.to("cuda")
-    original = packing.Network._try_packing
-    monkeypatch.setattr(packing.Network, "_try_packing", lambda self, tried: tried == way and original(self, tried))
-    assert packing.Network(ours.model).packs
+    original = execution.Network._try_packing
+    monkeypatch.setattr(execution.Network, "_try_packing", lambda self, tried: tried == way and original(self, tried))
+    assert execution.Network(ours.model).packs
     assert_close(matrices(icp, ours, "icp")["icp"], reference, 1e-3, np.abs(reference).max())
 
 
@@ -195,8 +196,8 @@ def test_what_suffixes_begin_with_alike_stands_in_the_row_once():
 
 def test_icp_does_not_depend_on_what_is_shared(inputs, monkeypatch):
     reference = matrices(icp, inputs("llama"), "icp")["icp"]
-    monkeypatch.setattr("icprobe.rows.WORTH_SHARING", 10**9)
-    monkeypatch.setattr(packing.Network, "remember", lambda self, ids: None)
+    monkeypatch.setattr("icprobe.engine.rows.WORTH_SHARING", 10**9)
+    monkeypatch.setattr(execution.Network, "remember", lambda self, ids: None)
     assert_close(matrices(icp, inputs("llama"), "icp")["icp"], reference, 2e-5, np.abs(reference).max())
 
 
@@ -257,7 +258,7 @@ def test_a_matrix_is_bit_equal_for_any_number_of_shards(module, method, shards, 
 def test_the_gathered_file_is_the_same_to_the_byte_for_any_number_of_shards(inputs, tmp_path):
     """Down to more shards than batches, where some are empty."""
     ours = inputs("llama")
-    data.write_parquet(ours.train, tmp_path / "train.parquet")
+    parquet.write_parquet(ours.train, tmp_path / "train.parquet")
     found = []
     for of in (1, 2, 5, 64):
         paths = []
@@ -268,7 +269,7 @@ def test_the_gathered_file_is_the_same_to_the_byte_for_any_number_of_shards(inpu
                 icp.__name__, ["icp"], inputs("llama"), {"batch_tokens": 200}, number, of, 200, folder
             ).values()
             paths.append(folder / "shard.parquet")
-            data.write_parquet(table, paths[-1])
+            parquet.write_parquet(table, paths[-1])
         gather(paths, tmp_path / "train.parquet", tmp_path / "matrix.parquet")
         found.append((tmp_path / "matrix.parquet").read_bytes())
     assert len(set(found)) == 1

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from icprobe.attribution import METHODS
 from icprobe.config import load
-from icprobe.prompts import Prompts
-from icprobe.schema import json_schema
+from icprobe.config.schema import json_schema
+from icprobe.texts.prompts import Prompts
 
 pytestmark = pytest.mark.timeout(60)  # a hang is a failure
 ROOT = Path(__file__).parents[1]

@@ -15,11 +15,13 @@ from anything import bounded, outcome, scalars, texts, values
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icprobe import artifacts, data, reading
+from icprobe import artifacts, jsonl
 from icprobe.config import Templates
 from icprobe.errors import ArtifactError
-from icprobe.fitting import Reader, fit_tasks, lengths
-from icprobe.prompts import Prompts, flat
+from icprobe.tables import checking, parquet, reading
+from icprobe.tables.fitting import fit_tasks, lengths
+from icprobe.texts.prompts import Prompts, flat
+from icprobe.texts.readers import Reader
 
 pytestmark = pytest.mark.timeout(60)  # a hang is a failure
 ROOT = Path(__file__).parents[1]
@@ -29,7 +31,7 @@ def table_of(content: bytes, suffix: str, **options):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"rows{suffix}")
         path.write_bytes(content)
-        table = outcome(lambda: data.read_table({"path": str(path)}, ["label"], **options))
+        table = outcome(lambda: checking.read_table({"path": str(path)}, ["label"], **options))
     if table is not None:
         check_table(table)
     return table
@@ -38,17 +40,17 @@ def table_of(content: bytes, suffix: str, **options):
 def check_table(table):
     assert len(table)
     assert table["id"].is_unique
-    for column in ("id", *data.TEXTS):
+    for column in ("id", *checking.TEXTS):
         assert all(isinstance(text, str) and text.encode() is not None for text in table[column])
     assert all(len(name.splitlines()) == 1 for name in table["id"])
     assert all(flat(text) for text in table["instruction"])
     assert all(flat(text) for text in table["output"])
     with tempfile.TemporaryDirectory() as folder:
-        data.write_parquet(table, Path(folder, "t.parquet"))
-        again = data.read_parquet(Path(folder, "t.parquet"))
-        data.write_jsonl(data.records(table[["id", *data.TEXTS]]), Path(folder, "t.jsonl"))
-        from_jsonl = data.read_table({"path": str(Path(folder, "t.jsonl"))})
-    for column in ("id", *data.TEXTS):
+        parquet.write_parquet(table, Path(folder, "t.parquet"))
+        again = parquet.read_parquet(Path(folder, "t.parquet"))
+        jsonl.write(checking.records(table[["id", *checking.TEXTS]]), Path(folder, "t.jsonl"))
+        from_jsonl = checking.read_table({"path": str(Path(folder, "t.jsonl"))})
+    for column in ("id", *checking.TEXTS):
         assert again[column].tolist() == table[column].tolist()
         assert from_jsonl[column].tolist() == table[column].tolist()
 
@@ -156,7 +158,7 @@ def test_any_rows_come_out_as_they_are_or_are_refused_as_the_contract_says(found
         expected = expected and not any(map(has_number_that_json_lacks, found))
         assert (table is not None) == expected
     if table is not None:
-        for column in data.TEXTS:
+        for column in checking.TEXTS:
             assert table[column].tolist() == [row.get(column) or "" for row in found]
 
 
@@ -267,10 +269,10 @@ def test_ids_are_names_and_never_paths(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = table_of(json.dumps({"id": name, "instruction": "a", "output": "b"}).encode(), ".jsonl")
     assert table["id"].tolist() == [name]
-    data.write_parquet(table, "train.parquet")
-    data.write_parquet(to_table([name], [name], table[["id"]].to_numpy() == 0), "1-of-1.parquet")
+    parquet.write_parquet(table, "train.parquet")
+    parquet.write_parquet(to_table([name], [name], table[["id"]].to_numpy() == 0), "1-of-1.parquet")
     gather(["1-of-1.parquet"], "train.parquet", "whole.parquet")
-    assert data.read_parquet("whole.parquet").columns.tolist() == ["id", name]
+    assert parquet.read_parquet("whole.parquet").columns.tolist() == ["id", name]
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["1-of-1.parquet", "train.parquet", "whole.parquet"]
 
 

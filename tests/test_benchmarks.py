@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from icprobe import models
-from icprobe.admission import admit
+from icprobe.engine import models
+from icprobe.engine.admission import admit
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # `benchmarks` belongs to the repository, not to the installed package

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from icprobe import correlations as correlations_module
-from icprobe.chain import DIFFERENCE, ENDS, FIRST, SECOND, chain, weak_link
-from icprobe.correlations import resample_counts
+from icprobe.analysis import correlations as correlations_module
+from icprobe.analysis.chain import DIFFERENCE, ENDS, FIRST, SECOND, chain, weak_link
+from icprobe.analysis.correlations import resample_counts
 from icprobe.errors import ScoreError
 
 AGGREGATORS = {"icp": "fraction_positive", "one_step": "fraction_positive", "influence": "mean"}

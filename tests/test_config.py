@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icprobe import schema
 from icprobe.attribution import METHODS
-from icprobe.config import Config, load
+from icprobe.config import Config, load, schema
 from icprobe.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -234,5 +233,5 @@ def test_every_key_is_described():
 
 
 def test_the_module_is_a_command():
-    done = subprocess.run([sys.executable, "-m", "icprobe.schema", "--check"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "icprobe.config.schema", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from icprobe import texts
 from icprobe.attribution.icp import Probe
 from icprobe.attribution.matrix import Inputs, encode_documents, encode_tasks
 from icprobe.config import Templates
 from icprobe.errors import DataError
-from icprobe.finetuning import tokenize
-from icprobe.fitting import Reader, lengths, prompt_lengths
-from icprobe.prompts import Prompts, encode, token_ids
+from icprobe.tables.fitting import lengths, prompt_lengths
+from icprobe.texts import control_tokens
+from icprobe.texts.prompts import Prompts, encode, token_ids
+from icprobe.texts.readers import Reader
+from icprobe.training.fine_tune import tokenize
 
 END, TURN, THINK = "<|endoftext|>", "<|im_start|>", "<think>"
 CHAT = {
@@ -211,8 +212,8 @@ def test_every_engine_reads_a_row_s_control_tokens_as_text(byte_level, prompts, 
 def test_rows_with_control_tokens_are_counted_in_the_log(byte_level, prompts, caplog):
     caplog.set_level("INFO")
     reader = Reader("m", byte_level, None)
-    assert texts.count_control_tokens(byte_level, [prompts.document(row) for row in (ROW, PLAIN)])[0] == 1
-    assert texts.count_control_tokens(byte_level, [made_of(CHAT).document(PLAIN)]) == (0, [])
+    assert control_tokens.count_control_tokens(byte_level, [prompts.document(row) for row in (ROW, PLAIN)])[0] == 1
+    assert control_tokens.count_control_tokens(byte_level, [made_of(CHAT).document(PLAIN)]) == (0, [])
     lengths(pd.DataFrame([ROW, PLAIN]), prompts, reader)
     assert "1 of 2 rows hold control tokens of m" in caplog.text
     caplog.clear()
@@ -222,7 +223,7 @@ def test_rows_with_control_tokens_are_counted_in_the_log(byte_level, prompts, ca
 
 
 def test_texts_of_rows_are_tokenised_in_one_place():
-    source = Path(texts.__file__).parent
+    source = Path(control_tokens.__file__).parent
     calls = re.compile(r"(?<![a-z_])tokenizer\(|\.encode_batch\(|apply_chat_template\(")
     found = {str(path.relative_to(source)) for path in source.rglob("*.py") if calls.search(path.read_text("utf-8"))}
     # Where a cut may fall, and whether a tokenizer knows any words: neither makes ids that a model reads.

@@ -77,7 +77,7 @@ def test_light_and_heavy_jobs_run_on_one_core_without_the_calls_that_linux_alone
 def meeting(tmp_path_factory):
     """A project with two models, whose preparation tells whether both were under way at once."""
     project = dag.new(tmp_path_factory.mktemp("meeting"))
-    (project.path / "workflow/scripts/prepare_model.py").write_text(MEETING, encoding="utf-8")
+    (project.path / "workflow/scripts/data/prepare_model.py").write_text(MEETING, encoding="utf-8")
     submit = project.path / "submit"
     submit.write_text('#!/bin/sh\nsh "$1" >submitted.log 2>&1 &\necho $!\n', encoding="utf-8")
     submit.chmod(0o755)

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
-from icprobe import correlations as module
-from icprobe.correlations import correlations, fisher_interval, resample_counts
+from icprobe.analysis import correlations as module
+from icprobe.analysis.correlations import correlations, fisher_interval, resample_counts
 from icprobe.errors import ScoreError
 
 

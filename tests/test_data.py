@@ -8,8 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from icprobe import data
+from icprobe import jsonl
 from icprobe.errors import ArtifactError, DataError
+from icprobe.tables import checking, parquet, selecting
+from icprobe.training import subsets
 
 ROWS = [
     {"id": "007", "instruction": "Add.", "input": "1 2", "output": "3"},
@@ -32,7 +34,7 @@ def written(folder, kind, rows=ROWS):
 
 
 def read(path, **options):
-    return data.read_table({"path": str(path), **options.pop("source", {})}, **options)
+    return checking.read_table({"path": str(path), **options.pop("source", {})}, **options)
 
 
 def values(column):
@@ -78,9 +80,9 @@ def test_domains_are_those_of_all_files_that_can_be_read(tmp_path):
         pd.DataFrame({"topic": domains}).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
     (tmp_path / "broken.json").write_text("[")
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "broken.json", "absent.json", "c.jsonl")]
-    assert data.domains(files, {"domain": "topic"}) == {"law", "code"}
-    assert data.domains(files[:2], {"domain": "topic"}) == {"law"}
-    assert data.domains(files, {}) == set()
+    assert checking.domains(files, {"domain": "topic"}) == {"law", "code"}
+    assert checking.domains(files[:2], {"domain": "topic"}) == {"law"}
+    assert checking.domains(files, {}) == set()
 
 
 def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
@@ -179,12 +181,12 @@ def test_a_file_that_is_missing_or_of_no_known_format_is_named(tmp_path):
 def test_written_tables_are_the_same_bytes_and_any_changed_byte_of_a_page_is_found(tmp_path):
     frame = pd.DataFrame({"id": ["a", "b", "c"], "score": np.array([0.1, 0.85, -1e300])})
     path = tmp_path / "t.parquet"
-    data.write_parquet(frame, path)
+    parquet.write_parquet(frame, path)
     content = path.read_bytes()
-    data.write_parquet(frame.copy(), path)
+    parquet.write_parquet(frame.copy(), path)
     assert path.read_bytes() == content
-    pd.testing.assert_frame_equal(data.read_parquet(path), frame, check_dtype=False)
-    sound = data.read_parquet(path)
+    pd.testing.assert_frame_equal(parquet.read_parquet(path), frame, check_dtype=False)
+    sound = parquet.read_parquet(path)
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     found = 0
     for place in range(4, footer):
@@ -192,7 +194,7 @@ def test_written_tables_are_the_same_bytes_and_any_changed_byte_of_a_page_is_fou
         damaged[place] ^= 1
         path.write_bytes(damaged)
         try:
-            read_back = data.read_parquet(path)
+            read_back = parquet.read_parquet(path)
         except ArtifactError:
             found += 1
         else:
@@ -202,10 +204,10 @@ def test_written_tables_are_the_same_bytes_and_any_changed_byte_of_a_page_is_fou
 
 def test_jsonl_gives_back_the_rows_and_has_no_nan(tmp_path):
     path = tmp_path / "rows.jsonl"
-    data.write_jsonl(ROWS, path)
+    jsonl.write(ROWS, path)
     assert read(path).to_dict("records") == ROWS
     with pytest.raises(ValueError, match="not JSON compliant"):
-        data.write_jsonl([{"score": float("nan")}], path)
+        jsonl.write([{"score": float("nan")}], path)
     assert read(path).to_dict("records") == ROWS
 
 
@@ -218,60 +220,60 @@ def frame(n=30):
 
 
 def test_a_sample_is_in_file_order_of_the_asked_size_and_depends_on_the_seed_alone():
-    one, two, other = (data.sample(frame(), 10, seed=seed)["id"].tolist() for seed in (1, 1, 2))
+    one, two, other = (selecting.sample(frame(), 10, seed=seed)["id"].tolist() for seed in (1, 1, 2))
     assert one == two == sorted(one)
     assert len(set(one)) == 10
     assert one != other
 
 
 def test_strata_are_drawn_equally_and_rows_without_a_value_never():
-    drawn = data.sample(frame(), 7, stratify="kind", seed=0)
+    drawn = selecting.sample(frame(), 7, stratify="kind", seed=0)
     assert drawn["kind"].value_counts().to_dict() == {"bad": 4, "good": 3}
     with pytest.raises(DataError, match="11 rows of 'bad' are wanted, but there are 10"):
-        data.sample(frame(), 21, stratify="kind")
+        selecting.sample(frame(), 21, stratify="kind")
     with pytest.raises(DataError, match="no column 'x'"):
-        data.sample(frame(), 2, stratify="x")
+        selecting.sample(frame(), 2, stratify="x")
     with pytest.raises(DataError, match="no row has a value"):
-        data.sample(frame().assign(kind=None), 2, stratify="kind")
+        selecting.sample(frame().assign(kind=None), 2, stratify="kind")
 
 
 def test_every_row_is_as_likely_to_be_sampled():
     counts = np.zeros(30)
     for seed in range(600):
-        counts[data.sample(frame(), 10, seed=seed)["id"].astype(int)] += 1
+        counts[selecting.sample(frame(), 10, seed=seed)["id"].astype(int)] += 1
     # 200 expected, standard deviation 11.5
     assert abs(counts - 200).max() < 60, counts
 
 
 def test_tasks_are_selected_as_the_configuration_says():
     table = frame(12)
-    assert data.select_tasks(table, "all", 0)["id"].tolist() == table["id"].tolist()
-    assert data.select_tasks(table, "first:3", 0)["id"].tolist() == ["00", "01", "02"]
-    assert data.select_tasks(table, ["07", "02"], 0)["id"].tolist() == ["07", "02"]
-    drawn = data.select_tasks(table, "random:5", 3)["id"].tolist()
+    assert selecting.select_tasks(table, "all", 0)["id"].tolist() == table["id"].tolist()
+    assert selecting.select_tasks(table, "first:3", 0)["id"].tolist() == ["00", "01", "02"]
+    assert selecting.select_tasks(table, ["07", "02"], 0)["id"].tolist() == ["07", "02"]
+    drawn = selecting.select_tasks(table, "random:5", 3)["id"].tolist()
     assert drawn == sorted(drawn)
-    assert drawn == data.select_tasks(table, "random:5", 3)["id"].tolist() != table["id"].tolist()[:5]
+    assert drawn == selecting.select_tasks(table, "random:5", 3)["id"].tolist() != table["id"].tolist()[:5]
     for select, said in (
         (["x"], "no task 'x'"),
         (["01", "01"], "stands there twice"),
         ("first:13", "13 tasks are wanted, but there are 12"),
     ):
         with pytest.raises(DataError, match=said):
-            data.select_tasks(table, select, 0)
+            selecting.select_tasks(table, select, 0)
 
 
 @pytest.mark.parametrize("name", ["id", "score"])
 def test_a_task_called_as_another_column_of_the_matrices_is_refused(name):
     # The one task "score" of a domain would be taken for scores, and not be aggregated.
     with pytest.raises(DataError, match=f'a task must not be called "{name}"'):
-        data.select_tasks(pd.DataFrame({"id": ["a", name]}), "all", 0)
+        selecting.select_tasks(pd.DataFrame({"id": ["a", name]}), "all", 0)
 
 
 def test_kmeans_takes_the_row_nearest_to_each_centre():
     centres = np.array([[0.0, 0], [10, 0], [0, 10]])
     noise = np.random.default_rng(0).normal(size=(12, 2))
     points = np.repeat(centres, 4, axis=0) + noise
-    chosen = data.select_tasks(frame(12), "kmeans:3", 0, lambda: points)["id"].astype(int).tolist()
+    chosen = selecting.select_tasks(frame(12), "kmeans:3", 0, lambda: points)["id"].astype(int).tolist()
     expected = []
     for k in range(3):
         group = points[4 * k : 4 * k + 4]
@@ -281,7 +283,7 @@ def test_kmeans_takes_the_row_nearest_to_each_centre():
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_kmeans_gives_as_many_rows_as_asked_even_where_rows_coincide():
-    chosen = data.select_tasks(frame(6), "kmeans:4", 0, lambda: np.repeat([[0.0], [1.0], [2.0], [3.0]], 2, 0)[:6])
+    chosen = selecting.select_tasks(frame(6), "kmeans:4", 0, lambda: np.repeat([[0.0], [1.0], [2.0], [3.0]], 2, 0)[:6])
     assert chosen["id"].is_unique
     assert len(chosen) == 4
 
@@ -290,7 +292,7 @@ def test_kmeans_gives_as_many_rows_as_asked_even_where_rows_coincide():
 def test_a_subset_has_its_rows_in_order_however_many_are_written_at_a_time(at_once, tmp_path):
     texts = {"instruction": ["A", "B", "C"], "input": ["", "x", ""], "output": ["é", "b", "c"]}
     table = pd.DataFrame({"id": ["a", "b", "c"], **texts, "label": "l"}).set_index("id", drop=False)
-    data.write_subset(table, ["c", "a"], {"c": 0.5}, tmp_path / "s.jsonl", at_once)
+    subsets.write_subset(table, ["c", "a"], {"c": 0.5}, tmp_path / "s.jsonl", at_once)
     rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
     assert rows == [
         {"id": "c", "instruction": "C", "input": "", "output": "c", "score": 0.5},

@@ -6,7 +6,7 @@ import pytest
 from judged import judgements
 from scipy.stats import kstest, permutation_test
 
-from icprobe.win_rates import paired_differences, sign_flip_p_values
+from icprobe.evaluation.win_rates import paired_differences, sign_flip_p_values
 
 
 def test_differences_are_those_of_a_naive_paired_bootstrap():

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from icprobe.correlations import correlations
-from icprobe.data import read_table
-from icprobe.domains import ALL, by_domain, score_sets, sweep_table, task_domains
+from icprobe.analysis.correlations import correlations
+from icprobe.analysis.domains import ALL, by_domain, score_sets, sweep_table, task_domains
 from icprobe.errors import DataError
+from icprobe.tables.checking import read_table
 
 TASKS = pd.DataFrame({"id": ["a", "b", "c", "d"], "domain": ["code", "law", "code", None]})
 AGGREGATORS = {"icp": "fraction_positive", "influence": "mean"}

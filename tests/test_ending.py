@@ -4,7 +4,7 @@ import dag
 import pandas as pd
 import pytest
 
-from icprobe import ending
+from icprobe.report import terminal_summary
 
 CORRELATIONS = pd.DataFrame(
     [
@@ -62,7 +62,7 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     waiting = finished / "results/mine/wandb/offline-run-1/run-1.wandb"
     waiting.parent.mkdir(parents=True)
     waiting.touch()
-    said = ending.summary("mine", ["m"], tracked=True, width=100)
+    said = terminal_summary.summary("mine", ["m"], tracked=True, width=100)
     assert "Spearman of icp and influence: 0.62 [0.48, 0.73] over 108 examples" in said
     assert "The same given response length: 0.41 [0.22, 0.57]" in said
     assert "icp's bin >0.8 (30 examples) in that of: influence 67% [49, 81]; by chance 28%" in said
@@ -76,12 +76,12 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert "0.99" not in said
     assert "Report: results/mine/report.html" in said
     assert "W&B: 1 runs wait here; to upload them: make sync EXPERIMENT=mine" in said
-    assert "W&B" not in ending.summary("mine", ["m"], tracked=False, width=100)
+    assert "W&B" not in terminal_summary.summary("mine", ["m"], tracked=False, width=100)
 
 
 @pytest.mark.parametrize("width", [40, 50, 80, 100])
 def test_the_summary_fits_the_terminal(finished, width):
-    said = ending.summary("mine", ["m"], tracked=True, width=width)
+    said = terminal_summary.summary("mine", ["m"], tracked=True, width=width)
     # A path stays whole, to be copied.
     assert max(len(line) for line in said.splitlines() if "report.html" not in line) <= width
     assert "61.2" in said
@@ -89,7 +89,7 @@ def test_the_summary_fits_the_terminal(finished, width):
 
 def test_what_was_not_computed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = ending.summary("mine", ["m"], tracked=True, width=80)
+    said = terminal_summary.summary("mine", ["m"], tracked=True, width=80)
     assert said == "mine: finished\n\nReport: results/mine/report.html"
 
 
@@ -113,8 +113,8 @@ LINE = "2026-11-24 10:00:00"
 )
 def test_a_failed_job_is_told_in_its_own_sentence(tmp_path, log, sentence):
     (tmp_path / "rule.log").write_text(log)
-    assert ending.sentence_of(tmp_path / "rule.log") == sentence
-    said = ending.failures([("fine_tune", {"method": "icp"}, [str(tmp_path / "rule.log")])], width=400)
+    assert terminal_summary.sentence_of(tmp_path / "rule.log") == sentence
+    said = terminal_summary.failures([("fine_tune", {"method": "icp"}, [str(tmp_path / "rule.log")])], width=400)
     expected = sentence or "it ended without a word: killed, perhaps for memory"
     assert said.startswith(f"fine_tune failed (method=icp): {expected}\n  log: {tmp_path}/rule.log")
 

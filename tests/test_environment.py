@@ -2,7 +2,7 @@
 
 import json
 
-from icprobe import environment
+from icprobe.tracking import environment
 
 
 def made(logs, rule, inputs, outputs, **facts):

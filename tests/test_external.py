@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from icprobe.analysis.binning import overlaps
+from icprobe.analysis.correlations import correlations
+from icprobe.analysis.statistics import aggregate
 from icprobe.attribution.external import attribution, rows
-from icprobe.binning import overlaps
-from icprobe.correlations import correlations
+from icprobe.config.sections import ExternalScores
 from icprobe.errors import IcprobeError
-from icprobe.sections import ExternalScores
-from icprobe.statistics import aggregate
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "../shared/data/published/scores_part.npz"

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from icprobe import artifacts
+from icprobe.config.sources import Templates
+from icprobe.engine.models import linear_layers, load_model, random_model
 from icprobe.errors import DataError
-from icprobe.finetuning import IGNORED, fine_tune, newest_complete, tokenize
-from icprobe.generation import load_fine_tuned
-from icprobe.models import linear_layers, load_model, random_model
-from icprobe.prompts import Prompts
-from icprobe.sources import Templates
-from icprobe.tokenizing import load_tokenizer, train_tokenizer
+from icprobe.evaluation.generation import load_fine_tuned
+from icprobe.texts.prompts import Prompts
+from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
+from icprobe.training.fine_tune import IGNORED, fine_tune, newest_complete, tokenize
 
 ROWS = [
     {
@@ -211,7 +211,7 @@ KILLED = """
     import test_finetuning as t
     from pathlib import Path
     from icprobe import artifacts
-    from icprobe.sources import Templates
+    from icprobe.config.sources import Templates
 
     at = {at!r}
     if at == "manifest":  # a checkpoint's files are written, its manifest is not

@@ -5,9 +5,10 @@ import copy
 import pandas as pd
 import pytest
 
+from icprobe.engine.representations import mean_hidden_states
 from icprobe.errors import DataError
-from icprobe.fitting import Reader, choose_tasks, draw, fit_tasks, fit_train, lengths, prompt_lengths
-from icprobe.representations import mean_hidden_states
+from icprobe.tables.fitting import choose_tasks, draw, fit_tasks, fit_train, lengths, prompt_lengths
+from icprobe.texts.readers import Reader
 
 
 def table(*outputs, **columns):

@@ -1,14 +1,15 @@
 import pytest
 import torch
 
-from icprobe import artifacts, generation
+from icprobe import artifacts
+from icprobe.config.sources import Templates
+from icprobe.engine.models import load_model, random_model
 from icprobe.errors import DataError
-from icprobe.generation import batches, generate, responses
-from icprobe.models import load_model, random_model
-from icprobe.prompts import Prompts
-from icprobe.sources import Templates
-from icprobe.stopping import Stops
-from icprobe.tokenizing import load_tokenizer, train_tokenizer
+from icprobe.evaluation import generation
+from icprobe.evaluation.generation import batches, generate, responses
+from icprobe.evaluation.stopping import Stops
+from icprobe.texts.prompts import Prompts
+from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
 
 ROWS = [
     {

@@ -10,10 +10,12 @@ import pytest
 import torch
 from wandb.util import get_core_path
 
-from icprobe import ending, headline, tracking
-from icprobe.findings import Findings, ModelInputs
-from icprobe.lineage import scalar
-from icprobe.wording import fixed
+from icprobe.analysis import headline
+from icprobe.report import terminal_summary
+from icprobe.report.findings import Findings, ModelInputs
+from icprobe.report.wording import fixed
+from icprobe.tracking import runs
+from icprobe.tracking.lineage import scalar
 
 TABLES = dag.RESULTS / "tables"
 # Rules whose numbers come from a table, and some whose numbers come from a file of one job.
@@ -149,7 +151,7 @@ def test_terminal_and_report_show_the_numbers_of_the_runs(tracked, monkeypatch):
     project, summaries = tracked
     monkeypatch.chdir(project.path)
     found = {name: fixed(value) for name, value in numbers(summaries["correlate"]).items()}
-    said = " ".join(ending.summary("tiny", ["tiny-llama"], tracked=False).split())
+    said = " ".join(terminal_summary.summary("tiny", ["tiny-llama"], tracked=False).split())
     for name, words in (("spearman", "icp and influence"), ("spearman_given_length", "response length")):
         assert f"{words}: {found[name]} [{found[f'{name}_low']}, {found[f'{name}_high']}]" in said
     for name, value in numbers(summaries["tell_labels"]).items():
@@ -183,7 +185,7 @@ def test_terminal_and_report_show_the_numbers_of_the_runs(tracked, monkeypatch):
 def test_what_holds_several_values_is_no_number_and_is_said(value, caplog):
     with pytest.raises(TypeError, match="no single value"):
         scalar(value)
-    tracking.Run().summary(spearman=0.7, spearman_low=value)
+    runs.Run().summary(spearman=0.7, spearman_low=value)
     (said,) = caplog.messages
     assert "spearman_low is left out" in said
 
@@ -193,7 +195,7 @@ def test_what_holds_several_values_is_no_number_and_is_said(value, caplog):
 )
 def test_a_single_value_of_any_library_is_a_number_or_a_word(value, plain, caplog):
     assert scalar(value) == plain
-    tracking.Run().summary(value=value)
+    runs.Run().summary(value=value)
     assert not caplog.messages
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from matrices import ARCHITECTURES, assert_close, matrices
 
-from icprobe import gradients, packing, stepping
 from icprobe.attribution import holding, influence
-from icprobe.gradients import Layer
-from icprobe.prompts import Encoded
+from icprobe.engine import execution, gradients, stepping
+from icprobe.engine.gradients import Layer
+from icprobe.texts.prompts import Encoded
 
 
 def plan_of(hold, dense, together=False):
@@ -31,8 +31,8 @@ def plan_of(hold, dense, together=False):
 def test_influence_by_gram_matrices_is_that_by_gradients(architecture, hold, dense, inputs, monkeypatch):
     monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, dense))
     reference = matrices(influence, inputs(architecture), "influence")["influence"]
-    monkeypatch.setattr(holding.Held, "_by_grams", lambda held, *_: held.all_tasks is not None)
-    monkeypatch.setattr(holding.Held, "_gradients", None)
+    monkeypatch.setattr(holding.GradientCache, "_by_grams", lambda held, *_: held.all_tasks is not None)
+    monkeypatch.setattr(holding.GradientCache, "_gradients", None)
     by_grams = matrices(influence, inputs(architecture), "influence", methods=["influence"])["influence"]
     assert_close(by_grams, reference, 1e-5, np.abs(reference).max())
 
@@ -43,7 +43,7 @@ def test_gram_matrices_pay_for_short_sequences_alone():
 
     def pays(length):
         batch = [slice(i * length, (i + 1) * length) for i in range(1000 // length)]
-        return holding.Held._by_grams(held, layer, batch, batch, held_first=False)
+        return holding.GradientCache._by_grams(held, layer, batch, batch, held_first=False)
 
     assert pays(20)
     assert pays(30)
@@ -100,7 +100,7 @@ def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, togeth
     reference = matrices(influence, ours, "influence")
     monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, False, together))
     monkeypatch.setattr(influence, "GROUP_SECONDS", 1e-9)  # a group for each batch
-    computed, stop_after, original = [], [2], holding.Held.stream
+    computed, stop_after, original = [], [2], holding.GradientCache.stream
 
     def stream(held, batches, *arguments):
         if stop_after and len(computed) == stop_after[0]:
@@ -108,7 +108,7 @@ def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, togeth
         computed.append((held.where, batches))
         return original(held, batches, *arguments)
 
-    monkeypatch.setattr(holding.Held, "stream", stream)
+    monkeypatch.setattr(holding.GradientCache, "stream", stream)
     with pytest.raises(KeyboardInterrupt):
         matrices(influence, ours, "influence")
     stop_after.clear()
@@ -120,12 +120,12 @@ def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, togeth
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_rows_in_step_show_their_hooks_what_a_backward_pass_shows(architecture, inputs):
-    network = packing.Network(inputs(architecture).model)
+    network = execution.Network(inputs(architecture).model)
     layers = gradients.layers_of(network)
     batches = [[Encoded((5, 6, 7, 8, 9), 2)], [Encoded((9, 8, 7), 1), Encoded((4, 4, 5, 6), 3)]]
     alone = [{}, {}]
     for seen, batch in zip(alone, batches, strict=True):
-        with gradients.tapped(network, layers, lambda index, *row, seen=seen: seen.update({index: row})):
+        with gradients.collect_gradients(network, layers, lambda index, *row, seen=seen: seen.update({index: row})):
             gradients.loss_backward(network, batch)
     together = {}
     stepping.backward_in_step(network, layers, batches, lambda index, rows: together.update({index: rows}))
@@ -136,19 +136,19 @@ def test_rows_in_step_show_their_hooks_what_a_backward_pass_shows(architecture, 
 
 
 def test_a_token_keeps_its_blocks_inputs_and_one_blocks_factors(inputs):
-    network = packing.Network(inputs("llama").model)
+    network = execution.Network(inputs("llama").model)
     layers = gradients.layers_of(network)
     sharing = [layer.name.rsplit(".", 1)[1] for layer in layers if layer.shares_input]
     assert sharing == ["k_proj", "v_proj", "up_proj"] * 2
     factors = (48 + 48 + 24 + 24) + (48 + 48) + (48 + 80 + 80) + (80 + 48)  # each input once, and all outputs
-    assert stepping.kept_per_token(network, layers) == 48 * 3 + factors
+    assert stepping.activations_per_token(network, layers) == 48 * 3 + factors
 
 
 def test_a_model_with_something_between_its_blocks_goes_one_row_at_a_time(inputs):
     ours = inputs("llama")
     ours.model.model.layers[1].register_forward_pre_hook(lambda _block, args: (args[0] * 2, *args[1:]))
-    network = packing.Network(ours.model)
-    assert stepping.kept_per_token(network, gradients.layers_of(network)) is None
+    network = execution.Network(ours.model)
+    assert stepping.activations_per_token(network, gradients.layers_of(network)) is None
     reference = matrices(influence, ours, "influence", memory_budget_gb=10)
     tight = matrices(influence, ours, "influence", memory_budget_gb=2e-4)
     assert (tight["influence"] == reference["influence"]).all()
@@ -156,7 +156,7 @@ def test_a_model_with_something_between_its_blocks_goes_one_row_at_a_time(inputs
 
 def test_a_plan_passes_over_the_examples_no_oftener_than_the_budget_forces():
     def side(batches, sequences, tokens):
-        return holding.Side([[Encoded(tuple(range(tokens)), 1)] * sequences for _ in range(batches)])
+        return holding.SequenceBatches([[Encoded(tuple(range(tokens)), 1)] * sequences for _ in range(batches)])
 
     layers = [Layer("x", None, 600, 1500, False)] * 100
     examples, tasks = side(1000, 10, 100), side(10, 10, 100)

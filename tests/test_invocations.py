@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from icprobe.invocations import INHERITED, Invocation, cause
+from icprobe.tracking.workflow_run import INHERITED, Invocation, cause
 
 ROOT = Path(__file__).parents[1]
 SNAKEFILE = """

@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import pytest
 
 from icprobe import cores
-from icprobe.jobs import SPINNING, threads
+from icprobe.workflow.jobs import SPINNING, threads
 
 pytestmark = pytest.mark.timeout(60)
 
 PREAMBLE = """
 from types import SimpleNamespace
 
-from icprobe.jobs import job
+from icprobe.workflow.jobs import job
 
 snakemake = SimpleNamespace(
     input=["results/demo/m/scores/icp.parquet"],
@@ -184,7 +184,7 @@ def test_a_failed_job_leaves_no_record(tmp_path):
 
 
 def test_importing_jobs_imports_nothing_heavy():
-    code = "import sys, icprobe.jobs; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, icprobe.workflow.jobs; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "wandb", "pandas", "numpy", "matplotlib"} & set(loaded)
 

@@ -10,9 +10,8 @@ import pytest
 from endpoint import PAIRS, Endpoint, completion, prefers_two, settings
 from pydantic import ValidationError
 
-from icprobe import llm_judge
 from icprobe.errors import JudgeError
-from icprobe.judging import judge
+from icprobe.evaluation.judges import judge, llm
 
 
 @pytest.fixture(autouse=True)
@@ -232,8 +231,8 @@ def test_unknown_prices_are_called_unknown(caplog):
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_a_budget_is_never_passed_and_counts_what_was_spent_before(concurrency, tmp_path):
     asked = settings("http://x/v1")["llm"]
-    bodies = [llm_judge.request(pair, order, asked) for pair in PAIRS for order in llm_judge.ORDERS]
-    most = max(llm_judge.most_tokens(body, asked)[0] for body in bodies)
+    bodies = [llm.request(pair, order, asked) for pair in PAIRS for order in llm.ORDERS]
+    most = max(llm.most_tokens(body, asked)[0] for body in bodies)
     allowed = 3 * 0.1 + most * 1e-3  # a fourth request is sent, a fifth might pass it
 
     def slowly(body):

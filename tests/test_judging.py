@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from icprobe.errors import ConfigError, DataError
-from icprobe.judging import Pair, judge, pair_up, require_some_base_response
+from icprobe.evaluation.judges import Pair, judge, pair_up, require_some_base_response
 
 SETTINGS = {"draw_margin": 1.0}
 GOLD = "The cat sat on the mat."

@@ -13,10 +13,10 @@ from reports import experiment
 from scipy.optimize import minimize
 from sklearn.model_selection import GroupKFold
 
-from icprobe.length_control import length_control, length_controlled_win_rate, with_length_control
-from icprobe.report import build
-from icprobe.tabulation import latex, markdown
-from icprobe.win_rates import paired_differences, win_rate, win_rate_table
+from icprobe.evaluation.length_control import length_control, length_controlled_win_rate, with_length_control
+from icprobe.evaluation.tabulation import latex, markdown
+from icprobe.evaluation.win_rates import paired_differences, win_rate, win_rate_table
+from icprobe.report.build import build
 
 PUBLISHED = Path(__file__).parents[2] / "shared/data/annotations/OpenHermes-2.5-Mistral-7B.jsonl"
 

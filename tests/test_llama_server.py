@@ -51,7 +51,7 @@ def port():
 
 def command(gguf, port, *arguments):
     options = ["--port", str(port), "--context", "512", "--slots", "1"]
-    return [sys.executable, "-m", "icprobe.llama_server", str(gguf), *options, "--", *arguments]
+    return [sys.executable, "-m", "icprobe.evaluation.judges.server", str(gguf), *options, "--", *arguments]
 
 
 def is_open(port):

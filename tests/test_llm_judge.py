@@ -11,16 +11,16 @@ import pytest
 from endpoint import FAULTS, PAIRS, Endpoint, completion, prefers_two, settings
 from tiny_gguf import tiny_gguf
 
-from icprobe import jsonl, llm_judge
+from icprobe import jsonl
 from icprobe.errors import ConfigError, JudgeError
-from icprobe.judging import Pair, judge
-from icprobe.llama_server import serving
+from icprobe.evaluation.judges import Pair, judge, llm
+from icprobe.evaluation.judges.server import serving
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
     monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr(llm_judge, "PAUSE", 0.01)
+    monkeypatch.setattr(llm, "PAUSE", 0.01)
 
 
 def always(**tokens):
@@ -53,8 +53,8 @@ def test_a_judge_that_looks_at_the_place_alone_is_a_draw_when_asked_both_ways():
 
 def test_the_order_is_a_hash_of_the_prompt_alone():
     instructions = [f"Instruction {n}" for n in range(400)]
-    found = [llm_judge.orders(text, "hash") for text in instructions]
-    assert found == [llm_judge.orders(text, "hash") for text in instructions]
+    found = [llm.orders(text, "hash") for text in instructions]
+    assert found == [llm.orders(text, "hash") for text in instructions]
     assert 150 < sum(order == ["base_first"] for order in found) < 250
 
 
@@ -109,7 +109,7 @@ def test_equal_responses_are_a_draw_and_nobody_is_asked(caplog):
 def test_a_plain_answer_is_read_exactly_or_not_at_all(text, second):
     with Endpoint(lambda body: completion(text)) as endpoint:
         row = judge("llm", PAIRS[:1], settings(endpoint.url, mode="plain"))[0]
-        assert endpoint.bodies[0]["response_format"]["json_schema"]["schema"] == llm_judge.SCHEMA
+        assert endpoint.bodies[0]["response_format"]["json_schema"]["schema"] == llm.SCHEMA
     if second is None:
         assert row["preference"] is None
         assert row["answers"][0]["answer"] == text, "what could not be read is shown"
@@ -128,7 +128,7 @@ def test_an_answer_that_cannot_be_read_has_no_preference_and_is_counted(tokens, 
 
 def test_texts_are_data_and_never_templates():
     pair = Pair("1", None, "{{ 7 * 7 }} {% for x in y %}", "</answer> {{ answer_M }}", "{# gone? #}")
-    body = llm_judge.request(pair, "base_first", settings("http://x/v1")["llm"])
+    body = llm.request(pair, "base_first", settings("http://x/v1")["llm"])
     for text in (pair.instruction, pair.base, pair.response):
         assert text in body["messages"][0]["content"]
     assert body["temperature"] == 0
@@ -284,8 +284,8 @@ def test_a_real_server_is_judged_by_its_probabilities_through_every_fault(llama_
         rows = judge("llm", PAIRS[:4], options, tmp_path)
     for row, pair in zip(rows, PAIRS, strict=False):
         shares = []
-        for order in llm_judge.ORDERS:
-            body = llm_judge.request(pair, order, options["llm"])
+        for order in llm.ORDERS:
+            body = llm.request(pair, order, options["llm"])
             top = post(llama_server, body)["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
             p = {entry["token"]: math.exp(entry["logprob"]) for entry in top}
             shares.append(p["M" if order == "base_first" else "m"] / (p["m"] + p["M"]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icprobe import syncing
+from icprobe.tracking import syncing
 
 ROOT = Path(__file__).parents[1]
 COMPUTED = ("results/demo/report.html", "results/demo/model/scores/icp.parquet", "logs/demo/report.log")

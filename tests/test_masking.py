@@ -9,12 +9,14 @@ import dag
 import pytest
 from test_jobs import run_job
 
-from icprobe import judging, llm_judge, masking, records
+from icprobe import masking
 from icprobe.attribution import METHODS
 from icprobe.config import load
+from icprobe.config.sections import Evaluation
 from icprobe.errors import ConfigError, DataError
-from icprobe.invocations import Invocation
-from icprobe.sections import Evaluation
+from icprobe.evaluation import judges
+from icprobe.tracking import records
+from icprobe.tracking.workflow_run import Invocation
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_a_key_in_the_place_of_its_variables_name_is_not_repeated():
 def test_a_judges_key_is_masked_whatever_its_variable_is_called(monkeypatch):
     monkeypatch.setattr(masking, "_kept", set())
     monkeypatch.setenv("MY_JUDGE", "sk-hush")
-    assert judging.key("MY_JUDGE") == "sk-hush"
+    assert judges.key("MY_JUDGE") == "sk-hush"
     assert masking.mask("Incorrect API key provided: sk-hush.") == "Incorrect API key provided: ***."
 
 
@@ -206,4 +208,4 @@ def test_a_judge_is_asked_at_its_true_address(monkeypatch):
     assert base_url == "https://***@judge.example/v1"
     evaluation = Evaluation(judge="llm", llm={"base_url": base_url, "model": "j"})
     llm = evaluation.judge_settings["llm"] | evaluation.llm.execution()
-    assert str(llm_judge.client(llm).base_url) == f"https://me:{PASSWORD}@judge.example/v1/"
+    assert str(llm.client(llm).base_url) == f"https://me:{PASSWORD}@judge.example/v1/"

@@ -12,10 +12,11 @@ import pytest
 import torch
 from conftest import DEMO, SIZES, demo_rows
 
-from icprobe import artifacts, models
-from icprobe.admission import admit
+from icprobe import artifacts
+from icprobe.engine import models
+from icprobe.engine.admission import admit
 from icprobe.errors import ArtifactError, ModelError
-from icprobe.tokenizing import is_plain, load_tokenizer, reader, train_tokenizer
+from icprobe.texts.tokenizing import is_plain, load_tokenizer, reader, train_tokenizer
 
 LAYERS = {
     "llama": (

@@ -9,9 +9,8 @@ import pytest
 from test_invocations import SNAKEFILE, Project
 from tracked import KEY, LIGHT, run_directories, run_tracked, settings
 
-from icprobe import modes
 from icprobe.attribution import METHODS
-from icprobe.config import load
+from icprobe.config import load, modes
 from icprobe.errors import ConfigError
 
 pytestmark = pytest.mark.timeout(90)

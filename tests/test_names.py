@@ -9,14 +9,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from icprobe import artifacts, data, reading
-from icprobe.annotations import read_annotations
+from icprobe import artifacts
+from icprobe.analysis.domains import by_domain, score_sets
+from icprobe.analysis.statistics import label_aucs
 from icprobe.attribution import METHODS
 from icprobe.config import load
-from icprobe.domains import by_domain, score_sets
 from icprobe.errors import ConfigError, DataError
-from icprobe.statistics import label_aucs
-from icprobe.win_rates import win_rate_table
+from icprobe.evaluation.judges.annotations import read_annotations
+from icprobe.evaluation.win_rates import win_rate_table
+from icprobe.tables import checking, parquet, reading
 
 ROOT = Path(__file__).parents[1]
 FORMATS = ["csv", "json", "jsonl", "parquet"]
@@ -43,13 +44,13 @@ def written(folder, kind, rows):
 
 
 def read(path):
-    return data.read_table({"path": str(path)}, extra=GROUPS)
+    return checking.read_table({"path": str(path)}, extra=GROUPS)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_absent_labels_domains_and_subsets_are_absent_in_every_format(kind, tmp_path):
     table = read(written(tmp_path, kind, GAPS))
-    assert data.records(table[["id", *GROUPS]]) == GAPS
+    assert checking.records(table[["id", *GROUPS]]) == GAPS
     scores = {"icp": pd.Series([0.9, 0.1, 0.95, 0.99], index=table["id"])}
     found = label_aucs(scores, table, {"planted": ["sound"]})
     assert found[["value", "auc", "n_negative"]].to_numpy().tolist() == [["bad", 1.0, 1]]
@@ -58,7 +59,7 @@ def test_absent_labels_domains_and_subsets_are_absent_in_every_format(kind, tmp_
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_blank_label_is_none(kind, tmp_path):
     table = read(written(tmp_path, kind, [{"id": "a", "planted": " ", "domain": "x"}, {"id": "b", "planted": "y"}]))
-    assert [row["planted"] for row in data.records(table)] == [None, "y"]
+    assert [row["planted"] for row in checking.records(table)] == [None, "y"]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -99,7 +100,7 @@ def test_a_subset_called_overall_is_refused_wherever_it_is_named(tmp_path):
     for path in folder:
         path.write_text(json.dumps({"instruction": "a"}) + "\n")
     with pytest.raises(DataError, match='a subset must not be called "overall"'):
-        data.read_table({"path": list(map(str, folder))}, extra=["subset"], needs_output=False)
+        checking.read_table({"path": list(map(str, folder))}, extra=["subset"], needs_output=False)
     for key in ("subset", "dataset"):
         folder[0].write_text(json.dumps({"instruction": "a", "preference": 2, key: "overall"}))
         with pytest.raises(DataError, match='a subset must not be called "overall"'):
@@ -188,11 +189,11 @@ def test_names_come_out_of_a_table_as_they_went_in(tmp_path):
     path, matrix = tmp_path / "t.csv", tmp_path / "icp.parquet"
     ids = [f"e{i}" for i in range(4)]
     tasks = pd.DataFrame({"id": ["t1", "t2", "t3", "t4", "t5", "t6"], "domain": [*LOOKS_MISSING, None]})
-    data.write_parquet(tasks, tmp_path / "tasks.parquet")
+    parquet.write_parquet(tasks, tmp_path / "tasks.parquet")
     values = np.arange(24, dtype=np.float32).reshape(4, 6)
     frame = pd.concat([pd.DataFrame({"id": ids}), pd.DataFrame(values, columns=list(tasks["id"]))], axis=1)
-    data.write_parquet(frame, matrix)
-    data.write_parquet(pd.DataFrame({"id": ids, "score": [0.1, 0.2, 0.3, 0.4]}), tmp_path / "score.parquet")
+    parquet.write_parquet(frame, matrix)
+    parquet.write_parquet(pd.DataFrame({"id": ids, "score": [0.1, 0.2, 0.3, 0.4]}), tmp_path / "score.parquet")
     labels = pd.DataFrame({"id": ids, "planted": ["sound", "1", "NA", None]})
     sets = score_sets(["icp"], [tmp_path / "score.parquet"], [matrix], tmp_path / "tasks.parquet", {"icp": "mean"})
     table = by_domain("1e5", sets, lambda found: label_aucs(found, labels, {"planted": ["sound"]}))

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, QuadMesh
 
-from icprobe import plotting, plotting_sweeps
-from icprobe.figure_style import limits, look, number, tick
+from icprobe.figures import plotting, plotting_sweeps
+from icprobe.figures.style import limits, look, number, tick
 
 METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random", "another_method", "judge"]
 AXES = {"icp": "icp score (share of tasks helped)", "influence": "influence score (nats² per task, mean)"}

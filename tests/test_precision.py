@@ -10,9 +10,9 @@ import torch
 from matrices import matrices
 from torch import nn
 
-from icprobe import gradients, likelihood, models, products
 from icprobe.attribution import contraction, icp, influence, influence_mean
 from icprobe.attribution.matrix import batches, encode_tasks
+from icprobe.engine import gradients, likelihood, matmul, models
 
 BFLOAT16 = 2.0**-8  # relative rounding
 FLOAT32 = 1e-5
@@ -37,7 +37,7 @@ def test_the_mean_over_equal_tasks_is_that_of_one_however_many_packs_hold_them(i
     ours.tasks = ours.tasks.iloc[[0] * 1000]
     # The pass through a task is made once, and handed over as often as there are tasks.
     (task,), taken, consumers = encode_tasks(replace(ours, tasks=ours.tasks.iloc[:1])), [], []
-    tapped, loss_backward = influence_mean.tapped, influence_mean.loss_backward
+    collect_gradients, loss_backward = influence_mean.collect_gradients, influence_mean.loss_backward
 
     def tap(network, layers, consume):
         consumers.append(consume)
@@ -46,7 +46,7 @@ def test_the_mean_over_equal_tasks_is_that_of_one_however_many_packs_hold_them(i
             taken.append(of_layer)
             consume(*of_layer)
 
-        return tapped(network, layers, noted)
+        return collect_gradients(network, layers, noted)
 
     def backward(network, sequences):
         if list(sequences) == [task] and taken:
@@ -55,7 +55,7 @@ def test_the_mean_over_equal_tasks_is_that_of_one_however_many_packs_hold_them(i
         else:
             loss_backward(network, sequences)
 
-    monkeypatch.setattr(influence_mean, "tapped", tap)
+    monkeypatch.setattr(influence_mean, "collect_gradients", tap)
     monkeypatch.setattr(influence_mean, "loss_backward", backward)
     many = mean_scores(ours, 1)
     assert np.abs(many - one).max() <= BFLOAT16 * np.abs(one).max(), many / one
@@ -96,7 +96,9 @@ def test_gram_matrices_of_bfloat16_factors_are_rounded_as_float32(bias):
 def test_a_formed_gradient_is_summed_over_tokens_before_it_is_rounded(bias):
     layer = gradients.Layer("x", None, 8, 6, bias)
     a, delta = noise(3000, 8) + 1, noise(3000, 6, seed=1) + 1
-    found = gradients.form(layer, a, delta, [slice(0, 3000)], torch.empty(1, layer.size, dtype=torch.bfloat16))[0]
+    found = gradients.per_example_gradients(
+        layer, a, delta, [slice(0, 3000)], torch.empty(1, layer.size, dtype=torch.bfloat16)
+    )[0]
     exact = (delta.double().T @ a.double()).flatten()
     exact = torch.cat([exact, delta.double().sum(0)]) if bias else exact
     torch.testing.assert_close(found.double(), exact, rtol=BFLOAT16, atol=0)
@@ -182,6 +184,6 @@ def test_products_of_bfloat16_matrices_on_a_gpu_come_out_as_float32s(shape):
     x, y, bias = noise(n, k) + 0.5, noise(m, k, seed=1) + 0.5, noise(m, seed=2)
     exact = x.double() @ y.double().T + bias.double()
     for left, right in ((x, y), (x.T.contiguous().T, y.T.contiguous().T)):
-        found = products.wide_product(left.cuda(), right.cuda(), bias.cuda())
+        found = matmul.matmul_float32(left.cuda(), right.cuda(), bias.cuda())
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double().cpu(), exact, rtol=FLOAT32, atol=0)

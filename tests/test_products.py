@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.products import product, through_products
+from icprobe.engine.matmul import matmul, use_onednn_matmul
 
 
 @pytest.fixture(autouse=True)
@@ -19,15 +19,15 @@ def seeded():
 def test_product_is_linear(dtype, shape, biased):
     x, weight = torch.randn(shape, dtype=dtype), torch.randn(4, 7, dtype=dtype)
     bias = torch.randn(4, dtype=dtype) if biased else None
-    torch.testing.assert_close(product(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
+    torch.testing.assert_close(matmul(x, weight, bias), torch.nn.functional.linear(x, weight, bias))
 
 
 def test_product_of_views():
     a, b, c = torch.randn(30, 8), torch.randn(30, 6), torch.randn(9, 40)
     out = torch.empty(8, 6)
-    assert product(a[3:20].T, b[3:20].T, out=out) is out  # transposed rows of a longer matrix
+    assert matmul(a[3:20].T, b[3:20].T, out=out) is out  # transposed rows of a longer matrix
     torch.testing.assert_close(out, a[3:20].T @ b[3:20])
-    torch.testing.assert_close(product(c[:, 5:13], a), c[:, 5:13] @ a.T)  # columns: neither matrix nor transpose
+    torch.testing.assert_close(matmul(c[:, 5:13], a), c[:, 5:13] @ a.T)  # columns: neither matrix nor transpose
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(8, 6), lambda: nn.Linear(8, 6, bias=False), lambda: Conv1D(6, 8)])
@@ -38,7 +38,7 @@ def test_layers_compute_as_before(make, packed):
     x, delta = torch.randn(1, 9, 8, requires_grad=True), torch.randn(1, 9, 6)
     before = layer(x)
     (gradient,) = torch.autograd.grad(before, x, delta)
-    through_products([layer], packed)
+    use_onednn_matmul([layer], packed)
     torch.testing.assert_close(layer(x), before)
     torch.testing.assert_close(torch.autograd.grad(layer(x), x, delta)[0], gradient)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def test_layers_compute_as_before(make, packed):
 
 def test_a_changed_weight_counts_unless_it_is_packed():
     layer, x = nn.Linear(8, 6).requires_grad_(False), torch.randn(3, 8)
-    through_products([layer])
+    use_onednn_matmul([layer])
     before = layer(x)
     layer.weight = nn.Parameter(2 * layer.weight, requires_grad=False)
     with torch.no_grad():

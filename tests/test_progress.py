@@ -17,10 +17,10 @@ from icprobe import artifacts
 from icprobe.attribution import icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.matrix import batches
 from icprobe.attribution.shards import compute
-from icprobe.finetuning import fine_tune
-from icprobe.generation import responses
+from icprobe.config.sections import Finetune
+from icprobe.evaluation.generation import responses
 from icprobe.progress import Progress
-from icprobe.sections import Finetune
+from icprobe.training.fine_tune import fine_tune
 
 
 @pytest.fixture
@@ -174,7 +174,7 @@ def test_a_step_of_fine_tuning_tells_its_passes(prompts, tiny_model, tokenizer, 
 ON_A_TERMINAL = """
 import logging, time
 from types import SimpleNamespace
-from icprobe.jobs import job
+from icprobe.workflow.jobs import job
 from icprobe.progress import Progress
 
 snakemake = SimpleNamespace(rule="r", wildcards={}, params={}, input=[], output=[], log=["r.log"], threads=1)

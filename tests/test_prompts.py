@@ -5,7 +5,7 @@ import pytest
 
 from icprobe.config import Templates
 from icprobe.errors import ConfigError
-from icprobe.prompts import Prompts, encode, flat, token_ids
+from icprobe.texts.prompts import Prompts, encode, flat, token_ids
 
 ROW = {"instruction": " Add\tthe\n numbers ", "input": "1\u00a02", "output": "three\r\n(3) "}
 TASK = {"instruction": "Name it", "input": None, "output": "x"}

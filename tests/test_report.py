@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 from reports import CONTROLS, HOSTILE, experiment, figure, with_texts
 
-from icprobe import plotting
-from icprobe.environment import measured
 from icprobe.errors import DataError, ScoreError
-from icprobe.findings import ModelInputs
-from icprobe.making import HOW, RuleRun, artifacts, behind, rule_runs
-from icprobe.page import embedded_json, visible
-from icprobe.report import build
-from icprobe.wording import number
+from icprobe.figures import plotting
+from icprobe.report.build import build
+from icprobe.report.findings import ModelInputs
+from icprobe.report.page import embedded_json, visible
+from icprobe.report.provenance import HOW, RuleRun, artifacts, behind, rule_runs
+from icprobe.report.wording import number
+from icprobe.tracking.environment import measured
 
 
 def page(directory, **changes):
@@ -272,7 +272,7 @@ def test_hostile_texts_become_no_markup(tmp_path):
 
 
 def test_more_examples_than_the_explorer_holds_are_drawn_with_the_extremes(tmp_path, monkeypatch):
-    monkeypatch.setattr("icprobe.report.EXPLORED_EXAMPLES", 60)
+    monkeypatch.setattr("icprobe.report.build.EXPLORED_EXAMPLES", 60)
     text = page(tmp_path, top=2)
     assert "Here are 60 of the 96 examples" in text
     data = re.search(r'id="data">(.*?)</script>', text)[1]

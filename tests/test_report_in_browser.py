@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from reports import HOSTILE, IMAGE, SCRIPT, experiment, with_texts
 
-from icprobe.findings import ModelInputs
-from icprobe.page import visible
-from icprobe.report import build
+from icprobe.report.build import build
+from icprobe.report.findings import ModelInputs
+from icprobe.report.page import visible
 
 CHROMIUM = Path("/usr/bin/chromium")
 

@@ -10,8 +10,8 @@ import test_chain
 from reports import experiment, figure
 from test_report import page
 
-from icprobe.chain import chain, weak_link
-from icprobe.win_rates import DIFFERENCE_COLUMNS
+from icprobe.analysis.chain import chain, weak_link
+from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
 
 
 @pytest.fixture

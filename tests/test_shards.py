@@ -13,11 +13,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from icprobe import data
 from icprobe.attribution import shards
 from icprobe.attribution.gathering import gather
 from icprobe.attribution.matrix import Inputs, batches, shard_of, to_table
 from icprobe.errors import ArtifactError, ScoreError
+from icprobe.tables import parquet
 
 
 def lengths_of(n, seed=0):
@@ -73,12 +73,12 @@ def cut(tmp_path):
     """Paths of three shards of a matrix in another order than train, of train, and the matrix in train's order."""
     ids = [f"z{i}" for i in np.random.default_rng(0).permutation(23)]
     matrix = np.random.default_rng(1).normal(size=(23, 5)).astype(np.float32)
-    data.write_parquet(pd.DataFrame({"id": ids, "output": "x"}), tmp_path / "train.parquet")
+    parquet.write_parquet(pd.DataFrame({"id": ids, "output": "x"}), tmp_path / "train.parquet")
     order = np.random.default_rng(2).permutation(23)
     paths = []
     for number, rows in enumerate((order[:9], order[9:10], order[10:]), start=1):
         paths.append(tmp_path / f"{number}-of-3.parquet")
-        data.write_parquet(to_table([ids[row] for row in rows], COLUMNS, matrix[rows]), paths[-1])
+        parquet.write_parquet(to_table([ids[row] for row in rows], COLUMNS, matrix[rows]), paths[-1])
     return paths, tmp_path / "train.parquet", to_table(ids, COLUMNS, matrix)
 
 
@@ -86,7 +86,7 @@ def cut(tmp_path):
 def test_gathered_rows_are_in_the_order_of_train_however_small_the_blocks(block_bytes, cut, tmp_path):
     paths, train, expected = cut
     assert gather(paths, train, tmp_path / "whole.parquet", block_bytes) == (23, 5)
-    found = data.read_parquet(tmp_path / "whole.parquet")
+    found = parquet.read_parquet(tmp_path / "whole.parquet")
     assert found["id"].tolist() == expected["id"].tolist()
     np.testing.assert_array_equal(found[COLUMNS].to_numpy(), expected[COLUMNS].to_numpy())
     assert set(pq.read_schema(tmp_path / "whole.parquet").types[1:]) == {"float"}
@@ -95,9 +95,9 @@ def test_gathered_rows_are_in_the_order_of_train_however_small_the_blocks(block_
 def test_an_empty_shard_is_no_mistake(cut, tmp_path):
     paths, train, expected = cut
     paths.append(tmp_path / "empty.parquet")
-    data.write_parquet(to_table([], COLUMNS, np.empty((0, 5), np.float32)), paths[-1])
+    parquet.write_parquet(to_table([], COLUMNS, np.empty((0, 5), np.float32)), paths[-1])
     gather(paths, train, tmp_path / "whole.parquet")
-    assert data.read_parquet(tmp_path / "whole.parquet")["id"].tolist() == expected["id"].tolist()
+    assert parquet.read_parquet(tmp_path / "whole.parquet")["id"].tolist() == expected["id"].tolist()
 
 
 def refused(cut, tmp_path):
@@ -132,47 +132,47 @@ def test_every_flipped_bit_in_a_page_of_a_shard_is_found_or_harmless(cut, tmp_pa
         except ArtifactError as error:
             assert str(paths[0]) in str(error)  # noqa: PT017
         else:
-            found = data.read_parquet(tmp_path / "whole.parquet")
+            found = parquet.read_parquet(tmp_path / "whole.parquet")
             np.testing.assert_array_equal(found[COLUMNS].to_numpy(), expected[COLUMNS].to_numpy())
 
 
 def test_a_foreign_a_doubled_and_a_lost_example_are_named_with_their_shard(cut, tmp_path):
     paths, _, expected = cut
-    second = data.read_parquet(paths[1])
+    second = parquet.read_parquet(paths[1])
     own = second["id"][0]
-    data.write_parquet(second.assign(id="stranger"), paths[1])
+    parquet.write_parquet(second.assign(id="stranger"), paths[1])
     assert refused(cut, tmp_path).startswith(f"{paths[1]}: holds 'stranger', which is no example")
-    other = data.read_parquet(paths[0])["id"][0]
-    data.write_parquet(second.assign(id=other), paths[1])
+    other = parquet.read_parquet(paths[0])["id"][0]
+    parquet.write_parquet(second.assign(id=other), paths[1])
     message = refused(cut, tmp_path)
     assert (f"{paths[0]}, {paths[1]}: '{other}' is in 2 shards" in message) or (f"'{own}' is in 0 shards" in message)
-    data.write_parquet(second.iloc[:0], paths[1])
+    parquet.write_parquet(second.iloc[:0], paths[1])
     assert f"'{own}' is in 0 shards" in refused(cut, tmp_path)
-    data.write_parquet(second.rename(columns={"t0": "u0"}), paths[1])
+    parquet.write_parquet(second.rename(columns={"t0": "u0"}), paths[1])
     assert refused(cut, tmp_path).startswith(f"{paths[1]}: has other columns than {paths[0]}")
     assert expected["id"].is_unique
 
 
 def test_many_shards_need_no_more_open_files_than_one(tmp_path):
     ids = [f"z{i}" for i in range(200)]
-    data.write_parquet(pd.DataFrame({"id": ids}), tmp_path / "train.parquet")
+    parquet.write_parquet(pd.DataFrame({"id": ids}), tmp_path / "train.parquet")
     paths = [tmp_path / f"{i}.parquet" for i in range(200)]
     for i, path in enumerate(paths):
-        data.write_parquet(to_table([ids[i]], ["t"], np.float32([[i]])), path)
+        parquet.write_parquet(to_table([ids[i]], ["t"], np.float32([[i]])), path)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, limits[1]))
     try:
         gather(paths, tmp_path / "train.parquet", tmp_path / "whole.parquet")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert data.read_parquet(tmp_path / "whole.parquet")["t"].tolist() == list(range(200))
+    assert parquet.read_parquet(tmp_path / "whole.parquet")["t"].tolist() == list(range(200))
 
 
 def test_too_little_room_to_put_rows_in_order_is_said_before_anything_is_written(small_disk, tmp_path, monkeypatch):
     ids = [f"z{i}" for i in range(1000)]
-    data.write_parquet(pd.DataFrame({"id": ids}), tmp_path / "train.parquet")
+    parquet.write_parquet(pd.DataFrame({"id": ids}), tmp_path / "train.parquet")
     matrix = np.zeros((1000, 100), np.float32)
-    data.write_parquet(to_table(ids, [f"t{j}" for j in range(100)], matrix), tmp_path / "1-of-1.parquet")
+    parquet.write_parquet(to_table(ids, [f"t{j}" for j in range(100)], matrix), tmp_path / "1-of-1.parquet")
     monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
     with pytest.raises(ArtifactError, match=r"0\.0004 GB are needed .* set TMPDIR to a folder that has more"):
         gather([tmp_path / "1-of-1.parquet"], tmp_path / "train.parquet", tmp_path / "whole.parquet")
@@ -217,7 +217,7 @@ def compute(inputs, method, folder, shard=1, of=1, **options):
 
 def written(tables, folder):
     for name, table in tables.items():
-        data.write_parquet(table, folder / f"{name}.parquet")
+        parquet.write_parquet(table, folder / f"{name}.parquet")
     return {name: (folder / f"{name}.parquet").read_bytes() for name in tables}
 
 

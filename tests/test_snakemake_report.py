@@ -36,7 +36,9 @@ def test_every_figure_and_table_is_there_with_its_caption(report):
     assert names == FIGURES | TABLES
     text = " ".join(re.sub(r"<[^>]+>", "", report.read_text(encoding="utf-8").replace("\\n", " ")).split())
     # The synthetic check is a target of its own: tests/test_synthetic_dag.py.
-    captions = [path for path in (PACKAGE / "captions").glob("*.rst") if not path.stem.startswith("synthetic_")]
+    captions = [
+        path for path in (PACKAGE / "figures" / "captions").glob("*.rst") if not path.stem.startswith("synthetic_")
+    ]
     assert len(captions) == 15
     for path in captions:
         # Quotation marks and dashes are typeset; the first words are plain.

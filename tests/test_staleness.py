@@ -247,18 +247,18 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS + STEPS + CHAIN,
     ),
     "gradients.py": (
-        module("gradients"),
+        module("engine/gradients"),
         Counter(attribute=2, attribute_influence=2, gather_attributions=3, score=3) + ANALYSIS + STEPS + CHAIN,
     ),
     "likelihood.py": (
-        module("likelihood"),
+        module("engine/likelihood"),
         Counter(attribute=4, attribute_influence=2, gather_attributions=4, score=4)
         + (ANALYSIS | OF_FINE_TUNED_SCORES)
         + STEPS
         + CHAIN,
     ),
     "prompts.py": (
-        module("prompts"),
+        module("texts/prompts"),
         OF_TRAIN
         + Counter(generate_base=1)
         + Counter(
@@ -269,49 +269,55 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         module("attribution/gathering"),
         Counter(gather_attributions=6, gather_steps=1, score=6) + OF_SCORES + CHAIN,
     ),
-    "statistics.py": (module("statistics"), Counter(score=6) + OF_SCORES + CHAIN),
-    "correlations.py": (module("correlations"), CORRELATION + CHAIN),
+    "statistics.py": (module("analysis/statistics"), Counter(score=6) + OF_SCORES + CHAIN),
+    "correlations.py": (module("analysis/correlations"), CORRELATION + CHAIN),
     "domains.py": (
-        module("domains"),
+        module("analysis/domains"),
         CORRELATION + CHAIN + Counter(compare_bins=1, plot_overlaps=1, tell_labels=1),
     ),
-    "chain.py": (module("chain"), CHAIN + END),
+    "chain.py": (module("analysis/chain"), CHAIN + END),
     "headline.py": (
-        module("headline"),
+        module("analysis/headline"),
         # What logs, draws or shows numbers of it; the scores and the bins stand.
         CORRELATION
         + CHAIN
         + Counter(["compare_bins", "plot_overlaps", "tell_labels", "tabulate_win_rates", "plot_win_rates"])
         + Counter(["plot_distributions", "plot_lengths"]),
     ),
-    "plotting_sweeps.py": (module("plotting_sweeps"), Counter(plot_chain=1, plot_sweep=1) + END),
+    "plotting_sweeps.py": (module("figures/plotting_sweeps"), Counter(plot_chain=1, plot_sweep=1) + END),
     "plotting.py": (
-        module("plotting"),
+        module("figures/plotting"),
         Counter(plot_scatter=2, plot_chain=1, plot_sweep=1)
         + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps", "plot_win_rates"])
         + END,
     ),
-    "finetuning.py": (module("finetuning"), TRAINING),
-    "generation.py": (module("generation"), Counter(generate_base=1) + GENERATION),
-    "judging.py": (module("judging"), JUDGING + Counter(check_prompts=1)),
-    "llm_judge.py, which is not chosen": (module("llm_judge"), NOTHING),
-    "win_rates.py": (module("win_rates"), TABULATION),
-    "report.py": (module("report"), END),
-    "charts.py": (module("charts"), END),
-    "the report's style sheet": (appended("src/icprobe/templates/report.css", "\n/* more */\n"), END),
+    "finetuning.py": (module("training/fine_tune"), TRAINING),
+    "generation.py": (module("evaluation/generation"), Counter(generate_base=1) + GENERATION),
+    "judging.py": (module("evaluation/judges/__init__"), JUDGING + Counter(check_prompts=1)),
+    "llm_judge.py, which is not chosen": (module("evaluation/judges/llm"), NOTHING),
+    "win_rates.py": (module("evaluation/win_rates"), TABULATION),
+    "report.py": (module("report/build"), END),
+    "charts.py": (module("report/charts"), END),
+    "the report's style sheet": (appended("src/icprobe/report/templates/report.css", "\n/* more */\n"), END),
     "the LLM judge's template, which is not chosen": (
-        appended("src/icprobe/templates/judge_weighted.jinja", "\n"),
+        appended("src/icprobe/evaluation/judges/templates/weighted.jinja", "\n"),
         NOTHING,
     ),
-    "jobs.py": (module("jobs"), NOTHING),
-    "tracking.py": (module("tracking"), NOTHING),
+    "jobs.py": (module("workflow/jobs"), NOTHING),
+    "tracking.py": (module("tracking/runs"), NOTHING),
     "progress.py": (module("progress"), NOTHING),
     "errors.py": (module("errors"), NOTHING),
-    "the script of score": (appended("workflow/scripts/score.py"), Counter(score=6) + OF_SCORES),
-    "the script of plot_lengths": (appended("workflow/scripts/plot_lengths.py"), Counter(plot_lengths=1) + END),
+    "the script of score": (appended("workflow/scripts/attribution/score.py"), Counter(score=6) + OF_SCORES),
+    "the script of plot_lengths": (
+        appended("workflow/scripts/analysis/plot_lengths.py"),
+        Counter(plot_lengths=1) + END,
+    ),
     "a comment in every module and script": (commented, NOTHING),
     "a docstring": (replaced("src/icprobe/attribution/icp.py", '"""', '"""Said otherwise. '), NOTHING),
-    "the message of an error": (replaced("src/icprobe/data.py", "no row has an output.", "no row!"), NOTHING),
+    "the message of an error": (
+        replaced("src/icprobe/tables/checking.py", "no row has an output.", "no row!"),
+        NOTHING,
+    ),
 }
 
 
@@ -356,7 +362,7 @@ def test_a_finished_experiment_is_looked_through_within_three_seconds(tmp_path_f
 def test_a_copy_of_the_project_runs_its_own_package(tmp_path_factory, tmp_path):
     """Without this, all that is said above of edits of the package's modules would be about nothing."""
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
-    project.edit("src/icprobe/config.py", '"""', 'raise SystemExit("the copy is read")\n"""')
+    project.edit("src/icprobe/config/__init__.py", '"""', 'raise SystemExit("the copy is read")\n"""')
     ended = project.snakemake("all", "-n")
     assert ended.returncode != 0
     assert "the copy is read" in ended.output
@@ -365,7 +371,7 @@ def test_a_copy_of_the_project_runs_its_own_package(tmp_path_factory, tmp_path):
 def test_a_table_made_anew_with_the_same_rows_repeats_nothing(tmp_path_factory, tmp_path):
     """Snakemake compares contents once a file is there, not while it plans: the tables first, then the rest."""
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
-    appended("workflow/scripts/prepare_train.py")(project)
+    appended("workflow/scripts/data/prepare_train.py")(project)
     assert project.snakemake("all", "-n").jobs == OF_TRAIN + Counter(prepare_train=1)
     made = project.snakemake("results/tiny/data/train.parquet", "--cores", "1")
     assert made.returncode == 0, made.output

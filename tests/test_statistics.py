@@ -9,9 +9,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from icprobe import data
+from icprobe.analysis.statistics import LABEL_COLUMNS, MOST_KINDS, aggregate, auc, kinds, label_aucs, widen
 from icprobe.errors import ArtifactError, ConfigError, ScoreError
-from icprobe.statistics import LABEL_COLUMNS, MOST_KINDS, aggregate, auc, kinds, label_aucs, widen
+from icprobe.tables import parquet
 
 
 def matrix(values, ids=None):
@@ -78,8 +78,8 @@ def test_an_example_that_was_not_evaluated_scores_nan_only_where_allowed(how):
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_scores_of_a_file_do_not_depend_on_how_many_rows_are_read_at_a_time(how, rows, tmp_path):
     values = np.random.default_rng(0).normal(size=(57, 23)).astype(np.float32)
-    data.write_parquet(matrix(values), tmp_path / "m.parquet")
-    pieces = list(data.read_pieces(tmp_path / "m.parquet", rows * 4 * 24))
+    parquet.write_parquet(matrix(values), tmp_path / "m.parquet")
+    pieces = list(parquet.read_pieces(tmp_path / "m.parquet", rows * 4 * 24))
     assert [len(piece) for piece in pieces[:-1]] == [rows] * (len(pieces) - 1)
     pd.testing.assert_frame_equal(aggregate(pieces, how), aggregate(matrix(values), how), check_exact=True)
 
@@ -94,10 +94,10 @@ def test_what_is_refused_is_counted_over_all_pieces():
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_a_damaged_matrix_is_named(damage, tmp_path):
     path = tmp_path / "m.parquet"
-    data.write_parquet(matrix(np.ones((5, 2))), path)
+    parquet.write_parquet(matrix(np.ones((5, 2))), path)
     path.write_bytes(path.read_bytes()[:-20]) if damage == "truncated" else path.unlink()
     with pytest.raises(ArtifactError, match=r"m\.parquet: is damaged"):
-        aggregate(data.read_pieces(path), "mean")
+        aggregate(parquet.read_pieces(path), "mean")
 
 
 def test_an_unknown_aggregator_is_refused():

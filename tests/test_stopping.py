@@ -6,11 +6,11 @@ import logging
 import pytest
 import torch
 
-from icprobe.generation import responses
-from icprobe.models import random_model
-from icprobe.prompts import Prompts
-from icprobe.stopping import Stops
-from icprobe.tokenizing import train_tokenizer
+from icprobe.engine.models import random_model
+from icprobe.evaluation.generation import responses
+from icprobe.evaluation.stopping import Stops
+from icprobe.texts.prompts import Prompts
+from icprobe.texts.tokenizing import train_tokenizer
 
 ALPACA = (
     "Below is an instruction{% if input %}, paired with an input{% endif %}. Write a response.\n\n"

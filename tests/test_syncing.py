@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from tracked import FILE, KEY, LIGHT, WORK, run_directories, run_jobs, run_name_of_work, run_of, run_tracked
 
-from icprobe import records, syncing
+from icprobe.tracking import records, syncing
 
 pytestmark = pytest.mark.timeout(90)
 
 
 def sync(directory: Path, server: str, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "icprobe.syncing", "sync", "results/demo", *options]
+    command = [sys.executable, "-m", "icprobe.tracking.syncing", "sync", "results/demo", *options]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
     environment["PYTHONPATH"] = str(Path(syncing.__file__).parents[1])
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=80)

@@ -7,14 +7,14 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from torch import nn
 
-from icprobe import synthetic, synthetic_figures
 from icprobe.attribution import METHODS
 from icprobe.config import load
+from icprobe.config.sections import Synthetic
 from icprobe.errors import ConfigError, ModelError
-from icprobe.regressor import batch, draw, regressor, train
-from icprobe.regressor import load as load_regressor
-from icprobe.sections import Synthetic
-from icprobe.synthetic_values import icp, predictions, value_points
+from icprobe.synthetic import closed_forms, figures
+from icprobe.synthetic.regressor import batch, draw, regressor, train
+from icprobe.synthetic.regressor import load as load_regressor
+from icprobe.synthetic.values import icp, predictions, value_points
 
 SETTINGS = Synthetic(
     dimensions=[1, 3], noise=[0.0, 0.5], points=4, functions=20, width=16, layers=2, heads=2, steps=12, batch_size=16
@@ -55,7 +55,7 @@ def test_influence_is_the_dot_product_of_the_linear_models_gradients(d):
         (0.5 * (target - w @ torch.from_numpy(inputs)) ** 2).backward()
         return w.grad
 
-    found = synthetic.influence(x, y, query_x, query_y)
+    found = closed_forms.influence(x, y, query_x, query_y)
     for f, p in np.ndindex(y.shape):
         expected = gradient(x[f, p], y[f, p]) @ gradient(query_x[f], query_y[f])
         assert found[f, p] == pytest.approx(float(expected), rel=1e-10)
@@ -65,7 +65,7 @@ def test_influence_is_the_dot_product_of_the_linear_models_gradients(d):
 @pytest.mark.parametrize("d", [1, 3])
 def test_the_closed_form_is_the_gain_of_the_explicit_posterior(d, sigma):
     x, y, query_x, query_y = points_and_query(d, sigma)
-    found = synthetic.closed_form(x, y, query_x, query_y, sigma)
+    found = closed_forms.closed_form(x, y, query_x, query_y, sigma)
     for f, p in np.ndindex(y.shape):
         covariance = np.linalg.inv(np.eye(d) + np.outer(x[f, p], x[f, p]) / sigma**2)
         mean = covariance @ x[f, p] * y[f, p] / sigma**2
@@ -79,7 +79,7 @@ def test_the_mean_of_the_closed_form_is_the_variance_that_a_point_takes_away():
     z, t = np.array([1.0, -0.5, 2.0]), np.array([0.3, 1.0, 1.0])
     w, noise = rng(1).standard_normal((n, d)), sigma * rng(2).standard_normal((n, 2))
     given = (np.broadcast_to(z, (n, 1, d)), (w @ z + noise[:, 0])[:, None], np.broadcast_to(t, (n, d)))
-    gains = synthetic.closed_form(*given, w @ t + noise[:, 1], sigma)
+    gains = closed_forms.closed_form(*given, w @ t + noise[:, 1], sigma)
     expected = (z @ t) ** 2 / (sigma**2 + z @ z) / 2
     assert abs(gains.mean() - expected) < 4 * gains.std() / np.sqrt(n)
 
@@ -87,7 +87,7 @@ def test_the_mean_of_the_closed_form_is_the_variance_that_a_point_takes_away():
 @pytest.mark.parametrize("sigma", [0.0, 0.3, 1.0])
 def test_optimal_errors_are_those_of_ridge_regression(sigma):
     x, y = draw(5, 7, 3, sigma, rng())
-    found = synthetic.optimal_errors(x, y, sigma)
+    found = closed_forms.optimal_errors(x, y, sigma)
     for f, k in np.ndindex(y.shape):
         before, known = x[f, :k], y[f, :k]
         if sigma:
@@ -102,7 +102,9 @@ def test_influence_and_the_closed_form_agree_where_noise_dominates():
 
     def correlation(d, sigma):
         points = points_and_query(d, sigma, functions=300, points=8)
-        return spearmanr(synthetic.influence(*points).ravel(), synthetic.closed_form(*points, sigma).ravel()).statistic
+        return spearmanr(
+            closed_forms.influence(*points).ravel(), closed_forms.closed_form(*points, sigma).ravel()
+        ).statistic
 
     assert correlation(2, 0.0) < 0.95
     assert correlation(2, 50.0) > 0.999
@@ -114,12 +116,12 @@ def test_influence_and_the_closed_form_agree_where_noise_dominates():
 @pytest.mark.parametrize("sigma", [0.5, 2.0])
 def test_icp_by_the_best_learner_is_the_closed_form(sigma):
     x, y = draw(4, 4, 3, sigma, rng())
-    expected = synthetic.closed_form(x[:, :-1], y[:, :-1], x[:, -1], y[:, -1], sigma)
+    expected = closed_forms.closed_form(x[:, :-1], y[:, :-1], x[:, -1], y[:, -1], sigma)
     found = icp(Ridge(), x, y, sigma)
     assert found.shape == (4, 3)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(
-        (predictions(Ridge(), x, y, sigma) - y) ** 2, synthetic.optimal_errors(x, y, sigma), atol=1e-4
+        (predictions(Ridge(), x, y, sigma) - y) ** 2, closed_forms.optimal_errors(x, y, sigma), atol=1e-4
     )
 
 
@@ -193,7 +195,7 @@ def test_a_killed_training_ends_in_the_weights_of_one_that_was_not(tmp_path):
 
 
 def test_a_training_that_diverges_says_so(tmp_path):
-    with pytest.raises(ModelError, match=r"diverges at step \d+ .*lower synthetic.learning_rate, which is 1e\+30"):
+    with pytest.raises(ModelError, match=r"diverges at step \d+ .*lower closed_forms.learning_rate, which is 1e\+30"):
         train({**SETTINGS, "learning_rate": 1e30, "steps": 60}, 0, tmp_path / "model", tmp_path)
 
 
@@ -216,7 +218,8 @@ def made_up(functions=12, points=5):
     rows = []
     for d, sigma in ((1, 0.5), (2, 0.0)):
         made = {
-            m: (shared + k * rng(k + d).standard_normal(shared.shape)).ravel() for k, m in enumerate(synthetic.METHODS)
+            m: (shared + k * rng(k + d).standard_normal(shared.shape)).ravel()
+            for k, m in enumerate(closed_forms.METHODS)
         }
         index = {"function": np.repeat(np.arange(functions), points), "point": np.tile(np.arange(points), functions)}
         rows.append(pd.DataFrame({"dimension": d, "noise": sigma, **index, **made}))
@@ -234,7 +237,7 @@ def naive(cell, a, b):
 
 def test_correlations_and_intervals_are_those_of_a_naive_bootstrap_over_functions():
     values = made_up()
-    table = synthetic.correlations(values.sample(frac=1, random_state=1), resamples=8, seed=2)
+    table = closed_forms.correlations(values.sample(frac=1, random_state=1), resamples=8, seed=2)
     assert len(table) == 2 * 3 * 3
     assert set(table["n"]) == {60}
     assert set(table["functions"]) == {12}
@@ -254,7 +257,7 @@ def test_correlations_and_intervals_are_those_of_a_naive_bootstrap_over_function
 
 @pytest.mark.filterwarnings("error")
 def test_a_constant_method_has_no_correlation_and_fails_nothing():
-    table = synthetic.correlations(made_up().assign(icp=0.0), resamples=5)
+    table = closed_forms.correlations(made_up().assign(icp=0.0), resamples=5)
     of_icp = table["method_a"] == "icp"
     assert table.loc[of_icp, ["value", "low", "high"]].isna().all(axis=None)
     assert table.loc[~of_icp, "value"].notna().all()
@@ -263,11 +266,11 @@ def test_a_constant_method_has_no_correlation_and_fails_nothing():
 def test_points_that_are_worth_the_same_but_for_rounding_have_no_ranks():
     """In one dimension without noise every point tells all, so the closed form is ½y_t² for each of them."""
     x, y, query_x, query_y = points_and_query(1, 0.0, functions=20)
-    worth = synthetic.closed_form(x, y, query_x, query_y, 0.0)
+    worth = closed_forms.closed_form(x, y, query_x, query_y, 0.0)
     np.testing.assert_allclose(worth, np.broadcast_to(query_y[:, None] ** 2 / 2, worth.shape), rtol=1e-9)
     index = {"function": np.repeat(np.arange(20), 5), "point": np.tile(np.arange(5), 20)}
-    made = {m: rng(k).standard_normal(100) for k, m in enumerate(synthetic.METHODS)} | {"closed_form": worth.ravel()}
-    table = synthetic.correlations(pd.DataFrame({"dimension": 1, "noise": 0.0, **index, **made}), resamples=5)
+    made = {m: rng(k).standard_normal(100) for k, m in enumerate(closed_forms.METHODS)} | {"closed_form": worth.ravel()}
+    table = closed_forms.correlations(pd.DataFrame({"dimension": 1, "noise": 0.0, **index, **made}), resamples=5)
     within = (table["statistic"] == "spearman_within") & (table["method_b"] == "closed_form")
     assert table.loc[within, "value"].isna().all()
     assert table.loc[~within, "value"].notna().all()
@@ -278,9 +281,9 @@ def test_points_that_are_worth_the_same_but_for_rounding_have_no_ranks():
 
 @pytest.mark.filterwarnings("error")
 def test_figures_show_every_pair_in_a_panel_for_each_value_of_the_other():
-    table = synthetic.correlations(made_up(), resamples=5)
+    table = closed_forms.correlations(made_up(), resamples=5)
     for against in ("noise", "dimension"):
-        figure, shown = synthetic_figures.correlations(table, against)
+        figure, shown = figures.correlations(table, against)
         assert len(figure.axes) == 2
         assert set(shown["statistic"]) == {"spearman"}
         drawn = {round(float(y), 9) for axes in figure.axes for line in axes.lines for y in line.get_ydata(orig=False)}

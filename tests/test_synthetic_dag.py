@@ -40,10 +40,10 @@ CASES = {
     "finetune.learning_rate": (lambda project: {"finetune": {"learning_rate": 1e-3}}, Counter()),
     "in_all": (lambda project: {"synthetic": {"in_all": True}}, Counter()),
     "seed": (lambda project: {"seed": 1}, TRAINING),
-    "regressor.py": (module("regressor"), TRAINING),
-    "synthetic_values.py": (module("synthetic_values"), VALUES),
-    "synthetic.py": (module("synthetic"), VALUES),
-    "synthetic_figures.py": (module("synthetic_figures"), PLOTS),
+    "regressor.py": (module("synthetic/regressor"), TRAINING),
+    "synthetic_values.py": (module("synthetic/values"), VALUES),
+    "synthetic.py": (module("synthetic/closed_forms"), VALUES),
+    "synthetic_figures.py": (module("synthetic/figures"), PLOTS),
 }
 
 
@@ -90,7 +90,7 @@ def test_snakemakes_own_report_has_its_figures_with_their_captions(finished, tmp
         (page,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith("report.html"))
     assert names == {"noise", "dimension", "learning"}
     text = " ".join(page.replace("\\n", " ").split())
-    for path in (PACKAGE / "captions").glob("synthetic_*.rst"):
+    for path in (PACKAGE / "figures" / "captions").glob("synthetic_*.rst"):
         assert " ".join(path.read_text(encoding="utf-8").split()[:4]) in text, path.name
 
 

@@ -13,7 +13,7 @@ import pytest
 from test_jobs import start_job
 from tracked import KEY, LIGHT, WORK, run_directories, run_name_of_work, run_tracked, settings
 
-from icprobe import lineage, syncing, tracking
+from icprobe.tracking import lineage, runs, syncing
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -181,9 +181,9 @@ with job(snakemake):
 def test_an_import_does_not_fail_where_the_service_of_wandb_has_died(tmp_path):
     """wandb reports to its service, from within the import, that a job imports transformers, sklearn and so on."""
     body = """
-from icprobe import tracking
+from icprobe.tracking import runs
 with job(snakemake) as run:
-    tracking._kill_service()
+    runs._kill_service()
     import sklearn
     run.summary(examples=96)
     print("sklearn is there")
@@ -309,7 +309,4 @@ with job(snakemake) as run:
 
 
 def test_limits_of_waiting_stay_under_half_a_minute():
-    assert (
-        tracking.CONNECT_SECONDS + tracking.INIT_SECONDS + 2 + tracking.LINEAGE_SECONDS + tracking.FINISH_SECONDS + 3
-        <= 30
-    )
+    assert runs.CONNECT_SECONDS + runs.INIT_SECONDS + 2 + runs.LINEAGE_SECONDS + runs.FINISH_SECONDS + 3 <= 30

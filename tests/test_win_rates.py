@@ -12,8 +12,8 @@ from judged import judgements
 from scipy.stats import t as student
 
 from icprobe.errors import DataError
-from icprobe.tabulation import latex, markdown, readable, significantly_best
-from icprobe.win_rates import (
+from icprobe.evaluation.tabulation import latex, markdown, readable, significantly_best
+from icprobe.evaluation.win_rates import (
     crossed_half_width,
     paired_differences,
     win_rate,

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from icprobe import artifacts, config, data, work
+from icprobe import artifacts, config
 from icprobe.attribution import METHODS
-from icprobe.resources import LEAST_MB, Needs, Sizes, directives
+from icprobe.tables import parquet
+from icprobe.workflow import work
+from icprobe.workflow.resources import LEAST_MB, Needs, Sizes, directives
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +57,7 @@ def test_rows_of_a_file_are_estimated_within_a_factor_of_two(name):
 
 def test_rows_of_parquet_are_estimated_within_a_factor_of_three(tmp_path):
     rows = [json.loads(line) for line in (ROOT / "resources/demo/train.jsonl").read_text().splitlines()] * 20
-    data.write_parquet(pd.DataFrame(rows).assign(id=[str(i) for i in range(len(rows))]), tmp_path / "rows.parquet")
+    parquet.write_parquet(pd.DataFrame(rows).assign(id=[str(i) for i in range(len(rows))]), tmp_path / "rows.parquet")
     # The same texts twenty times over compress better than others would.
     assert work.file_rows([str(tmp_path / "rows.parquet")]) <= 3 * len(rows)
 
@@ -87,7 +89,7 @@ def test_a_models_size_is_read_from_its_name(source, billions):
 
 
 def test_the_size_of_a_random_model_is_that_of_its_layers(tmp_path, tokenizer):
-    from icprobe.models import random_model
+    from icprobe.engine.models import random_model
 
     tiny = loaded("configs/tiny.yaml")
     source = tiny.model_sources["tiny-llama"]
@@ -235,7 +237,7 @@ def test_a_shard_of_short_examples_has_more_rows_and_more_time(tmp_path, monkeyp
     lengths = pd.DataFrame({"id": [f"z{i:05d}" for i in range(2000)], "n_query": 5, "n_target": range(1, 2001)})
     before = found.shard("pythia-1b-deduped", "1-of-8")
     assert before == (found.examples / 8, work.ROW_TOKENS * found.examples / 8)
-    data.write_parquet(lengths, tmp_path / "results/paper/pythia-1b-deduped/data/lengths.parquet")
+    parquet.write_parquet(lengths, tmp_path / "results/paper/pythia-1b-deduped/data/lengths.parquet")
     runs = batches(lengths, 4000)
     for number in (1, 4, 8):
         rows, tokens = found.shard("pythia-1b-deduped", f"{number}-of-8")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from test_jobs import run_job
 
-from icprobe import lineage, records
+from icprobe.tracking import lineage, records
 
 KEY = "a" * 40
 WORK = """

@@ -14,7 +14,9 @@ from icprobe.artifacts import PACKAGE, digest, file_digest, write_json
 
 # What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
 # of GPU work.
-OBSERVERS = frozenset({"icprobe.tracking", "icprobe.jobs", "icprobe.progress", "icprobe.errors", "icprobe.admission"})
+OBSERVERS = frozenset(
+    {"icprobe.tracking.runs", "icprobe.workflow.jobs", "icprobe.progress", "icprobe.errors", "icprobe.engine.admission"}
+)
 
 
 def fingerprint(script: str | Path, modules: Iterable[str] = ()) -> str:
@@ -140,7 +142,7 @@ def _imported(tree: ast.Module) -> set[tuple[str, ...]]:
 
 
 def _modules(imported: Iterable[Sequence[str]]) -> frozenset[str]:
-    """The modules that imports name: `from icprobe import data` names one, `from icprobe.data import f` another."""
+    """The modules that imports name: `from icprobe import jsonl` names one, `from icprobe.jsonl import f` not."""
     names = {".".join(one) if len(one) == 2 and _exists(".".join(one)) else one[0] for one in imported}
     return frozenset(names - {"icprobe"})
 

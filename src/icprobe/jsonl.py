@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from icprobe.artifacts import atomic_path
+
 
 def line(row: dict[str, Any]) -> str:
     """One row as a line; a row with NaN is refused, for JSON has none (null says "no value")."""
@@ -41,3 +43,9 @@ def recover(path: str | Path) -> list[dict[str, Any]]:
     rows = whole_lines(path)
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return rows
+
+
+def write(rows: Iterable[dict[str, Any]], path: str | Path) -> None:
+    """Rows as JSONL in UTF-8, written atomically."""
+    with atomic_path(path) as aside, open(aside, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(map(line, rows))

@@ -2,8 +2,8 @@
 
 `logger: icprobe` in profiles/default/config.yaml asks for it; Snakemake finds it by the prefix of its name. Each
 `snakemake` imports this module at its start, those within jobs too: nothing heavy belongs here. Events are written as
-JSON lines to `python -m icprobe.invocations`, so that no slow server, no failure and no lack of W&B reaches Snakemake;
-where that process dies, the workflow goes on without it.
+JSON lines to `python -m icprobe.tracking.workflow_run`, so that no slow server, no failure and no lack of W&B reaches
+Snakemake; where that process dies, the workflow goes on without it.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from icprobe import modes
+from icprobe.config import modes
 
 WAIT_SECONDS = 20  # at most, for the last uploads, once the workflow has ended
 TOUCH = {"--touch", "-t"}
@@ -53,7 +53,7 @@ class LogHandler(LogHandlerBase):
             self._over = True
             return False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "icprobe.invocations"],
+            [sys.executable, "-m", "icprobe.tracking.workflow_run"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             # Ctrl-C ends Snakemake, and its end is what ends this one.

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from icprobe.jobs import job
+from icprobe.workflow.jobs import job
 
 with job(snakemake):
     held = bytearray(1_400_000_000)

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from icprobe.jobs import job
+from icprobe.workflow.jobs import job
 
 with job(snakemake):
     if snakemake.resources.runtime < 2:

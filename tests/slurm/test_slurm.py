@@ -197,7 +197,7 @@ def test_a_touched_module_reruns_nothing_and_an_edited_one_its_rules(finished, t
 def edited(pool, finished, tmp_path_factory):
     """A module of generation is edited, and the base model's responses are made again."""
     project = finished.copy(tmp_path_factory.mktemp("edited"))
-    project.edit("src/icprobe/generation.py", '"""', '"""Edited. ')
+    project.edit("src/icprobe/evaluation/generation.py", '"""', '"""Edited. ')
     return project, pool.submit(slurm, project, BASE)
 
 

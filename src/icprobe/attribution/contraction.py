@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icprobe.products import wide_product
+from icprobe.engine.matmul import matmul_float32
 
 # Elements of gradients that are prepared and multiplied at a time, for all pairs of batches: they stay in the cache.
 CHUNK = 1 << 16
@@ -46,7 +46,7 @@ def dot(x: Tensor, y: Tensor) -> Tensor:
     """
     parts = math.gcd(x.shape[1], PARTS)
     if x.device.type != "cpu" or parts == 1:
-        return wide_product(x, y)
+        return matmul_float32(x, y)
     left, right = (v.view(len(v), parts, -1).transpose(0, 1) for v in (x, y))
     return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float32)
 

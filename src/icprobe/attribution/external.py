@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from icprobe import data, reading
+from icprobe.analysis.statistics import widen
 from icprobe.errors import DataError, ScoreError, reason, shown
 from icprobe.progress import Progress
-from icprobe.statistics import widen
+from icprobe.tables import checking, reading
 
 FORMATS = ".parquet, .csv, .json, .jsonl, .npy, .npz and .pt"
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
@@ -91,7 +91,7 @@ def attribution(
     if settings["orientation"] != "scores":
         columns = _join(found.tasks, values.shape[1], tasks, settings, f"{place}, tasks of {named_by['tasks']}")
         if (columns < 0).any():
-            raise DataError(f"{place}: has no task {shown(tasks[int((columns < 0).argmax())])}; see data.tasks.")
+            raise DataError(f"{place}: has no task {shown(tasks[int((columns < 0).argmax())])}; see checking.tasks.")
         values = values[:, columns]
     _check(place, ids, values, settings["allow_missing"])
     if settings["orientation"] == "scores":
@@ -101,7 +101,7 @@ def attribution(
 
 
 def _ids(names: list[str] | None, count: int, settings: Mapping[str, Any]) -> list[str]:
-    numbers = data.row_numbers(count)
+    numbers = checking.row_numbers(count)
     if names is None or settings["join"] == "order":
         return numbers
     # The authors' JSON calls its rows "0", "1", …: these are row numbers, and zero-padded as ours are.

@@ -8,21 +8,29 @@ import torch
 from torch import Tensor
 
 from icprobe.attribution.contraction import Contraction, contract
-from icprobe.gradients import Layer, form, grams, loss_backward, parameters, spans, tapped
-from icprobe.packing import Network
-from icprobe.prompts import Encoded
-from icprobe.stepping import backward_in_step
+from icprobe.engine.execution import Network
+from icprobe.engine.gradients import (
+    Layer,
+    collect_gradients,
+    grams,
+    loss_backward,
+    parameters,
+    per_example_gradients,
+    spans,
+)
+from icprobe.engine.stepping import backward_in_step
+from icprobe.texts.prompts import Encoded
 
 # Bytes of activations that a backward pass keeps, as a multiple of its layers' inputs and outputs (measured: SmolLM2).
 ACTIVATIONS = 1.7
 # Parts of the budget that are tried for what is held, where the rest is for batches that go in step.
 SHARES = (0.25, 0.5, 0.75, 0.9)
 # What a pair's product of two formed gradients costs, in multiplications: it waits for memory (measured: 2 cores).
-WAIT = 4
+FORMED_PAIR_MULTIPLICATIONS = 4
 
 
 @dataclass(frozen=True)
-class Side:
+class SequenceBatches:
     """Sequences in batches, each of which goes through the model as one packed row."""
 
     batches: list[list[Encoded]]
@@ -61,8 +69,8 @@ class Plan:
 
     @staticmethod
     def cheapest(
-        examples: Side,
-        tasks: Side,
+        examples: SequenceBatches,
+        tasks: SequenceBatches,
         layers: Sequence[Layer],
         budget: float,
         itemsize: int,
@@ -72,7 +80,7 @@ class Plan:
         """The plan of least cost that fits the budget [bytes].
 
         factors: whether dense gradients are held with their factors. per_token: elements that a token in step keeps
-        (`stepping.kept_per_token`); None where no batches go in step.
+        (`stepping.activations_per_token`); None where no batches go in step.
         """
         elements = sum(layer.size for layer in layers)
         width = sum(layer.width for layer in layers)
@@ -90,13 +98,13 @@ class Plan:
                 for i, batch in enumerate(held.batches)
             ]
             left = room - (0 if together else streamed.longest * widest * itemsize)
-            tiles = parted(sizes, share * left)
+            tiles = split_by_size(sizes, share * left)
             largest = max((sum(sizes[i] for i in tile) for tile in tiles), default=0)
             steps = [
                 itemsize * (streamed.tokens(i) * together + len(batch) * widest) if together else 0
                 for i, batch in enumerate(streamed.batches)
             ]
-            groups = parted(steps, left - largest if together else 0)
+            groups = split_by_size(steps, left - largest if together else 0)
             under_way = max((sum(steps[i] for i in group) for group in groups), default=0)
             passes = len(tiles) * streamed.all_tokens * (4 / 3 if together else 1)
             rebuilt = 0 if dense else len(groups) * held.all_tokens / 3
@@ -128,7 +136,7 @@ class Plan:
         )
 
 
-def parted(sizes: Sequence[int], room: float) -> list[list[int]]:
+def split_by_size(sizes: Sequence[int], room: float) -> list[list[int]]:
     """Consecutive batches whose sizes fit the room together, at least one each."""
     tiles: list[list[int]] = []
     used = 0
@@ -141,7 +149,7 @@ def parted(sizes: Sequence[int], room: float) -> list[list[int]]:
     return tiles
 
 
-class Held:
+class GradientCache:
     """Some batches of one side, their gradients or factors kept layer by layer.
 
     all_tasks: number of tasks, where ⟨g_z, g_t⟩ alone is wanted; pairs of short sequences then take `grams`. None: all
@@ -169,11 +177,11 @@ class Held:
                 gradients = None
                 if dense:
                     out = torch.empty(len(where), layers[index].size, dtype=self.dtype, device=self.device)
-                    gradients = form(layers[index], a, delta, where, out)
+                    gradients = per_example_gradients(layers[index], a, delta, where, out)
                 kept[index] = (None if dense and all_tasks is None else (a, delta), gradients)
                 told(len(a) / len(layers))
 
-            with tapped(network, layers, keep):
+            with collect_gradients(network, layers, keep):
                 loss_backward(network, batch)
 
     def stream(
@@ -212,7 +220,9 @@ class Held:
                 return
             held = {i: self._gradients(i, index) for i in {i: None for i, _ in pairs}}
             streamed = {
-                n: form(layer, *rows[n], spans_of[n], self._buffer(f"streamed {n}", len(spans_of[n]), layer))
+                n: per_example_gradients(
+                    layer, *rows[n], spans_of[n], self._buffer(f"streamed {n}", len(spans_of[n]), layer)
+                )
                 for n in {n: None for _, n in pairs}
             }
             for part in parameters(layer):
@@ -227,7 +237,7 @@ class Held:
                         sums[n][i][name] += term
 
         if len(batches) == 1:
-            with tapped(self.network, self.layers, lambda index, a, delta: multiply(index, [(a, delta)])):
+            with collect_gradients(self.network, self.layers, lambda index, a, delta: multiply(index, [(a, delta)])):
                 loss_backward(self.network, batches[0])
         else:
             backward_in_step(self.network, self.layers, batches, multiply)
@@ -242,7 +252,7 @@ class Held:
             return False
         examples, tasks = (held, streamed) if held_first else (streamed, held)
         z, t = examples[-1].stop, tasks[-1].stop  # tokens
-        formed = z * len(tasks) / self.all_tasks + WAIT * len(examples) * len(tasks)
+        formed = z * len(tasks) / self.all_tasks + FORMED_PAIR_MULTIPLICATIONS * len(examples) * len(tasks)
         return z * t * (layer.d_in + layer.d_out) < formed * layer.weight_size
 
     def _gradients(self, number: int, index: int) -> Tensor:
@@ -251,7 +261,9 @@ class Held:
             return gradients
         a, delta = factors
         where = self.where[number]
-        return form(self.layers[index], a, delta, where, self._buffer(f"held {number}", len(where), self.layers[index]))
+        return per_example_gradients(
+            self.layers[index], a, delta, where, self._buffer(f"held {number}", len(where), self.layers[index])
+        )
 
     def _buffer(self, name: str, n: int, layer: Layer) -> Tensor:
         """Memory for the gradients of n sequences in one layer, the same for all layers."""

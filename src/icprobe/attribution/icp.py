@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from icprobe import texts
 from icprobe.attribution.matrix import Blocks, Inputs, encode_tasks, packed
-from icprobe.likelihood import Suffix, log_likelihoods, packed_log_likelihoods
-from icprobe.packing import Network
+from icprobe.engine.execution import Network
+from icprobe.engine.likelihood import Suffix, log_likelihoods, packed_log_likelihoods
+from icprobe.texts import control_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Probe:
         self.zero_shot = log_likelihoods(self.network, (), zero_shot)  # [M]
         rows = inputs.tasks.to_dict("records")
         self._texts = [(self.prompts.separator + self.prompts.query(t), self.prompts.target(t)) for t in rows]
-        self.base = self.network.remember(self.beginning(spread))
+        self.base = self.network.cache_prefix(self.beginning(spread))
 
     def effects(self, rows: Sequence[int], name: str, tasks: Sequence[int] | None = None) -> np.ndarray:
         """A[z, t] of some examples and some tasks (default: all): [rows, tasks] float32, in nats.
@@ -98,7 +98,9 @@ class Probe:
 
     def beginning(self, examples: list[dict]) -> tuple[int, ...]:
         """The token ids that the one-shot contexts of these examples begin with."""
-        found = texts.token_ids(self.tokenizer, [self.prompts.one_shot_prefix(example) for example in examples])
+        found = control_tokens.token_ids(
+            self.tokenizer, [self.prompts.one_shot_prefix(example) for example in examples]
+        )
         prefixes = [tuple(ids) for ids in found]
         # One token less than they share: each context needs a token of its own behind the base.
         return prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))]
@@ -112,7 +114,7 @@ class Probe:
         prefix_text = self.prompts.one_shot_prefix(example)
         contexts = [prefix_text + self._texts[t][0] for t in tasks]
         wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
-        ids = texts.token_ids(self.tokenizer, [prefix_text, *contexts, *wholes])
+        ids = control_tokens.token_ids(self.tokenizer, [prefix_text, *contexts, *wholes])
         prefix, rest = tuple(ids[0]), ids[1:]
         n = len(tasks)
         shared = len(prefix)

@@ -12,7 +12,7 @@ from icprobe.attribution.matrix import Blocks, Inputs, check_finite
 logger = logging.getLogger(__name__)
 
 # (rows, tasks) → effects [rows, tasks]
-Reveal = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+Evaluate = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
 
 def attribute(
@@ -37,7 +37,7 @@ def attribute(
     progress.expect(len(order) * len(inputs.tasks), "pair")
     waiting = len(inputs.tasks)
 
-    def reveal(rows: Sequence[int], tasks: Sequence[int]) -> np.ndarray:
+    def evaluate(rows: Sequence[int], tasks: Sequence[int]) -> np.ndarray:
         nonlocal waiting
         # What is left at most: examples that have stopped are tried no more.
         progress.total = progress.n + len(rows) * waiting
@@ -52,7 +52,7 @@ def attribute(
             pieces[name] = effects
         return pieces[name]
 
-    scores, tried = eliminate(len(order), len(inputs.tasks), reveal, share, round_tasks, confidence, inputs.seed)
+    scores, tried = eliminate(len(order), len(inputs.tasks), evaluate, share, round_tasks, confidence, inputs.seed)
     progress.total = progress.n
     logger.info("%.0f%% of the cost of all pairs", 100 * tried.sum() / (len(order) * len(inputs.tasks)))
     for rows in runs:
@@ -61,7 +61,13 @@ def attribute(
 
 
 def eliminate(
-    n: int, m: int, reveal: Reveal, share: float = 0.1, round_tasks: int = 10, confidence: float = 0.95, seed: int = 0
+    n: int,
+    m: int,
+    evaluate: Evaluate,
+    share: float = 0.1,
+    round_tasks: int = 10,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores [n] (share of tried tasks with an effect > 0) and numbers of tried tasks [n], by successive elimination.
 
@@ -77,7 +83,7 @@ def eliminate(
     active = np.arange(n)
     for start in range(0, m, round_tasks):
         tasks = order[start : start + round_tasks]
-        positive[active] += (reveal(active, tasks) > 0).sum(axis=1)
+        positive[active] += (evaluate(active, tasks) > 0).sum(axis=1)
         tried[active] += len(tasks)
         low, high = wilson(positive, tried, m, z)
         best, worst = np.sort(low)[::-1][k - 1], np.sort(high)[k - 1]

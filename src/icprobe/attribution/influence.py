@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from icprobe.attribution.contraction import CONTRACTIONS
-from icprobe.attribution.holding import Held, Plan, Side, parted
+from icprobe.attribution.holding import GradientCache, Plan, SequenceBatches, split_by_size
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.gradients import layers_of
-from icprobe.packing import Network
-from icprobe.stepping import kept_per_token
+from icprobe.engine.execution import Network
+from icprobe.engine.gradients import layers_of
+from icprobe.engine.stepping import activations_per_token
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ def attribute(
     network = Network(inputs.model)
     layers = layers_of(network)
     documents, tasks = encode_documents(inputs, runs), encode_tasks(inputs)
-    examples = Side([[documents[row] for row in run] for run in runs])
-    targets = Side([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
+    examples = SequenceBatches([[documents[row] for row in run] for run in runs])
+    targets = SequenceBatches([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
     alone = len(tasks) if set(methods) == {"influence"} else None
     itemsize = network.model.dtype.itemsize
-    per_token = kept_per_token(network, layers)
+    per_token = activations_per_token(network, layers)
     plan = Plan.cheapest(examples, targets, layers, memory_budget_gb * 1e9, itemsize, alone is not None, per_token)
     logger.info("%s", plan.sentence(memory_budget_gb))
     contractions = {method: CONTRACTIONS[method] for method in methods}
@@ -73,9 +73,9 @@ def attribute(
             if left and held is None:
                 begun = time.monotonic()
                 batches = [kept.batches[i] for i in tile]
-                held = Held(network, layers, batches, plan.dense, alone, inputs.progress.update)
+                held = GradientCache(network, layers, batches, plan.dense, alone, inputs.progress.update)
                 tokens = GROUP_SECONDS * sum(map(kept.tokens, tile)) / (time.monotonic() - begun)
-            for part in parted([streamed.tokens(n) for n in left], tokens):
+            for part in split_by_size([streamed.tokens(n) for n in left], tokens):
                 others = [left[place] for place in part]
                 rows = held.stream([streamed.batches[n] for n in others], contractions, by_example)
                 for n, row in zip(others, rows, strict=True):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.gradients import layers_of, loss_backward, spans, tapped
-from icprobe.packing import Network
-from icprobe.products import wide_product
+from icprobe.engine.execution import Network
+from icprobe.engine.gradients import collect_gradients, layers_of, loss_backward, spans
+from icprobe.engine.matmul import matmul_float32
 
 
 def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tokens: int = 1024) -> Blocks:
@@ -27,13 +27,13 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
     biases = [torch.zeros(layer.d_out, device=network.device) for layer in layers]
 
     def add(index: int, a: Tensor, delta: Tensor) -> None:
-        weights[index] += wide_product(delta.T, a.T)
+        weights[index] += matmul_float32(delta.T, a.T)
         if layers[index].bias:
             biases[index] += delta.sum(dim=0, dtype=torch.float32)
 
     tokens = [len(task.ids) for task in tasks]
     inputs.progress.expect(sum(tokens) + sum(len(document.ids) for document in documents.values()), "token")
-    with tapped(network, layers, add):
+    with collect_gradients(network, layers, add):
         for pack in packs(tokens, batch_tokens):
             loss_backward(network, tasks[pack])
             inputs.progress.update(sum(tokens[pack]))
@@ -44,9 +44,9 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
         per_token = torch.zeros(sum(len(s.ids) for s in sequences), device=network.device)
 
         def contract(index: int, a: Tensor, delta: Tensor, per_token: Tensor = per_token) -> None:
-            per_token += (wide_product(a, weights[index], biases[index]) * delta).sum(dim=1, dtype=torch.float32)
+            per_token += (matmul_float32(a, weights[index], biases[index]) * delta).sum(dim=1, dtype=torch.float32)
 
-        with tapped(network, layers, contract):
+        with collect_gradients(network, layers, contract):
             loss_backward(network, sequences)
         inputs.progress.update(len(per_token))
         scores = torch.stack([per_token[span].sum() for span in spans(sequences)]) / len(tasks)

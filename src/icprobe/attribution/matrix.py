@@ -9,8 +9,8 @@ import pandas as pd
 
 from icprobe.errors import ScoreError
 from icprobe.progress import Progress
-from icprobe.prompts import Encoded, Prompts, encode
-from icprobe.texts import token_ids
+from icprobe.texts.control_tokens import token_ids
+from icprobe.texts.prompts import Encoded, Prompts, encode
 
 
 @dataclass

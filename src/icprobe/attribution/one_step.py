@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.gradients import Layer, layers_of, loss_backward, spans, tapped
-from icprobe.likelihood import Suffix, packed_log_likelihoods
-from icprobe.packing import Network
-from icprobe.products import product
+from icprobe.engine.execution import Network
+from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward, spans
+from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
+from icprobe.engine.matmul import matmul
 
 Factors = list[tuple[Tensor, Tensor]]  # per layer: inputs [T, d_in], output gradients [T, d_out]
 
@@ -43,7 +43,7 @@ def attribute(
         sequences = [documents[row] for row in rows]
         where = spans(sequences)
         taken: dict[int, tuple[Tensor, Tensor]] = {}
-        with tapped(network, layers, lambda index, a, delta, taken=taken: taken.update({index: (a, delta)})):
+        with collect_gradients(network, layers, lambda index, a, delta, taken=taken: taken.update({index: (a, delta)})):
             loss_backward(network, sequences)
         for name, span in zip(names, where, strict=True):
             if name in inputs.pieces:
@@ -103,7 +103,7 @@ def _materialise(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, s
 
     def hook(module: nn.Module, _inputs: tuple) -> None:
         out = scratch[: layer.weight_size].view(module.weight.shape)
-        torch.sub(module.weight, product(left.T, right.T), alpha=learning_rate, out=out)
+        torch.sub(module.weight, matmul(left.T, right.T), alpha=learning_rate, out=out)
         module.weight = nn.Parameter(out, requires_grad=False)
 
     return hook
@@ -121,7 +121,7 @@ def _add(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, low_rank:
 
     def hook(_module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         if low_rank:
-            output = output - product(product(inputs[0], a), delta.T).mul_(learning_rate)
+            output = output - matmul(matmul(inputs[0], a), delta.T).mul_(learning_rate)
         return output if shift is None else output - shift
 
     return hook

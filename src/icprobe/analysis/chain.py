@@ -1,0 +1,213 @@
+"""The chain of the paper's argument, link by link: in-context probing ~ one step of fine-tuning ~ influence.
+
+ll(t; θ − η·g_z) − ll(t; θ) = η·⟨g_z, g_t⟩ + O(η²): one_step/η approaches influence as η → 0, until the effects drown in
+the rounding of float32. So the second link can be checked against what it must be; the first is the paper's claim.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t as student
+
+from icprobe.analysis.correlations import estimates, percentiles, resample_counts
+from icprobe.analysis.statistics import aggregate
+from icprobe.errors import ScoreError
+
+COLUMNS = ["link", "level", "task", "learning_rate", "statistic", "value", "low", "high", "interval", "n"]
+FIRST, SECOND, ENDS = "icp~one_step", "one_step~influence", "icp~influence"
+DIFFERENCE = f"{SECOND} - {FIRST}"
+STATISTICS = ("spearman", "pearson")
+GROUPS = 50  # of examples, for the jackknife
+
+
+def chain(
+    icp: pd.DataFrame,
+    influence: pd.DataFrame,
+    one_step: Mapping[float, pd.DataFrame],
+    aggregators: Mapping[str, str],
+    resamples: int = 1000,
+    seed: int = 0,
+    analytic_above: int = 20_000,
+) -> pd.DataFrame:
+    """Correlations of each link, and how far one_step/η is from influence, each with its 95% interval.
+
+    icp, influence: attribution matrices [N, M], `id` and one column for each task; one_step: step size η -> its matrix.
+    aggregators: method -> how its scores reduce the matrix. Returns rows `link`, `level`, `task`, `learning_rate` (η;
+    NaN for icp~influence), `statistic`, `value`, `low`, `high`, `interval`, `n`. Levels:
+
+    element: all N·M cells. task: the N cells of one task, which `task` names; task_mean: the mean of these over tasks.
+    example: the N scores, as `aggregators` says; example_mean: the N means over tasks.
+
+    Statistics: spearman, pearson; spearman_difference, by how much the second link's exceeds the first's (`link` says
+    so); relative_error, ‖one_step/η − influence‖ / ‖influence‖ over all cells. Intervals: percentile bootstrap over
+    examples, whose cells stay together, the same resamples for all; above `analytic_above` examples a jackknife that
+    leaves out a 50th of them at a time. Raises ScoreError where matrices differ in examples or tasks.
+    """
+    steps = sorted(one_step)
+    methods = ["icp", "influence", *["one_step"] * len(steps)]
+    frames = [_aligned(matrix, icp) for matrix in (icp, influence, *(one_step[step] for step in steps))]
+    tasks = list(icp.columns.drop("id"))
+    cells = np.stack([frame[tasks].to_numpy(dtype=np.float64) for frame in frames])  # [2 + steps, N, M]
+    sample = Resampling.of(len(icp), resamples, seed, analytic_above)
+    links = [(ENDS, np.nan, 0, 1)]
+    for k, step in enumerate(steps, start=2):
+        links += [(FIRST, step, 0, k), (SECOND, step, k, 1)]
+
+    def draws(values: np.ndarray) -> dict[str, np.ndarray]:
+        """statistic -> [1 + resamples, links] of values [2 + steps, n]; the first row is of the data themselves."""
+        found = estimates(values, None, [(a, b) for *_, a, b in links], sample.counts)
+        return {statistic: found[statistic] for statistic in STATISTICS}
+
+    rows: list[tuple] = []
+
+    def add(level: str, found: Mapping[str, np.ndarray], n: int, task: str = "") -> None:
+        for k, (link, step, *_) in enumerate(links):
+            for statistic in STATISTICS:
+                bounds = sample.interval(found[statistic][:, k], np.arctanh, np.tanh)
+                rows.append((link, level, task, step, statistic, *bounds, n))
+        for k, step in enumerate(steps):
+            first, second = found["spearman"][:, 1 + 2 * k], found["spearman"][:, 2 + 2 * k]
+            rows.append((DIFFERENCE, level, task, step, "spearman_difference", *sample.interval(second - first), n))
+
+    n_cells = cells[0].size
+    add("element", draws(cells.reshape(len(cells), -1)), n_cells)
+    for step, matrix in zip(steps, cells[2:], strict=True):
+        distance = ((matrix / step - cells[1]) ** 2).sum(axis=1)
+        size = (cells[1] ** 2).sum(axis=1)
+        total = sample.counts @ size
+        error = np.sqrt((sample.counts @ distance) / np.where(total > 0, total, np.nan))
+        rows.append((SECOND, "element", "", step, "relative_error", *sample.interval(error, np.log, np.exp), n_cells))
+    of_tasks = [draws(cells[:, :, j]) for j in range(len(tasks))]
+    for task, found in zip(tasks, of_tasks, strict=True):
+        add("task", found, len(icp), task)
+    add("task_mean", {s: _mean([found[s] for found in of_tasks]) for s in STATISTICS}, n_cells)
+    scores = [aggregate(frame, aggregators[m])["score"] for frame, m in zip(frames, methods, strict=True)]
+    add("example", draws(np.stack(scores)), len(icp))
+    add("example_mean", draws(cells.mean(axis=2)), len(icp))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made. counts: how often each example counts, [1 + resamples, N]; the first row is all ones."""
+
+    counts: np.ndarray
+    kind: str
+
+    @classmethod
+    def of(cls, n: int, resamples: int, seed: int, analytic_above: int) -> "Resampling":
+        if n <= analytic_above:
+            counts, kind = resample_counts(n, resamples, seed), "bootstrap"
+        else:
+            group = np.random.default_rng(seed).permutation(n) % GROUPS
+            counts, kind = (group[None] != np.arange(GROUPS)[:, None]).astype(np.float32), "jackknife"
+        return cls(np.vstack([np.ones((1, n), dtype=np.float32), counts]), kind)
+
+    def interval(
+        self, values: np.ndarray, scale: Callable = np.asarray, back: Callable = np.asarray
+    ) -> tuple[float, float, float, str]:
+        """(value, low, high, kind) from the statistic [1 + resamples]; NaN where it is undefined.
+
+        scale, back: to where the jackknife's draws are about normal, and from there. Its variance is
+        (G − 1)/G·Σ(z_g − mean)² (Efron and Stein 1981), with Student's t of G − 1 degrees of freedom.
+        """
+        value, draws = float(values[0]), values[1:]
+        if np.isnan(value):
+            return value, np.nan, np.nan, self.kind
+        if self.kind == "bootstrap":
+            return value, *percentiles(draws), self.kind
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z, middle = scale(draws), scale(np.float64(value))
+            half = student.ppf(0.975, GROUPS - 1) * np.sqrt((GROUPS - 1) * z.var())
+            low, high = (float(back(middle + side)) for side in (-half, half))
+        return value, low, high, self.kind
+
+
+def weak_link(table: pd.DataFrame) -> str:
+    """Which link of the chain is the weak one, in sentences made from the rows that `chain` gives over all tasks.
+
+    A link is called weaker at a step size where the interval of the two links' difference excludes 0. The numbers are
+    those at the step size whose one_step/η is nearest to influence, which is where the second link is what it says.
+    """
+    rows = {(row.level, row.link, row.statistic, row.learning_rate): row for row in table.itertuples()}
+    errors = {eta: row for (*_, statistic, eta), row in rows.items() if statistic == "relative_error"}
+    known = [eta for eta, row in errors.items() if not np.isnan(row.value)]
+    if not known:
+        return "Which link is weak cannot be told: influence is 0, or not a number, everywhere."
+    best = min(known, key=lambda eta: errors[eta].value)
+    weak = {eta: _weaker(rows["element", DIFFERENCE, "spearman_difference", eta]) for eta in errors}
+
+    def links(level: str) -> list:
+        return [rows[level, link, "spearman", best] for link in (FIRST, SECOND)]
+
+    first, second = (_shown(row) for row in links("element"))
+    n_examples = links("example")[0].n
+    where = f"element by element ({n_examples} examples × {links('element')[0].n // n_examples} tasks, η = {best:g})"
+    gap = _shown(rows["element", DIFFERENCE, "spearman_difference", best])
+    opening = f"The weak link is {_named(weak[best])}" if weak[best] else "Which link is weak these data do not tell"
+    sentences = [
+        f"{opening}: {where} the Spearman correlation of icp and one_step is {first}, that of one_step and influence "
+        f"{second}, which is {gap} more."
+    ]
+    others = {
+        link: [eta for eta in sorted(weak) if eta != best and weak[eta] == link] for link in (FIRST, SECOND, None)
+    }
+    if len(weak) > 1 and not any(etas for link, etas in others.items() if link != weak[best]):
+        sentences.append("So it is at every step size.")
+    else:
+        for link, etas in others.items():
+            if etas and link != weak[best]:
+                at = ", ".join(f"{eta:g}" for eta in etas)
+                sentences.append(f"At η = {at} it is {_named(link)}." if link else f"At η = {at} they do not tell.")
+    by_score = " and ".join(_shown(row) for row in links("example"))
+    by_mean = " and ".join(_shown(row) for row in links("example_mean"))
+    sentences.append(f"Example by example the two are {by_score} for the scores, {by_mean} for means over tasks.")
+    sentences.append(_error_sentence({eta: errors[eta].value for eta in sorted(known)}, best))
+    return " ".join(sentences)
+
+
+def _weaker(difference) -> str | None:
+    if difference.low > 0:
+        return FIRST
+    return SECOND if difference.high < 0 else None
+
+
+def _named(link: str) -> str:
+    return " – ".join(link.split("~"))
+
+
+def _shown(row) -> str:
+    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
+
+
+def _error_sentence(errors: Mapping[float, float], best: float) -> str:
+    """How the relative error goes with η; errors: η, ascending -> its error."""
+    share = {eta: f"{float(f'{100 * error:.2g}'):g}%" for eta, error in errors.items()}
+    least = f"one_step/η is {share[best]} off influence at η = {best:g}"
+    smallest, largest = min(errors), max(errors)
+    if len(errors) == 1:
+        return f"{least}."
+    if best == smallest:
+        return f"{least}, the smallest step, and {share[largest]} at η = {largest:g}, the largest."
+    rest = f"; at η = {smallest:g} it is {share[smallest]}, for there effects drown in float32's rounding."
+    above = f" and {share[largest]} at η = {largest:g}" if best != largest else ""
+    return least + above + rest
+
+
+def _aligned(matrix: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """The matrix with the examples and tasks of another one, in its order."""
+    if set(matrix["id"]) != set(reference["id"]) or set(matrix.columns) != set(reference.columns):
+        raise ScoreError(
+            f"The chain needs matrices of the same examples and tasks; one is {len(matrix)} × {matrix.shape[1] - 1}, "
+            f"that of icp {len(reference)} × {reference.shape[1] - 1}. Compute them from the same data."
+        )
+    return matrix.set_index("id").loc[reference["id"]].reset_index()[list(reference.columns)]
+
+
+def _mean(stacks: Sequence[np.ndarray]) -> np.ndarray:
+    """Over tasks, without those in which a statistic is undefined; NaN where it is so in all."""
+    values = np.stack(stacks)
+    defined = (~np.isnan(values)).sum(axis=0)
+    return np.where(defined, np.nansum(values, axis=0) / np.maximum(defined, 1), np.nan)

@@ -1,0 +1,362 @@
+"""The sections of the configuration that say what is done: attribution, analysis, fine-tuning, evaluation, report.
+
+The JSON schema and docs/configuration.md are generated from these models (`make schema`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from icprobe.config.types import (
+    Count,
+    Device,
+    Dtype,
+    FilePath,
+    Float,
+    Fraction,
+    Name,
+    OrLeftOut,
+    PositiveFloat,
+    Section,
+    Seed,
+    Threshold,
+    how,
+)
+
+# --- attribution ------------------------------------------------------------------------------------------------
+
+
+class OneStep(Section):
+    """One gradient step on one example."""
+
+    learning_rate: PositiveFloat = Field(1e-4, description="Step size η of the update θ − η·g_z.")
+
+
+class IcpBudget(Section):
+    """ICP of those examples alone that may still be among the best or the worst."""
+
+    share: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.1, description="Share of the examples that are wanted as the best, and as the worst."
+    )
+    round_tasks: Count = Field(10, description="Tasks that are tried between two decisions on who stops.")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="Confidence level of the intervals by which an example stops."
+    )
+
+
+class ExternalScores(Section):
+    """Scores or an attribution matrix that somebody else computed: parquet, CSV, JSON, JSONL, npy, npz or .pt."""
+
+    path: FilePath | list[FilePath] = Field(description="The file, or the files in which it lies in parts, in order.")
+    key: str | None = Field(
+        None, description="Name of the array in an npz, .pt or JSON file, or of the column in a table."
+    )
+    orientation: Literal["scores", "examples_by_tasks", "tasks_by_examples"] = Field(
+        description="scores: one number for each example; else what the rows and columns of the matrix are."
+    )
+    parts: Literal["examples", "tasks"] = Field("examples", description="What the parts of several files divide.")
+    join: Literal["order", "id"] = Field(
+        "order",
+        description="order: row i is example i; id: by the file's ids (row numbers, zero-padded, where it has none).",
+    )
+    id_column: str = Field("id", description="Column of a table that names its rows.")
+    header: bool = Field(True, description="Whether the first line of a CSV file names its columns.")
+    unit: str = Field("published", description="Unit of the numbers, for axes.")
+    allow_missing: bool = Field(False, description="Whether an example may have no value (NaN, or no row).")
+
+    @property
+    def files(self) -> list[str]:
+        """The files, in order."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @model_validator(mode="after")
+    def _some_file(self) -> "ExternalScores":
+        if not self.files:
+            raise ValueError("path: the list of files is empty")
+        return self
+
+
+class Attribution(Section):
+    """Which methods value the examples, and with which arithmetic."""
+
+    methods: list[Name] = Field(
+        ["icp", "influence", "influence_log", "one_step", "length", "random"], description="Methods to compute."
+    )
+    dtype: Dtype = Field("bfloat16", description="Arithmetic of the model; one_step always computes in float32.")
+    device: Device = Field("auto", description="auto takes CUDA where there is one.")
+    tf32: bool = Field(False, description="Allow TF32 matrix products in float32 on CUDA.")
+    aggregators: dict[str, Literal["mean", "fraction_positive"]] = Field(
+        {"icp": "fraction_positive", "one_step": "fraction_positive"},
+        description="How a method's matrix is reduced over tasks; mean for methods not named.",
+    )
+    shards: Literal["auto"] | Count = Field(
+        "auto",
+        description="Jobs into which each method's work is cut; numbers do not depend on it. auto: about half an hour "
+        "each, by the sizes of the files, the model's and what `device` is taken to do (docs/clusters.md).",
+    )
+    memory_budget_gb: PositiveFloat = how(3, "Memory for gradients and caches beside the model, in GB (10^9 bytes).")
+    batch_tokens: Count = Field(
+        1024, description="Tokens that go through the model together, about: of examples, of tasks."
+    )
+    one_step: OneStep = Field(OneStep(), description="Settings of the method one_step.")
+    external: dict[Name, ExternalScores] = Field(
+        {},
+        description="Score sets of others, each a method of its name; one named as a method here takes its place.",
+    )
+    icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
+
+
+# --- analysis ---------------------------------------------------------------------------------------------------
+
+
+class Chain(Section):
+    """The chain icp ~ one_step ~ influence, which is looked at where all three are computed."""
+
+    learning_rates: list[PositiveFloat] = Field(
+        [],
+        description="Step sizes η at which one_step is computed besides its own, attribution.one_step.learning_rate; "
+        "each costs what the method one_step does.",
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Chain":
+        doubled = [eta for eta in self.learning_rates if self.learning_rates.count(eta) > 1]
+        if doubled:
+            raise ValueError(f"learning_rates: {doubled[0]:g} stands there twice")
+        return self
+
+
+class Analysis(Section):
+    """Correlations and their intervals."""
+
+    resamples: Count = Field(1000, description="Bootstrap resamples over examples.")
+    analytic_above: Count = Field(
+        20_000, description="Rows above which intervals are analytic instead (those of the chain: a jackknife)."
+    )
+    chain: Chain = Field(Chain(), description="The chain of the paper's argument.")
+
+
+class Synthetic(Section):
+    """Linear regression in context: a small transformer trained here, icp and influence against closed forms."""
+
+    in_all: bool = Field(False, description="Whether `all` makes it, too; `snakemake synthetic` always does.")
+    dimensions: list[Count] = Field([1, 2, 4, 8], min_length=1, description="Dimensions of x.")
+    noise: list[Float] = Field(
+        [0.0, 0.25, 0.5, 1.0, 2.0], min_length=1, description="Standard deviations σ of the noise in y."
+    )
+    points: Count = Field(8, description="Points of a function that stand in a prompt, and that are valued.")
+    functions: Count = Field(400, description="Held-out functions for each dimension and noise.")
+    width: Count = Field(64, description="Hidden size of the transformer.")
+    layers: Count = Field(3, description="Blocks of the transformer.")
+    heads: Count = Field(4, description="Attention heads of a block; they divide the width.")
+    steps: Count = Field(8_000, description="Training steps.")
+    batch_size: Count = Field(64, description="Functions in a training step.")
+    learning_rate: PositiveFloat = Field(1e-3, description="Peak learning rate of AdamW; a cosine follows it.")
+
+    @model_validator(mode="after")
+    def _can_be_made(self) -> "Synthetic":
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} heads do not divide a width of {self.width}")
+        for key in ("dimensions", "noise"):
+            values = getattr(self, key)
+            doubled = [value for value in values if values.count(value) > 1]
+            if doubled:
+                raise ValueError(f"{key}: {doubled[0]} stands there twice")
+        return self
+
+
+class Figures(Section):
+    """How figures look and which are drawn."""
+
+    scatter: Literal["all"] | list[Annotated[list[Name], Field(min_length=2, max_length=2)]] = Field(
+        "all", description="Pairs of methods to draw against each other: all, or a list such as [[icp, influence]]."
+    )
+    sweep: bool | None = Field(
+        None,
+        description="The experiment's figure of icp against influence by model and by domain of task; null draws it "
+        "where there are several models, or several domains in a local task file.",
+    )
+    colors: list[Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]] = Field(
+        ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"],
+        min_length=1,
+        description="Colour cycle, as #rrggbb; the default is Okabe and Ito's, safe for the colour-blind.",
+    )
+
+
+# --- fine-tuning and evaluation ---------------------------------------------------------------------------------
+
+
+class Lora(Section):
+    """Low-rank adapters (peft) on every linear layer of the transformer blocks."""
+
+    rank: Count = Field(16, description="Rank r of the update.")
+    alpha: PositiveFloat = Field(32, description="Scale; the update is multiplied by alpha / rank.")
+    dropout: Fraction = Field(0.0, description="Dropout on the adapter's input.")
+
+
+class Finetune(Section):
+    """One fine-tuned model per method × bin × seed, with trl's SFTTrainer and completion-only loss."""
+
+    methods: list[Name] = Field(["icp", "influence", "random"], description="Methods whose bins are fine-tuned on.")
+    bins: list[Threshold] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
+    seeds: list[Seed] = Field([0], min_length=1, description="One model for each seed.")
+    all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
+    learning_rate: PositiveFloat = Field(2e-7, description="Peak learning rate of AdamW.")
+    epochs: PositiveFloat = Field(3, description="Passes over the subset.")
+    batch_size: Count = Field(8, description="Examples per device and forward pass.")
+    accumulation: Count = Field(4, description="Forward passes per optimiser step.")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="Learning-rate schedule."
+    )
+    warmup_ratio: Fraction = Field(0.03, description="Share of the steps that warm up.")
+    weight_decay: Float = Field(0.0, description="AdamW's weight decay.")
+    max_length: Count = Field(512, description="Tokens of query and response, at most; the rest is cut off.")
+    dtype: Dtype = Field("float32", description="Arithmetic of training.")
+    device: Device = Field("auto", description="auto takes CUDA where there is one.")
+    lora: Lora | None = Field(None, description="Train adapters instead of all weights; null trains all weights.")
+    checkpoint_minutes: PositiveFloat = how(2, "A killed training loses at most about this much work, in minutes.")
+
+
+class LlmJudge(Section):
+    """A language model that judges, behind any OpenAI-compatible endpoint (OpenAI, vLLM, Ollama, llama.cpp)."""
+
+    base_url: str = Field(description="The endpoint, such as https://api.openai.com/v1.", pattern=r"^https?://")
+    model: str = Field(description="The judge's name at the endpoint; a dated one for a reproducible experiment.")
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = how(
+        None, "Name of the environment variable that holds the key, never the key itself; null sends none."
+    )
+    mode: Literal["weighted", "plain"] = Field(
+        "weighted",
+        description="weighted: one token, its probabilities weigh the responses; plain: a structured answer.",
+    )
+    top_logprobs: Count = Field(20, description="weighted: likeliest tokens looked at; OpenAI gives 20 at most.")
+    order: Literal["hash", "both"] = Field(
+        "hash", description="hash: a hash of the prompt says which response comes first; both: each way, averaged."
+    )
+    least_mass: Fraction = Field(
+        0.01,
+        description="weighted: probability that the tokens m and M have together, at least; below it the judge was "
+        "about to say something else, such as <think>, and the answer counts as unreadable.",
+    )
+    temperature: OrLeftOut = Field(
+        0.0, description="Sampling temperature; null or false leaves it out, for endpoints that refuse it."
+    )
+    json_schema: bool | None = Field(
+        True,
+        description="plain: demand JSON of the verdict's schema; null or false leaves that out, for endpoints that "
+        "refuse it, and the verdict is looked for in what the judge says.",
+    )
+    concurrency: Count = how(8, "Requests under way at once, at most: one job at a time asks, whatever `--cores` says.")
+    attempts: Count = how(6, "Times a request is sent when the endpoint fails, with growing pauses.")
+    timeout_seconds: PositiveFloat = how(120, "Time for one answer, in seconds.")
+    max_answer_tokens: Count = Field(64, description="plain: tokens of an answer, at most.")
+    limit_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="How the endpoint calls the limit on an answer's tokens."
+    )
+    price_input: Float | None = how(
+        None, "Price of a million tokens read, in dollars; null: unknown, 0: the endpoint costs nothing."
+    )
+    price_output: Float | None = how(None, "Price of a million tokens written, in dollars; likewise.")
+    max_cost: Float | None = how(
+        None,
+        "Budget of the experiment's judgements, in dollars, over all jobs and runs by the answers kept in "
+        "`.cache/`; a request that might pass it is not sent. Needs both prices. What a request that broke off has "
+        "cost is not known, and not counted.",
+    )
+
+    @model_validator(mode="after")
+    def _a_budget_needs_prices(self) -> "LlmJudge":
+        if self.max_cost is not None and None in (self.price_input, self.price_output):
+            raise ValueError(
+                "max_cost: with unknown prices no budget can be kept; set price_input and price_output (0 where the "
+                "endpoint costs nothing)"
+            )
+        return self
+
+
+class Annotations(Section):
+    """Judgements that exist: AlpacaEval's annotations of one model's responses, as JSON or JSONL."""
+
+    path: FilePath | list[FilePath] = Field(description="The file, or files to be read one after the other.")
+    generator: str | None = Field(
+        None, description="Which generator_2 to take; needed where the files hold several models' responses."
+    )
+    method: Name | None = Field(None, description="Method in the table; null takes the annotations' own name.")
+    bin: Threshold | Literal["all"] = Field("all", description="Bin in the table.")
+    seed: Seed = Field(0, description="Seed in the table.")
+
+    @property
+    def files(self) -> list[str]:
+        """The files, in order."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @model_validator(mode="after")
+    def _some_file(self) -> "Annotations":
+        if not self.files:
+            raise ValueError("path: the list of files is empty")
+        return self
+
+
+class Evaluation(Section):
+    """Responses of each fine-tuned model, judged against those of the base model."""
+
+    judge: Literal["reference", "llm", "annotations"] = Field(
+        "reference",
+        description="reference: chrF against the gold answer of each eval prompt; llm: a language model; annotations: "
+        "judgements that exist already, so that nothing is fine-tuned for the table.",
+    )
+    base_responses: Literal["generate", "given"] = Field(
+        "generate",
+        description="generate: what the model itself answers; given: the output of the eval table is the base model's.",
+    )
+    draw_margin: Float = Field(1.0, description="reference judge: a chrF difference below this is a draw, in points.")
+    llm: LlmJudge | None = Field(None, description="Settings of the judge llm.")
+    annotations: dict[Name, Annotations] = Field(
+        {}, description="What the judge annotations reads: a row of the table by its name."
+    )
+    max_new_tokens: Count = Field(128, description="Tokens of a response, at most.")
+    batch_size: Count = Field(8, description="Prompts generated together.")
+    dtype: Dtype = Field("float32", description="Arithmetic of generation.")
+    device: Device = Field("auto", description="auto takes CUDA where there is one.")
+
+    @model_validator(mode="after")
+    def _llm_is_described(self) -> "Evaluation":
+        if self.judge == "llm" and self.llm is None:
+            raise ValueError("the judge llm needs a mapping llm with base_url and model")
+        if self.judge == "annotations" and not self.annotations:
+            raise ValueError("the judge annotations needs a mapping annotations of names to files")
+        rows = [(note.method or name, note.bin, note.seed) for name, note in self.annotations.items()]
+        for row in rows:
+            if rows.count(row) > 1:
+                method, bin_, seed = row
+                raise ValueError(f"annotations: method {method}, bin {bin_}, seed {seed} stands there twice")
+        if self.base_responses == "given" and self.judge == "reference":
+            raise ValueError(
+                "base_responses: given takes the output of the eval table for the base model's, so the judge reference "
+                "has no gold answer to compare with; choose judge: llm"
+            )
+        return self
+
+    @property
+    def judge_settings(self) -> dict[str, Any]:
+        """What judgements of the chosen judge depend upon, as plain values, without other judges' settings."""
+        own = {"reference": "draw_margin", "llm": "llm", "annotations": "annotations"}[self.judge]
+        return self.model_dump(mode="json", include={"judge", own})
+
+
+class Report(Section):
+    """What the HTML report shows."""
+
+    examples: Count = Field(20, description="Best and worst examples shown for each method.")
+
+
+class Wandb(Section):
+    """Weights & Biases; `wandb: null` switches it off. No result depends on it: a change here reruns nothing."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto",
+        description="auto is online where a key is found, else offline. The variable WANDB_MODE wins over all but "
+        "disabled.",
+    )
+    project: Name = Field("icprobe", description="W&B project.")
+    entity: str | None = Field(None, description="W&B user or team; null takes the key's default.")

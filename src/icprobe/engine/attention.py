@@ -1,0 +1,141 @@
+"""Exact attention confined to a packed row's tree of segments, as an attention function of transformers."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from icprobe.engine.rows import Row, Segment
+
+NAME = "icprobe_segments"
+
+current_row: ContextVar[Row | None] = ContextVar("current_row", default=None)
+
+
+@contextmanager
+def attention_context(row: Row) -> Iterator[None]:
+    """Within the block attention is confined to this row's tree."""
+    token = current_row.set(row)
+    try:
+        yield
+    finally:
+        current_row.reset(token)
+
+
+def segment_attention(
+    module: nn.Module,
+    query: Tensor,  # [1, heads, S, d]
+    key: Tensor,  # [1, key heads, S, d]
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **unsupported: Any,
+) -> tuple[Tensor, None]:
+    """Exact attention within the tree of segments of the row at hand; transformers' attention interface.
+
+    On the CPU each segment is one small product against its ancestors and itself, so that the work is that of the
+    tree and not S². A row that carries what is `visible` takes one call, as fills a CUDA device: FlexAttention, which
+    skips the blocks that no token sees, or, with a dense mask, PyTorch's own attention.
+    """
+    for name in ("softcap", "s_aux", "position_bias", "sliding_window"):
+        if unsupported.get(name) is not None:
+            raise NotImplementedError(f"segment attention has no {name}")
+    if attention_mask is not None:  # transformers makes none of its own for this attention
+        raise NotImplementedError("segment attention has no mask but the row's")
+    row = current_row.get()
+    if row.seen is not None:
+        row.seen[module.layer_idx] = (key, value)
+    if row.base:
+        key = torch.cat([row.base.keys[module.layer_idx], key], dim=2)
+        value = torch.cat([row.base.values[module.layer_idx], value], dim=2)
+    groups = query.shape[1] // key.shape[1]
+    if row.visible is not None and not isinstance(row.visible, Tensor):
+        out = flexible(query.is_cuda)(query, key, value, block_mask=row.visible, scale=scaling, enable_gqa=groups > 1)
+        return out.transpose(1, 2), None
+    if groups > 1 and (row.visible is not None or torch.is_grad_enabled()):
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    if row.visible is not None:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=row.visible, scale=scaling)
+        return out.transpose(1, 2), None
+    if torch.is_grad_enabled():
+        parts = [
+            _within(query, *_seen(row, s, key, value), s, scaling, row.causal_mask(s, query.dtype))
+            for s in row.segments
+        ]
+        return torch.cat(parts, dim=2).transpose(1, 2), None
+    return _attend_by_segment(row, query, key, value, scaling).transpose(1, 2), None
+
+
+@functools.cache
+def flexible(compiled: bool) -> Callable[..., Tensor]:
+    """PyTorch's FlexAttention; uncompiled it is exact but forms all scores."""
+    from torch.nn.attention.flex_attention import flex_attention  # imports the compiler: seconds
+
+    return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
+
+
+def visible_blocks(row: Row, device: torch.device) -> Any:
+    """What `Row.mask` says, as FlexAttention's BlockMask."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    offset, (owner, sees) = row.offset, (tensor.to(device) for tensor in row.tree())
+
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (key - offset).clamp(min=0)
+        mine, its = owner[query], owner[own]
+        return (key < offset) | torch.where(mine == its, own <= query, sees[mine, its])
+
+    return create_block_mask(
+        visible, None, None, len(owner), offset + len(owner), device=device, _compile=device.type == "cuda"
+    )
+
+
+def _seen(row: Row, s: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values of the base, a segment's ancestors and itself."""
+    first = row.offset
+    spans = [slice(0, first)] if first else []
+    spans += [slice(first + o.start, first + o.end) for o in (*(row.segments[a] for a in s.ancestors), s)]
+    if len(spans) == 1:
+        return key[:, :, spans[0]], value[:, :, spans[0]]
+    return torch.cat([key[:, :, span] for span in spans], 2), torch.cat([value[:, :, span] for span in spans], 2)
+
+
+def _attend_by_segment(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attention of all segments [1, heads, S, d], each key copied once.
+
+    A segment's tokens are written at their positions into one buffer; as segments come in preorder, what its ancestors
+    wrote below its position still stands there when a segment reads it.
+    """
+    heads, own, first = query.shape[1], key.shape[1], row.offset
+    longest = max(s.position + s.end - s.start for s in row.segments)
+    seen = query.new_empty(2, own, heads // own, longest, query.shape[3])
+    out = torch.empty_like(query)
+    if first:
+        seen[0, :, :, :first], seen[1, :, :, :first] = key[0, :, None, :first], value[0, :, None, :first]
+    for s in row.segments:
+        end = s.position + s.end - s.start
+        part = slice(first + s.start, first + s.end)
+        seen[0, :, :, s.position : end] = key[0, :, None, part]
+        seen[1, :, :, s.position : end] = value[0, :, None, part]
+        keys, values = seen.view(2, 1, heads, longest, -1)[:, :, :, :end]
+        out[:, :, s.start : s.end] = _within(query, keys, values, s, scaling, row.causal_mask(s, query.dtype))
+    return out
+
+
+def _within(
+    query: Tensor, key: Tensor, value: Tensor, s: Segment, scaling: float | None, mask: Tensor | None
+) -> Tensor:
+    """Attention of one segment [1, heads, length, d] over what it sees, itself last and causally; mask: the row's."""
+    return scaled_dot_product_attention(
+        query[:, :, s.start : s.end], key, value, attn_mask=mask, is_causal=not s.position, scale=scaling
+    )
+
+
+AttentionInterface.register(NAME, segment_attention)

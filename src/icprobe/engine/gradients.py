@@ -1,0 +1,168 @@
+"""Per-sequence gradients of the linear layers, from hooks, one layer at a time; no parameter requires grad.
+
+In the backward pass each linear layer hands over its inputs a [S, d_in] and output gradients δ [S, d_out] for a packed
+row of sequences. The gradient of sequence z is δ_zᵀ a_z (and Σδ_z for a bias); it is formed, used and overwritten.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from icprobe.engine.execution import Network
+from icprobe.engine.likelihood import loss_gradient
+from icprobe.engine.matmul import matmul, matmul_float32
+from icprobe.engine.models import linear_layers
+from icprobe.engine.rows import Row
+from icprobe.texts.prompts import Encoded
+
+# (layer index, inputs [S, d_in], output gradients [S, d_out]) → None; called once per layer in the backward pass
+Consumer = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer y = x Wᵀ + b in nn.Linear's orientation, whichever way its module stores W."""
+
+    name: str
+    module: nn.Module
+    d_in: int
+    d_out: int
+    bias: bool
+    shares_input: bool = False  # with the layer before it, as keys and values do with queries
+
+    @property
+    def width(self) -> int:
+        """Elements that a token's factors take: inputs, unless the layer before holds them, and output gradients."""
+        return self.d_out + (0 if self.shares_input else self.d_in)
+
+    @property
+    def weight_size(self) -> int:
+        return self.d_in * self.d_out
+
+    @property
+    def size(self) -> int:
+        """Elements of weight and bias together."""
+        return self.weight_size + (self.d_out if self.bias else 0)
+
+
+@torch.no_grad()
+def layers_of(network: Network) -> list[Layer]:
+    """The layers that gradients are taken for, in the model's order."""
+    modules = linear_layers(network.model)
+    inputs: dict[nn.Module, Tensor] = {}
+    row = Row()
+    row.add([5, 6])
+    hooks = [m.register_forward_pre_hook(lambda m, args: inputs.update({m: args[0]})) for m in modules.values()]
+    try:
+        network.hidden(row)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found, before = [], None
+    for name, module in modules.items():
+        d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
+        shares_input = module in inputs and inputs[module] is before
+        found.append(Layer(name, module, d_in, d_out, module.bias is not None, shares_input))
+        before = inputs.get(module)
+    return found
+
+
+@contextmanager
+def collect_gradients(network: Network, layers: Sequence[Layer], consume: Consumer) -> Iterator[None]:
+    """Within the block every backward pass calls `consume` for each layer, from the last to the first."""
+
+    def of_row(tensor: Tensor) -> Tensor:
+        flat = tensor.flatten(0, -2)
+        return flat if network.places is None else flat[network.places]
+
+    def tap(index: int) -> Callable:
+        def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            a = inputs[0].detach()
+            output.register_hook(lambda delta: consume(index, of_row(a), of_row(delta)))
+
+        return forward_hook
+
+    handles = [layer.module.register_forward_hook(tap(index)) for index, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
+    """Backward pass of Σ −log p(target | context) over sequences packed in one row; hooks see the gradients.
+
+    A document's loss over all tokens after the first is an `Encoded` with n_context = 1.
+    """
+    _, states, delta = loss(network, sequences)
+    states.backward(delta)
+
+
+def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Row, Tensor, Tensor]:
+    """The packed row, its final hidden states [S, d], and the gradient of Σ −log p(target | context) by them."""
+    row, predictors, targets = Row(), [], []
+    for sequence, span in zip(sequences, spans(sequences), strict=True):
+        row.add(sequence.ids)
+        predictors += range(span.start + sequence.n_context - 1, span.stop - 1)
+        targets += sequence.ids[sequence.n_context :]
+    with torch.enable_grad():
+        states = network.hidden(row)
+    delta = torch.zeros_like(states)
+    chosen = torch.tensor(predictors, device=states.device)
+    delta[chosen] = loss_gradient(network, states.detach()[chosen], targets)
+    return row, states, delta
+
+
+def spans(sequences: Sequence[Encoded]) -> list[slice]:
+    """Where each sequence lies in a packed row."""
+    ends = [0]
+    for sequence in sequences:
+        ends.append(ends[-1] + len(sequence.ids))
+    return [slice(a, b) for a, b in pairwise(ends)]
+
+
+def per_example_gradients(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Tensor) -> Tensor:
+    """Gradients of all sequences for one layer into out[:n, :layer.size] (weight, then bias); returns that view.
+
+    Summed over tokens in float32, and rounded once where `out` is narrower.
+    """
+    view = out[: len(where), : layer.size]
+    for row, span in zip(view, where, strict=True):
+        matmul(delta[span].T, a[span].T, out=row[: layer.weight_size].view(layer.d_out, layer.d_in))
+        if layer.bias:
+            torch.sum(delta[span], dim=0, out=row[layer.weight_size :])
+    return view
+
+
+def grams(
+    layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], a2: Tensor, delta2: Tensor, where2: Sequence[slice]
+) -> Tensor:
+    """⟨g_i, g_j⟩ of one layer's gradients, none of which is formed: Σ_{s,t} (δ_s·δ_t)(a_s·a_t [+ 1 for a bias]).
+
+    [S, d_in], [S, d_out] and spans of either side → [n, n2] float32.
+    """
+    pairs = matmul_float32(a, a2)
+    if layer.bias:
+        pairs += 1
+    pairs *= matmul_float32(delta, delta2)
+    return matmul(matmul(_membership(where2, pairs), pairs), _membership(where, pairs)).T
+
+
+def _membership(where: Sequence[slice], like: Tensor) -> Tensor:
+    """Which tokens belong to which sequence, [n, S] of 0 and 1."""
+    members = like.new_zeros(len(where), where[-1].stop)
+    for row, span in zip(members, where, strict=True):
+        row[span] = 1
+    return members
+
+
+def parameters(layer: Layer) -> list[slice]:
+    """The slices of a formed gradient that are one parameter tensor each: weight and, where there is one, bias."""
+    weight = slice(0, layer.weight_size)
+    return [weight, slice(layer.weight_size, layer.size)] if layer.bias else [weight]

@@ -1,0 +1,88 @@
+"""Float32 matrix products on a CPU through oneDNN, which outruns there the BLAS that PyTorch links (docs/log.md).
+
+PyTorch's own `linear` and `mm` take oneDNN for 16-bit types alone; its operator for fused linear layers takes it for
+float32 as well. Where there is no oneDNN, and on other devices, PyTorch's products are taken.
+"""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# Weights up to this size are also kept in the order in which oneDNN reads them; larger models pay with time.
+PACKED_BYTES = 1e9
+
+
+def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, [..., k], [m, k], [m] → [..., m], into `out` where given (no bias then). No gradient.
+
+    Either matrix may be the transposed view of a contiguous one.
+    """
+    if AVAILABLE and x.dtype == torch.float32 and x.device.type == "cpu":
+        # Of other strides oneDNN makes a loop that is a hundred times slower.
+        result = torch.ops.mkldnn._linear_pointwise(_dense(x), weight, bias, "none", [], "")
+        return result if out is None else out.copy_(result)
+    return linear(x, weight, bias) if out is None else torch.mm(x, weight.T, out=out)
+
+
+def matmul_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`matmul` of matrices [n, k], [m, k], [m] → [n, m] in float32: nothing is rounded before it is widened.
+
+    For sums that scores are made of: a product of 16-bit matrices would come out in 16 bits, however it was summed.
+    """
+    if x.element_size() >= 4:
+        return matmul(x, weight, bias).float()
+    if x.device.type == "cuda":
+        result = torch.mm(x, weight.T, out_dtype=torch.float32)
+        return result if bias is None else result.add_(bias)
+    return matmul(x.float(), weight.float(), None if bias is None else bias.float())
+
+
+def _dense(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() or (x.dim() == 2 and x.T.is_contiguous()) else x.contiguous()
+
+
+class _Linear(torch.autograd.Function):
+    """x Wᵀ + b, differentiable with respect to x alone."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return matmul(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, delta: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return matmul(delta, weight.T), None, None
+
+
+def use_onednn_matmul(modules: Iterable[nn.Module], packed: bool = False) -> None:
+    """Lets linear layers (nn.Linear, Conv1D; frozen) compute by `matmul`; a changed weight counts from then on.
+
+    A subclass with a forward pass of its own keeps it: it may do more than multiply.
+    packed: forward passes without gradients read a copy of the weights as they are now, in oneDNN's own order.
+    """
+    modules = [m for m in modules if type(m).forward in (nn.Linear.forward, Conv1D.forward)]
+    if not AVAILABLE or any(m.weight.dtype != torch.float32 or m.weight.device.type != "cpu" for m in modules):
+        return
+    packed = packed and sum(m.weight.nbytes for m in modules) <= PACKED_BYTES
+    for module in modules:
+        copy = torch.ops.mkldnn._reorder_linear_weight(_rows(module), None) if packed else None
+        module.forward = _forward(module, copy)
+
+
+def _rows(module: nn.Module) -> Tensor:
+    """The weight in nn.Linear's orientation, [d_out, d_in]."""
+    return module.weight.T if isinstance(module, Conv1D) else module.weight
+
+
+def _forward(module: nn.Module, packed: Tensor | None) -> Callable[[Tensor], Tensor]:
+    def forward(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _Linear.apply(x, _rows(module), module.bias)
+        return matmul(x, _rows(module) if packed is None else packed, module.bias)
+
+    return forward

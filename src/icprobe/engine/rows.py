@@ -1,0 +1,129 @@
+"""Packed rows: many token sequences one behind another without padding, as a tree of segments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WORTH_SHARING = 4  # tokens
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, end) of a row, which see themselves causally and the segments of `ancestors` wholly."""
+
+    start: int
+    end: int
+    position: int
+    ancestors: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """What every sequence of a row begins with, computed before: token ids and, for each layer, keys and values."""
+
+    ids: tuple[int, ...]
+    keys: list[Tensor]  # per layer [1, key heads, length, d]
+    values: list[Tensor]
+
+
+@dataclass
+class Row:
+    """A packed row under construction: token ids and the segments they form, behind a base that all of them see."""
+
+    base: PrefixCache | None = None
+    ids: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    visible: Any = None  # for one attention call over the whole row: `mask`, or FlexAttention's blocks
+    causal_masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    seen: dict[int, tuple[Tensor, Tensor]] | None = None  # filled with each layer's keys and values where it is a dict
+
+    @property
+    def offset(self) -> int:
+        """Tokens of the base."""
+        return len(self.base.ids) if self.base else 0
+
+    def add(self, ids: Sequence[int], parent: int | None = None) -> int:
+        """Appends a segment behind `parent` (index of a segment; None: behind the base). Returns its index.
+
+        In preorder: the parent is the last segment or one of its ancestors, else ValueError.
+        """
+        ancestors, position = (), self.offset
+        if parent is not None:
+            last = len(self.segments) - 1
+            if parent != last and parent not in self.segments[last].ancestors:
+                raise ValueError(f"segment {parent} has been left: segments are added in preorder")
+            above = self.segments[parent]
+            ancestors, position = (*above.ancestors, parent), above.position + above.end - above.start
+        self.segments.append(Segment(len(self.ids), len(self.ids) + len(ids), position, ancestors))
+        self.ids += ids
+        return len(self.segments) - 1
+
+    def add_tree(self, sequences: Sequence[Sequence[int]], parent: int | None = None) -> list[list[int]]:
+        """Appends sequences behind `parent`, what they begin with alike once. Returns the row indices of their tokens.
+
+        A beginning is shared where that saves at least `WORTH_SHARING` tokens; a segment of its own costs as much.
+        """
+        places: list[list[int]] = [[] for _ in sequences]
+
+        def add(members: list[int], start: int, above: int | None) -> None:
+            groups: dict[int, list[int]] = {}
+            for member in members:
+                if len(sequences[member]) > start:
+                    groups.setdefault(sequences[member][start], []).append(member)
+            for group in groups.values():
+                common = _common([sequences[member] for member in group], start)
+                if len(group) > 1 and (common - start) * (len(group) - 1) < WORTH_SHARING:
+                    for member in group:
+                        put([member], start, len(sequences[member]), above)
+                else:
+                    put(group, start, common, above)
+
+        def put(group: list[int], start: int, end: int, above: int | None) -> None:
+            segment = self.add(sequences[group[0]][start:end], above)
+            for member in group:
+                places[member] += range(self.segments[segment].start, self.segments[segment].end)
+            add(group, end, segment)
+
+        add(list(range(len(sequences))), 0, parent)
+        return places
+
+    def positions(self) -> list[int]:
+        """Position of each token within its own sequence."""
+        return [s.position + i for s in self.segments for i in range(s.end - s.start)]
+
+    def causal_mask(self, s: Segment, dtype: torch.dtype) -> Tensor | None:
+        """What a segment adds to its attention scores [length, position + length]; None where it sees but itself."""
+        if not s.position:
+            return None
+        shape = (s.end - s.start, s.position + s.end - s.start)
+        if shape not in self.causal_masks:
+            self.causal_masks[shape] = torch.full(shape, -torch.inf, dtype=dtype).triu(s.position + 1)
+        return self.causal_masks[shape]
+
+    def tree(self) -> tuple[Tensor, Tensor]:
+        """(segment of each token [S], which segment sees which [segments, segments])."""
+        lengths = torch.tensor([s.end - s.start for s in self.segments])
+        sees = torch.eye(len(self.segments), dtype=torch.bool)
+        for index, s in enumerate(self.segments):
+            sees[index, list(s.ancestors)] = True
+        return torch.repeat_interleave(torch.arange(len(self.segments)), lengths), sees
+
+    def mask(self, device: torch.device | None = None) -> Tensor:
+        """Which token sees which, the base's first, as a dense boolean matrix [S, base + S]."""
+        owner, sees = self.tree()
+        mask = sees[owner][:, owner]
+        causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+        within = torch.where(owner[:, None] == owner[None, :], causal, mask)
+        return torch.cat([torch.ones(len(owner), self.offset, dtype=torch.bool), within], dim=1).to(device)
+
+
+def _common(sequences: Sequence[Sequence[int]], start: int) -> int:
+    """End of what all sequences have in common from `start` on, where they agree at least in one token."""
+    end = start + 1
+    shortest = min(map(len, sequences))
+    while end < shortest and all(s[end] == sequences[0][end] for s in sequences):
+        end += 1
+    return end

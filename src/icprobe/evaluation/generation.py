@@ -1,0 +1,225 @@
+"""Responses to the eval prompts: greedy, in batches of prompts of like length, resumable."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from icprobe import artifacts, jsonl
+from icprobe.engine.models import DTYPES, load_model, max_positions, resolve_device
+from icprobe.errors import ArtifactError, DataError
+from icprobe.evaluation.stopping import Stops
+from icprobe.progress import Progress
+from icprobe.texts.prompts import Prompts, full_instruction, token_ids
+
+logger = logging.getLogger(__name__)
+
+NO_STOPS = Stops()
+TAIL = 32  # tokens at the end of a response, besides those of a next prompt's first line, in which that is looked for
+
+
+def load_fine_tuned(
+    checkpoint: str | Path, base: str | Path, dtype: str = "float32", device: str = "auto"
+) -> PreTrainedModel:
+    """The fine-tuned model of a checkpoint in evaluation mode; an adapter is merged into its base in float32.
+
+    Raises ArtifactError where a file is damaged, or where an adapter belongs to another base.
+    """
+    manifest = artifacts.verify(checkpoint)
+    if manifest["kind"] == "full":
+        return load_model(checkpoint, dtype=dtype, device=device)
+    if manifest["base_digest"] != artifacts.content_digest(base):
+        raise ArtifactError(
+            f"{checkpoint}: this adapter belongs to another {manifest['base']} than {base}. "
+            f"Remove {checkpoint} so that it is made anew."
+        )
+    model = PeftModel.from_pretrained(load_model(base, dtype="float32", device="cpu"), checkpoint).merge_and_unload()
+    return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: list[str],
+    max_new_tokens: int,
+    batch_size: int,
+    device: str = "auto",
+    stops: Stops = NO_STOPS,
+) -> list[str]:
+    """The model's greedy response to each text, in the order of the texts.
+
+    A response ends at an end-of-sequence token, after max_new_tokens, where the model's context is full (see
+    `batches`), or where a next prompt begins (`stops`); white space at its ends is stripped. Beyond ties of the argmax
+    it does not depend on which other texts are generated with it (float32).
+    """
+    responses = [""] * len(texts)
+    for indices in batches(model, tokenizer, texts, max_new_tokens, batch_size):
+        found = _generate_batch(model, tokenizer, [texts[i] for i in indices], max_new_tokens, device, stops)
+        for index, response in zip(indices, found, strict=True):
+            responses[index] = response
+    return responses
+
+
+def batches(
+    model: PreTrainedModel, tokenizer: Any, texts: list[str], max_new_tokens: int, batch_size: int
+) -> list[list[int]]:
+    """Positions of the texts that are generated together: neighbours in length, the longest first.
+
+    A text that leaves less than max_new_tokens of the model's context runs alone, for it must stop before the others.
+    Raises DataError for one that fills the context.
+    """
+    lengths = [len(token_ids(tokenizer, text)) for text in texts]
+    limit = max_positions(model.config) or max(lengths, default=0) + max_new_tokens
+    for index, length in enumerate(lengths):
+        if length >= limit:
+            raise DataError(
+                f"Eval prompt {index + 1} has {length} tokens and the model's context {limit}: no room for a response. "
+                "Shorten the prompt or remove it."
+            )
+    order = sorted(range(len(texts)), key=lambda index: (-lengths[index], index))
+    alone = [[index] for index in order if lengths[index] + max_new_tokens > limit]
+    others = [index for index in order if lengths[index] + max_new_tokens <= limit]
+    return alone + [others[start : start + batch_size] for start in range(0, len(others), batch_size)]
+
+
+@torch.inference_mode()
+def _generate_batch(
+    model: PreTrainedModel, tokenizer: Any, texts: list[str], max_new_tokens: int, device: str, stops: Stops
+) -> list[str]:
+    place = resolve_device(device)
+    prompts = [token_ids(tokenizer, text) for text in texts]
+    width = max(map(len, prompts))
+    limit = max_positions(model.config) or width + max_new_tokens
+    ends = _ends(model, tokenizer) | stops.tokens
+    pad = next(iter(ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ids = torch.full((len(texts), width), pad, dtype=torch.long)  # left-padded: [b, width]
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    greedy = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=min(max_new_tokens, limit - width),
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=pad,
+    )
+    # generate() fills gaps from the model's own settings; a repetition penalty there would make it something else.
+    model.generation_config = greedy
+    criteria = StoppingCriteriaList([_NextPrompt(tokenizer, width, stops)] if stops.lines else [])
+    sequences = model.generate(
+        input_ids=ids.to(place), attention_mask=mask.to(place), generation_config=greedy, stopping_criteria=criteria
+    )
+    return [_response(tokenizer, row[width:], ends, stops) for row in sequences.tolist()]
+
+
+def _ends(model: PreTrainedModel, tokenizer: Any) -> set[int]:
+    """Ids that end a response: the tokenizer's, and those that the model names."""
+    named = model.generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    return {end for end in (tokenizer.eos_token_id, *named) if end is not None}
+
+
+def _response(tokenizer: Any, ids: list[int], ends: set[int], stops: Stops) -> str:
+    length = next((position for position, token in enumerate(ids) if token in ends), len(ids))
+    text = _text(tokenizer, ids[:length])
+    next_prompt = stops.found(text)
+    return text[: next_prompt.start() if next_prompt else None].strip()
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class _NextPrompt(StoppingCriteria):
+    """Ends a row in which the model, never taught to stop, has begun the next prompt of its own making."""
+
+    def __init__(self, tokenizer: Any, width: int, stops: Stops) -> None:
+        self._tokenizer, self._width, self._stops = tokenizer, width, stops
+        self._tail = TAIL + stops.longest
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        new = input_ids[:, self._width :]
+        whole = new.shape[1] <= self._tail
+        texts = [_text(self._tokenizer, row) for row in new[:, -self._tail :].tolist()]
+        found = [self._stops.found(text, whole) is not None for text in texts]
+        return torch.tensor(found, device=input_ids.device)
+
+
+def responses(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    prompts: Prompts,
+    rows: list[dict[str, Any]],
+    generator: str,
+    settings: dict[str, Any],
+    partial: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Responses to the eval prompts, one for each row and in their order: id, subset, instruction, output, generator.
+
+    settings: `max_new_tokens`, `batch_size`, `device` of the configuration's `evaluation`; partial: a folder in which
+    finished batches are kept, so that a killed job goes on where it was. Batches form over all prompts whatever is
+    done already, so that numbers do not depend on where a job was killed. A response ends where the model runs on into
+    a prompt of its own making, as a base model does that was never taught to stop (`Stops`).
+    """
+    journal = Path(partial) / "responses.jsonl" if partial else None
+    done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}
+    texts = [prompts.query(row) for row in rows]
+    stops = Stops.of(prompts, tokenizer)
+    with Progress(total=len(rows), desc=f"generating {generator}", unit="prompt") as progress:
+        for indices, found in _remaining(model, tokenizer, texts, rows, settings, stops, done, progress):
+            new = [{"id": rows[i]["id"], "output": text} for i, text in zip(indices, found, strict=True)]
+            if journal:
+                jsonl.append(journal, new)
+            done |= {row["id"]: row["output"] for row in new}
+    empty = sum(not done[row["id"]] for row in rows)
+    words = sum(len(done[row["id"]].split()) for row in rows) / max(len(rows), 1)
+    logger.info("%d responses of %s: %.1f words on average, %d empty", len(rows), generator, words, empty)
+    return [
+        {
+            "id": row["id"],
+            "subset": row.get("subset"),
+            "instruction": full_instruction(row),
+            "output": done[row["id"]],
+            "generator": generator,
+        }
+        for row in rows
+    ]
+
+
+def _remaining(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    texts: list[str],
+    rows: list[dict[str, Any]],
+    settings: dict[str, Any],
+    stops: Stops,
+    done: dict[str, str],
+    progress: Progress,
+) -> Iterator[tuple[list[int], list[str]]]:
+    new_tokens, device = settings["max_new_tokens"], settings["device"]
+    for indices in batches(model, tokenizer, texts, new_tokens, settings["batch_size"]):
+        if any(rows[i]["id"] not in done for i in indices):
+            with _told(model, progress, len(indices) / new_tokens):
+                found = _generate_batch(model, tokenizer, [texts[i] for i in indices], new_tokens, device, stops)
+            yield indices, found
+            progress.update(len(indices))
+        else:
+            progress.found(len(indices))
+
+
+@contextmanager
+def _told(model: PreTrainedModel, progress: Progress, share: float) -> Iterator[None]:
+    """Within the block each pass of the model, which gives every response a token, counts as a share of the prompts."""
+    passes = itertools.count(1)
+    handle = model.register_forward_hook(lambda *_: progress.within(share * next(passes)))
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,85 @@
+"""Judgements that exist already, as AlpacaEval writes them: annotations.json, or the same rows as JSONL."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from icprobe.errors import DataError, shown
+from icprobe.evaluation.judges import DRAW
+from icprobe.tables import checking, reading
+
+LENGTHS = {"length_base": ("output_1", "len_1"), "length_response": ("output_2", "len_2")}
+
+
+def read_annotations(paths: Sequence[str | Path], generator: str | None = None) -> list[dict[str, Any]]:
+    """Judgements of one model's responses (generator_2) against another's (generator_1), in the order of the files.
+
+    A row has `instruction` and `preference` in [1, 2] (0 is AlpacaEval's old word for a draw; null, no answer that
+    could be read), and where given `dataset` (the subset), `annotator`, and `output_1`, `output_2` or their lengths in
+    characters, `len_1`, `len_2`. generator: which generator_2 to take; needed where the files hold several. A prompt's
+    id is a digest of its instruction, so that different annotations of it are of one prompt.
+
+    Raises DataError for files that cannot be read, a row that cannot be used, or several generators without a choice.
+    """
+    rows = [row for path in paths for row in checking.records(reading.read_file(path))]
+    if generator is not None:
+        rows = [row for row in rows if row.get("generator_2") == generator]
+        if not rows:
+            raise DataError(f"{paths[0]}: no row has the generator_2 {shown(generator)}; see evaluation.annotations.")
+    found = list(dict.fromkeys(row.get("generator_2") for row in rows))
+    if len(found) > 1:
+        names = ", ".join(shown(name) for name in found[:3])
+        raise DataError(
+            f"{paths[0]}: holds responses of {len(found)} models ({names}); choose one as `generator` in "
+            "evaluation.annotations."
+        )
+    judgements = []
+    seen: dict[str, int] = {}
+    for row in rows:
+        instruction = row.get("instruction")
+        if not isinstance(instruction, str):
+            raise DataError(f"{row[reading.WHERE]}: an annotation needs its instruction.")
+        repeated = seen.get(instruction, 0)
+        seen[instruction] = repeated + 1
+        digest = hashlib.sha256(instruction.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        judgements.append(
+            {
+                "id": f"{digest}-{repeated}" if repeated else digest,
+                "subset": _subset(row),
+                "preference": _preference(row),
+                "judge": _present(row.get("annotator")) or "annotations",
+                "order": None,
+                **{name: _length(row, *columns) for name, columns in LENGTHS.items()},
+            }
+        )
+    return judgements
+
+
+def _subset(row: dict[str, Any]) -> str | None:
+    subset = checking.label(row.get("subset")) or checking.label(row.get("dataset"))
+    checking.check_group(row[reading.WHERE], "subset", subset)
+    return subset
+
+
+def _present(value: Any) -> Any:
+    return None if value is None or value != value else value
+
+
+def _preference(row: dict[str, Any]) -> float | None:
+    value = _present(row.get("preference"))
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
+        raise DataError(
+            f"{row[reading.WHERE]}: the preference is {shown(value)}; it lies between 1 (generator_1 is better) and 2, "
+            "or is 0 or 1.5 for a draw."
+        )
+    return DRAW if value == 0 else float(value)
+
+
+def _length(row: dict[str, Any], text: str, length: str) -> int | None:
+    if isinstance(row.get(text), str):
+        return len(row[text])
+    value = _present(row.get(length))
+    return None if value is None else int(value)

@@ -1,0 +1,131 @@
+"""Figures over step sizes, and over models and domains; `plotting.save` writes them beside their numbers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+from icprobe.figures.style import GREY, OKABE_ITO, STYLE, grid, legend_below, look, name_axes, title
+
+LINKS = {"icp~one_step": "icp – one_step", "one_step~influence": "one_step – influence"}
+ENDS = "icp~influence"
+BARS = {"elinewidth": 0.8, "capsize": 1.5}
+
+
+def chain_curves(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figure:
+    """The links' rank correlations by step size, of all cells and of the scores; and the error of one_step/η, log–log.
+
+    table: rows of chain.csv of one model over all tasks, levels element and example. The correlation of icp and
+    influence, which knows no step size, is a line with its interval as a band.
+    """
+    levels = {"element": "Element by element", "example": "Example by example (scores)"}
+    with rc_context(STYLE):
+        figure, panels = grid(3, height=2.1)
+        for axes, (level, text) in zip(panels, levels.items(), strict=False):
+            rows = table[(table["level"] == level) & (table["statistic"] == "spearman")]
+            for row in rows[rows["link"] == ENDS].itertuples():
+                axes.axhspan(row.low, row.high, color="#E6E6E6", zorder=0)
+                axes.axhline(row.value, color=GREY, linewidth=0.8, linestyle="--", label="icp – influence")
+            for k, (link, name) in enumerate(LINKS.items()):
+                found = rows[rows["link"] == link].sort_values("learning_rate")
+                _with_intervals(axes, found, label=name, **look(k, colors))
+            n = f"n = {rows['n'].max():,} {'cells' if level == 'element' else 'examples'}" if len(rows) else ""
+            axes.set_ylim(min(-0.05, 1.1 * rows["low"].min()) if rows["low"].notna().any() else -0.05, 1.05)
+            axes.grid(axis="y")
+            title(axes, text, n)
+            name_axes(axes, "step size η", "Spearman correlation")
+        axes, rows = panels[-1], table[table["statistic"] == "relative_error"].sort_values("learning_rate")
+        _with_intervals(axes, rows, **look(1, colors))
+        positive = rows["value"][rows["value"] > 0]
+        if len(positive):
+            axes.set_yscale("log")
+            # Whole decades: a single point has an axis, too.
+            axes.set_ylim(10 ** np.floor(np.log10(positive.min() / 1.3)), 10 ** np.ceil(np.log10(positive.max() * 1.3)))
+            axes.yaxis.set_major_locator(LogLocator(numticks=6))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.grid(axis="y")
+        title(axes, "Error of one_step/η", _error_note(rows))
+        name_axes(axes, "step size η", "relative to influence")
+        for axes in panels:
+            _step_axis(axes, rows["learning_rate"].to_numpy())
+        handles, texts = panels[0].get_legend_handles_labels()
+        if handles:
+            legend_below(figure, handles=handles, labels=texts, handlelength=2)
+    return figure
+
+
+def _with_intervals(axes: Axes, rows: pd.DataFrame, **style) -> None:
+    value = rows["value"].to_numpy(dtype=np.float64)
+    reach = np.maximum([value - rows["low"], rows["high"] - value], 0)  # drops rounding
+    axes.errorbar(rows["learning_rate"], value, yerr=reach, **BARS, **style)
+
+
+def _step_axis(axes: Axes, steps: np.ndarray) -> None:
+    if len(steps):  # nothing at all has no logarithm
+        axes.set_xscale("log")
+        axes.set_xlim(steps.min() / 3, steps.max() * 3)
+        axes.xaxis.set_major_locator(LogLocator(numticks=8))
+        axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _error_note(rows: pd.DataFrame) -> str:
+    """What the error does below the step size at which it is least, where that is not the smallest."""
+    if rows["value"].isna().all():
+        return "undefined: influence is 0"
+    best = rows.loc[rows["value"].idxmin(), "learning_rate"]
+    if len(rows) > 1 and best > rows["learning_rate"].min():
+        return f"least at η = {best:g}, rounding below"
+    return f"least at η = {best:g}" if len(rows) > 1 else f"at η = {best:g}"
+
+
+def sweep_points(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figure:
+    """The rank correlation of icp and influence, a panel for each model, a line for each domain of tasks.
+
+    table: as `domains.sweep_table` gives it. Colour and marker tell which domains are in-domain; the interval over
+    all tasks is a band. An undefined correlation says so.
+    """
+    models = list(dict.fromkeys(table["model"]))
+    longest = max((rows["domain"].nunique() for _, rows in table.groupby("model")), default=1)
+    kinds = {
+        "all": "all tasks",
+        "in-domain": "in-domain tasks",
+        "out-of-domain": "out-of-domain tasks",
+        "": "tasks of one domain",
+    }
+    looks = {kind: look(k, colors) for k, kind in enumerate(["in-domain", "out-of-domain", ""])}
+    looks["all"] = {"color": "#000000", "marker": "D"}
+    lowest = min(-0.05, 1.1 * table["low"].min()) if table["low"].notna().any() else -0.05
+    with rc_context(STYLE):
+        figure, panels = grid(max(len(models), 1), height=0.95 + 0.2 * longest)
+        if not models:
+            panels[0].set_axis_off()
+            title(panels[0], "No correlation of icp and influence")
+            return figure
+        for axes, model in zip(panels, models, strict=True):
+            rows = table[table["model"] == model].reset_index(drop=True)
+            axes.axvline(0, color=GREY, linewidth=0.6, linestyle="--")
+            for row in rows[rows["kind"] == "all"].itertuples():
+                axes.axvspan(row.low, row.high, color="#EEEEEE", zorder=0)
+            for kind, found in rows.groupby("kind", sort=False):
+                value = found["value"].to_numpy(dtype=np.float64)
+                reach = np.maximum([value - found["low"], found["high"] - value], 0)
+                axes.errorbar(value, found.index, xerr=reach, fmt="none", ecolor=looks[kind]["color"], **BARS)
+                axes.plot(value, found.index, linestyle="none", label=kinds[kind], **looks[kind])
+            for place in rows.index[rows["value"].isna()]:
+                axes.text(0.02, place, "undefined", va="center", fontsize=6, color=GREY)
+            names = [f"{row.domain} ({row.n_tasks})" for row in rows.itertuples()]
+            axes.set_yticks(rows.index, names)
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.set_xlim(lowest, 1.02)
+            axes.grid(axis="x")
+            title(axes, model, f"n = {rows['n'].max():,} examples")
+            name_axes(axes, "Spearman, icp – influence", "domain (tasks)" if axes is panels[0] else "")
+        every = {
+            text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        legend_below(figure, handles=list(every.values()), labels=list(every), handletextpad=0.2)
+    return figure

@@ -1,0 +1,134 @@
+"""The report of an experiment: one HTML file that opens from disk, needs no network and fetches nothing.
+
+What is read stands in the page itself (headline, tables, figures, examples), so that it prints and needs no script;
+the explorer, its table (DataTables, from the package itables) and its charts (Vega, from vl-convert) are inlined.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icprobe.analysis.statistics import kinds
+from icprobe.artifacts import write_text
+from icprobe.errors import DataError
+from icprobe.report import charts, page, provenance
+from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
+from icprobe.report.provenance import RuleRun
+
+logger = logging.getLogger(__name__)
+
+EXPLORED_EXAMPLES = 5_000  # what the explorer stays fluid with
+EXPLORED_BYTES = 18_000_000  # texts and matrices in the page; the rest of 25 MB is libraries, figures, tables
+
+
+def build(
+    output: str | Path,
+    experiment: str,
+    config_text: str,
+    models: Mapping[str, ModelInputs],
+    train: pd.DataFrame,
+    tasks: pd.DataFrame,
+    labels: Sequence[str],
+    sound_labels: Mapping[str, Sequence[str]],
+    top: int = 20,
+    environment: Mapping[str, Any] | None = None,
+    dag: Iterable[RuleRun | tuple] | None = None,
+    sweep: str | Path | None = None,
+    colors: Sequence[str] = charts.COLORS,
+) -> None:
+    """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
+
+    experiment: its name. config_text: the configuration as text, shown as it is. models: name -> what was computed.
+    train, tasks: data/train.parquet and data/tasks.parquet (`id`, `instruction`, `input`, `output`, label columns).
+    labels: label columns of train; absent ones are skipped. sound_labels: label -> values that mark good examples, for
+    the AUC. top: examples shown as best and as worst of each method. environment: name -> value (versions, device,
+    dtype, threads, commit); mappings within it become rows of their own. dag: `RuleRun` rows, or tuples (rule, seconds,
+    peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure
+    (SVG) of icp against influence by model and domain, with its table beside it (.csv). colors: the cycle of #rrggbb
+    in which the charts are drawn.
+
+    Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
+    DataError where a file cannot be read or train lacks a text column.
+    """
+    for name, table in (("train", train), ("tasks", tasks)):
+        if missing := [column for column in ("id", *TEXT_FIELDS) if column not in table.columns]:
+            raise DataError(f"report: the {name} table lacks the column {missing[0]!r}; it has {', '.join(table)}.")
+    train = train.assign(id=train["id"].astype(str)).reset_index(drop=True)
+    tasks = tasks.assign(id=tasks["id"].astype(str)).reset_index(drop=True)
+    labels = [label for label in labels if label in train.columns]
+    experiments = [Findings(name, inputs, train, labels, sound_labels, top) for name, inputs in models.items()]
+
+    explored = _explored(experiments, train, tasks, labels)
+    coloured = kinds(train, labels)
+    data = {
+        "labels": labels,
+        "kinds": None if coloured is None else coloured.name,
+        "examples": {
+            "id": train["id"].iloc[explored].tolist(),
+            **{name: page.texts(train[name]).iloc[explored].tolist() for name in TEXT_FIELDS},
+            "labels": {label: page.texts(train[label]).iloc[explored].tolist() for label in labels},
+        },
+        "tasks": {"id": tasks["id"].tolist(), **{name: page.texts(tasks[name]).tolist() for name in TEXT_FIELDS}},
+        "models": {model.name: model.explorer(explored, tasks) for model in experiments},
+    }
+    specifications = {"scatter": charts.scatter(colors), "effects": charts.effects(colors)}
+    for number, model in enumerate(experiments):
+        specifications |= model.charts(number, colors)
+    runs = provenance.rule_runs(dag)
+    if runs is not None:
+        specifications["dag"] = charts.dag(runs.drop(columns="needs"), provenance.edges(runs))
+
+    text = page.render(
+        data,
+        specifications,
+        experiment=experiment,
+        models=experiments,
+        n_examples=len(train),
+        n_explored=len(explored),
+        n_tasks=len(tasks),
+        sweep=None if sweep is None else Sweep(Path(sweep)),
+        labels=labels,
+        sound_labels=sound_labels,
+        top=top,
+        config_text=config_text,
+        environment=provenance.flat(environment or {}),
+        artifacts=provenance.artifacts(runs),
+        has_dag=runs is not None,
+        statistics=charts.STATISTICS,
+    )
+    write_text(output, text)
+    logger.info(
+        "report: %s examples x %s tasks, %s models, %s examples to explore, %.1f MB",
+        len(train),
+        len(tasks),
+        len(experiments),
+        len(explored),
+        len(text.encode()) / 1e6,
+    )
+
+
+def _explored(
+    models: Sequence[Findings], train: pd.DataFrame, tasks: pd.DataFrame, labels: Sequence[str]
+) -> np.ndarray:
+    """Positions of the examples that the explorer holds, ascending.
+
+    All, while there are at most EXPLORED_EXAMPLES and they fit EXPLORED_BYTES; else the best and worst of each
+    method, and of the others as many as fit, drawn by the digest of their ids.
+    """
+    extreme = {row for model in models for rows in (*model.best.values(), *model.worst.values()) for row in rows}
+    digests = [hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest() for identity in train["id"]]
+    order = sorted(range(len(train)), key=lambda row: (row not in extreme, digests[row]))
+    cells = sum(len(columns) for model in models for columns in model.matrix_columns(tasks).values())
+    numbers = sum(len(model.methods) for model in models)
+    texts = sum(page.texts(train[name]).str.encode("utf-8", "replace").str.len() for name in (*TEXT_FIELDS, *labels))
+    # 8/3: two bytes in base64; 16: a score and a rank in JSON.
+    cost = texts.to_numpy(float) * 1.05 + cells * 8 / 3 + numbers * 16
+    fits = np.cumsum(cost[order]) <= EXPLORED_BYTES
+    fits[EXPLORED_EXAMPLES:] = False
+    fits[: len(extreme)] = True
+    return np.sort(np.array(order, dtype=int)[fits])

@@ -1,0 +1,386 @@
+"""What was found with one model, in the form that the report shows: headline, tables, charts, the explorer's data."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+
+from icprobe import artifacts
+from icprobe.analysis import headline
+from icprobe.analysis.binning import bins
+from icprobe.analysis.statistics import label_aucs, widen
+from icprobe.errors import DataError, ScoreError
+from icprobe.evaluation.tabulation import left_out
+from icprobe.report import charts
+from icprobe.report.page import text
+from icprobe.report.wording import bin_label, count, fixed
+from icprobe.tables.parquet import read_pieces
+
+Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
+
+DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
+WIDE_POINTS = 400  # a figure of a paper's page, not of a column, gets the width of the report
+TEXT_FIELDS = ("instruction", "input", "output")
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the experiment computed with one model. A table that is None or has no rows is reported as absent.
+
+    Every `Source` is a path (.parquet or .csv) or a DataFrame with the same columns.
+    """
+
+    scores: Mapping[str, Source]  # method -> id, score; the order of the methods is that of the report
+    attributions: Mapping[str, Source] = field(default_factory=dict)  # method -> id, one column per task; or id, score
+    lengths: Source | None = None  # id, n_query, n_target (tokens)
+    correlations: Source | None = None  # [model], method_a, method_b, statistic, value, low, high, interval, n
+    overlaps: Source | None = None  # [model], method, bin, n, n_overlap, overlap, chance
+    win_rates: Source | None = None  # [model], method, bin, subset, seed, n, win_rate, ..., n_draws
+    differences: Source | None = None  # [model], bin, method_a, method_b, n, difference, ..., p_value_holm
+    chain: Source | None = None  # [model], link, level, task, learning_rate, statistic, value, low, high, interval, n
+    weak_link: str | Path | None = None  # text file: which link of the chain is the weak one, in words
+    label_aucs: Source | None = None  # [model], label, value, method, auc, n_positive, n_negative; absent: computed
+    figures: Sequence[str | Path] = ()  # SVG files; the caption is the file's dc:title or name, and dc:description
+
+
+class Findings:
+    """The tables of one model, in the form that the page shows."""
+
+    def __init__(
+        self,
+        name: str,
+        inputs: ModelInputs,
+        train: pd.DataFrame,
+        labels: Sequence[str],
+        sound_labels: Mapping[str, Sequence[str]],
+        top: int,
+    ):
+        self.name = name
+        self.methods = list(inputs.scores)
+        self._attributions = dict(inputs.attributions)
+        self._train = train
+        self.scores = {
+            method: _scores(source, train["id"], f"{name}, {method}") for method, source in inputs.scores.items()
+        }
+        self.ranks = {method: _ranks(score) for method, score in self.scores.items()}
+        lengths = _table(inputs.lengths)
+        if lengths is not None and lengths["n_target"].isna().all():
+            lengths = None  # no texts, or no model to count their tokens
+        self.lengths = None if lengths is None else lengths.astype({"id": str}).set_index("id").reindex(train["id"])
+        self.correlations = self._own(inputs.correlations)
+        self.overlaps = self._own(inputs.overlaps)
+        self.win_rates = self._own(inputs.win_rates)
+        if self.win_rates is not None and "length_controlled_win_rate" not in self.win_rates:
+            self.win_rates["length_controlled_win_rate"] = np.nan
+        self.differences = self._own(inputs.differences)
+        self.chain = self._own(inputs.chain)
+        self.weak_link = "" if inputs.weak_link is None else _content(Path(inputs.weak_link)).decode().strip()
+        aucs = self._own(inputs.label_aucs)
+        if aucs is None:
+            sound = {label: values for label, values in sound_labels.items() if label in labels}
+            aucs = label_aucs(self.scores, train[["id", *labels]], sound)
+        self.aucs = aucs if len(aucs) else None
+        self.figures = [_figure(Path(path)) for path in inputs.figures]
+        self.best, self.worst = {}, {}
+        for method, ranks in self.ranks.items():
+            evaluated = ranks.dropna().astype(int).sort_values()
+            self.best[method] = list(evaluated.index[:top])
+            self.worst[method] = list(evaluated.index[::-1][:top])
+
+    def _own(self, source: Source | None) -> pd.DataFrame | None:
+        """The rows of a table that are of this model and over all tasks; None where there are none."""
+        table = _table(source)
+        if table is None:
+            return None
+        if "model" in table.columns:
+            table = table[table["model"] == self.name]
+        table = headline.over_all_tasks(table)
+        return table.reset_index(drop=True) if len(table) else None
+
+    # --- for the template
+
+    def headline(self) -> list[str]:
+        """The correlation of icp and influence in words, with what the interval says about it."""
+        found = {} if self.correlations is None else headline.agreement(self.correlations)
+        if "spearman" not in found:
+            return ["The correlation of icp and influence was not computed: this experiment lacks one of the two."]
+        plain = found["spearman"]
+        if plain.value != plain.value:
+            return ["The correlation of icp and influence is undefined: one of the two scores is constant."]
+        sentences = [
+            f"Over {count(plain.n)} examples, icp and influence have a Spearman correlation of "
+            f"{fixed(plain.value)} (95% interval {fixed(plain.low)} to {fixed(plain.high)}, {plain.interval}). "
+            + _reading(plain, "the two methods rank examples")
+        ]
+        partial = found.get("spearman_partial_length")
+        if partial is None or partial.value != partial.value:
+            sentences.append("How much of this is owed to the length of the responses was not computed.")
+        else:
+            sentences.append(
+                f"Given response length it is {fixed(partial.value)} (95% interval {fixed(partial.low)} to "
+                f"{fixed(partial.high)}). " + _reading(partial, "among responses of equal length they still rank")
+            )
+        return sentences
+
+    def auc_tables(self) -> list[dict[str, Any]]:
+        """One table for each label: methods × what stands against the good value."""
+        tables = []
+        for label, rows in [] if self.aucs is None else self.aucs.groupby("label", sort=False):
+            columns = list(dict.fromkeys(rows["value"].astype(str)))
+            cells = {(row.method, str(row.value)): row for row in rows.itertuples()}
+            methods = list(dict.fromkeys(rows["method"]))
+            tables.append({"label": label, "columns": columns, "methods": methods, "cells": cells})
+        return tables
+
+    def correlation_rows(self) -> list[dict[str, Any]]:
+        """One row for each pair of methods: statistic -> row of the table."""
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in self.correlations.itertuples():
+            rows.setdefault((row.method_a, row.method_b), {})[row.statistic] = row
+        return [{"a": a, "b": b, "n": next(iter(found.values())).n, "of": found} for (a, b), found in rows.items()]
+
+    def interval_kind(self) -> str:
+        return " and ".join(sorted(set(self.correlations["interval"].astype(str))))
+
+    def chain_rows(self) -> dict[float, dict[tuple[str, str], Any]]:
+        """Step size -> (level, link) -> row of the chain's rank correlations; ("error", "") -> its relative error."""
+        rows: dict[float, dict[tuple[str, str], Any]] = {}
+        for row in self.chain[self.chain["learning_rate"].notna()].itertuples():
+            if row.statistic == "spearman":
+                rows.setdefault(row.learning_rate, {})[row.level, row.link] = row
+            elif row.statistic == "relative_error":
+                rows.setdefault(row.learning_rate, {})["error", ""] = row
+        return dict(sorted(rows.items()))
+
+    def overlap_bins(self) -> dict[str, float]:
+        """bin -> overlap expected by chance."""
+        return {row.bin: row.chance for row in self.overlaps.itertuples()}
+
+    def overlap_rows(self) -> dict[str, dict[str, Any]]:
+        """method -> bin -> row of the table."""
+        rows: dict[str, dict[str, Any]] = {}
+        for row in self.overlaps.itertuples():
+            rows.setdefault(row.method, {})[row.bin] = row
+        return rows
+
+    def overall_win_rates(self) -> list[Any]:
+        """The rows over all prompts and seeds."""
+        return list(headline.overall(self.win_rates).itertuples())
+
+    def without_length_control(self) -> list[str]:
+        """Why there is no length-controlled win rate, method by method and bin by bin."""
+        return left_out(self.win_rates)
+
+    def charts(self, number: int, colors: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Name -> specification of this model's charts."""
+        found = {}
+        if self.correlations is not None:
+            table = self.correlations
+            drawn = [method for method in self.methods if method in {*table["method_a"], *table["method_b"]}]
+            found[f"heat-map-{number}"] = charts.heat_map(table, drawn, self.name)
+        if self.win_rates is not None:
+            rows = headline.overall(self.win_rates).query("n > 0")
+            if len(rows):
+                conditions = [
+                    "all data" if row.bin == "all" else f"{row.method} {bin_label(row.bin)}"
+                    for row in rows.itertuples()
+                ]
+                rows = rows[["method", "win_rate", "low", "high"]].round(3).assign(condition=conditions)
+                methods = list(dict.fromkeys(rows["method"]))
+                found[f"win-rates-{number}"] = charts.win_rates(rows, methods, self.name, colors)
+        return found
+
+    def example(self, row: int, method: str) -> dict[str, Any]:
+        """One example in full, with its score and rank by a method."""
+        example = self._train.iloc[row]
+        return {
+            "id": example["id"],
+            "score": self.scores[method].iloc[row],
+            "rank": int(self.ranks[method].iloc[row]),
+            "length": None if self.lengths is None else self.lengths["n_target"].iloc[row],
+            **{name: text(example[name]) for name in TEXT_FIELDS},
+            "row": example,
+        }
+
+    # --- for the explorer
+
+    def matrix_columns(self, tasks: pd.DataFrame) -> dict[str, list[str]]:
+        """Method -> tasks of its attribution matrix, for methods that have values per task."""
+        known = set(tasks["id"])
+        found = {}
+        for method, source in self._attributions.items():
+            columns = _columns(source)
+            if "score" in columns:  # one number over all tasks, beside it perhaps n_tasks; no task is called so
+                continue
+            if unknown := [column for column in columns if column != "id" and column not in known]:
+                raise ScoreError(
+                    f"{self.name}, {method}: the attribution matrix has the task {unknown[0]!r}, which the tasks lack. "
+                    "Compute it again from the same data."
+                )
+            found[method] = [column for column in columns if column != "id"]
+        return found
+
+    def explorer(self, explored: np.ndarray, tasks: pd.DataFrame) -> dict[str, Any]:
+        """Scores, ranks, bins and matrices of the explored examples, as plain values."""
+        matrices = {}
+        for method, columns in self.matrix_columns(tasks).items():
+            ids, known = self._train["id"].iloc[explored], self._train["id"]
+            table = _rows(self._attributions[method], ids, known, f"{self.name}, {method}")
+            values = table.reindex(index=ids)[columns].to_numpy(np.float32)
+            place = {task: number for number, task in enumerate(tasks["id"])}
+            matrices[method] = {"tasks": [place[column] for column in columns], **_packed(values)}
+        return {
+            "methods": self.methods,
+            "scores": {m: _plain(score.iloc[explored], digits=6) for m, score in self.scores.items()},
+            "ranks": {m: _plain(rank.iloc[explored], whole=True) for m, rank in self.ranks.items()},
+            "n_target": None if self.lengths is None else _plain(self.lengths["n_target"].iloc[explored], whole=True),
+            "n_query": None if self.lengths is None else _plain(self.lengths["n_query"].iloc[explored], whole=True),
+            "bins": self._bins(explored),
+            "matrices": matrices,
+        }
+
+    def _bins(self, explored: np.ndarray) -> dict[str, dict[str, list[int]]]:
+        """Bin -> method -> positions, among the explored, of its members; empty without overlaps or icp."""
+        if self.overlaps is None or "icp" not in self.scores or self.scores["icp"].isna().any():
+            return {}
+        thresholds = [bin_label(name) for name in dict.fromkeys(self.overlaps["bin"])]
+        tables = {m: score.rename_axis("id").rename("score").reset_index() for m, score in self.scores.items()}
+        position = {identity: i for i, identity in enumerate(self._train["id"].iloc[explored])}
+        found: dict[str, dict[str, list[int]]] = {threshold: {} for threshold in thresholds}
+        for method, table in tables.items():
+            if table["score"].isna().any():
+                continue  # evaluated in part: its bins need not exist
+            for threshold, ids in bins(tables["icp"], None if method == "icp" else table, thresholds).items():
+                found[threshold][method] = sorted(position[i] for i in ids if i in position)
+        return found
+
+
+class Sweep:
+    """icp against influence over models and domains: the figure (SVG) and the rows of the CSV beside it."""
+
+    def __init__(self, path: Path):
+        self.figure = _figure(path)
+        self.rows = list(_table(path.with_suffix(".csv")).itertuples())
+
+
+def _reading(row: Any, what: str) -> str:
+    """What an interval says about 0, in a sentence."""
+    if row.low != row.low or row.high != row.high:
+        return "Its interval is undefined."
+    if row.low > 0:
+        return f"The interval excludes 0: {what} alike, more than chance would."
+    if row.high < 0:
+        return f"The interval excludes 0 from below: {what} in opposite ways."
+    return "The interval includes 0: these examples do not tell it from no correlation at all."
+
+
+def _scores(source: Source, ids: pd.Series, what: str) -> pd.Series:
+    """Scores in the order of the examples, indexed by id; NaN where an example has none."""
+    table = _table(source)
+    table = table.assign(id=table["id"].astype(str))
+    _refuse_unknown(table["id"], ids, what)
+    values = pd.Series(widen(table["score"].to_numpy()), index=pd.Index(table["id"], name="id"))
+    return values.reindex(ids)
+
+
+def _refuse_unknown(found: Iterable[str], ids: pd.Series, what: str) -> None:
+    if unknown := sorted(set(found) - set(ids)):
+        raise ScoreError(
+            f"{what}: {len(unknown)} ids are not among the training examples, the first is {unknown[0]!r}. "
+            "Compute it again from the same data."
+        )
+
+
+def _ranks(score: pd.Series) -> pd.Series:
+    """1 for the best by (−score, id), the order of the bins, by position; NaN where not evaluated."""
+    order = pd.DataFrame({"negative": -score.to_numpy(), "id": score.index.to_numpy()})
+    evaluated = order.dropna(subset="negative").sort_values(["negative", "id"], kind="stable").index
+    return pd.Series(np.arange(1, len(evaluated) + 1), index=evaluated, dtype=float).reindex(range(len(score)))
+
+
+def _table(source: Source | None) -> pd.DataFrame | None:
+    if source is None or isinstance(source, pd.DataFrame):
+        return source
+    path = Path(source)
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return artifacts.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read for the report ({error}). Remove it so that it is made anew."
+        ) from None
+
+
+def _rows(source: Source, wanted: pd.Series, known: pd.Series, what: str) -> pd.DataFrame:
+    """The wanted rows of a matrix, indexed by id; of a file some rows at a time. Refuses ids that are not known."""
+    in_pieces = not isinstance(source, pd.DataFrame) and Path(source).suffix == ".parquet"
+    kept, ids = [], []
+    for piece in read_pieces(source) if in_pieces else [_table(source)]:
+        piece = piece.astype({"id": str}).set_index("id")
+        ids.extend(piece.index)
+        kept.append(piece[piece.index.isin(wanted)])
+    _refuse_unknown(ids, known, what)
+    return pd.concat(kept)
+
+
+def _columns(source: Source) -> list[str]:
+    if isinstance(source, pd.DataFrame):
+        return list(source.columns)
+    if Path(source).suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_schema(source).names
+    return list(_table(source).columns)
+
+
+def _plain(values: pd.Series, digits: int = 6, whole: bool = False) -> list[float | int | None]:
+    """Numbers for JSON, at most `digits` significant ones; None for NaN."""
+    if whole:
+        return [None if value != value else int(value) for value in values]
+    return [None if value != value else float(f"{value:.{digits}g}") for value in values]
+
+
+def _packed(values: np.ndarray) -> dict[str, Any]:
+    """A matrix [n, m] as float16 in base64, row by row, and the factor that restores its unit.
+
+    The largest entry becomes 60,000: 11 significant bits (3.3 digits) over nine decades below it. NaN stays NaN.
+    """
+    largest = float(np.nanmax(np.abs(values), initial=0.0, where=np.isfinite(values))) if values.size else 0.0
+    unit = largest / 60_000 or 1.0
+    half = (values.astype(np.float64) / unit).astype("<f2")
+    return {"unit": unit, "values": base64.b64encode(half.tobytes()).decode()}
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read for the report ({error}). Remove it so that it is made anew."
+        ) from None
+
+
+def _figure(path: Path) -> dict[str, Any]:
+    """An SVG file as a data address: in an <img> its ids cannot meet those of another, and no script of it runs."""
+    content = _content(path)
+    try:
+        drawing = ElementTree.fromstring(content)
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path}: is no SVG figure ({error}). Remove it so that it is made anew.") from None
+    # Of the drawing itself: the program that drew it has a dc:title too.
+    work = drawing.find(".//{http://creativecommons.org/ns#}Work")
+    title, text = ("", "") if work is None else (work.findtext(DUBLIN_CORE + key) for key in ("title", "description"))
+    box = drawing.get("viewBox", "").split()  # x, y, width, height
+    caption = title or (path.stem.replace("--", " against ") if "--" in path.stem else path.stem.replace("_", " "))
+    return {
+        "caption": caption,
+        "text": text or "",
+        "wide": float(box[2]) > WIDE_POINTS if len(box) == 4 else False,
+        "source": "data:image/svg+xml;base64," + base64.b64encode(content).decode(),
+    }

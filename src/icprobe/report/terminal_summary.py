@@ -1,0 +1,175 @@
+"""What the terminal says when `snakemake` ends: what was found and where it is, or what failed and why."""
+
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill, wrap
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from icprobe import artifacts
+from icprobe.analysis import headline
+from icprobe.report.wording import bin_label, fixed
+from icprobe.tracking.syncing import pending
+
+WIDEST = 100  # characters, on a terminal that has them
+# What is shown where there is room for it; a narrower terminal has the first so many.
+ROOM = (8, 4, 3)
+
+
+def summary(experiment: str, models: Sequence[str], tracked: bool, width: int | None = None) -> str:
+    """The end of a finished experiment: headline, win rates, the report, how to upload W&B's runs.
+
+    tracked: whether W&B is on. width: characters (default: the terminal's). What was not computed is left out.
+    """
+    width = width or terminal_width()
+    folder = Path("results", experiment)
+    blocks = [f"{experiment}: finished"]
+    for model in models:
+        tables = folder / model / "tables"
+        lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(tables), *_overlap(tables), *_labels(tables)]
+        blocks.append("\n".join(_wrapped(line, width) for line in lines))
+        blocks.append(_win_rates(tables, width))
+    # A path is not broken: it is there to be copied.
+    ends = [f"Report: {folder}/report.html"]
+    if tracked:
+        waiting = len(pending(folder / "wandb"))
+        command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
+        ends.append(_wrapped(f"W&B: {waiting} runs wait here; to upload them: {command}", width) if waiting else "")
+    return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
+
+
+def terminal_width() -> int:
+    return min(shutil.get_terminal_size().columns, WIDEST)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return fill(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _table(path: Path) -> pd.DataFrame | None:
+    try:
+        return artifacts.read_csv(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _agreement(tables: Path) -> list[str]:
+    table = _table(tables / "correlations.csv")
+    found = {} if table is None else headline.agreement(table)
+    if "spearman" not in found:
+        return []
+    plain, partial = found["spearman"], found.get("spearman_partial_length")
+    lines = [f"Spearman of icp and influence: {_estimate(plain, plain.value)} over {plain.n} examples"]
+    if partial is not None:
+        lines.append(f"The same given response length: {_estimate(partial, partial.value)}")
+    return lines
+
+
+def _estimate(row: Any, value: float) -> str:
+    """A value with its interval, where it has one: two examples of one score leave an AUC without."""
+    interval = f" [{fixed(row.low)}, {fixed(row.high)}]" if row.low == row.low else ""
+    return "undefined" if value != value else fixed(value) + interval
+
+
+def _overlap(tables: Path) -> list[str]:
+    """The overlaps with ICP's strictest bin, with their 95% intervals."""
+    table = _table(tables / "overlaps.csv")
+    chosen = pd.DataFrame() if table is None else headline.strictest_bin(table)
+    if chosen.empty:
+        return []
+    shares = ", ".join(
+        f"{row.method} {100 * row.overlap:.0f}% [{100 * row.low:.0f}, {100 * row.high:.0f}]"
+        for row in chosen.itertuples()
+    )
+    bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].max(), 100 * chosen["chance"].iloc[0]
+    return [f"Share of icp's bin {bin_} ({size} examples) in that of: {shares}; by chance {chance:.0f}%"]
+
+
+def _labels(tables: Path) -> list[str]:
+    """How well each method tells examples of a label's good values from all others: AUC with its 95% interval."""
+    table = _table(tables / "label_aucs.csv")
+    lines = []
+    for label, rows in () if table is None else headline.labels_told(table).groupby("label", sort=False):
+        sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
+        told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
+        lines.append(f"AUC of {label}, {sizes}: {told}")
+    return lines
+
+
+def _win_rates(tables: Path, width: int) -> str:
+    table = _table(tables / "win_rates.csv")
+    if table is None:
+        return ""
+    rows = headline.overall(table)
+    if rows.empty:
+        return ""
+    shown = pd.DataFrame(
+        {
+            "method": ["all data" if row.method == "all" else row.method for row in rows.itertuples()],
+            "bin": ["" if row.bin == "all" else bin_label(str(row.bin)) for row in rows.itertuples()],
+            "win rate, %": [fixed(row.win_rate, 1) for row in rows.itertuples()],
+            "95% interval": [
+                f"{fixed(row.low, 1)} to {fixed(row.high, 1)}" if row.low == row.low else "–"
+                for row in rows.itertuples()
+            ],
+            "n": rows["n"].to_list(),
+            "wins": rows["n_wins"].to_list(),
+            "draws": rows["n_draws"].to_list(),
+            "losses": rows["n_wins_base"].to_list(),
+        }
+    )
+    for n in ROOM:
+        columns = list(shown)[:n]
+        align = ["left" if name in ("method", "bin") else "right" for name in columns]
+        options = {"tablefmt": "simple", "colalign": align, "disable_numparse": True}
+        text = tabulate(shown[columns], headers="keys", showindex=False, **options)
+        if max(map(len, text.splitlines())) <= width:
+            break
+    return f"Win rates against the base model\n\n{text}"
+
+
+# --- failures ---------------------------------------------------------------------------------------------------
+
+
+def failures(jobs: Iterable[tuple[str, Mapping[str, str], Sequence[str]]], width: int | None = None) -> str:
+    """The end of a failed workflow: of each failed job its rule, what it was about, its one sentence, and its log.
+
+    jobs: (rule, wildcards, log files). Empty where no job failed.
+    """
+    width = width or terminal_width()
+    blocks = []
+    for rule, wildcards, logs in jobs:
+        what = " ".join(f"{name}={value}" for name, value in wildcards.items())
+        sentence = next(filter(None, map(sentence_of, logs)), "it ended without a word: killed, perhaps for memory")
+        lines = wrap(
+            f"{rule} failed{f' ({what})' if what else ''}: {sentence}",
+            width,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        blocks.append("\n".join([*lines, *(f"  log: {log}" for log in logs)]))
+    if not blocks:
+        return ""
+    again = "What is finished stays; the same command goes on from there."
+    return "\n\n".join([*blocks, _wrapped(again, width)])
+
+
+def sentence_of(log: str | Path) -> str:
+    """Why a job failed, from its log: its own sentence, or the last line of a traceback; empty where there is none."""
+    try:
+        text = Path(log).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    if found := re.findall(r"^\S+ \S+ error: (.*(?:\n(?!\d{4}-).*)*)", text, re.MULTILINE):
+        return " ".join(found[-1].split())
+    if "Traceback (most recent call last)" in text:
+        traceback = text[text.rindex("Traceback (most recent call last)") :]
+        # The first line that is neither indented nor one of the log's own.
+        ends = [line for line in traceback.splitlines()[1:] if line and not line[0].isspace()]
+        return f"a bug, {ends[0]}" if ends else "a bug"
+    return ""

@@ -1,0 +1,153 @@
+"""Tables of examples, tasks and eval prompts, checked row by row."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icprobe.errors import DataError, shown
+from icprobe.tables.reading import WHERE, read_file, read_source
+
+TEXTS = ["instruction", "input", "output"]
+WHOLE = {"domain": "all", "subset": "overall"}  # what tables call all of them
+TAKEN = {"id", "score"}  # columns of attribution matrices that are no tasks
+MAX_ID = 200  # characters
+
+
+def read_table(
+    source: dict[str, Any], extra: Iterable[str] = (), on_empty: str = "error", needs_output: bool = True
+) -> pd.DataFrame:
+    """Checked rows: `id` (str, unique), `instruction`, `input`, `output` (str), then those of `extra` that are there.
+
+    source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns). A row
+    without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an output;
+    `frame.attrs["dropped_empty"]` counts these. Raises DataError for the first row that cannot be used, with its file
+    and line.
+    """
+    frame, origin = read_source(source)
+    places = frame.pop(WHERE)
+    renamed = {}
+    for ours, theirs in source.get("columns", {}).items():
+        if theirs not in frame:
+            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
+        renamed[ours] = frame[theirs]
+    frame = frame.assign(**renamed)
+    if "subset" not in frame and "dataset" in frame:
+        frame = frame.assign(subset=frame["dataset"])
+    for column in ["instruction", *(["output"] if needs_output else [])]:
+        if column not in frame:
+            known = ", ".join(shown(name) for name in frame.columns[:10])
+            raise DataError(f"{origin}: has no column {column!r} (it has {known}); name yours under `columns`.")
+    result = pd.DataFrame({"id": _ids(frame, places)})
+    for column in TEXTS:
+        values = frame[column] if column in frame else [None] * len(frame)
+        for where, value in zip(places, values, strict=True):
+            _check_text(where, column, value, required=column == "instruction")
+        result[column] = ["" if _missing(value) else value for value in values]
+    for column in extra:
+        if column in frame:
+            values = list(map(label, frame[column]))
+            for where, value in zip(places, values, strict=True):
+                _check_text(where, column, value)
+                check_group(where, column, value)
+            result[column] = values
+    if not needs_output:
+        return result
+    empty = np.array([not output.strip() for output in result["output"]])
+    if empty.any() and on_empty == "error":
+        raise DataError(
+            f'{places[empty.argmax()]}: "output" is empty. An example needs a response; '
+            "remove the line or set data.on_empty: drop."
+        )
+    result = result[~empty].reset_index(drop=True)
+    result.attrs["dropped_empty"] = int(empty.sum())
+    if result.empty:
+        raise DataError(f"{origin}: no row has an output.")
+    return result
+
+
+def label(value: Any) -> str | None:
+    """A label, domain or subset as one line without blanks around it; None where there is none: null, NaN, or blank.
+
+    White space within it is one space: a line break would cut the tables that it names rows of.
+    """
+    return None if _missing(value) else " ".join(str(value).split()) or None
+
+
+def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
+    """The domains that files of tasks name; none of files that cannot be read. columns: {our name: theirs}."""
+    found: set[str | None] = set()
+    for file in files:
+        try:
+            found |= {*map(label, read_file(file).get(columns.get("domain", "domain"), []))}
+        except DataError:
+            continue  # `read_table` says what is wrong
+    return {one for one in found if one is not None}
+
+
+def check_group(where: str, column: str, value: str | None) -> None:
+    """Raises DataError where a row's domain or subset is called what means all of them in the tables."""
+    if value is not None and value == WHOLE.get(column):
+        raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
+
+
+def check_tasks(ids: Iterable[str]) -> None:
+    """Raises DataError for a task called as a column that means something else in the tables that follow."""
+    if taken := sorted({*ids} & TAKEN):
+        raise DataError(f'tasks: a task must not be called "{taken[0]}", a column of other meaning; rename it.')
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _check_text(where: str, column: str, value: Any, required: bool = False) -> None:
+    if _missing(value):
+        if required:
+            raise DataError(f'{where}: "{column}" is missing.')
+        return
+    if not isinstance(value, str):
+        raise DataError(f'{where}: "{column}" is {shown(value)} ({type(value).__name__}), not a text.')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(
+            f'{where}: "{column}" holds half a surrogate pair, which is no text; correct the row.'
+        ) from None
+    if required and not value.strip():
+        raise DataError(f'{where}: "{column}" is empty.')
+
+
+def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
+    if "id" not in frame or all(map(_missing, frame["id"])):
+        return row_numbers(len(frame))
+    ids: dict[str, str] = {}
+    for where, value in zip(places, frame["id"], strict=True):
+        if _missing(value):
+            raise DataError(f'{where}: "id" is missing; give all rows one, or none.')
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise DataError(f'{where}: "id" is {shown(value)} ({type(value).__name__}), not a text or a whole number.')
+        name = str(value)
+        _check_text(where, "id", name, required=True)
+        if len(name) > MAX_ID or len(name.splitlines()) > 1 or any(ord(c) < 32 or ord(c) == 127 for c in name):
+            raise DataError(
+                f'{where}: "id" is {shown(name)}; an id is one line of at most {MAX_ID} characters, '
+                "none of which steers a terminal."
+            )
+        if name in ids:
+            raise DataError(f"{where}: the id {shown(name)} is that of {ids[name]} too; ids must be unique.")
+        ids[name] = where
+    return list(ids)
+
+
+def row_numbers(count: int) -> list[str]:
+    """Ids of rows that have none: their numbers from 0, zero-padded so that their order as texts is the rows' order."""
+    width = len(str(count - 1))
+    return [f"{number:0{width}d}" for number in range(count)]
+
+
+def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as dictionaries; what is missing is None, as JSON has it."""
+    plain = frame.astype(object)
+    return plain.where(plain.notna(), None).to_dict("records")

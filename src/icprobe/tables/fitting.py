@@ -1,0 +1,200 @@
+"""Which rows fit the models' contexts, and what becomes of those that do not."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icprobe.errors import DataError
+from icprobe.tables.checking import records
+from icprobe.tables.selecting import sample as draw_sample
+from icprobe.tables.selecting import select_tasks
+from icprobe.texts.prompts import Prompts
+from icprobe.texts.readers import Reader
+
+logger = logging.getLogger(__name__)
+
+
+def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFrame:
+    """Table id, n_query, n_target: tokens of each row's query and target, in this model's tokens.
+
+    Raises DataError for a row whose query or target has none: nothing could be said of its likelihood.
+    """
+    rows = frame.to_dict("records")
+    queries = reader.counts([prompts.query(row) for row in rows])
+    texts = [prompts.document(row) for row in rows]
+    documents = reader.counts(texts)
+    reader.tell_control_tokens(texts)
+    targets = [whole - query for whole, query in zip(documents, queries, strict=True)]
+    for row, query, target in zip(rows, queries, targets, strict=True):
+        if query < 1 or target < 1:
+            what = "query" if query < 1 else "response"
+            raise DataError(f"row {row['id']}: its {what} has no token of {reader.model}; remove or correct it.")
+    return pd.DataFrame({"id": frame["id"], "n_query": queries, "n_target": targets}).astype(
+        {"n_query": "int32", "n_target": "int32"}
+    )
+
+
+def unknown_lengths(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table of `lengths` where there are no texts, or no model to count their tokens: its numbers are null."""
+    unknown = pd.array([pd.NA] * len(frame), dtype="Int32")
+    return pd.DataFrame({"id": frame["id"], "n_query": unknown, "n_target": unknown})
+
+
+def draw(
+    frame: pd.DataFrame, sample: dict[str, Any] | None, text: Callable[[dict], str], readers: list[Reader], where: str
+) -> pd.DataFrame:
+    """The rows that a `sample` of the configuration (n, stratify, seed, max_tokens) draws; all where there is none.
+
+    text(row) is what max_tokens bounds, in the first reader's tokens; where: the configuration's key, for messages.
+    """
+    if not sample:
+        return frame
+    if sample["max_tokens"]:
+        counts = readers[0].counts([text(row) for row in records(frame)])
+        frame = frame[[count < sample["max_tokens"] for count in counts]].reset_index(drop=True)
+    return draw_sample(frame, sample["n"], sample["stratify"], sample["seed"], where)
+
+
+def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
+    """The tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too.
+
+    One that is cut is left half of the context, so that examples find room beside it.
+    """
+    for reader in readers:
+        lengths(tasks, prompts, reader)
+    alone, half = {r.model: 0 for r in readers}, {r.model: (r.max_positions or 0) // 2 for r in readers}
+    return fit(tasks, readers, on_too_long, prompts.document, alone, "tasks", half)
+
+
+def choose_tasks(
+    candidates: pd.DataFrame,
+    select: str | list[str],
+    seed: int,
+    prompts: Prompts,
+    readers: list[Reader],
+    on_too_long: str,
+    hidden_states: Callable[[list[str]], np.ndarray],
+) -> pd.DataFrame:
+    """The tasks that `select` chooses (see `select_tasks`) and that fit every model's context (see `fit`).
+
+    hidden_states: the mean hidden state [texts, d] of each document. For "kmeans:n" the first model reads all
+    candidates before any is chosen, so that there all of them must fit, or are cut or dropped.
+    """
+    if str(select).startswith("kmeans"):
+        candidates = fit_tasks(candidates, prompts, readers, on_too_long)
+        documents = [prompts.document(row) for row in records(candidates)]
+        tasks = select_tasks(candidates, select, seed, lambda: hidden_states(documents))
+        tasks.attrs["too_long"] = candidates.attrs["too_long"]
+        return tasks
+    return fit_tasks(select_tasks(candidates, select, seed), prompts, readers, on_too_long)
+
+
+def fit_train(
+    train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str
+) -> pd.DataFrame:
+    """The examples that fit every model's context together with the longest task; see `fit`."""
+    texts = [prompts.separator + prompts.document(task) for task in tasks.to_dict("records")]
+    longest = {reader.model: max(reader.counts(texts), default=0) for reader in readers}
+    return fit(train, readers, on_too_long, prompts.one_shot_prefix, longest, "train")
+
+
+def fit(
+    frame: pd.DataFrame,
+    readers: list[Reader],
+    on_too_long: str,
+    text: Any,
+    besides: dict[str, int],
+    what: str,
+    besides_cut: dict[str, int] | None = None,
+) -> pd.DataFrame:
+    """Rows whose `text(row)` and `besides[model]` more tokens fit every model; one too long for one is so for all.
+
+    on_too_long: "error" raises DataError with the ids, "drop" drops these rows, "truncate" cuts their outputs behind
+    the last token with which they fit (besides_cut: tokens beside such a row, where these are more).
+    `frame.attrs["too_long"]` of the result counts them.
+    """
+    rows = frame.to_dict("records")
+    over: dict[int, tuple[Reader, int]] = {}
+    for reader in readers:
+        if reader.max_positions is None:
+            continue
+        room = reader.max_positions - besides[reader.model]
+        for place, count in enumerate(reader.counts([text(row) for row in rows])):
+            if count > room:
+                over.setdefault(place, (reader, count + besides[reader.model]))
+    if over and on_too_long == "error":
+        ids = ", ".join(rows[place]["id"] for place in list(over)[:5])
+        reader, count = next(iter(over.values()))
+        raise DataError(
+            f"data.{what}: {len(over)} rows do not fit a model's context, first of {ids}: {count} tokens where "
+            f"{reader.model} takes {reader.max_positions}. Shorten them, or set data.on_too_long: truncate or drop."
+        )
+    if over and on_too_long == "truncate":
+        before, beside = sum(len(rows[place]["output"]) for place in over), besides_cut or besides
+        for place, (reader, _) in over.items():
+            rows[place]["output"] = _truncated(rows[place], reader, readers, text, beside)
+            if not rows[place]["output"]:
+                raise DataError(
+                    f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
+                    f"{reader.model}, not even with one token of output, beside {beside[reader.model]} that others "
+                    "take (the longest task, or an example); remove it, or shorten them."
+                )
+        after = sum(len(rows[place]["output"]) for place in over)
+        logger.warning(
+            "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",
+            what,
+            len(over),
+            len(rows),
+            before,
+            after,
+        )
+        result = frame.assign(output=[row["output"] for row in rows])
+    else:
+        result = frame.drop(index=frame.index[list(over)]).reset_index(drop=True)
+    if result.empty:
+        raise DataError(f"data.{what}: no row fits the context of {', '.join(r.model for r in readers)}.")
+    result.attrs["too_long"] = len(over)
+    return result
+
+
+def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
+    """The row's output up to the last end of a token of `cutter` with which the row fits all models; may be empty."""
+    ends = [0, *cutter.token_ends(row["output"])]
+
+    def cut(tokens: int) -> str:
+        return row["output"][: ends[tokens]].rstrip()
+
+    low, high = 0, len(ends)  # the first `low` tokens fit, `high` do not: a text grows with its output
+    while high - low > 1:
+        middle = (low + high) // 2
+        shorter = text({**row, "output": cut(middle)})
+        fits = all(
+            r.max_positions is None or r.counts([shorter])[0] + besides[r.model] <= r.max_positions for r in readers
+        )
+        low, high = (middle, high) if fits else (low, middle)
+    return cut(low)
+
+
+def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_new_tokens: int) -> pd.DataFrame:
+    """Table id, n_query: tokens of each eval prompt's query, in this model's tokens.
+
+    Raises DataError for a query that has none, or that leaves no room for max_new_tokens in the model's context.
+    """
+    texts = [prompts.query(row) for row in frame.to_dict("records")]
+    counts = reader.counts(texts)
+    reader.tell_control_tokens(texts)
+    limit = reader.max_positions
+    if 0 in counts:
+        row_id = frame["id"].iloc[counts.index(0)]
+        raise DataError(f"data.eval: the prompt {row_id} has no token of {reader.model}; remove it.")
+    long = [i for i, n in enumerate(counts) if limit is not None and n + max_new_tokens > limit]
+    if long:
+        ids = ", ".join(frame["id"].iloc[long[:5]])
+        raise DataError(
+            f"data.eval: the prompts {ids} ({len(long)} in all) leave no room for evaluation.max_new_tokens: "
+            f"{max_new_tokens} within the {limit} tokens of {reader.model}; shorten or remove them."
+        )
+    return pd.DataFrame({"id": frame["id"], "n_query": counts}).astype({"n_query": "int32"})

@@ -1,0 +1,50 @@
+"""Tables as parquet, written whole or not at all, read whole or a piece at a time; scores among them."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from icprobe.artifacts import atomic_path
+from icprobe.errors import ArtifactError, reason
+
+PIECE_BYTES = 64e6  # of a matrix in memory at a time
+
+
+def write_parquet(frame: pd.DataFrame, path: str | Path) -> None:
+    """A table as parquet, written atomically; the same rows give the same bytes. Its pages carry checksums."""
+    with atomic_path(path) as aside:
+        frame.to_parquet(aside, index=False, compression="zstd", write_page_checksum=True)
+
+
+def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table that `write_parquet` wrote. Raises ArtifactError where it is missing, truncated or changed."""
+    try:
+        return pd.read_parquet(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.") from None
+
+
+def read_pieces(path: str | Path, piece_bytes: float = PIECE_BYTES) -> Iterator[pd.DataFrame]:
+    """Rows of an attribution matrix in order, as many at a time as `piece_bytes` hold in float32; one piece at least.
+
+    Raises ArtifactError as `read_parquet` does.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            rows = max(1, int(piece_bytes // (4 * len(file.schema_arrow.names))))
+            if not file.metadata.num_rows:
+                yield file.schema_arrow.empty_table().to_pandas()
+            # Group by group: one reader for all would keep what it has read of every group before.
+            for group in range(file.num_row_groups):
+                for piece in file.iter_batches(rows, row_groups=[group]):
+                    yield piece.to_pandas()
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.") from None
+
+
+def read_scores(methods: Iterable[str], paths: Iterable[str | Path]) -> dict[str, pd.Series]:
+    """{method: score indexed by id} from score tables, in the order of `methods`."""
+    return {m: read_parquet(path).set_index("id")["score"] for m, path in zip(methods, paths, strict=True)}

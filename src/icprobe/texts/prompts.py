@@ -1,0 +1,139 @@
+"""Texts of examples and tasks, from sandboxed Jinja2 templates. Data are rendered, never taken as templates."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from jinja2 import StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+from icprobe.errors import ConfigError, reason
+from icprobe.texts import control_tokens
+from icprobe.texts.control_tokens import Change, Part, Text
+
+# fmt: off
+FILTERS = {
+    "capitalize", "count", "d", "default", "first", "join", "last", "length", "lower", "replace", "reverse", "string",
+    "title", "trim", "truncate", "upper", "wordcount",
+}
+METHODS = {
+    "capitalize", "endswith", "join", "lower", "lstrip", "removeprefix", "removesuffix", "replace", "rstrip", "split",
+    "splitlines", "startswith", "strip", "title", "upper",
+}
+# fmt: on
+
+
+def flat(text: Any) -> str:
+    """Every run of white space becomes one space, ends stripped; null counts as empty."""
+    return "" if text is None or text != text else " ".join(str(text).split())
+
+
+def full_instruction(row: dict[str, Any]) -> str:
+    """Instruction and, where there is one, input below it, as AlpacaEval's files have it."""
+    return row["instruction"] + (f"\n\n{row['input']}" if flat(row.get("input")) else "")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja2 for texts alone: no attribute leads out of a text, and nothing in a line grows without bound."""
+
+    intercepted_binops = frozenset({"*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(undefined=StrictUndefined, keep_trailing_newline=True)
+        self.filters = {"flat": flat, **{name: self.filters[name] for name in sorted(FILTERS)}}
+        self.globals = {}
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        raise SecurityError(f"a template has no operator {operator}")
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        text_method = type(getattr(obj, "__self__", None)) is str and not isinstance(obj, MethodType)
+        return text_method and getattr(obj, "__name__", None) in METHODS
+
+
+class Prompts:
+    """query, target, document and contexts of one experiment.
+
+    templates: the configuration's `templates` as a mapping, and `special_tokens` of its `data` (default: text). Raises
+    ConfigError for a template that does not parse or names an unknown variable.
+    """
+
+    def __init__(self, templates: dict[str, str]) -> None:
+        environment = Sandbox()
+        self._templates = {}
+        for name in ("query", "target", "one_shot_prefix"):
+            try:
+                self._templates[name] = environment.from_string(templates[name])
+            except Exception as error:  # a template is the user's program, and what it raises the user's mistake
+                raise ConfigError(f"config: templates.{name}: {reason(error)}") from None
+        self.separator = templates["separator"]
+        self._special_tokens = templates.get("special_tokens", "text")
+
+    @classmethod
+    def of_queries(cls, templates: dict[str, str]) -> "Prompts":
+        """Those of `query` alone: of other templates a job then knows nothing, so a change of them repeats nothing."""
+        return cls({"target": "", "one_shot_prefix": "", "separator": "", **templates})
+
+    def _render(self, template: str, **values: Any) -> str:
+        try:
+            return self._templates[template].render(**values)
+        except Exception as error:  # see above
+            raise ConfigError(f"config: templates.{template}: {reason(error)}") from None
+
+    def _text(self, row: dict[str, Any], template: str, values: Callable[[Change], dict[str, Any]]) -> Text:
+        def render(change: Change) -> str:
+            return self._render(template, **values(change))
+
+        return Text(render(_as_it_is), (Part(render, row.get("id")),), self._special_tokens)
+
+    def query(self, row: dict[str, Any]) -> Text:
+        """What the model reads before the response; sees instruction and input alone."""
+        words = {"instruction": row["instruction"], "input": row.get("input")}
+        return self._text(row, "query", lambda change: {name: change(value) for name, value in words.items()})
+
+    def target(self, row: dict[str, Any]) -> Text:
+        """The response as it follows the query."""
+        return self._text(row, "target", lambda change: {"output": change(row["output"])})
+
+    def document(self, row: dict[str, Any]) -> Text:
+        """query + target."""
+        return self.query(row) + self.target(row)
+
+    def one_shot_prefix(self, example: dict[str, Any]) -> Text:
+        """What precedes separator + query(task) when the example stands in the context."""
+        document = self.document(example)
+        return self._text(example, "one_shot_prefix", lambda change: {"document": document.again(change)})
+
+    def one_shot(self, example: dict[str, Any], task: dict[str, Any]) -> Text:
+        """Context of a task given one example."""
+        return self.one_shot_prefix(example) + self.separator + self.query(task)
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of context + target; the first `n_context` are the context, the others the target."""
+
+    ids: tuple[int, ...]
+    n_context: int
+
+    @property
+    def n_target(self) -> int:
+        return len(self.ids) - self.n_context
+
+
+def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """Token ids of a text, with no special tokens added; see `control_tokens.token_ids`."""
+    return tuple(control_tokens.token_ids(tokenizer, [text])[0])
+
+
+def encode(tokenizer: Any, context: str, target: str) -> Encoded:
+    """ids are those of the joint text; the context's length is the token count of the context alone.
+
+    This is lm-evaluation-harness's convention. A tokenizer that merges across the border moves a token to one side.
+    """
+    return Encoded(token_ids(tokenizer, context + target), len(token_ids(tokenizer, context)))

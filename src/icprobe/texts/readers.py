@@ -1,0 +1,65 @@
+"""What a model makes of texts: how many tokens they are, and where their tokens end."""
+
+import logging
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from icprobe.errors import DataError, shown
+from icprobe.texts.control_tokens import Text, count_control_tokens, token_ids
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model as far as texts are concerned: its name and tokenizer, its longest sequence, and how many of the
+    tokenizer's tokens it knows (None: no limit, all of them).
+    """
+
+    model: str
+    tokenizer: Any
+    max_positions: int | None
+    vocabulary: int | None = None
+
+    def counts(self, texts: list[str]) -> list[int]:
+        """Token count of each text. Raises DataError for a token that the model does not know."""
+        found = token_ids(self.tokenizer, texts)
+        if self.vocabulary is not None:
+            for text, ids in zip(texts, found, strict=True):
+                if (highest := max(ids, default=0)) >= self.vocabulary:
+                    self._refuse_unknown(text, highest)
+        return [len(ids) for ids in found]
+
+    def _refuse_unknown(self, text: str, number: int) -> None:
+        token = self.tokenizer.convert_ids_to_tokens(number)
+        rows = [part.row for part in getattr(text, "parts", ()) if token in part.words()]
+        raise DataError(
+            f"{f'row {rows[0]}' if rows else 'templates'}: {shown(token)} is a control token of {self.model}'s "
+            f"tokenizer that the model does not know (its number is {number}, the embedding has {self.vocabulary} "
+            "rows); remove it, or set data.special_tokens: text where it stands in a row."
+        )
+
+    def token_ends(self, text: str) -> list[int]:
+        """Where the tokens of a text end, as numbers of characters, those apart that end within a letter: its bytes,
+        or its marks (the vowels above a Thai consonant). Each character's end, where a tokenizer does not tell them.
+        """
+        ends = range(1, len(text) + 1)
+        if getattr(self.tokenizer, "is_fast", False):
+            pairs = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            ends = sorted({end for _, end in pairs} - {0})
+        return [end for end in ends if end == len(text) or unicodedata.category(text[end])[0] != "M"]
+
+    def tell_control_tokens(self, texts: Sequence[Text]) -> None:
+        """Says in the log how many rows hold control tokens, and what becomes of them; nothing where none does."""
+        count, tokens = count_control_tokens(self.tokenizer, texts)
+        if count:
+            logger.warning(
+                "%d of %d rows hold control tokens of %s (%s); they are %s (data.special_tokens)",
+                count,
+                len(texts),
+                self.model,
+                ", ".join(tokens[:5]),
+                "tokens" if texts[0].special_tokens == "token" else "read as text",
+            )

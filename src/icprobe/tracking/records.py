@@ -1,0 +1,151 @@
+"""What a W&B run's directory says of its job: which rule made what from what; and so, which runs still count.
+
+Each run's directory holds such a record beside W&B's own log. `jobs.json` above them, written by the Snakefile, names
+what the jobs of the present workflow make. No W&B here.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from icprobe.artifacts import content_digest, write_json
+from icprobe.errors import IcprobeError
+from icprobe.tracking.lineage import UPLOAD_BYTES, artifact_type
+
+RECORD = "edges.json"  # in a run's directory
+PRESENT = "jobs.json"  # above all of them
+
+Facts = Mapping[str, Any]  # name; of a finished job also bytes and digest (`lineage.describe`)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run: its log, its job, and what that read and makes."""
+
+    log: Path
+    rule: str | None = None
+    wildcards: Mapping[str, str] = field(default_factory=dict)
+    inputs: Sequence[Facts] = ()
+    outputs: Sequence[Facts] = ()
+
+    @property
+    def job(self) -> tuple | None:
+        """The same for all runs of one job, whatever its params; None where the record does not say."""
+        return (self.rule, *sorted(self.wildcards.items())) if self.rule else None
+
+    @property
+    def began(self) -> str:
+        """When it began, to the second: directories are named run-{time}-{id} or offline-run-{time}-{id}."""
+        return self.log.parent.name.removeprefix("offline-").split("-")[1]
+
+
+def write(directory: Path, rule: str, wildcards: Mapping[str, str], inputs: Iterable, outputs: Iterable) -> None:
+    """A run's record; inputs, outputs: facts."""
+    facts = {"inputs": list(inputs), "outputs": list(outputs)}
+    write_json(directory / RECORD, {"rule": rule, "wildcards": dict(wildcards), **facts})
+
+
+def read(log: Path) -> Record:
+    """The record beside a run's log; an empty one where there is none that can be read."""
+    try:
+        found = json.loads(log.with_name(RECORD).read_text(encoding="utf-8"))
+        # Names alone: written before facts were.
+        edges = {
+            side: [{"name": one} if isinstance(one, str) else one for one in found[side]]
+            for side in ("inputs", "outputs")
+        }
+        return Record(log, found.get("rule"), found.get("wildcards") or {}, **edges)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Record(log)
+
+
+def read_all(directory: Path) -> list[Record]:
+    """The records of all runs below results/{experiment}/wandb, by their paths."""
+    return [read(log) for log in sorted(directory.glob("*run-*/run-*.wandb"))]
+
+
+# --- the present workflow ---------------------------------------------------------------------------------------
+
+
+def tell_present(experiment: str, jobs: Iterable[tuple[str, Iterable[str]]], whole: bool) -> None:
+    """Keeps what the workflow's jobs make, for `superseded`.
+
+    jobs: (rule, outputs). whole: the jobs are all of the experiment; of a part, what was known before stays.
+    """
+    path = Path("results", experiment, "wandb", PRESENT)
+    before = _present(path)
+    made: dict[str, set[str]] = defaultdict(set)
+    for rule, outputs in jobs:
+        made[rule].update(map(str, outputs))
+    for rule, outputs in before.items():
+        # A rule that the whole no longer has makes nothing.
+        made[rule].update([] if whole else outputs)
+    with suppress(OSError):  # where the directory cannot be written, the jobs' logs say so
+        write_json(path, {rule: sorted(outputs) for rule, outputs in made.items()})
+
+
+def _present(path: Path) -> dict[str, list[str]]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def superseded(directory: Path, runs: Iterable[Record]) -> dict[Path, str]:
+    """{log: why} of runs that no longer count: a later run is of the same job, or of the job that makes the same file
+    now; or the workflow has no such job any more. directory: results/{experiment}/wandb.
+    """
+    runs = list(runs)
+    latest: dict[Any, Record] = {}
+    for run in sorted(runs, key=lambda run: run.began):
+        for key in (run.job, *(made["name"] for made in run.outputs)):
+            latest[key] = run
+    present = _present(directory / PRESENT)
+    found = {}
+    for run in runs:
+        names = [made["name"] for made in run.outputs]
+        later = next((latest[key] for key in (run.job, *names) if key and latest[key].began > run.began), None)
+        if later is not None:
+            found[run.log] = f"{later.log.parent.name} came after it"
+        elif names and run.rule in present and not set(names) & set(present[run.rule]):
+            found[run.log] = "the workflow has no such job any more"
+    return found
+
+
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def versions(runs: Iterable[Record]) -> set[tuple[str, str]]:
+    """(name, digest) of all files that runs read and made."""
+    return {(one["name"], one["digest"]) for run in runs for one in (*run.inputs, *run.outputs) if "digest" in one}
+
+
+def lost(run: Record, sent: set[tuple[str, str]]) -> str | None:
+    """Why a run's files cannot be sent as it logged them; None where they can be, or need not be sent.
+
+    sent: versions that the server has. Files are read where they lie when they are uploaded: what was made anew would
+    arrive under the old digest.
+    """
+    for facts in (*run.outputs, *run.inputs):
+        name, digest = facts["name"], facts.get("digest")
+        kind = artifact_type(name)
+        # Of a large file a card is sent, of a model its manifest.
+        by_content = kind is not None and (kind == "model" or facts.get("bytes", 0) <= UPLOAD_BYTES)
+        if digest is None or not by_content or (name, digest) in sent:
+            continue
+        if not Path(name).exists():
+            return f"{name} was removed"
+        if _digest(name) != digest:
+            return f"{name} was changed since"
+    return None
+
+
+def _digest(name: str) -> str | None:
+    try:
+        return content_digest(name)
+    except (OSError, IcprobeError):
+        return None

@@ -1,0 +1,282 @@
+"""Fine-tuning on a subset: trl's SFTTrainer with completion-only loss, all weights or adapters, resumable.
+
+A training that is killed and started again ends in the same weights as one that is not: model, optimiser, schedule,
+random states and data order are restored from the newest complete checkpoint.
+"""
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from icprobe import artifacts
+from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device
+from icprobe.errors import ArtifactError, DataError, ModelError
+from icprobe.progress import Progress
+from icprobe.texts.prompts import Prompts, encode
+from icprobe.texts.tokenizing import load_tokenizer
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100  # label of a token without loss
+CHECKPOINTING_ABOVE = 1_500_000_000  # parameters from which on activations are recomputed to save memory
+
+
+def tokenize(
+    tokenizer: Any, rows: list[dict[str, Any]], prompts: Prompts, max_length: int
+) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
+    """Token ids and labels of the examples, and how many were truncated or dropped.
+
+    ids: query + target + end of sequence, so that the model learns to stop; cut off after max_length tokens. Labels are
+    the ids of target and end, and IGNORED at the query. An example whose query alone fills max_length is dropped.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise ModelError("The tokenizer has no end-of-sequence token, so a fine-tuned model could not learn to stop.")
+    examples, counts = [], {"truncated": 0, "dropped": 0}
+    for row in rows:
+        encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
+        ids = [*encoded.ids, end]
+        labels = [IGNORED] * encoded.n_context + ids[encoded.n_context :]
+        if encoded.n_context >= max_length:
+            counts["dropped"] += 1
+            continue
+        counts["truncated"] += len(ids) > max_length
+        examples.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
+    return examples, counts
+
+
+def fine_tune(
+    base: str | Path,
+    rows: list[dict[str, Any]],
+    prompts: Prompts,
+    output: str | Path,
+    settings: dict[str, Any],
+    seed: int,
+    partial: str | Path,
+    log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+) -> dict[str, float]:
+    """Fine-tunes the base model on the rows and writes model or adapter, and manifest.json, into `output`.
+
+    base: directory of a prepared model; rows: the subset, in Alpaca's fields; output: a new directory, which the caller
+    renames when this returns; settings: the configuration's `finetune` as plain values; partial: where checkpoints
+    live between a kill and the next start, removed by the caller at the end; log: called as log(metrics, step) at each
+    optimiser step. Returns the numbers of the training. Weights are always held in float32 (a step of 1e-7 is lost in
+    bfloat16); dtype bfloat16 means mixed precision, with a bfloat16 base only under adapters.
+    """
+    base, output, partial = Path(base), Path(output), Path(partial)
+    output.mkdir(parents=True, exist_ok=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    device = resolve_device(settings["device"])
+    lora = settings.get("lora")
+    half = settings["dtype"] == "bfloat16"
+    model = load_model(base, dtype="bfloat16" if half and lora else "float32", device=settings["device"])
+    model.requires_grad_(lora is None)
+    tokenizer = load_tokenizer(base)
+    length = min(settings["max_length"], max_positions(model.config) or settings["max_length"])
+    examples, counts = tokenize(tokenizer, rows, prompts, length)
+    if not examples:
+        raise DataError(
+            f"None of the {len(rows)} examples can be trained on: each query alone has {length} tokens or more. "
+            "Raise finetune.max_length."
+        )
+    if counts["truncated"] or counts["dropped"]:
+        logger.warning(
+            "%d of %d examples are cut off at %d tokens; %d are dropped, for their query alone is as long.",
+            counts["truncated"],
+            len(rows),
+            length,
+            counts["dropped"],
+        )
+
+    parameters = sum(p.numel() for p in model.parameters())
+    options = SFTConfig(
+        output_dir=str(partial),
+        seed=seed,
+        data_seed=seed,
+        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=settings["batch_size"],
+        gradient_accumulation_steps=settings["accumulation"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type=settings["scheduler"],
+        warmup_steps=settings["warmup_ratio"],  # below 1 it is a share of the steps
+        weight_decay=settings["weight_decay"],
+        max_length=None,  # tokenize() has cut already, and counted
+        dataset_kwargs={"skip_prepare_dataset": True},
+        bf16=half,
+        use_cpu=device.type == "cpu",
+        activation_checkpointing=parameters > CHECKPOINTING_ABOVE,
+        dataloader_pin_memory=device.type == "cuda",
+        save_strategy="no",  # by time instead: see _Checkpoints
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # Several visible GPUs would make the Trainer ask for nn.DataParallel, which trl refuses; a job trains on one.
+    _ = options.device
+    options._n_gpu = min(options.n_gpu, 1)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    trainer = SFTTrainer(
+        model=model,
+        args=options,
+        data_collator=DataCollatorForLanguageModeling(pad_token_id=pad),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        peft_config=_adapters(model, lora) if lora else None,
+        callbacks=[_Checkpoints(60 * settings["checkpoint_minutes"]), _Watch(log)],
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to the terminal what _Watch logs
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    resumed = newest_complete(partial)
+    if resumed:
+        logger.info("Going on from %s", resumed.name)
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+
+    _save(trainer.model, tokenizer, output, adapter=lora is not None)
+    artifacts.write_manifest(
+        output,
+        kind="lora" if lora else "full",
+        base=base.name,
+        base_digest=artifacts.content_digest(base),
+        seed=seed,
+        examples=len(examples),
+        parameters=trainable,
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    last_epoch = losses[-max(1, round(len(losses) / max(settings["epochs"], 1))) :]
+    numbers = {
+        "steps": trainer.state.global_step,
+        "examples": len(examples),
+        **counts,
+        "trainable_parameters": trainable,
+        "first_loss": losses[0],
+        "final_loss": sum(last_epoch) / len(last_epoch),
+        "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else 0,
+    }
+    logger.info(
+        "%d examples in %d steps; loss of the first step %.4f, of the last epoch %.4f",
+        numbers["examples"],
+        numbers["steps"],
+        numbers["first_loss"],
+        numbers["final_loss"],
+    )
+    return numbers
+
+
+def _adapters(model: torch.nn.Module, lora: dict[str, Any]) -> LoraConfig:
+    return LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=sorted(linear_layers(model)),
+        fan_in_fan_out=model.config.model_type == "gpt2",  # Conv1D holds its weight transposed
+        task_type="CAUSAL_LM",
+    )
+
+
+def _save(model: Any, tokenizer: Any, output: Path, adapter: bool) -> None:
+    model.save_pretrained(output)
+    # A template of a model card, with nothing filled in.
+    (output / "README.md").unlink(missing_ok=True)
+    if not adapter:
+        tokenizer.save_pretrained(output)
+        return
+    # peft writes a set, in an order that changes from process to process.
+    path = output / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+# --- checkpoints of an unfinished training ----------------------------------------------------------------------
+
+
+def newest_complete(partial: str | Path) -> Path | None:
+    """The newest checkpoint whose files are all there and unchanged; every other one is removed.
+
+    A kill in the middle of a save leaves a folder without manifest: it is passed over for the one before it.
+    """
+    found = sorted(Path(partial).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    newest = None
+    for path in found:
+        if newest is None:
+            try:
+                artifacts.verify(path)
+                newest = path
+                continue
+            except ArtifactError as error:
+                logger.warning("An unfinished checkpoint is passed over: %s", error)
+        shutil.rmtree(path)
+    return newest
+
+
+class _Checkpoints(TrainerCallback):
+    """Saves by time; a checkpoint counts once its manifest stands, and only then older ones go."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._saved = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() - self._saved >= self._seconds and state.global_step < state.max_steps:
+            control.should_save = True
+
+    def on_save(self, args, state, control, **kwargs):
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for path in checkpoint.rglob("*"):
+            _sync(path)
+        artifacts.write_manifest(checkpoint)
+        for other in Path(args.output_dir).glob("checkpoint-*"):
+            if other != checkpoint:
+                shutil.rmtree(other)
+        self._saved = time.monotonic()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Watch(TrainerCallback):
+    """Progress, and metrics for whoever watches."""
+
+    def __init__(self, log: Callable[[dict[str, float], int], None]) -> None:
+        self._log = log
+        self._progress: Progress | None = None
+        self._passes = 0  # of the step under way
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._progress = Progress(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self._passes += 1
+        self._progress.within(self._passes / args.gradient_accumulation_steps)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._passes = 0
+        self._progress.update(1)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self._log(
+                {"train/loss": logs["loss"], "train/learning_rate": logs["learning_rate"]},
+                state.global_step,
+            )
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._progress.close()

@@ -1,0 +1,90 @@
+"""How much work an experiment is, as far as that is known before anything of it has run.
+
+Estimates from the configuration and the sizes of the files that it names, for the number of shards and the resources of
+jobs. Nothing here looks at a file that the experiment makes: a number of shards that moved while the experiment runs
+would repeat what is finished.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from icprobe.config import Config
+from icprobe.config.sources import EvalTable, Table, TaskTable, TrainTable
+
+# A row of Alpaca: 22.8 MB of JSON and 5.6 M tokens in 52,002 rows.
+ROW_BYTES = 440
+ROW_TOKENS = 110
+PARQUET = 3.0  # bytes of JSON in one byte of compressed parquet, about
+# Of tables that lie elsewhere and are taken whole: the paper's sizes.
+UNSEEN_ROWS = {"TrainTable": 52_000, "TaskTable": 100, "EvalTable": 1_000}
+UNKNOWN_PARAMETERS = 1e9
+# Floating-point operations a second that a job gets done. cpu: 8 cores of a node (docs/performance.md: 2 cores of
+# an EPYC reach 1.2e11); cuda: a sixth of an A100's peak in bfloat16, for packed attention and short sequences.
+SPEED = {"cpu": 2e11, "auto": 2e11, "cuda": 5e13}
+SHARD_SECONDS = 1800.0
+SHARD_BYTES = 0.5e9  # of a shard's part of the matrix
+MOST_SHARDS = 1024  # clusters often take no more jobs of one user
+
+
+def rows(table: Table | None, files: Iterable[str]) -> float:
+    """Rows that are taken from a table of the configuration, about; files: those that it is read from."""
+    if table is None:
+        return 0
+    if isinstance(table, TrainTable | EvalTable) and table.sample:
+        return table.sample.n
+    if isinstance(table, TaskTable) and table.select != "all":
+        chosen = table.select
+        return int(chosen.split(":")[1]) if isinstance(chosen, str) else len(chosen)
+    return file_rows(files) or UNSEEN_ROWS[type(table).__name__]
+
+
+def file_rows(files: Iterable[str]) -> float:
+    """Rows in files of texts, about, by their sizes."""
+    return sum(os.path.getsize(file) * (PARQUET if file.endswith(".parquet") else 1.0) for file in files) / ROW_BYTES
+
+
+def parameters(config: Config, model: str) -> float:
+    """Parameters of a model, about: from its weights where they are here, from its sizes, or from its name.
+
+    "135M", "1b" and "0.5B" are sizes; a name without one counts as a billion.
+    """
+    source = config.model_sources[model]
+    if source.source == "external":
+        return 0
+    if source.source == "random":
+        width, depth = source.sizes.get("hidden_size", 768), source.sizes.get("num_hidden_layers", 12)
+        return width * (12 * width * depth + 2 * source.vocabulary)
+    if source.source == "local":
+        weights = sum(file.stat().st_size for file in Path(source.path).glob("*.safetensors"))
+        if weights:
+            return weights / 2  # bfloat16, as most are; float32 counts twice
+    name = {"pypi": "file", "hub": "id", "local": "path"}[source.source]
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", getattr(source, name).lower())
+    return float(sizes[-1][0]) * {"m": 1e6, "b": 1e9}[sizes[-1][1]] if sizes else UNKNOWN_PARAMETERS
+
+
+def operations(parameters: float, examples: float, tokens: float, task_tokens: float) -> float:
+    """Floating-point operations of the costliest method (one_step; icp is not far from it) over all pairs.
+
+    tokens: of all examples together; task_tokens: of all tasks. Forward and backward of each example, then all tasks
+    forward after each example: 2 operations for each parameter and token, 4 more in the backward pass.
+    """
+    return 2 * parameters * (3 * tokens + examples * task_tokens)
+
+
+def shards(config: Config, model: str, examples: float, tasks: float) -> int:
+    """Jobs into which each method's work on a model is cut: as many as the configuration says, else by the work.
+
+    About half an hour each, and matrices of at most half a gigabyte; a power of two, so that a small edit of a file
+    seldom moves it. The same for every method, and for every model by itself: another method or model that is added to
+    a finished experiment repeats nothing.
+    """
+    if config.attribution.shards != "auto":
+        return config.attribution.shards
+    work = operations(parameters(config, model), examples, ROW_TOKENS * examples, ROW_TOKENS * tasks)
+    seconds = work / SPEED[config.attribution.device]
+    wanted = max(seconds / SHARD_SECONDS, 4 * examples * tasks / SHARD_BYTES, 1.0)
+    return min(2 ** round(math.log2(wanted)), MOST_SHARDS, max(1, int(examples)))

@@ -1,0 +1,74 @@
+"""The attribution matrix of one method, or of those that share a pass, over one shard of the examples."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from icprobe import artifacts, execution
+from icprobe.tables import parquet
+from icprobe.texts.prompts import Prompts
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    from icprobe.attribution.matrix import Inputs
+    from icprobe.attribution.shards import compute
+
+    params, files, wildcards = snakemake.params, snakemake.input, snakemake.wildcards
+    settings = dict(params.settings)
+    number, total = map(int, wildcards.scatteritem.split("-of-"))
+    inputs = Inputs(
+        train=pd.read_parquet(files.train),
+        tasks=pd.read_parquet(files.tasks),
+        # Unknown lengths are ones: batches must form even where no example has a text.
+        lengths=pd.read_parquet(files.lengths).fillna({"n_query": 1, "n_target": 1}),
+        prompts=Prompts(params.templates) if params.templates else None,
+        seed=params.seed,
+    )
+    partial = artifacts.partial_directory(
+        Path("results", wildcards.experiment),
+        snakemake.rule,
+        dict(wildcards),
+        dict(params.items()),
+        [
+            artifacts.content_digest(path)
+            for path in [files.train, files.tasks, files.lengths, *([files.model] if files.model else [])]
+        ],
+    )
+    if files.model:
+        from icprobe.engine.models import load_model, refuse_dtype, set_precision
+        from icprobe.texts.tokenizing import load_tokenizer
+
+        refuse_dtype(files.model, settings["dtype"])
+        set_precision(settings.pop("tf32"))
+        inputs.model = load_model(files.model, settings.pop("dtype"), settings.pop("device"))
+        inputs.tokenizer = load_tokenizer(files.model)
+    # How it computes: after the folder of what is partial was found, for no bit depends on it.
+    settings |= {key: execution.settings("attribution")[key] for key in params.execution}
+    began = time.monotonic()
+    tables = compute(
+        params.module,
+        params.methods,
+        inputs,
+        settings,
+        number,
+        total,
+        settings.get("batch_tokens", 1024),
+        partial,
+        params.per_task,
+    )
+    for method, table in tables.items():
+        parquet.write_parquet(table, snakemake.output[params.methods.index(method)])
+        values = table.drop(columns="id").to_numpy()
+        positive = 100 * float((values > 0).mean()) if values.size else 0.0
+        logging.info(
+            "%s: %d examples x %d tasks; %.0f%% of effects positive; %.0f s",
+            method,
+            *values.shape,
+            positive,
+            time.monotonic() - began,
+        )
+        run.summary(**{f"{method}/percent_positive": positive, f"{method}/examples": len(table)})
+    shutil.rmtree(partial)

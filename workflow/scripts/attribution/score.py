@@ -1,0 +1,19 @@
+"""Reduces an attribution matrix over tasks to one score for each example."""
+
+import logging
+
+from icprobe.analysis.statistics import aggregate
+from icprobe.tables import parquet
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    scores = aggregate(
+        parquet.read_pieces(snakemake.input[0]),
+        snakemake.params.aggregator,
+        allow_missing=snakemake.params.allow_missing,
+    )
+    parquet.write_parquet(scores, snakemake.output[0])
+    values = scores["score"]
+    logging.info("%d scores from %.4g to %.4g, median %.4g", len(values), values.min(), values.max(), values.median())
+    run.summary(examples=len(values), minimum=values.min(), median=values.median(), maximum=values.max())
+    run.table("scores", scores.head(1000))

@@ -1,0 +1,17 @@
+"""Checks that the eval prompts hold what the judge needs, before anything is trained."""
+
+import pandas as pd
+
+from icprobe.artifacts import write_json
+from icprobe.evaluation.judges import require_gold, require_some_base_response
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    judge = snakemake.params.judge
+    prompts = pd.read_parquet(snakemake.input[0], columns=["id", "output"])
+    if judge == "reference":
+        require_gold(dict(zip(prompts["id"], prompts["output"], strict=True)))
+    if snakemake.params.base_responses == "given":
+        require_some_base_response(prompts["output"])
+    write_json(snakemake.output[0], {"judge": judge, "prompts": len(prompts)})
+    run.summary(prompts=len(prompts))

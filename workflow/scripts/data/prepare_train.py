@@ -1,0 +1,24 @@
+"""Reads the training examples, checks every row, samples, and keeps what fits every model."""
+
+import logging
+
+from icprobe.tables import checking, parquet
+from icprobe.tables.fitting import draw, fit_train
+from icprobe.texts.prompts import Prompts
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    params = snakemake.params
+    prompts = Prompts(params.templates)
+    train = checking.read_table(params.source, extra=["domain", *params.labels], on_empty=params.on_empty)
+    empty = train.attrs["dropped_empty"]
+    read = len(train) + empty
+    from icprobe.texts.tokenizing import reader
+
+    readers = [reader(path) for path in snakemake.input.models]
+    train = draw(train, params.source["sample"], prompts.document, readers, "data.train.sample")
+    train = fit_train(train, parquet.read_parquet(snakemake.input.tasks), prompts, readers, params.on_too_long)
+    parquet.write_parquet(train, snakemake.output[0])
+    too_long = train.attrs["too_long"]
+    logging.info("%d rows read, %d empty ones dropped, %d too long, %d kept", read, empty, too_long, len(train))
+    run.summary(read=read, dropped_empty=empty, too_long=too_long, examples=len(train))

@@ -1,0 +1,28 @@
+"""Reads the task file, checks it and chooses the tasks."""
+
+import logging
+
+from icprobe.tables import checking, parquet
+from icprobe.tables.fitting import choose_tasks
+from icprobe.texts.prompts import Prompts
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    params = snakemake.params
+    candidates = checking.read_table(params.source, extra=["domain"], on_empty=params.on_empty)
+    from icprobe.texts.tokenizing import reader
+
+    def hidden_states(texts):
+        from icprobe.engine.models import load_model
+        from icprobe.engine.representations import mean_hidden_states
+        from icprobe.texts.tokenizing import load_tokenizer
+
+        directory = snakemake.input.models[0]
+        return mean_hidden_states(load_model(directory), load_tokenizer(directory), texts)
+
+    readers = [reader(path) for path in snakemake.input.models]
+    how = params.source["select"], params.seed, Prompts(params.templates), readers, params.on_too_long
+    tasks = choose_tasks(candidates, *how, hidden_states)
+    parquet.write_parquet(tasks, snakemake.output[0])
+    logging.info("%d candidates, %d tasks chosen (%d too long)", len(candidates), len(tasks), tasks.attrs["too_long"])
+    run.summary(candidates=len(candidates), tasks=len(tasks), too_long=tasks.attrs["too_long"])

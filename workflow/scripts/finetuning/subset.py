@@ -1,0 +1,31 @@
+"""The examples of one bin, best fitting first, as JSONL in Alpaca's fields plus id and score."""
+
+import logging
+
+import pandas as pd
+
+from icprobe.analysis.binning import members, threshold_of
+from icprobe.tables import checking
+from icprobe.tracking import runs
+from icprobe.training import subsets
+from icprobe.workflow.jobs import job
+
+logger = logging.getLogger(__name__)
+
+with job(snakemake) as run:
+    examples = pd.read_parquet(snakemake.input.examples).set_index("id", drop=False)
+    if snakemake.wildcards.method == "all":
+        chosen, score = examples.index, {}
+    else:
+        scores, reference = (pd.read_parquet(snakemake.input[name]) for name in ("scores", "reference"))
+        chosen = members(scores, threshold_of(snakemake.wildcards.bin), reference)
+        score = scores.set_index("id")["score"].to_dict()
+    subsets.write_subset(examples, chosen, score, snakemake.output[0])
+    logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
+    run.summary(examples=len(chosen), of=len(examples))
+    shown = examples.loc[chosen[: runs.TABLE_ROWS], ["id", *checking.TEXTS]]
+    # Not "examples": W&B keeps a table under its name in the summary, in the place of the number.
+    run.table("members", shown.assign(score=[score.get(name) for name in shown["id"]]))
+    if score and len(chosen):
+        shared = set(chosen) & set(members(reference, threshold_of(snakemake.wildcards.bin), reference))
+        run.summary(overlap=len(shared) / len(chosen))

@@ -1,0 +1,48 @@
+"""The HTML report of one experiment."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from icprobe.report import build
+from icprobe.report.findings import ModelInputs
+from icprobe.report.provenance import RuleRun
+from icprobe.tracking import environment
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    params = snakemake.params
+    folder = Path("results", params.experiment)
+    models = {}
+    for model in params.models:
+        tables = {Path(name).stem: folder / model / name for name in params.tables}
+        models[model] = ModelInputs(
+            scores={m: folder / model / f"scores/{m}.parquet" for m in params.methods},
+            attributions={m: folder / model / f"attributions/{m}.parquet" for m in params.methods},
+            lengths=folder / model / "data/lengths.parquet",
+            figures=[folder / model / name for name in params.figures],
+            **tables,
+        )
+    build.build(
+        snakemake.output[0],
+        params.experiment,
+        params.config_text,
+        models,
+        pd.read_parquet(snakemake.input.train),
+        pd.read_parquet(snakemake.input.tasks),
+        params.labels,
+        params.sound_labels,
+        params.examples,
+        environment.of_results(snakemake.input, [log for rule in params.rules.values() for log in rule["logs"]]),
+        [
+            RuleRun(name, seconds, megabytes, rule["needs"], rule["makes"], rule["message"])
+            for name, rule in params.rules.items()
+            for seconds, megabytes in [*map(environment.measured, rule["logs"])] or [(None, None)]
+        ],
+        next(iter(snakemake.input.sweep), None),
+        params.colors,
+    )
+    size = Path(snakemake.output[0]).stat().st_size / 1e6
+    logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)
+    run.summary(megabytes=size)
