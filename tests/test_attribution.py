@@ -197,7 +197,7 @@ def test_what_suffixes_begin_with_alike_stands_in_the_row_once():
 def test_icp_does_not_depend_on_what_is_shared(inputs, monkeypatch):
     reference = matrices(icp, inputs("llama"), "icp")["icp"]
     monkeypatch.setattr("icprobe.engine.rows.WORTH_SHARING", 10**9)
-    monkeypatch.setattr(execution.Network, "remember", lambda self, ids: None)
+    monkeypatch.setattr(execution.Network, "cache_prefix", lambda self, ids: None)
     assert_close(matrices(icp, inputs("llama"), "icp")["icp"], reference, 2e-5, np.abs(reference).max())
 
 

@@ -111,10 +111,10 @@ def test_what_a_library_says_of_a_secret_is_masked_in_the_log(tmp_path, error):
 
 
 def test_a_key_in_the_place_of_its_variables_name_is_not_repeated():
-    llm = {"base_url": "https://host/v1", "model": "j", "key_variable": "sk-hush"}
+    settings = {"base_url": "https://host/v1", "model": "j", "key_variable": "sk-hush"}
     raw = {"experiment": "x", "models": ["m"], "model_sources": {"m": {"source": "random"}}, "data": {}, "bins": []}
     with pytest.raises(ConfigError, match="key_variable: String should match") as error:
-        load({**raw, "evaluation": {"judge": "llm", "llm": llm}}, METHODS)
+        load({**raw, "evaluation": {"judge": "llm", "llm": settings}}, METHODS)
     assert "hush" not in str(error.value)
 
 
@@ -178,9 +178,9 @@ def test_no_file_that_the_workflow_writes_holds_a_secret(tmp_path, guarded):
     project = dag.new(tmp_path)
     config = {**SMALL, "data": {**SMALL["data"], "train": {**SMALL["data"]["train"]}}}
     config["data"]["train"]["url"] = f"http://{guarded}/train.jsonl?token={TOKEN}"
-    llm = f"{{base_url: 'https://me:{PASSWORD}@judge.example/v1?api_key={KEY}', model: j}}"
+    asked = f"{{base_url: 'https://me:{PASSWORD}@judge.example/v1?api_key={KEY}', model: j}}"
     ended = project.snakemake(
-        *("all", "--cores", "2", "--config", f"evaluation={{judge: llm, llm: {llm}}}"), config=config
+        *("all", "--cores", "2", "--config", f"evaluation={{judge: llm, llm: {asked}}}"), config=config
     )
     assert ended.returncode == 0, ended.output[-3000:]
     report = (tmp_path / "results/tiny/report.html").read_text()
@@ -207,5 +207,5 @@ def test_a_judge_is_asked_at_its_true_address(monkeypatch):
     base_url = config["evaluation"]["llm"]["base_url"]
     assert base_url == "https://***@judge.example/v1"
     evaluation = Evaluation(judge="llm", llm={"base_url": base_url, "model": "j"})
-    llm = evaluation.judge_settings["llm"] | evaluation.llm.execution()
-    assert str(llm.client(llm).base_url) == f"https://me:{PASSWORD}@judge.example/v1/"
+    settings = evaluation.judge_settings["llm"] | evaluation.llm.execution()
+    assert str(llm.client(settings).base_url) == f"https://me:{PASSWORD}@judge.example/v1/"

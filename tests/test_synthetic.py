@@ -195,7 +195,7 @@ def test_a_killed_training_ends_in_the_weights_of_one_that_was_not(tmp_path):
 
 
 def test_a_training_that_diverges_says_so(tmp_path):
-    with pytest.raises(ModelError, match=r"diverges at step \d+ .*lower closed_forms.learning_rate, which is 1e\+30"):
+    with pytest.raises(ModelError, match=r"diverges at step \d+ .*lower synthetic.learning_rate, which is 1e\+30"):
         train({**SETTINGS, "learning_rate": 1e30, "steps": 60}, 0, tmp_path / "model", tmp_path)
 
 
