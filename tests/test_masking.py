@@ -15,6 +15,7 @@ from icprobe.config import load
 from icprobe.config.sections import Evaluation
 from icprobe.errors import ConfigError, DataError
 from icprobe.evaluation import judges
+from icprobe.evaluation.judges import llm
 from icprobe.tracking import records
 from icprobe.tracking.workflow_run import Invocation
 
