@@ -388,17 +388,3 @@ def test_how_a_job_computes_reaches_it_and_changes_no_byte(tmp_path_factory, tmp
     assert ended.returncode == 0, ended.output
     assert "within 0.001 GB" in project.log("tiny/attribute_influence/tiny-llama/1-of-2.log")
     assert project.read(shard) == before
-
-
-def test_another_experiments_model_of_the_same_name_makes_nothing_anew(tmp_path_factory, tmp_path):
-    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
-    assert not project.snakemake("models", "-n", config={"experiment": "other"}).jobs, "the same source is shared"
-    other = {"experiment": "other", "model_sources": {"tiny-llama": {"seed": 1}}}
-    ended = project.snakemake("models", "--cores", "1", config=other)
-    assert ended.returncode == 0, ended.output
-    assert ended.jobs == {"prepare_model": 1, "models": 1}
-    assert project.snakemake("all", "-n").jobs == NOTHING
-    first, second = sorted((project.path / "resources/models").glob("tiny-llama-*/model.safetensors"))
-    assert first.read_bytes() != second.read_bytes()
-    # Their name alone, which was the directory's before, is that of the latest.
-    assert (project.path / "resources/models/tiny-llama/manifest.json").is_file()
