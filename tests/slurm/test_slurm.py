@@ -4,6 +4,7 @@
 one another: the tiny experiment with one fine-tuned model, once on Slurm and once here, and whatever goes wrong.
 """
 
+import functools
 import os
 import re
 import shutil
@@ -99,7 +100,10 @@ def on_slurm(pool, tmp_path_factory):
 @pytest.fixture(scope="module")
 def at_home(pool, on_slurm, tmp_path_factory):
     project = dag.new(tmp_path_factory.mktemp("home"))
-    return project, pool.submit(project.snakemake, "win_rates", *TABLES, "--cores", "2", config=AT_HOME)
+    # With as many threads as jobs on Slurm have: the profile's, which Snakemake caps at the machine's cores.
+    threads = {"OMP_NUM_THREADS": "8"}
+    run = functools.partial(project.snakemake, config=AT_HOME, environment=threads)
+    return project, pool.submit(run, "win_rates", *TABLES, "--cores", "2")
 
 
 # The controller does not answer for a while, as when it restarts: the second to the twentieth question fail.
@@ -183,12 +187,17 @@ def test_an_edited_parameter_reruns_what_reads_it(finished):
     assert ended.jobs == Counter(fine_tune=1) + GENERATION, ended.output
 
 
+def edit(module):
+    with open(module, "a", encoding="utf-8") as file:
+        file.write("\n\nEDITED = True\n")
+
+
 def test_a_touched_module_reruns_nothing_and_an_edited_one_its_rules(finished, tmp_path):
     project = finished.copy(tmp_path)
     module = project.path / "src/icprobe/attribution/icp.py"
     module.touch()
     assert "Nothing to be done" in slurm(project, "all", "-n").output
-    project.edit("src/icprobe/attribution/icp.py", '"""', '"""Edited. ')
+    edit(module)
     ended = slurm(project, "all", "-n")
     assert ended.jobs == ICP, ended.output
 
@@ -197,7 +206,7 @@ def test_a_touched_module_reruns_nothing_and_an_edited_one_its_rules(finished, t
 def edited(pool, finished, tmp_path_factory):
     """A module of generation is edited, and the base model's responses are made again."""
     project = finished.copy(tmp_path_factory.mktemp("edited"))
-    project.edit("src/icprobe/evaluation/generation.py", '"""', '"""Edited. ')
+    edit(project.path / "src/icprobe/evaluation/generation.py")
     return project, pool.submit(slurm, project, BASE)
 
 
