@@ -175,6 +175,19 @@ def test_packed_rows_on_a_gpu_give_what_the_cpu_gives(way, inputs, monkeypatch):
     assert_close(matrices(icp, ours, "icp")["icp"], reference, 1e-3, np.abs(reference).max())
 
 
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_a_rounding_of_bfloat16_is_no_reason_to_pad(seed):
+    """Where products of a processor round by their shapes, single elements of large states lie far apart."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_attention_heads=4, num_key_value_heads=2, **sizes))
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    assert execution.Network(model.to(torch.bfloat16).eval().requires_grad_(False)).packs
+
+
 def test_a_segment_behind_one_that_has_been_left_is_refused():
     row = Row()
     first = row.add([5, 6])
