@@ -1,15 +1,13 @@
 # From scores to tables and figures. No torch here; every figure also writes the numbers that it shows.
 
-SCORES = expand("results/{{experiment}}/{{model}}/scores/{method}.parquet", method=CONFIG.attribution.methods)
+SCORES = [paths.scores(method) for method in CONFIG.attribution.methods]
 # What the tables by domain of task are made from besides.
 DOMAIN_INPUTS = dict(
-    matrices=expand("results/{{experiment}}/{{model}}/attributions/{method}.parquet", method=PER_TASK),
-    tasks="results/{experiment}/data/tasks.parquet",
+    matrices=[paths.matrix(method) for method in PLAN.per_task],
+    tasks=paths.TASKS,
 )
-LENGTHS = "results/{experiment}/{model}/data/lengths.parquet"
-TABLES = ["tables/correlations.csv", "tables/label_aucs.csv"]
-TABLES += ["tables/overlaps.csv"] if CONFIG.bins else []
-TABLES += ["tables/chain.csv", "tables/weak_link.txt"] if CHAIN else []
+LENGTHS = paths.LENGTHS
+TABLES = [f"tables/{name}" for name in PLAN.tables]
 
 
 wildcard_constraints:
@@ -28,16 +26,16 @@ rule correlate:
         table("correlations", "Agreement of the methods", "correlations"),
     params:
         methods=CONFIG.attribution.methods,
-        domains=domain_params(),
+        domains=PLAN.domains,
         settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
         seed=CONFIG.seed,
         code=fingerprint("analysis/correlate"),
     log:
-        "logs/{experiment}/correlate/{model}.log",
+        paths.log("correlate/{model}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/correlate/{model}.benchmark.tsv"
+        paths.benchmark("correlate/{model}")
     resources:
         **RESOURCES["correlate"],
     script:
@@ -55,15 +53,15 @@ rule compare_bins:
         table("overlaps", "Agreement of the methods", "overlap of bins"),
     params:
         methods=CONFIG.attribution.methods,
-        domains=domain_params(),
+        domains=PLAN.domains,
         bins=CONFIG.bins,
         code=fingerprint("analysis/compare_bins"),
     log:
-        "logs/{experiment}/compare_bins/{model}.log",
+        paths.log("compare_bins/{model}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/compare_bins/{model}.benchmark.tsv"
+        paths.benchmark("compare_bins/{model}")
     resources:
         **LIGHT,
     script:
@@ -77,21 +75,20 @@ rule tell_labels:
     input:
         **DOMAIN_INPUTS,
         scores=SCORES,
-        train="results/{experiment}/data/train.parquet",
+        train=paths.TRAIN,
     output:
         table("label_aucs", "Sound examples and others", "AUC of labels"),
     params:
         methods=CONFIG.attribution.methods,
-        domains=domain_params(),
-        # A label without good values marks no one side of an AUC.
-        good={label: good for label, good in CONFIG.data.sound_labels.items() if label in CONFIG.data.labels},
+        domains=PLAN.domains,
+        good=PLAN.sound_labels,
         code=fingerprint("analysis/tell_labels"),
     log:
-        "logs/{experiment}/tell_labels/{model}.log",
+        paths.log("tell_labels/{model}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/tell_labels/{model}.benchmark.tsv"
+        paths.benchmark("tell_labels/{model}")
     resources:
         **LIGHT,
     script:

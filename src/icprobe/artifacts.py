@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from icprobe import paths
 from icprobe.errors import ArtifactError
 
 PACKAGE = Path(__file__).parent
@@ -210,7 +211,7 @@ def partial_directory(experiment_directory: str | Path, *identity: Any) -> Path:
 
     identity: plain values that the work depends upon (digests of inputs, params); another identity is another folder.
     """
-    directory = Path(experiment_directory) / ".partial" / digest(identity)[:32]
+    directory = Path(experiment_directory) / paths.PARTIAL / digest(identity)[:32]
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from icprobe import paths
+
 
 class RuleRun(NamedTuple):
     """One job, or one rule: several rows of one rule are summed (seconds) and maximised (peak_mb)."""
@@ -114,7 +116,7 @@ def artifacts(runs: pd.DataFrame | None) -> list[dict[str, Any]]:
         {
             **row,
             "needs": list(row["needs"]),
-            "makes": re.sub(r"^results/\{experiment\}/", "", row["makes"]),
+            "makes": row["makes"].removeprefix(f"{paths.EXPERIMENT}/"),
             # "Drawing {wildcards.method_a} against …": a message names its wildcards.
             "how": HOW.get(row["rule"]) or re.sub(r"\{wildcards\.(\w+)\}", r"{\1}", row["message"]),
         }

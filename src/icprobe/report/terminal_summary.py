@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from icprobe import artifacts
+from icprobe import artifacts, paths
 from icprobe.analysis import headline
 from icprobe.report.wording import bin_label, fixed
 from icprobe.tracking.syncing import pending
@@ -26,17 +26,17 @@ def summary(experiment: str, models: Sequence[str], tracked: bool, width: int | 
     tracked: whether W&B is on. width: characters (default: the terminal's). What was not computed is left out.
     """
     width = width or terminal_width()
-    folder = Path("results", experiment)
+    folder = Path(paths.EXPERIMENT.format(experiment=experiment))
     blocks = [f"{experiment}: finished"]
     for model in models:
-        tables = folder / model / "tables"
+        tables = Path(paths.table("").format(experiment=experiment, model=model))
         lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(tables), *_overlap(tables), *_labels(tables)]
         blocks.append("\n".join(_wrapped(line, width) for line in lines))
         blocks.append(_win_rates(tables, width))
     # A path is not broken: it is there to be copied.
-    ends = [f"Report: {folder}/report.html"]
+    ends = [f"Report: {paths.REPORT.format(experiment=experiment)}"]
     if tracked:
-        waiting = len(pending(folder / "wandb"))
+        waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
         ends.append(_wrapped(f"W&B: {waiting} runs wait here; to upload them: {command}", width) if waiting else "")
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))

@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from icprobe import paths
 from icprobe.artifacts import MANIFEST
 from icprobe.config import modes
 from icprobe.errors import ConfigError, reason
@@ -206,7 +207,7 @@ def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
     run = Run()
     # The manifest beside a directory is no artifact of its own: the directory's is that manifest.
     run._inputs, run._outputs = (
-        [path for path in paths if not path.endswith(f".{MANIFEST}")] for paths in (subject.inputs, subject.outputs)
+        [path for path in paths if not path.endswith(paths.manifest(""))] for paths in (subject.inputs, subject.outputs)
     )
     try:
         _begin(run, chosen, subject)
@@ -217,11 +218,11 @@ def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
 
 
 def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
-    root, why = _root(Path("results", chosen["experiment"]))
+    root, why = _root(Path(paths.EXPERIMENT.format(experiment=chosen["experiment"])))
     if why:
         logger.warning("W&B: %s; this run lies in %s and `make sync` does not find it", why, root)
-    _remove_old(root / "wandb", subject.identity)
-    _set_variables(root / "wandb", subject.identity)
+    _remove_old(root / paths.WANDB, subject.identity)
+    _set_variables(root / paths.WANDB, subject.identity)
 
     import wandb
     from wandb.sdk.wandb_run import Run as WandbRun
@@ -256,7 +257,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
         # Its service still holds the run's id.
         with suppress(Exception):
             _within(5, wandb.teardown)
-        _remove_old(root / "wandb", subject.identity)
+        _remove_old(root / paths.WANDB, subject.identity)
         run._run = _within(30, begin)
     # wandb falls back to /tmp by itself, without a word.
     if root.absolute() not in Path(run._run.dir).absolute().parents:
@@ -312,11 +313,11 @@ def _wandb_settings(wandb: Any, online: bool) -> Any:
 def _root(directory: Path) -> tuple[Path, str]:
     """Where W&B's directory goes, and why it is not the experiment's directory where it is not."""
     try:
-        (directory / "wandb").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory / "wandb"):
+        (directory / paths.WANDB).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory / paths.WANDB):
             return directory, ""
     except OSError as error:
-        why = f"{directory}/wandb cannot be written ({error.strerror})"
+        why = f"{directory / paths.WANDB} cannot be written ({error.strerror})"
         return Path(tempfile.mkdtemp(prefix="icprobe-wandb-")), why
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from icprobe import cores
+from icprobe import cores, paths
 from icprobe.errors import ArtifactError, IcprobeError
 from icprobe.masking import mask
 from icprobe.tracking import environment, runs
@@ -176,7 +176,7 @@ def _record(snakemake: Any) -> None:
     settings = named(snakemake.params).get("settings")
     try:
         environment.record(
-            Path(snakemake.log[0]).with_suffix(environment.SUFFIX),
+            Path(snakemake.log[0]).with_suffix(paths.ENVIRONMENT),
             snakemake.rule,
             map(str, snakemake.input),
             map(str, snakemake.output),
