@@ -34,6 +34,9 @@ def test_the_contracts_on_imports_hold():
         "icprobe.attribution",
         "icprobe.analysis.binning",
         "icprobe.evaluation.judges",
+        "icprobe.paths",
+        "icprobe.workflow.plan",
+        "icprobe.workflow.resources",
     ],
 )
 def test_what_the_snakefile_imports_is_light(name):

@@ -47,6 +47,11 @@ def synthetic(file: str) -> str:
 TRANSFORMER = synthetic("transformer")
 
 
+def figure_of_all(file: str) -> str:
+    """A figure over all models, such as "sweep.svg"."""
+    return f"{EXPERIMENT}/figures/{file}"
+
+
 # --- of one of its models ---------------------------------------------------------------------------------------
 
 OF_MODEL = EXPERIMENT + "/{model}"
