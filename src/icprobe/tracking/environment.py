@@ -85,7 +85,7 @@ def _of_torch() -> dict[str, Any]:
 # --- all jobs ---------------------------------------------------------------------------------------------------
 
 
-def of_results(paths: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[str, Any]:
+def of_results(results: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[str, Any]:
     """With what these results, and all that they were made from, were computed.
 
     logs: those of the jobs that make them, one for each job, with the records beside them: of a file that other jobs
@@ -96,7 +96,7 @@ def of_results(paths: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[
     beside = [Path(log).with_suffix(paths.ENVIRONMENT) for log in logs]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in beside if path.is_file()]
     makers = {output: number for number, made in enumerate(records) for output in made["outputs"]}
-    waiting, seen = [str(path) for path in paths], set()
+    waiting, seen = [str(path) for path in results], set()
     while waiting:
         path = waiting.pop()
         if path not in seen:

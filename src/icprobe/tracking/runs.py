@@ -207,7 +207,7 @@ def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
     run = Run()
     # The manifest beside a directory is no artifact of its own: the directory's is that manifest.
     run._inputs, run._outputs = (
-        [path for path in paths if not path.endswith(paths.manifest(""))] for paths in (subject.inputs, subject.outputs)
+        [path for path in files if not path.endswith(paths.manifest(""))] for files in (subject.inputs, subject.outputs)
     )
     try:
         _begin(run, chosen, subject)
@@ -266,7 +266,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     if run._outputs:
         directory = Path(run._run.settings.sync_dir)
         run._record = functools.partial(records.write, directory, subject.kind, subject.wildcards)
-        inputs, outputs = ([{"name": path} for path in paths] for paths in (run._inputs, run._outputs))
+        inputs, outputs = ([{"name": path} for path in files] for files in (run._inputs, run._outputs))
         run._record(inputs=inputs, outputs=outputs)
     for step in (STEP, CLOCK):
         run._run.define_metric(step, hidden=True)

@@ -138,10 +138,10 @@ def _title(snakemake: Any) -> str:
 # --- clocks and records -----------------------------------------------------------------------------------------
 
 
-def _newest(paths: Iterable[Any]) -> tuple[float, str]:
+def _newest(files: Iterable[Any]) -> tuple[float, str]:
     """(modification time, path) of the newest file; of a directory that Snakemake made, of the stamp within it."""
     times = [(0.0, "")]
-    for path in map(str, paths):
+    for path in map(str, files):
         stamp = os.path.join(path, ".snakemake_timestamp")
         with suppress(OSError):
             path = stamp if os.path.exists(stamp) else path
