@@ -59,9 +59,9 @@ class Plan:
         return [source.corpus] if source.source == "random" else []
 
     def model_decides(self, table: str) -> bool:
-        """Whether the first model's tokens, or its representations, say which rows of "train", "tasks" or "eval" count.
+        """Whether the first model decides which rows "train", "tasks" or "eval" has.
 
-        They do where k-means selects tasks, and where a sample is drawn from short rows.
+        By its tokens, where a sample is drawn from short rows; by its representations, where k-means selects tasks.
         """
         section = getattr(self.config.data, table)
         if table == "tasks":
