@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from icprobe.analysis.correlations import estimates, percentiles, resample_counts
 from icprobe.analysis.statistics import aggregate
 from icprobe.errors import ScoreError
+from icprobe.formatting import estimate
 
 COLUMNS = ["link", "level", "task", "learning_rate", "statistic", "value", "low", "high", "interval", "n"]
 FIRST, SECOND, ENDS = "icp~one_step", "one_step~influence", "icp~influence"
@@ -179,7 +180,7 @@ def _named(link: str) -> str:
 
 
 def _shown(row) -> str:
-    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
+    return estimate(row.value, row.low, row.high)
 
 
 def _error_sentence(errors: Mapping[float, float], best: float) -> str:

@@ -1,4 +1,4 @@
-"""Figures over step sizes, and over models and domains; `plotting.save` writes them beside their numbers."""
+"""Correlations of the chain's links, and the error of one_step/η against influence, by step size."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from icprobe.figures.style import GREY, OKABE_ITO, STYLE, grid, legend_below, look, name_axes, title
+from icprobe.figures.drawing import Drawn, Inputs
+from icprobe.figures.style import BARS, GREY, STYLE, grid, legend_below, look, name_axes, title
+from icprobe.formatting import OKABE_ITO
 
 LINKS = {"icp~one_step": "icp – one_step", "one_step~influence": "one_step – influence"}
 ENDS = "icp~influence"
-BARS = {"elinewidth": 0.8, "capsize": 1.5}
+LEVELS = {"element": "Element by element", "example": "Example by example (scores)"}
+
+
+def draw(inputs: Inputs) -> Drawn:
+    table = inputs.over_all_tasks("chain")
+    table = table[table["level"].isin(LEVELS)]
+    return Drawn(chain_curves(table, inputs.params.colors), table, "The chain icp, one_step, influence")
 
 
 def chain_curves(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figure:
@@ -22,10 +30,10 @@ def chain_curves(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figu
     table: rows of chain.csv of one model over all tasks, levels element and example. The correlation of icp and
     influence, which knows no step size, is a line with its interval as a band.
     """
-    levels = {"element": "Element by element", "example": "Example by example (scores)"}
+
     with rc_context(STYLE):
         figure, panels = grid(3, height=2.1)
-        for axes, (level, text) in zip(panels, levels.items(), strict=False):
+        for axes, (level, text) in zip(panels, LEVELS.items(), strict=False):
             rows = table[(table["level"] == level) & (table["statistic"] == "spearman")]
             for row in rows[rows["link"] == ENDS].itertuples():
                 axes.axhspan(row.low, row.high, color="#E6E6E6", zorder=0)
@@ -80,52 +88,3 @@ def _error_note(rows: pd.DataFrame) -> str:
     if len(rows) > 1 and best > rows["learning_rate"].min():
         return f"least at η = {best:g}, rounding below"
     return f"least at η = {best:g}" if len(rows) > 1 else f"at η = {best:g}"
-
-
-def sweep_points(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figure:
-    """The rank correlation of icp and influence, a panel for each model, a line for each domain of tasks.
-
-    table: as `domains.sweep_table` gives it. Colour and marker tell which domains are in-domain; the interval over
-    all tasks is a band. An undefined correlation says so.
-    """
-    models = list(dict.fromkeys(table["model"]))
-    longest = max((rows["domain"].nunique() for _, rows in table.groupby("model")), default=1)
-    kinds = {
-        "all": "all tasks",
-        "in-domain": "in-domain tasks",
-        "out-of-domain": "out-of-domain tasks",
-        "": "tasks of one domain",
-    }
-    looks = {kind: look(k, colors) for k, kind in enumerate(["in-domain", "out-of-domain", ""])}
-    looks["all"] = {"color": "#000000", "marker": "D"}
-    lowest = min(-0.05, 1.1 * table["low"].min()) if table["low"].notna().any() else -0.05
-    with rc_context(STYLE):
-        figure, panels = grid(max(len(models), 1), height=0.95 + 0.2 * longest)
-        if not models:
-            panels[0].set_axis_off()
-            title(panels[0], "No correlation of icp and influence")
-            return figure
-        for axes, model in zip(panels, models, strict=True):
-            rows = table[table["model"] == model].reset_index(drop=True)
-            axes.axvline(0, color=GREY, linewidth=0.6, linestyle="--")
-            for row in rows[rows["kind"] == "all"].itertuples():
-                axes.axvspan(row.low, row.high, color="#EEEEEE", zorder=0)
-            for kind, found in rows.groupby("kind", sort=False):
-                value = found["value"].to_numpy(dtype=np.float64)
-                reach = np.maximum([value - found["low"], found["high"] - value], 0)
-                axes.errorbar(value, found.index, xerr=reach, fmt="none", ecolor=looks[kind]["color"], **BARS)
-                axes.plot(value, found.index, linestyle="none", label=kinds[kind], **looks[kind])
-            for place in rows.index[rows["value"].isna()]:
-                axes.text(0.02, place, "undefined", va="center", fontsize=6, color=GREY)
-            names = [f"{row.domain} ({row.n_tasks})" for row in rows.itertuples()]
-            axes.set_yticks(rows.index, names)
-            axes.set_ylim(len(rows) - 0.4, -0.6)
-            axes.set_xlim(lowest, 1.02)
-            axes.grid(axis="x")
-            title(axes, model, f"n = {rows['n'].max():,} examples")
-            name_axes(axes, "Spearman, icp – influence", "domain (tasks)" if axes is panels[0] else "")
-        every = {
-            text: handle for axes in panels for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
-        }
-        legend_below(figure, handles=list(every.values()), labels=list(every), handletextpad=0.2)
-    return figure
