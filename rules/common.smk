@@ -14,8 +14,7 @@ from icprobe.tables import checking
 from icprobe.report import terminal_summary
 from icprobe.evaluation import judges
 from icprobe.report import provenance
-from icprobe.config import modes
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.workflow import work
 from icprobe.attribution import METHODS, methods_of
 from icprobe.figures import FIGURES

@@ -1,8 +1,8 @@
 """The registry of figures: a figure is one module here, by its name, and one line below.
 
 Its module has `draw(inputs)`, or `draw(inputs, method_a, method_b)` where it is drawn for each pair of methods. It
-takes what it reads from `drawing.Inputs` and returns a `drawing.Drawn`. Its caption is captions/{name}.rst. Nothing heavy is
-imported here, for the Snakefile reads this.
+takes what it reads from `drawing.Inputs` and returns a `drawing.Drawn`. Its caption is captions/{name}.rst. The
+Snakefile reads this module, so nothing heavy is imported here.
 """
 
 import importlib
