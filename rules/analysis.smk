@@ -91,12 +91,3 @@ rule tell_labels:
         **LIGHT,
     script:
         "../workflow/scripts/analysis/tell_labels.py"
-
-
-rule analysis:
-    localrule: True
-    message:
-        "{CONFIG.experiment}: all tables and figures of the scores are there"
-    input:
-        [each_model(path) for path in [*TABLES, *figure_files("scores")]],
-        sweep_figures(),
