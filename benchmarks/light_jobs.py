@@ -15,10 +15,11 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-# Rules that compute with a model, or fetch one.
-HEAVY = {
+# Rules that compute with a model or fetch one, targets, and what `all` does not make.
+OTHERS = {
     *("attribute", "attribute_influence", "attribute_step", "fetch_gguf", "fine_tune", "generate", "generate_base"),
-    *("name_model", "prepare_model", "train_regressor", "value_points"),
+    *("name_model", "prepare_model", "train_regressor", "value_points", "correlate_points", "plot_points"),
+    *("all", "analysis", "attributions", "checkpoints", "models", "synthetic", "win_rates"),
 }
 # In each process of Python that Snakemake starts; those of jobs have its object `snakemake`.
 AT_THE_END = """
@@ -40,13 +41,13 @@ def measure(arguments: list[str]) -> dict[str, list[float]]:
     """{rule: CPU seconds of each of its jobs}; arguments: those of Snakemake, such as a configuration."""
     snakemake = [sys.executable, "-m", "snakemake"]
     listed = subprocess.run([*snakemake, "--list-rules", *arguments], capture_output=True, text=True, check=True)
-    light = [rule for rule in listed.stdout.split() if rule not in HEAVY]
+    light = [rule for rule in listed.stdout.split() if rule not in OTHERS]
     with tempfile.TemporaryDirectory() as folder:
         told = Path(folder, "jobs.jsonl")
         Path(folder, "sitecustomize.py").write_text(AT_THE_END, encoding="utf-8")
         path = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
         subprocess.run(
-            [*snakemake, *arguments, "--forcerun", *light, "--allowed-rules", *light, "--", "all"],
+            [*snakemake, *arguments, "--forcerun", *light, "--allowed-rules", "all", *light, "--", "all"],
             env={**os.environ, "PYTHONPATH": path, "LIGHT_JOBS": str(told)},
             check=True,
         )

@@ -1,4 +1,4 @@
-"""How numbers, durations, bins and colours are written: in tables, figures, the report, on the terminal, in W&B.
+"""How numbers, durations, bins, links and colours are written: in tables, figures, the report, on the terminal, in W&B.
 
 A bin has three forms: the threshold of configuration and tables, `>0.85`; the name in paths, `gt-0.85`; and words.
 """
@@ -101,3 +101,11 @@ def bin_label(name: str) -> str:
 def bin_words(name: str) -> str:
     """A bin as a sentence has it: > 0.85, ≤ 0.5, all data."""
     return bin_label(name).replace("<=", "≤ ").replace(">", "> ")
+
+
+# --- links of the chain -----------------------------------------------------------------------------------------
+
+
+def link_words(link: str) -> str:
+    """A link of the chain as people write it: `icp~one_step` is icp – one_step."""
+    return " – ".join(link.split("~"))

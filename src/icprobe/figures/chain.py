@@ -11,9 +11,9 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from icprobe.figures.drawing import Drawn, Inputs
 from icprobe.figures.style import BARS, GREY, STYLE, grid, legend_below, look, name_axes, title
-from icprobe.formatting import OKABE_ITO
+from icprobe.formatting import OKABE_ITO, link_words
 
-LINKS = {"icp~one_step": "icp – one_step", "one_step~influence": "one_step – influence"}
+LINKS = ("icp~one_step", "one_step~influence")
 ENDS = "icp~influence"
 LEVELS = {"element": "Element by element", "example": "Example by example (scores)"}
 
@@ -37,10 +37,10 @@ def chain_curves(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figu
             rows = table[(table["level"] == level) & (table["statistic"] == "spearman")]
             for row in rows[rows["link"] == ENDS].itertuples():
                 axes.axhspan(row.low, row.high, color="#E6E6E6", zorder=0)
-                axes.axhline(row.value, color=GREY, linewidth=0.8, linestyle="--", label="icp – influence")
-            for k, (link, name) in enumerate(LINKS.items()):
+                axes.axhline(row.value, color=GREY, linewidth=0.8, linestyle="--", label=link_words(ENDS))
+            for k, link in enumerate(LINKS):
                 found = rows[rows["link"] == link].sort_values("learning_rate")
-                _with_intervals(axes, found, label=name, **look(k, colors))
+                _with_intervals(axes, found, label=link_words(link), **look(k, colors))
             n = f"n = {rows['n'].max():,} {'cells' if level == 'element' else 'examples'}" if len(rows) else ""
             axes.set_ylim(min(-0.05, 1.1 * rows["low"].min()) if rows["low"].notna().any() else -0.05, 1.05)
             axes.grid(axis="y")
