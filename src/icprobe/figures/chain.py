@@ -30,7 +30,6 @@ def chain_curves(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figu
     table: rows of chain.csv of one model over all tasks, levels element and example. The correlation of icp and
     influence, which knows no step size, is a line with its interval as a band.
     """
-
     with rc_context(STYLE):
         figure, panels = grid(3, height=2.1)
         for axes, (level, text) in zip(panels, LEVELS.items(), strict=False):
