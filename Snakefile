@@ -43,6 +43,7 @@ include: "rules/data.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"
 include: "rules/chain.smk"
+include: "rules/figures.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
@@ -57,7 +58,7 @@ rule all:
     input:
         paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
-        [each_model(path) for path in [*TABLES, *analysis_figures(), *JUDGED_TABLES, *evaluation_figures()]],
+        [each_model(path) for path in [*TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 

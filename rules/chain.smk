@@ -1,4 +1,4 @@
-# The chain of the paper's argument, icp ~ one_step ~ influence: one_step at several step sizes, the table, the figure.
+# The chain of the paper's argument, icp ~ one_step ~ influence: one_step at several step sizes, and the table.
 #
 # Each step size is a job of its own, so that one more repeats none of the others. What they could share, the example's
 # backward pass, is a fifth of the work for 12 tasks and a thirtieth for 100; the rest is the tasks' likelihoods.
@@ -8,7 +8,7 @@ wildcard_constraints:
     learning_rate=either(PLAN.step_sizes),
 
 
-if CHAIN:
+if PLAN.chain:
 
     rule attribute_step:
         message:
@@ -94,26 +94,3 @@ if CHAIN:
             **RESOURCES["chain"],
         script:
             "../workflow/scripts/chain/chain.py"
-
-    rule plot_chain:
-        localrule: True
-        message:
-            "Drawing the chain icp ~ one_step ~ influence of {wildcards.model}"
-        input:
-            "results/{experiment}/{model}/tables/chain.csv",
-        output:
-            **figure("chain", "Agreement of the methods", "the chain icp, one_step, influence"),
-        params:
-            colors=CONFIG.figures.colors,
-            caption=package_files("figures/captions/chain.rst"),
-            code=fingerprint("chain/plot_chain"),
-        log:
-            "logs/{experiment}/plot_chain/{model}.log",
-        conda:
-            "../envs/icprobe.yaml"
-        benchmark:
-            "logs/{experiment}/plot_chain/{model}.benchmark.tsv"
-        resources:
-            **LIGHT,
-        script:
-            "../workflow/scripts/chain/plot_chain.py"

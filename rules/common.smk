@@ -10,14 +10,14 @@ from snakemake.logging import logger
 
 from icprobe import cores, execution, fingerprints, masking, paths
 from icprobe.attribution import METHODS, methods_of
-from icprobe.config import load, modes
+from icprobe.config import load
 from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
 from icprobe.errors import IcprobeError
 from icprobe.evaluation import judges
 from icprobe.fingerprints import contents, package_files
 from icprobe.report import provenance, terminal_summary
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.workflow.plan import Plan, bin_folder
 
 # Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
@@ -45,9 +45,6 @@ except IcprobeError as error:
 envvars:
     *(name for name in modes.ENVIRONMENT if name in os.environ),
 
-
-CHAIN, SWEEP, JUDGED = PLAN.chain, PLAN.sweep, PLAN.judged
-is_here = PLAN.is_here
 
 # Heavy jobs compute with the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which
 # Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.
@@ -127,67 +124,20 @@ def of_conditions(pattern, model, conditions):
 # --- figures and tables -------------------------------------------------------------------------------------------
 
 
-def axis_labels():
-    """What each method's score is, with its unit, for axes."""
-
-    def label(method):
-        if not METHODS[method].per_task:
-            return f"{method} ({METHODS[method].unit})"
-        if CONFIG.attribution.aggregators.get(method, "mean") == "fraction_positive":
-            return f"{method} (share of tasks helped)"
-        return f"{method} (mean over tasks, {METHODS[method].unit})"
-
-    return {method: label(method) for method in CONFIG.attribution.methods}
-
-
-def marked(path, subcategory, what, kind, caption):
-    """A figure or table of one model, marked for `snakemake --report`."""
+def marked(path, subcategory, what, kind, caption, category="{model}"):
+    """A figure or table, of one model or of all, marked for `snakemake --report`."""
     return report(
         path,
-        category="{model}",
+        category=category,
         subcategory=subcategory,
         labels={"what": what, "kind": kind},
         caption=f"../src/icprobe/figures/captions/{caption}.rst",
     )
 
 
-def figure(name, subcategory, what):
-    """What is made where something is drawn: the figure, the same for papers, and the numbers that it shows."""
-    stem = f"results/{{experiment}}/{{model}}/figures/{name}"
-    drawn = marked(f"{stem}.svg", subcategory, what, "figure", name.split("/")[0])
-    return {"figure": drawn, "pdf": f"{stem}.pdf", "table": f"{stem}.csv"}
-
-
 def table(name, subcategory, what):
     """The output of a rule that writes a table."""
-    path = f"results/{{experiment}}/{{model}}/tables/{name}.csv"
-    return marked(path, subcategory, what, "table", f"{name}_table")
-
-
-def scatter_pairs():
-    """Pairs of methods to draw against each other."""
-    if CONFIG.figures.scatter != "all":
-        return [tuple(pair) for pair in CONFIG.figures.scatter]
-    methods = CONFIG.attribution.methods
-    return [(a, b) for i, a in enumerate(methods) for b in methods[i + 1 :]]
-
-
-def analysis_figures():
-    """Figures of one model that need no fine-tuning."""
-    names = ["distributions", "heat_map"] + (["overlaps"] if CONFIG.bins else []) + (["chain"] if CHAIN else [])
-    if CONFIG.data.train and any(map(is_here, CONFIG.models)):
-        names.append("lengths")
-    return [f"figures/{name}.svg" for name in names] + [f"figures/scatter/{a}--{b}.svg" for a, b in scatter_pairs()]
-
-
-def sweep_figures():
-    """Figures over all models and domains; none where there is one of each."""
-    return [results("figures/sweep.svg")] if SWEEP else []
-
-
-def evaluation_figures():
-    """Figures of one model that need judgements; none where nothing is judged."""
-    return ["figures/win_rates.svg"] if JUDGED else []
+    return marked(paths.table(f"{name}.csv"), subcategory, what, "table", f"{name}_table")
 
 
 # --- hooks --------------------------------------------------------------------------------------------------------

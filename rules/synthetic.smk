@@ -97,31 +97,31 @@ rule plot_points:
     message:
         "Drawing the correlations of the values of points, and what the transformer has learned"
     input:
-        correlations="results/{experiment}/synthetic/correlations.csv",
-        learning="results/{experiment}/synthetic/learning.csv",
+        correlations=paths.synthetic("correlations.csv"),
+        learning=paths.synthetic("learning.csv"),
     output:
         **{
             figure: report(
-                f"results/{{experiment}}/synthetic/figures/{figure}.svg",
+                paths.synthetic(f"figures/{figure}.svg"),
                 category="Synthetic check",
                 labels={"what": what, "kind": "figure"},
                 caption=f"../src/icprobe/figures/captions/synthetic_{figure}.rst",
             )
             for figure, what in SYNTHETIC_FIGURES.items()
         },
-        pdfs=[f"results/{{experiment}}/synthetic/figures/{figure}.pdf" for figure in SYNTHETIC_FIGURES],
-        tables=[f"results/{{experiment}}/synthetic/figures/{figure}.csv" for figure in SYNTHETIC_FIGURES],
+        pdfs=[paths.synthetic(f"figures/{figure}.pdf") for figure in SYNTHETIC_FIGURES],
+        tables=[paths.synthetic(f"figures/{figure}.csv") for figure in SYNTHETIC_FIGURES],
     params:
         titles=SYNTHETIC_FIGURES,
         colors=CONFIG.figures.colors,
         captions=package_files("figures/captions/synthetic_*.rst"),
         code=fingerprint("synthetic/plot_points"),
     log:
-        "logs/{experiment}/plot_points.log",
+        paths.log("plot_points"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/plot_points.benchmark.tsv"
+        paths.benchmark("plot_points")
     resources:
         **LIGHT,
     script:

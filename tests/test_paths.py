@@ -66,6 +66,11 @@ def spelt(file):
             yield f"{file.relative_to(ROOT)}:{node.lineno}: {text}"
 
 
+def test_rules_take_their_paths_from_there():
+    for file in ROOT.glob("rules/*.smk"):
+        assert not re.search(r"\"(results/|logs/|resources/models)", file.read_text(encoding="utf-8")), file
+
+
 def test_no_path_is_spelt_outside_of_paths():
     sources = [*ROOT.glob("src/**/*.py"), *ROOT.glob("workflow/scripts/**/*.py")]
     found = {file: [*spelt(file)] for file in sources}

@@ -42,6 +42,8 @@ HOW = {
     "attribute_step": "one_step at another step size, for the chain",
     "gather_steps": "the shards of a step size, joined",
     "chain": "correlations of icp, one_step and influence, link by link and by step size",
+    "plot_scores": "all figures of the scores and of the tables made from them",
+    "plot_judgements": "the win rates of all methods and bins, with their intervals",
     "plot_sweep": "icp against influence by model and by domain of task",
     "subset": "the examples of a bin; as many as icp's bin of that name",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",

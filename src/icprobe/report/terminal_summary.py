@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from icprobe import artifacts, paths
 from icprobe.analysis import headline
-from icprobe.report.wording import bin_label, fixed
+from icprobe.formatting import bin_label, estimate, fixed
 from icprobe.tracking.syncing import pending
 
 WIDEST = 100  # characters, on a terminal that has them
@@ -71,8 +71,9 @@ def _agreement(tables: Path) -> list[str]:
 
 def _estimate(row: Any, value: float) -> str:
     """A value with its interval, where it has one: two examples of one score leave an AUC without."""
-    interval = f" [{fixed(row.low)}, {fixed(row.high)}]" if row.low == row.low else ""
-    return "undefined" if value != value else fixed(value) + interval
+    if value != value:
+        return "undefined"
+    return estimate(value, row.low, row.high) if row.low == row.low else fixed(value)
 
 
 def _overlap(tables: Path) -> list[str]:
@@ -109,7 +110,7 @@ def _win_rates(tables: Path, width: int) -> str:
         return ""
     shown = pd.DataFrame(
         {
-            "method": ["all data" if row.method == "all" else row.method for row in rows.itertuples()],
+            "method": [bin_label("all") if row.method == "all" else row.method for row in rows.itertuples()],
             "bin": ["" if row.bin == "all" else bin_label(str(row.bin)) for row in rows.itertuples()],
             "win rate, %": [fixed(row.win_rate, 1) for row in rows.itertuples()],
             "95% interval": [

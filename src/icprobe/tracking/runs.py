@@ -1,6 +1,6 @@
 """W&B: one run for each job, with what it took, what it made and what it measured.
 
-Settings come from the environment (`icprobe.config.modes`), and not from a param: no result depends on them. Without
+Settings come from the environment (`icprobe.tracking.modes`), and not from a param: no result depends on them. Without
 them nothing is tracked. No failure of W&B fails a job or holds it for more than half a minute.
 """
 
@@ -18,10 +18,9 @@ from typing import Any
 
 from icprobe import paths
 from icprobe.artifacts import MANIFEST
-from icprobe.config import modes
 from icprobe.errors import ConfigError, reason
 from icprobe.masking import masked
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.tracking.lineage import (
     CLOCK,
     STEP,
@@ -230,6 +229,8 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     # It would report each library that the job imports to its service, from within the import: a service that has died
     # would fail the import, and with it the job.
     WandbRun._register_telemetry_import_hooks = lambda _run: None
+    # Inputs that W&B Launch stages for jobs of its own: looking for them imports its public API, 0.3 s in each job.
+    WandbRun._detect_and_apply_job_inputs = lambda _run: None
     run._wandb = wandb
     run._online = _goes_online(chosen)
 

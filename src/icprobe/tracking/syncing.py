@@ -20,9 +20,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from icprobe import paths
-from icprobe.config import modes
 from icprobe.errors import DataError, IcprobeError
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.tracking.lineage import CLOCK, STEP
 from icprobe.tracking.records import Record
 

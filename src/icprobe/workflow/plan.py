@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from icprobe.analysis.binning import bin_name
 from icprobe.attribution import Method
 from icprobe.config import Config
 from icprobe.config.sections import Annotations, ExternalScores
 from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError
+from icprobe.formatting import bin_name
 from icprobe.tables import checking
 
 LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
