@@ -17,7 +17,7 @@ report: "src/icprobe/figures/captions/workflow.rst"
 wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),
-    method=either([*CONFIG.attribution.methods, "all", *annotated_methods()]),
+    method=either(PLAN.names_of_methods),
     bin=r"all|(le|gt)-\d\.\d\d",
     seed=r"\d+",
     scatteritem=r"\d+-of-\d+",
@@ -43,6 +43,7 @@ include: "rules/data.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"
 include: "rules/chain.smk"
+include: "rules/figures.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
@@ -55,9 +56,9 @@ rule all:
     message:
         "{CONFIG.experiment}: all results are there"
     input:
-        results("report.html"),
+        paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
-        [each_model(path) for path in [*TABLES, *analysis_figures(), *evaluation_tables(), *evaluation_figures()]],
+        [each_model(path) for path in [*TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 

@@ -12,12 +12,13 @@ import pytest
 from reports import CONTROLS, HOSTILE, experiment, figure, with_texts
 
 from icprobe.errors import DataError, ScoreError
-from icprobe.figures import plotting
+from icprobe.figures.drawing import caption, save
+from icprobe.figures.overlaps import overlap_curve
+from icprobe.formatting import number
 from icprobe.report.build import build
 from icprobe.report.findings import ModelInputs
 from icprobe.report.page import embedded_json, visible
 from icprobe.report.provenance import HOW, RuleRun, artifacts, behind, rule_runs
-from icprobe.report.wording import number
 from icprobe.tracking.environment import measured
 
 
@@ -122,11 +123,11 @@ def test_a_figure_is_named_by_its_title_or_its_file(tmp_path):
 
 def test_a_figure_that_was_saved_brings_its_caption(tmp_path):
     table = pd.DataFrame({"bin": [">0.8"], "method": ["influence"], "n": [3], "overlap": [0.5], "chance": [0.2]})
-    plotting.save(plotting.overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
+    save(overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
     inputs = experiment(tmp_path)["models"]["smollm2"]
     text = page(tmp_path, models={"smollm2": ModelInputs(scores=inputs.scores, figures=[tmp_path / "o.svg"])})
     said = html.unescape(re.search(r"<figcaption>(.*?)</figcaption>", text)[1])
-    assert said == f"<strong>Overlap & chance</strong>. {plotting.caption('overlaps')}"
+    assert said == f"<strong>Overlap & chance</strong>. {caption('overlaps')}"
 
 
 def test_a_job_is_timed_by_the_file_beside_its_log(tmp_path):

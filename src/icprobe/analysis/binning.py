@@ -1,47 +1,14 @@
 """Bins: ICP's by threshold, and for any other method the same number of examples from the same end."""
 
-import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 
 from icprobe.errors import ConfigError, ScoreError
+from icprobe.formatting import bin_name, parse_threshold
 
-PREFIXES = {"<=": "le", ">": "gt"}
 OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance", "low", "high"]
-
-
-def parse_threshold(threshold: str) -> tuple[str, float]:
-    """`>0.85` as (">", 0.85). Raises ConfigError unless it is `<=` or `>` and a decimal in [0, 1]."""
-    match = re.fullmatch(r"\s*(<=|>)\s*(\d+(?:\.\d+)?|\.\d+)\s*", threshold, re.ASCII)
-    if not match or float(match[2]) > 1:
-        raise ConfigError(
-            f"bins: {threshold!r} is no bin. Write '<=' or '>' and a share of tasks in [0, 1], as in '>0.85'."
-        )
-    return match[1], float(match[2])
-
-
-def bin_name(threshold: str) -> str:
-    """The bin's name in paths: `<=0.5` is `le-0.50`, `>0.85` is `gt-0.85`. At least two decimals, more if
-    needed."""
-    sign, _ = parse_threshold(threshold)
-    number = Decimal(threshold.split(sign)[1].strip()).normalize()
-    decimals = max(2, -number.as_tuple().exponent)
-    return f"{PREFIXES[sign]}-{number:.{decimals}f}"
-
-
-def threshold_of(name: str) -> str:
-    """The threshold that a bin's name stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other
-    names."""
-    signs = {prefix: sign for sign, prefix in PREFIXES.items()}
-    prefix, _, number = name.partition("-")
-    if prefix not in signs or not re.fullmatch(r"\d\.\d{2,}", number, re.ASCII):
-        raise ConfigError(f"{name!r} is no bin's name. Bins are called as in 'le-0.50' and 'gt-0.85'.")
-    threshold = f"{signs[prefix]}{Decimal(number).normalize():f}"
-    parse_threshold(threshold)
-    return threshold
 
 
 def check_thresholds(thresholds: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from icprobe.analysis.correlations import estimates, percentiles, resample_counts
 from icprobe.analysis.statistics import aggregate
 from icprobe.errors import ScoreError
+from icprobe.formatting import estimate, link_words
 
 COLUMNS = ["link", "level", "task", "learning_rate", "statistic", "value", "low", "high", "interval", "n"]
 FIRST, SECOND, ENDS = "icp~one_step", "one_step~influence", "icp~influence"
@@ -146,7 +147,9 @@ def weak_link(table: pd.DataFrame) -> str:
     n_examples = links("example")[0].n
     where = f"element by element ({n_examples} examples × {links('element')[0].n // n_examples} tasks, η = {best:g})"
     gap = _shown(rows["element", DIFFERENCE, "spearman_difference", best])
-    opening = f"The weak link is {_named(weak[best])}" if weak[best] else "Which link is weak these data do not tell"
+    opening = (
+        f"The weak link is {link_words(weak[best])}" if weak[best] else "Which link is weak these data do not tell"
+    )
     sentences = [
         f"{opening}: {where} the Spearman correlation of icp and one_step is {first}, that of one_step and influence "
         f"{second}, which is {gap} more."
@@ -160,7 +163,7 @@ def weak_link(table: pd.DataFrame) -> str:
         for link, etas in others.items():
             if etas and link != weak[best]:
                 at = ", ".join(f"{eta:g}" for eta in etas)
-                sentences.append(f"At η = {at} it is {_named(link)}." if link else f"At η = {at} they do not tell.")
+                sentences.append(f"At η = {at} it is {link_words(link)}." if link else f"At η = {at} they do not tell.")
     by_score = " and ".join(_shown(row) for row in links("example"))
     by_mean = " and ".join(_shown(row) for row in links("example_mean"))
     sentences.append(f"Example by example the two are {by_score} for the scores, {by_mean} for means over tasks.")
@@ -174,12 +177,8 @@ def _weaker(difference) -> str | None:
     return SECOND if difference.high < 0 else None
 
 
-def _named(link: str) -> str:
-    return " – ".join(link.split("~"))
-
-
 def _shown(row) -> str:
-    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
+    return estimate(row.value, row.low, row.high)
 
 
 def _error_sentence(errors: Mapping[float, float], best: float) -> str:

@@ -4,11 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.special import expit, logit
-from scipy.stats import norm
-from scipy.stats import t as student
-from statsmodels.stats.nonparametric import rank_compare_2indep
 
 from icprobe.errors import ConfigError, ScoreError
 
@@ -108,6 +103,11 @@ def auc(labels_positive: np.ndarray, scores: np.ndarray) -> tuple[float, float, 
     interval does in 73 to 90%, a stratified percentile bootstrap in 78 to 89%. Where the scores separate the classes,
     or those of one are all equal, DeLong's variance lacks theirs, and the interval is `_by_formula`.
     """
+    # Here and below: scores are made in a process for each method, which needs none of this and would wait a second.
+    from scipy.special import expit, logit
+    from scipy.stats import t as student
+    from statsmodels.stats.nonparametric import rank_compare_2indep
+
     labels_positive, scores = np.asarray(labels_positive, dtype=bool), np.asarray(scores, dtype=np.float64)
     evaluated = ~np.isnan(scores)
     positive, negative = (scores[evaluated & side] for side in (labels_positive, ~labels_positive))
@@ -132,6 +132,9 @@ def _by_formula(value: float, n_positive: int, n_negative: int) -> tuple[float, 
     The score interval of Newcombe (Statistics in Medicine 25, 2006, method 5): the AUCs a whose standard error, by
     Hanley and McNeil's formula at a itself, is 1/1.96 of their distance from the value.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     mean = (n_positive + n_negative) / 2 - 1
 
     def excess(a: float) -> float:

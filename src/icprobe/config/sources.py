@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
+from icprobe import artifacts
 from icprobe.config.types import (
     Count,
     FilePath,
@@ -155,6 +156,14 @@ class EvalTable(Table):
         description="Draw a sample instead of taking all prompts; stratify: subset draws as many from each subset.",
     )
     _origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
+
+
+def local_files(table: Table | None) -> list[str]:
+    """The files that a table is read from; none for what lies elsewhere."""
+    if table is None:
+        return []
+    path = table.path or []
+    return artifacts.matching([*([path] if isinstance(path, str) else path), *getattr(table, "subsets", {}).values()])
 
 
 class Data(Section):

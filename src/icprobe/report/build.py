@@ -16,6 +16,7 @@ import pandas as pd
 from icprobe.analysis.statistics import kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
+from icprobe.formatting import OKABE_ITO
 from icprobe.report import charts, page, provenance
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
@@ -39,7 +40,7 @@ def build(
     environment: Mapping[str, Any] | None = None,
     dag: Iterable[RuleRun | tuple] | None = None,
     sweep: str | Path | None = None,
-    colors: Sequence[str] = charts.COLORS,
+    colors: Sequence[str] = OKABE_ITO,
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from icprobe import paths
+
 
 class RuleRun(NamedTuple):
     """One job, or one rule: several rows of one rule are summed (seconds) and maximised (peak_mb)."""
@@ -40,6 +42,8 @@ HOW = {
     "attribute_step": "one_step at another step size, for the chain",
     "gather_steps": "the shards of a step size, joined",
     "chain": "correlations of icp, one_step and influence, link by link and by step size",
+    "plot_scores": "all figures of the scores and of the tables made from them",
+    "plot_judgements": "the win rates of all methods and bins, with their intervals",
     "plot_sweep": "icp against influence by model and by domain of task",
     "subset": "the examples of a bin; as many as icp's bin of that name",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",
@@ -114,7 +118,7 @@ def artifacts(runs: pd.DataFrame | None) -> list[dict[str, Any]]:
         {
             **row,
             "needs": list(row["needs"]),
-            "makes": re.sub(r"^results/\{experiment\}/", "", row["makes"]),
+            "makes": row["makes"].removeprefix(f"{paths.EXPERIMENT}/"),
             # "Drawing {wildcards.method_a} against …": a message names its wildcards.
             "how": HOW.get(row["rule"]) or re.sub(r"\{wildcards\.(\w+)\}", r"{\1}", row["message"]),
         }

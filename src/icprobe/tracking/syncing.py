@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from icprobe.config import modes
+from icprobe import paths
 from icprobe.errors import DataError, IcprobeError
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.tracking.lineage import CLOCK, STEP
 from icprobe.tracking.records import Record
 
@@ -51,7 +51,7 @@ def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str
         )
     if (word := modes.asked(os.environ)) and word[1] == "disabled":
         raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; take that away first.")
-    directory = Path(experiment_directory, "wandb").absolute()
+    directory = Path(experiment_directory, paths.WANDB).absolute()
     runs = records.read_all(directory)
     sent = records.versions(run for run in runs if _is_synced(run.log))
     old = records.superseded(directory, runs)
@@ -216,7 +216,7 @@ def _said_of(log: Path, output: str) -> str | None:
 def _refused(directory: Path) -> dict[Path, str]:
     """{log: why} of runs of which the server refused a part: wandb says so in its log alone, and marks them."""
     found: dict[Path, str] = {}
-    for log in directory.glob("logs/debug-sync.*.log"):
+    for log in (directory / "logs").glob("debug-sync.*.log"):
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)

@@ -6,7 +6,6 @@ random states and data order are restored from the newest complete checkpoint.
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -235,21 +234,12 @@ class _Checkpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for path in checkpoint.rglob("*"):
-            _sync(path)
+        artifacts.sync(checkpoint)
         artifacts.write_manifest(checkpoint)
         for other in Path(args.output_dir).glob("checkpoint-*"):
             if other != checkpoint:
                 shutil.rmtree(other)
         self._saved = time.monotonic()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Watch(TrainerCallback):

@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from icprobe import cores
+from icprobe import cores, paths
 from icprobe.errors import ArtifactError, IcprobeError
 from icprobe.masking import mask
 from icprobe.tracking import environment, runs
@@ -138,10 +138,10 @@ def _title(snakemake: Any) -> str:
 # --- clocks and records -----------------------------------------------------------------------------------------
 
 
-def _newest(paths: Iterable[Any]) -> tuple[float, str]:
+def _newest(files: Iterable[Any]) -> tuple[float, str]:
     """(modification time, path) of the newest file; of a directory that Snakemake made, of the stamp within it."""
     times = [(0.0, "")]
-    for path in map(str, paths):
+    for path in map(str, files):
         stamp = os.path.join(path, ".snakemake_timestamp")
         with suppress(OSError):
             path = stamp if os.path.exists(stamp) else path
@@ -176,7 +176,7 @@ def _record(snakemake: Any) -> None:
     settings = named(snakemake.params).get("settings")
     try:
         environment.record(
-            Path(snakemake.log[0]).with_suffix(environment.SUFFIX),
+            Path(snakemake.log[0]).with_suffix(paths.ENVIRONMENT),
             snakemake.rule,
             map(str, snakemake.input),
             map(str, snakemake.output),

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from icprobe import artifacts
+from icprobe import artifacts, paths
 from icprobe.config import Config
+from icprobe.config.sources import local_files
 from icprobe.errors import ArtifactError
+from icprobe.workflow import work
 from icprobe.workflow.work import ROW_TOKENS, SPEED, operations, parameters
 
 LEAST_MB = 1000  # Snakemake starts three times for a job on a cluster: 350 MB before any work
@@ -58,6 +60,14 @@ class Sizes:
     prompts: float
     shards: dict[str, int]
 
+    @classmethod
+    def of(cls, config: Config) -> "Sizes":
+        """By what was there before the experiment began."""
+        tables = [getattr(config.data, name) for name in ("train", "tasks", "eval")]
+        examples, tasks, prompts = (work.rows(table, local_files(table)) for table in tables)
+        shards = {model: work.shards(config, model, examples, tasks) for model in config.models}
+        return cls(config, examples, tasks, prompts, shards)
+
     def parameters(self, model: str) -> float:
         """Parameters of a model: by its manifest once it is here, about before."""
         try:
@@ -71,7 +81,7 @@ class Sizes:
         Counted once the examples' lengths are measured, about before.
         """
         number, of = map(int, item.split("-of-"))
-        path = f"results/{self.config.experiment}/{model}/data/lengths.parquet"
+        path = paths.LENGTHS.format(experiment=self.config.experiment, model=model)
         try:
             middles, tokens = _measured(path, os.stat(path).st_mtime_ns)
         except (OSError, ValueError):  # pyarrow's, too

@@ -46,6 +46,11 @@ def file_rows(files: Iterable[str]) -> float:
     return sum(os.path.getsize(file) * (PARQUET if file.endswith(".parquet") else 1.0) for file in files) / ROW_BYTES
 
 
+def rows_there(files: Iterable[str], otherwise: float) -> float:
+    """Rows in files that may not be there yet."""
+    return file_rows(filter(os.path.isfile, files)) or otherwise
+
+
 def parameters(config: Config, model: str) -> float:
     """Parameters of a model, about: from its weights where they are here, from its sizes, or from its name.
 

@@ -3,11 +3,10 @@
 import logging
 import shutil
 import time
-from pathlib import Path
 
 import pandas as pd
 
-from icprobe import artifacts, execution
+from icprobe import artifacts, execution, paths
 from icprobe.tables import parquet
 from icprobe.texts.prompts import Prompts
 from icprobe.workflow.jobs import job
@@ -28,7 +27,7 @@ with job(snakemake) as run:
         seed=params.seed,
     )
     partial = artifacts.partial_directory(
-        Path("results", wildcards.experiment),
+        paths.EXPERIMENT.format(experiment=wildcards.experiment),
         snakemake.rule,
         dict(wildcards),
         dict(params.items()),
