@@ -26,7 +26,7 @@ AT_THE_END = """
 import atexit, json, os, resource, sys
 
 def tell():
-    job = getattr(sys.modules.get("snakemake.script"), "snakemake", None)
+    job = getattr(sys.modules["__main__"], "snakemake", None)
     if hasattr(job, "rule"):
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         seconds = sum(one.ru_utime + one.ru_stime for one in used)

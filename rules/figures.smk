@@ -1,5 +1,5 @@
-# From tables to figures, each as SVG, as PDF and as the numbers that it shows. Which there are, and what each reads, says
-# the registry, icprobe.figures; one process draws all of a group. No torch here.
+# From tables to figures, each as SVG, as PDF and as the numbers that it shows. The registry, icprobe.figures, says which
+# there are and what each reads; one process draws all of a group. No torch here.
 
 from pathlib import Path
 
