@@ -11,8 +11,9 @@ from matrices import matrices
 from torch import nn
 
 from icprobe.attribution import contraction, icp, influence, influence_mean
-from icprobe.attribution.matrix import batches, encode_tasks
+from icprobe.attribution.matrix import encode_tasks
 from icprobe.engine import gradients, likelihood, matmul, models
+from icprobe.engine.batching import batches
 
 BFLOAT16 = 2.0**-8  # relative rounding
 FLOAT32 = 1e-5

@@ -37,11 +37,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(aside, path)
-        _sync(path.parent, inside=False)
+        sync(path.parent, inside=False)
     finally:
         _remove(aside)
 
@@ -77,10 +77,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path, inside: bool = True) -> None:
+def sync(path: Path, inside: bool = True) -> None:
+    """Waits until a file, or a directory and (inside) all that it holds, is on disk."""
     if inside and path.is_dir():
         for child in path.iterdir():
-            _sync(child)
+            sync(child)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -56,7 +56,7 @@ def _parse(text: str) -> Any:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            raise ValueError(f"the key {shown(_first_double([key for key, _ in pairs]))} stands there twice")
+            raise ValueError(f"the key {shown(first_double([key for key, _ in pairs]))} stands there twice")
         return row
 
     def no_constant(name: str) -> None:
@@ -68,7 +68,8 @@ def _parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _first_double(names: Iterable[str]) -> str | None:
+def first_double(names: Iterable[str]) -> str | None:
+    """Finds the first name that stood there before; None where each stands there once."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)
 
@@ -115,7 +116,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 continue
             if not header:
                 header = row
-                if (double := _first_double(header)) is not None:
+                if (double := first_double(header)) is not None:
                     raise DataError(f"{place}: the column {shown(double)} stands there twice; rename one.")
             elif len(row) != len(header):
                 raise DataError(
@@ -133,7 +134,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path).read()
-        if (double := _first_double(table.column_names)) is not None:
+        if (double := first_double(table.column_names)) is not None:
             raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
         # Not to_pandas: it makes 7.0 of the id 7 where another id is null.
         columns = {column: table[column].to_pylist() for column in table.column_names}
