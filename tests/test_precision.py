@@ -68,7 +68,7 @@ def test_a_mean_over_tasks_does_not_depend_on_how_many_packs_hold_them(inputs):
     assert np.abs(alone - together).max() <= 4 * BFLOAT16 * np.abs(together).max()
 
 
-@pytest.mark.parametrize("length", [64, 1000, 3 * contraction.CHUNK + 16, 5001])
+@pytest.mark.parametrize("length", [64, 1000, 3 * contraction.CHUNK_ELEMENTS + 16, 5001])
 @pytest.mark.parametrize("name", ["influence", "influence_log"])
 def test_terms_of_bfloat16_gradients_are_rounded_as_float32(name, length):
     x, y = noise(3, length) + 0.5, noise(2, length, seed=1) + 0.5

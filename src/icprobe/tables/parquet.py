@@ -28,7 +28,7 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataF
 
 
 def damaged(path: str | Path, error: Exception) -> ArtifactError:
-    """What to raise where a table of ours cannot be read."""
+    """Makes the error for a table of ours that cannot be read."""
     return ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.")
 
 

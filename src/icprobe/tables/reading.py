@@ -1,4 +1,4 @@
-"""Rows as they stand in files (JSON, JSONL, CSV, parquet), behind an address or on the hub, each with its place."""
+"""Reads rows as they are in files (JSON, JSONL, CSV, parquet), behind an address or on the hub, each with its place."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ MAX_COLUMNS = 1000
 
 
 def read_file(path: str | Path) -> pd.DataFrame:
-    """Rows of a JSON, JSONL, CSV or parquet file as they are, plus `_where` (file and line or row, for messages).
+    """Reads the rows of a JSON, JSONL, CSV or parquet file as they are, and `_where`: file and line, for messages.
 
     Raises DataError naming the file and, where it can be told, the line.
     """
@@ -157,7 +157,7 @@ def _table(columns: dict[str, list[Any]], where: list[str]) -> pd.DataFrame:
 
 
 def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    """(rows with `_where`, what they come from), of a file or several, an address, or the hub."""
+    """Reads the rows of a file or several, an address, or the hub: (rows with `_where`, what they come from)."""
     path = source.get("path") or []
     if isinstance(path, str) and Path(path).is_file():
         return read_file(path), path
@@ -174,7 +174,7 @@ def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
 
 
 def _with_subset(frame: pd.DataFrame, file: str, subset: str | None, several: bool) -> pd.DataFrame:
-    """A file's rows with the column `subset`, where there are several files or the configuration names it."""
+    """Gives a file's rows the column `subset`, where there are several files or the configuration names it."""
     if subset is not None:
         return frame.assign(subset=subset)
     if not several or "subset" in frame:

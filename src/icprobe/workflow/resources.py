@@ -151,10 +151,8 @@ class Sizes:
         check = self.config.synthetic
         size = 12 * check.layers * check.width**2
         tokens = check.batch_size * (2 * check.points + 3)
-        return Needs(
-            TORCH_MB + 1e-6 * tokens * ACTIVATION_BYTES * size**0.5,
-            6 * size * tokens * check.steps / CORE_OPERATIONS_A_SECOND,
-        )
+        seconds = 6 * size * tokens * check.steps / CORE_OPERATIONS_A_SECOND
+        return Needs(TORCH_MB + _activations_mb(size, tokens), seconds)
 
     def correlate_points(self) -> Needs:
         """Ranks all points of a dimension and noise in each resample."""
@@ -178,9 +176,7 @@ class Sizes:
         """Reads all weights for every token of a batch; an adapter is merged on the CPU in float32."""
         settings, size = self.config.evaluation, self.parameters(model)
         steps = settings.max_new_tokens * (1 + self.prompts / settings.batch_size)
-        cache = (
-            1e-6 * settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS) * ACTIVATION_BYTES * size**0.5 / 4
-        )
+        cache = _activations_mb(size, settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS)) / 4
         return Needs(TORCH_MB + 10e-6 * size + cache, 4 * size * steps / MEMORY_BYTES_A_SECOND[settings.device])
 
 

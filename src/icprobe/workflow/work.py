@@ -42,10 +42,8 @@ def rows(table: Table | None, files: Iterable[str]) -> float:
 
 def file_rows(files: Iterable[str]) -> float:
     """Estimates the rows in files of texts, by their sizes."""
-    return (
-        sum(os.path.getsize(file) * (PARQUET_COMPRESSION if file.endswith(".parquet") else 1.0) for file in files)
-        / ROW_BYTES
-    )
+    unpacked = (os.path.getsize(file) * (PARQUET_COMPRESSION if file.endswith(".parquet") else 1.0) for file in files)
+    return sum(unpacked) / ROW_BYTES
 
 
 def parameters(config: Config, model: str) -> float:
