@@ -78,7 +78,7 @@ def _remove(path: Path) -> None:
 
 
 def sync(path: Path, inside: bool = True) -> None:
-    """Waits until a file, or a directory and (inside) all that it holds, is on disk."""
+    """Waits until a file, or a directory and (inside) all that is in it, is on disk."""
     if inside and path.is_dir():
         for child in path.iterdir():
             sync(child)

@@ -14,7 +14,7 @@ OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance", "low"
 
 
 def parse_threshold(threshold: str) -> tuple[str, float]:
-    """Reads `>0.85` as (">", 0.85). Raises ConfigError unless it is `<=` or `>` and a decimal in [0, 1]."""
+    """`>0.85` as (">", 0.85). Raises ConfigError unless it is `<=` or `>` and a decimal in [0, 1]."""
     match = re.fullmatch(r"\s*(<=|>)\s*(\d+(?:\.\d+)?|\.\d+)\s*", threshold, re.ASCII)
     if not match or float(match[2]) > 1:
         raise ConfigError(
@@ -24,7 +24,8 @@ def parse_threshold(threshold: str) -> tuple[str, float]:
 
 
 def bin_name(threshold: str) -> str:
-    """Names the bin in paths: `<=0.5` is `le-0.50`, `>0.85` is `gt-0.85`. At least two decimals, more where needed."""
+    """The bin's name in paths: `<=0.5` is `le-0.50`, `>0.85` is `gt-0.85`. At least two decimals, more if
+    needed."""
     sign, _ = parse_threshold(threshold)
     number = Decimal(threshold.split(sign)[1].strip()).normalize()
     decimals = max(2, -number.as_tuple().exponent)
@@ -32,7 +33,8 @@ def bin_name(threshold: str) -> str:
 
 
 def threshold_of(name: str) -> str:
-    """Finds the threshold of a bin's name: `le-0.50` is `<=0.5`. Raises ConfigError for other names."""
+    """The threshold that a bin's name stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other
+    names."""
     signs = {prefix: sign for sign, prefix in PREFIXES.items()}
     prefix, _, number = name.partition("-")
     if prefix not in signs or not re.fullmatch(r"\d\.\d{2,}", number, re.ASCII):

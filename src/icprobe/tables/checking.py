@@ -27,44 +27,63 @@ def read_table(
     """
     frame, origin = read_source(source)
     places = frame.pop(WHERE)
-    renamed = {}
-    for ours, theirs in source.get("columns", {}).items():
-        if theirs not in frame:
-            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
-        renamed[ours] = frame[theirs]
-    frame = frame.assign(**renamed)
-    if "subset" not in frame and "dataset" in frame:
-        frame = frame.assign(subset=frame["dataset"])
+    frame = _with_our_names(frame, source.get("columns", {}), origin)
     for column in ["instruction", *(["output"] if needs_output else [])]:
         if column not in frame:
             known = ", ".join(shown(name) for name in frame.columns[:10])
             raise DataError(f"{origin}: has no column {column!r} (it has {known}); name yours under `columns`.")
     result = pd.DataFrame({"id": _ids(frame, places)})
     for column in TEXTS:
-        values = frame[column] if column in frame else [None] * len(frame)
-        for where, value in zip(places, values, strict=True):
-            _check_text(where, column, value, required=column == "instruction")
-        result[column] = ["" if _missing(value) else value for value in values]
+        result[column] = _texts(frame, column, places)
     for column in extra:
         if column in frame:
-            values = list(map(label, frame[column]))
-            for where, value in zip(places, values, strict=True):
-                _check_text(where, column, value)
-                check_group(where, column, value)
-            result[column] = values
-    if not needs_output:
-        return result
-    empty = np.array([not output.strip() for output in result["output"]])
+            result[column] = _labels(frame, column, places)
+    return _with_output(result, places, on_empty, origin) if needs_output else result
+
+
+def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str], origin: str) -> pd.DataFrame:
+    """Adds to a table its columns by our names. columns: {our name: theirs}."""
+    renamed = {}
+    for ours, theirs in columns.items():
+        if theirs not in frame:
+            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
+        renamed[ours] = frame[theirs]
+    frame = frame.assign(**renamed)
+    if "subset" not in frame and "dataset" in frame:
+        frame = frame.assign(subset=frame["dataset"])
+    return frame
+
+
+def _texts(frame: pd.DataFrame, column: str, places: pd.Series) -> list[str]:
+    """Checks a column of texts, and gives them; what is missing is an empty text."""
+    values = frame[column] if column in frame else [None] * len(frame)
+    for where, value in zip(places, values, strict=True):
+        _check_text(where, column, value, required=column == "instruction")
+    return ["" if _missing(value) else value for value in values]
+
+
+def _labels(frame: pd.DataFrame, column: str, places: pd.Series) -> list[str | None]:
+    """Checks a column of labels, domains or subsets, and gives them."""
+    values = list(map(label, frame[column]))
+    for where, value in zip(places, values, strict=True):
+        _check_text(where, column, value)
+        check_group(where, column, value)
+    return values
+
+
+def _with_output(table: pd.DataFrame, places: pd.Series, on_empty: str, origin: str) -> pd.DataFrame:
+    """Drops rows without an output, and counts them in `attrs`; raises DataError where on_empty is "error"."""
+    empty = np.array([not output.strip() for output in table["output"]])
     if empty.any() and on_empty == "error":
         raise DataError(
             f'{places[empty.argmax()]}: "output" is empty. An example needs a response; '
             "remove the line or set data.on_empty: drop."
         )
-    result = result[~empty].reset_index(drop=True)
-    result.attrs["dropped_empty"] = int(empty.sum())
-    if result.empty:
+    table = table[~empty].reset_index(drop=True)
+    table.attrs["dropped_empty"] = int(empty.sum())
+    if table.empty:
         raise DataError(f"{origin}: no row has an output.")
-    return result
+    return table
 
 
 def label(value: Any) -> str | None:

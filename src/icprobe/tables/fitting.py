@@ -118,14 +118,7 @@ def fit(
     `frame.attrs["too_long"]` of the result counts them.
     """
     rows = frame.to_dict("records")
-    over: dict[int, tuple[Reader, int]] = {}
-    for reader in readers:
-        if reader.max_positions is None:
-            continue
-        room = reader.max_positions - besides[reader.model]
-        for place, count in enumerate(reader.counts([text(row) for row in rows])):
-            if count > room:
-                over.setdefault(place, (reader, count + besides[reader.model]))
+    over = _too_long(rows, readers, text, besides)
     if over and on_too_long == "error":
         ids = ", ".join(rows[place]["id"] for place in list(over)[:5])
         reader, count = next(iter(over.values()))
@@ -134,31 +127,57 @@ def fit(
             f"{reader.model} takes {reader.max_positions}. Shorten them, or set data.on_too_long: truncate or drop."
         )
     if over and on_too_long == "truncate":
-        before, beside = sum(len(rows[place]["output"]) for place in over), besides_cut or besides
-        for place, (reader, _) in over.items():
-            rows[place]["output"] = _truncated(rows[place], reader, readers, text, beside)
-            if not rows[place]["output"]:
-                raise DataError(
-                    f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
-                    f"{reader.model}, not even with one token of output, beside {beside[reader.model]} that others "
-                    "take (the longest task, or an example); remove it, or shorten them."
-                )
-        after = sum(len(rows[place]["output"]) for place in over)
-        logger.warning(
-            "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",
-            what,
-            len(over),
-            len(rows),
-            before,
-            after,
-        )
-        result = frame.assign(output=[row["output"] for row in rows])
+        cutters = {place: reader for place, (reader, _) in over.items()}
+        result = frame.assign(output=_cut_outputs(rows, cutters, readers, text, besides_cut or besides, what))
     else:
         result = frame.drop(index=frame.index[list(over)]).reset_index(drop=True)
     if result.empty:
         raise DataError(f"data.{what}: no row fits the context of {', '.join(r.model for r in readers)}.")
     result.attrs["too_long"] = len(over)
     return result
+
+
+def _too_long(
+    rows: list[dict[str, Any]], readers: list[Reader], text: Any, besides: dict[str, int]
+) -> dict[int, tuple[Reader, int]]:
+    """Finds the rows that do not fit: place -> (the first model that it is too long for, tokens that it would need)."""
+    over: dict[int, tuple[Reader, int]] = {}
+    for reader in readers:
+        if reader.max_positions is None:
+            continue
+        for place, count in enumerate(reader.counts([text(row) for row in rows])):
+            if count + besides[reader.model] > reader.max_positions:
+                over.setdefault(place, (reader, count + besides[reader.model]))
+    return over
+
+
+def _cut_outputs(
+    rows: list[dict[str, Any]],
+    cutters: dict[int, Reader],
+    readers: list[Reader],
+    text: Any,
+    besides: dict[str, int],
+    what: str,
+) -> list[str]:
+    """Gives the outputs of all rows, those at the places of `cutters` cut so that they fit; says so in the log."""
+    outputs = [row["output"] for row in rows]
+    for place, reader in cutters.items():
+        outputs[place] = _truncated(rows[place], reader, readers, text, besides)
+        if not outputs[place]:
+            raise DataError(
+                f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
+                f"{reader.model}, not even with one token of output, beside {besides[reader.model]} that others "
+                "take (the longest task, or an example); remove it, or shorten them."
+            )
+    logger.warning(
+        "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",
+        what,
+        len(cutters),
+        len(rows),
+        sum(len(rows[place]["output"]) for place in cutters),
+        sum(len(outputs[place]) for place in cutters),
+    )
+    return outputs
 
 
 def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text: Any, besides: dict[str, int]) -> str:

@@ -88,9 +88,9 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 def count_control_tokens(tokenizer: Any, texts: Iterable[str]) -> tuple[int, list[str]]:
     """Counts the texts with control tokens in their rows' words: (how many, which tokens, the most frequent first)."""
     control = control_tokens(tokenizer)
-    held = [control.in_words(text) for text in texts if isinstance(text, Text)] if control.ids else []
-    counts = Counter(content for contents in held for content in contents)
-    return sum(map(bool, held)), [content for content, _ in counts.most_common()]
+    found = [control.in_words(text) for text in texts if isinstance(text, Text)] if control.ids else []
+    counts = Counter(token for tokens in found for token in tokens)
+    return sum(map(bool, found)), [token for token, _ in counts.most_common()]
 
 
 _known: WeakKeyDictionary[Any, "ControlTokens"] = WeakKeyDictionary()
@@ -136,15 +136,16 @@ class ControlTokens:
 
     def as_text(self, text: Text, ids: list[int]) -> list[int]:
         """Tokenises a text whose rows' control tokens are text: token ids [n]. ids: what the tokenizer gives."""
-        held = self.in_words(text)
+        in_rows = self.in_words(text)
         # A token that breaks in the rows' words leave whole was written by a template alone.
         broken = text.again(self._break)
         readable = broken.replace(BREAK, "") == text and OPEN not in text
-        whole, written = (len(self._pattern.findall(each)) for each in (text, broken))
-        others = sum(number in self.ids for number in ids) > whole and self._made_of(text)
-        if written == whole and not others if readable else not held:
+        n_all, n_written = (len(self._pattern.findall(each)) for each in (text, broken))
+        others = sum(number in self.ids for number in ids) > n_all and self._made_of(text)
+        templates_alone = n_written == n_all and not others if readable else not in_rows
+        if templates_alone:
             return ids
-        found = self._read(broken, written, held) if readable and self._backend is not None else None
+        found = self._read(broken, n_written, in_rows) if readable and self._backend is not None else None
         if found == ids:
             return ids
         if text.special_tokens == "error":
@@ -173,14 +174,17 @@ class ControlTokens:
             self._backend.encode(words, add_special_tokens=False).ids
         )
 
-    def _read(self, broken: str, written: int, held: set[str]) -> list[int] | None:
-        """Tokenises a broken text in which templates write so many control tokens; None where it has no others."""
+    def _read(self, broken: str, n_written: int, in_rows: set[str]) -> list[int] | None:
+        """Tokenises a broken text; None where some control token of its rows cannot be read as letters.
+
+        n_written: control tokens that templates write; in_rows: those in the words of its rows.
+        """
         plain, true_id = self._plain
         text = self._pattern.sub(lambda token: self._alias[token[0]], broken).replace(BREAK, "")
         found = plain.encode(text, add_special_tokens=False).ids
         # A token that stands for itself as a whole word alone (single_word) is none beside a letter.
-        all_tokens = sum(true_id.get(number) in self.ids for number in found) == written
-        as_letters = {self._id_of[token] for token in held}.isdisjoint(set(found) - true_id.keys())
+        all_tokens = sum(true_id.get(number) in self.ids for number in found) == n_written
+        as_letters = {self._id_of[token] for token in in_rows}.isdisjoint(set(found) - true_id.keys())
         return [true_id.get(number, number) for number in found] if all_tokens and as_letters else None
 
     @cached_property
@@ -201,6 +205,6 @@ class ControlTokens:
     def _refused(self, text: Text, what: str) -> DataError:
         rows = [part.row for part in text.parts if self._pattern.search(part.words())]
         rows = rows or [part.row for part in text.parts if part.row is not None]
-        held = sorted(self.in_words(text))
-        token = f"{shown(held[0])}, a control token" if held else "letters that make a control token"
+        in_rows = sorted(self.in_words(text))
+        token = f"{shown(in_rows[0])}, a control token" if in_rows else "letters that make a control token"
         return DataError(f"row {next(iter(rows), None)}: holds {token} of the model; {what}.")
