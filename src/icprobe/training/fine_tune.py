@@ -86,7 +86,7 @@ def fine_tune(
     tokenizer = load_tokenizer(base)
     length = min(settings["max_length"], max_positions(model.config) or settings["max_length"])
     examples, counts = tokenize(tokenizer, rows, prompts, length)
-    _tell_cut(len(rows), counts, length)
+    _log_cut(len(rows), counts, length)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = SFTTrainer(
         model=model,
@@ -124,7 +124,7 @@ def fine_tune(
     }
 
 
-def _tell_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
+def _log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
     """Says in the log how many rows are cut off or dropped. Raises DataError where all of them are dropped."""
     if counts["dropped"] == n_rows:
         raise DataError(
