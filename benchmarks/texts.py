@@ -124,7 +124,7 @@ class Work:
     @cached_property
     def runs(self) -> list[np.ndarray]:
         """Rows of the examples in icprobe's batches."""
-        from icprobe.attribution.matrix import batches
+        from icprobe.engine.batching import batches
 
         return batches(self.lengths, self.batch_tokens)
 

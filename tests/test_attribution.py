@@ -10,9 +10,9 @@ from matrices import ARCHITECTURES, assert_close, matrices
 
 from icprobe.attribution import baselines, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.gathering import gather
-from icprobe.attribution.matrix import batches, shard_of
 from icprobe.attribution.shards import compute
 from icprobe.engine import execution
+from icprobe.engine.batching import batches, shard_of
 from icprobe.engine.rows import Row
 from icprobe.errors import ScoreError
 from icprobe.tables import parquet

@@ -201,7 +201,8 @@ def test_as_the_step_shrinks_one_step_approaches_influence_until_rounding(
     architecture, few, prompts, tokenizer, tiny_model
 ):
     from icprobe.attribution import influence, one_step
-    from icprobe.attribution.matrix import Inputs, batches, to_table
+    from icprobe.attribution.matrix import Inputs, to_table
+    from icprobe.engine.batching import batches
 
     train, tasks, lengths = few
     inputs = Inputs(train, tasks, lengths, prompts, copy.deepcopy(tiny_model(architecture)), tokenizer)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from icprobe.attribution import icp, icp_budget, one_step, shards
-from icprobe.attribution.matrix import packed, packs
+from icprobe.engine.batching import packed, packs
 
 SETTINGS = {
     "icp": {},

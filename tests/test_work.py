@@ -219,7 +219,7 @@ def test_a_gpu_is_asked_for_where_the_configuration_says_cuda_and_nowhere_else()
 
 
 def test_a_shard_of_short_examples_has_more_rows_and_more_time(tmp_path, monkeypatch):
-    from icprobe.attribution.matrix import batches, shard_of
+    from icprobe.engine.batching import batches, shard_of
 
     configuration = loaded("configs/paper.yaml")
     found = Sizes.of(configuration)

@@ -7,12 +7,12 @@ row of sequences. The gradient of sequence z is δ_zᵀ a_z (and Σδ_z for a bi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from icprobe.engine.batching import spans
 from icprobe.engine.execution import Network
 from icprobe.engine.likelihood import loss_gradient
 from icprobe.engine.matmul import matmul, matmul_float32
@@ -117,14 +117,6 @@ def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Row, Tensor, T
     chosen = torch.tensor(predictors, device=states.device)
     delta[chosen] = loss_gradient(network, states.detach()[chosen], targets)
     return row, states, delta
-
-
-def spans(sequences: Sequence[Encoded]) -> list[slice]:
-    """Where each sequence lies in a packed row."""
-    ends = [0]
-    for sequence in sequences:
-        ends.append(ends[-1] + len(sequence.ids))
-    return [slice(a, b) for a, b in pairwise(ends)]
 
 
 def per_example_gradients(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Tensor) -> Tensor:

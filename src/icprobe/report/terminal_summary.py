@@ -94,7 +94,7 @@ def _labels(tables: Path) -> list[str]:
     """How well each method tells examples of a label's good values from all others: AUC with its 95% interval."""
     table = _table(tables / "label_aucs.csv")
     lines = []
-    for label, rows in () if table is None else headline.labels_told(table).groupby("label", sort=False):
+    for label, rows in () if table is None else headline.good_against_others(table).groupby("label", sort=False):
         sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
         told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
         lines.append(f"AUC of {label}, {sizes}: {told}")

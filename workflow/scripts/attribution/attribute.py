@@ -14,10 +14,11 @@ from icprobe.workflow.jobs import job
 with job(snakemake) as run:
     from icprobe.attribution.matrix import Inputs
     from icprobe.attribution.shards import compute
+    from icprobe.engine.batching import parse_shard
 
     params, files, wildcards = snakemake.params, snakemake.input, snakemake.wildcards
     settings = dict(params.settings)
-    number, total = map(int, wildcards.scatteritem.split("-of-"))
+    number, of = parse_shard(wildcards.scatteritem)
     inputs = Inputs(
         train=pd.read_parquet(files.train),
         tasks=pd.read_parquet(files.tasks),
@@ -53,7 +54,7 @@ with job(snakemake) as run:
         inputs,
         settings,
         number,
-        total,
+        of,
         settings.get("batch_tokens", 1024),
         partial,
         params.per_task,

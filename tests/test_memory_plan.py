@@ -8,7 +8,7 @@ import pytest
 import torch
 from matrices import ARCHITECTURES, assert_close, matrices
 
-from icprobe.attribution import holding, influence
+from icprobe.attribution import gradient_cache, influence, memory_plan
 from icprobe.engine import execution, gradients, stepping
 from icprobe.engine.gradients import Layer
 from icprobe.texts.prompts import Encoded
@@ -20,7 +20,7 @@ def plan_of(hold, dense, together=False):
     def plan(examples, tasks, *_):
         held, streamed = (tasks, examples) if hold == "tasks" else (examples, tasks)
         tiles, alone = ([[i] for i in range(len(side.batches))] for side in (held, streamed))
-        return holding.Plan(hold, dense, tiles, [list(range(len(alone)))] if together else alone, 0, 0, True)
+        return memory_plan.Plan(hold, dense, tiles, [list(range(len(alone)))] if together else alone, 0, 0, True)
 
     return plan
 
@@ -29,10 +29,10 @@ def plan_of(hold, dense, together=False):
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_influence_by_gram_matrices_is_that_by_gradients(architecture, hold, dense, inputs, monkeypatch):
-    monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, dense))
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", plan_of(hold, dense))
     reference = matrices(influence, inputs(architecture), "influence")["influence"]
-    monkeypatch.setattr(holding.GradientCache, "_by_grams", lambda held, *_: held.all_tasks is not None)
-    monkeypatch.setattr(holding.GradientCache, "_gradients", None)
+    monkeypatch.setattr(gradient_cache.GradientCache, "_by_grams", lambda held, *_: held.all_tasks is not None)
+    monkeypatch.setattr(gradient_cache.GradientCache, "_gradients", None)
     by_grams = matrices(influence, inputs(architecture), "influence", methods=["influence"])["influence"]
     assert_close(by_grams, reference, 1e-5, np.abs(reference).max())
 
@@ -43,7 +43,7 @@ def test_gram_matrices_pay_for_short_sequences_alone():
 
     def pays(length):
         batch = [slice(i * length, (i + 1) * length) for i in range(1000 // length)]
-        return holding.GradientCache._by_grams(held, layer, batch, batch, held_first=False)
+        return gradient_cache.GradientCache._by_grams(held, layer, batch, batch, held_first=False)
 
     assert pays(20)
     assert pays(30)
@@ -54,8 +54,8 @@ def test_gram_matrices_pay_for_short_sequences_alone():
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_memory_budget_changes_no_bit_of_influence(architecture, budget_gb, inputs, monkeypatch):
     plans = []
-    original = holding.Plan.cheapest
-    monkeypatch.setattr(holding.Plan, "cheapest", lambda *a: plans.append(original(*a)) or plans[-1])
+    original = memory_plan.Plan.cheapest
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", lambda *a: plans.append(original(*a)) or plans[-1])
     reference = matrices(influence, inputs(architecture), "influence", memory_budget_gb=10)
     tight = matrices(influence, inputs(architecture), "influence", memory_budget_gb=budget_gb)
     assert len(plans[0].tiles) == 1
@@ -88,7 +88,7 @@ def test_a_killed_pass_goes_on_within_another_budget(before, after, inputs):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_plan_gives_the_same_bits(architecture, hold, dense, together, methods, inputs, monkeypatch):
     reference = matrices(influence, inputs(architecture), "influence", methods=methods)
-    monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, dense, together))
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", plan_of(hold, dense, together))
     other = matrices(influence, inputs(architecture), "influence", methods=methods)
     assert all((other[method] == reference[method]).all() for method in reference)
 
@@ -98,9 +98,9 @@ def test_every_plan_gives_the_same_bits(architecture, hold, dense, together, met
 def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, together, inputs, monkeypatch):
     ours = inputs("llama")
     reference = matrices(influence, ours, "influence")
-    monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, False, together))
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", plan_of(hold, False, together))
     monkeypatch.setattr(influence, "GROUP_SECONDS", 1e-9)  # a group for each batch
-    computed, stop_after, original = [], [2], holding.GradientCache.stream
+    computed, stop_after, original = [], [2], gradient_cache.GradientCache.stream
 
     def stream(held, batches, *arguments):
         if stop_after and len(computed) == stop_after[0]:
@@ -108,7 +108,7 @@ def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, togeth
         computed.append((held.where, batches))
         return original(held, batches, *arguments)
 
-    monkeypatch.setattr(holding.GradientCache, "stream", stream)
+    monkeypatch.setattr(gradient_cache.GradientCache, "stream", stream)
     with pytest.raises(KeyboardInterrupt):
         matrices(influence, ours, "influence")
     stop_after.clear()
@@ -156,24 +156,24 @@ def test_a_model_with_something_between_its_blocks_goes_one_row_at_a_time(inputs
 
 def test_a_plan_passes_over_the_examples_no_oftener_than_the_budget_forces():
     def side(batches, sequences, tokens):
-        return holding.SequenceBatches([[Encoded(tuple(range(tokens)), 1)] * sequences for _ in range(batches)])
+        return memory_plan.SequenceBatches([[Encoded(tuple(range(tokens)), 1)] * sequences for _ in range(batches)])
 
     layers = [Layer("x", None, 600, 1500, False)] * 100
     examples, tasks = side(1000, 10, 100), side(10, 10, 100)
     dense_bytes = 100 * 90_000_000 * 4
-    rich = holding.Plan.cheapest(examples, tasks, layers, 2 * dense_bytes, 4)
+    rich = memory_plan.Plan.cheapest(examples, tasks, layers, 2 * dense_bytes, 4)
     assert (rich.hold, rich.dense, len(rich.tiles)) == ("tasks", True, 1)
     # Not the gradients, but their factors fit: still one pass.
-    poor = holding.Plan.cheapest(examples, tasks, layers, 0.3 * dense_bytes, 4)
+    poor = memory_plan.Plan.cheapest(examples, tasks, layers, 0.3 * dense_bytes, 4)
     assert (poor.hold, poor.dense, len(poor.tiles)) == ("tasks", False, 1)
     assert poor.held_bytes <= 0.3 * dense_bytes
     # In step, dozens of batches share the tasks' gradients, for one forward pass more: cheaper than to form them anew.
-    steps = holding.Plan.cheapest(examples, tasks, layers, 12e9, 4, per_token=12_000)
+    steps = memory_plan.Plan.cheapest(examples, tasks, layers, 12e9, 4, per_token=12_000)
     assert (steps.hold, steps.dense, len(steps.tiles)) == ("tasks", False, 1)
     assert 20 < len(steps.groups) < 50
     assert f"1000 batches in {len(steps.groups)} groups" in steps.sentence(12.0)
-    assert steps.cost < holding.Plan.cheapest(examples, tasks, layers, 12e9, 4).cost / 2
+    assert steps.cost < memory_plan.Plan.cheapest(examples, tasks, layers, 12e9, 4).cost / 2
     # Nothing fits: the least memory, whatever it costs, and the log says so.
-    none = holding.Plan.cheapest(examples, tasks, layers, 1.0, 4)
+    none = memory_plan.Plan.cheapest(examples, tasks, layers, 1.0, 4)
     assert not none.fits
     assert "lower attribution.batch_tokens" in none.sentence(1e-9)
