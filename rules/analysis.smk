@@ -78,13 +78,13 @@ rule tell_labels:
         **DOMAIN_INPUTS,
         scores=SCORES,
         train="results/{experiment}/data/train.parquet",
+        checked=LABELS_CHECKED,
     output:
         table("label_aucs", "Sound examples and others", "AUC of labels"),
     params:
         methods=CONFIG.attribution.methods,
         domains=domain_params(),
-        # A label without good values marks no one side of an AUC.
-        good={label: good for label, good in CONFIG.data.sound_labels.items() if label in CONFIG.data.labels},
+        good=GOOD,
         code=fingerprint("analysis/tell_labels"),
     log:
         "logs/{experiment}/tell_labels/{model}.log",

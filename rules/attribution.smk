@@ -9,6 +9,13 @@ ATTRIBUTION_INPUTS = dict(
 )
 
 
+def dtype_checked(wildcards, method):
+    """That the model can be used in the method's dtype, as an input; of float32 every model is sure."""
+    if attribution_settings(method)["dtype"] == "float32":
+        return []
+    return DTYPE_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
+
+
 rule attribute:
     message:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
@@ -16,6 +23,7 @@ rule attribute:
         **ATTRIBUTION_INPUTS,
         model=model_of,
         manifest=manifest_of,
+        checked=lambda w: dtype_checked(w, w.method),
     output:
         matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
     wildcard_constraints:
@@ -69,6 +77,7 @@ if INFLUENCE:
             **ATTRIBUTION_INPUTS,
             model=model_of,
             manifest=manifest_of,
+            checked=lambda w: dtype_checked(w, "influence"),
         output:
             **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
         params:

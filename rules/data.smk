@@ -43,6 +43,35 @@ rule prepare_model:
         "../workflow/scripts/data/prepare_model.py"
 
 
+# Every model was tried in float32; in another dtype one may fail, and has said so in its manifest.
+DTYPE_CHECKED = "results/{experiment}/{model}/data/dtype.checked.json"
+
+
+rule check_dtype:
+    localrule: True
+    message:
+        "Checking that {wildcards.model} can be used in {params.dtype}"
+    input:
+        manifest=manifest_of,
+    output:
+        DTYPE_CHECKED,
+    params:
+        dtype=CONFIG.attribution.dtype,
+        code=fingerprint("data/check_dtype"),
+    log:
+        "logs/{experiment}/check_dtype/{model}.log",
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        "logs/{experiment}/check_dtype/{model}.benchmark.tsv"
+    # Before all else that could run: tasks may be chosen, and models trained, before anything is attributed.
+    priority: 1
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/data/check_dtype.py"
+
+
 rule name_model:
     localrule: True
     message:
@@ -156,6 +185,42 @@ if CONFIG.data.train:
             **RESOURCES["prepare_train"],
         script:
             "../workflow/scripts/data/prepare_train.py"
+
+
+# Values that mark good examples, of the labels that are read.
+GOOD = {label: good for label, good in CONFIG.data.sound_labels.items() if label in CONFIG.data.labels and good}
+LABELS_CHECKED = ["results/{experiment}/data/labels.checked.json"] if CONFIG.data.train and GOOD else []
+
+
+if LABELS_CHECKED:
+
+    # A rule of its own: other good values make no table anew.
+    rule check_labels:
+        localrule: True
+        message:
+            "Checking that labels have the values that mark good examples"
+        input:
+            local_files(CONFIG.data.train),
+        output:
+            LABELS_CHECKED,
+        params:
+            source=slice_of(CONFIG.data.train),
+            contents=lambda w: contents(local_files(CONFIG.data.train)),
+            good=GOOD,
+            on_empty=CONFIG.data.on_empty,
+            code=fingerprint("data/check_labels"),
+        log:
+            "logs/{experiment}/check_labels.log",
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            "logs/{experiment}/check_labels.benchmark.tsv"
+        # Before all else that could run.
+        priority: 1
+        resources:
+            **RESOURCES["prepare_train"],
+        script:
+            "../workflow/scripts/data/check_labels.py"
 
 
 if NAMED_BY:

@@ -11,7 +11,7 @@ import transformers
 from tiny_gguf import tiny_gguf
 from torch import nn
 
-from icprobe.engine import admission, models
+from icprobe.engine import admission, dtypes, models
 from icprobe.engine.admission import admit
 from icprobe.errors import ModelError
 from icprobe.texts.tokenizing import reader
@@ -216,12 +216,11 @@ def test_a_dtype_in_which_a_model_fails_is_refused_where_it_is_asked_for(tokeniz
             return super().forward(x.float())
 
     prepared("llama", **LLAMA)
-    models.refuse_dtype(tmp_path / "out", "bfloat16")
+    dtypes.refuse_dtype(models.artifacts.read_manifest(tmp_path / "out"), "bfloat16")
     found = tried(with_layer(made("llama", tokenizer, **LLAMA), InFloat32)).refused_dtypes
     assert list(found) == ["bfloat16"]
-    models.artifacts.write_manifest(tmp_path / "out", refused_dtypes=found)
-    models.refuse_dtype(tmp_path / "out", "float32")
-    message = refused(models.refuse_dtype, tmp_path / "out", "bfloat16")
+    dtypes.refuse_dtype({"refused_dtypes": found}, "float32")
+    message = refused(dtypes.refuse_dtype, {"refused_dtypes": found}, "bfloat16")
     assert "in bfloat16 fails (" in message
     assert message.endswith("set attribution.dtype: float32.")
 
@@ -273,7 +272,15 @@ def test_a_doge_ends_at_the_window_beyond_which_it_looks_at_later_tokens(prepare
         (lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.YARN), w.add_rope_scaling_factor(4.0)), "factor"),
         (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), "rope.scale_linear = 4.0"),
         (lambda w: w.add_sliding_window(16), "attention.sliding_window = 16"),
+        (lambda w: w.add_rope_dimension_count(16), "rope.dimension_count = 16"),
+        (lambda w: w.add_rope_freq_base(5e5), None),
+        (lambda w: w.add_rope_scaling_attn_factors(1.2), "rope.scaling.attn_factor = 1.2"),
         (lambda w: w.add_logit_scale(0.5), "logit_scale = 0.5"),
+        (lambda w: w.add_residual_scale(0.25), "residual_scale = 0.25"),
+        (lambda w: w.add_embedding_scale(12.0), "embedding_scale = 12.0"),
+        (lambda w: w.add_attention_scale(0.5), "attention.scale = 0.5"),
+        (lambda w: w.add_clamp_kqv(8.0), "attention.clamp_kqv = 8.0"),
+        (lambda w: w.add_causal_attention(False), "attention.causal = False"),
         (lambda w: w.add_final_logit_softcapping(30.0), "final_logit_softcapping = 30.0"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.array([1, 8] * 8, np.float32)), "the tensor rope_freqs.weight"),
     ],

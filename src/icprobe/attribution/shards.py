@@ -46,7 +46,11 @@ def compute(
     total = sum(len(runs[index]) for index in mine)
     done = total - sum(len(runs[index]) for index in waiting)
     if saved:
-        logger.info("resumed: %d of %d examples were finished before", done, total)
+        finished = {str(runs[index][0]) for index in {*mine}.difference(waiting)}
+        names = [key.split("/") for key in saved]
+        parts = sum(len(name) > 2 and name[0] == methods[0] and name[1] not in finished for name in names)
+        also = f", and parts of others ({parts})" if parts else ""
+        logger.info("resumed: %d of %d examples were finished before%s", done, total, also)
     attribute = importlib.import_module(module).attribute
     with Progress(desc="+".join(methods)) as progress:
         inputs = replace(inputs, pieces=saved, progress=progress)

@@ -334,12 +334,6 @@ def opened(directory: str | Path, dtype: str, trusted: bool) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def refuse_dtype(directory: str | Path, dtype: str) -> None:
-    """Raises ModelError where the engines came out wrong in this dtype when the model was prepared."""
-    if said := artifacts.read_manifest(directory).get("refused_dtypes", {}).get(dtype):
-        raise ModelError(f"{said}; set attribution.dtype: float32.")
-
-
 def set_precision(tf32: bool) -> None:
     """Matrix products sum in float32; tf32: those of float32 on CUDA may round their inputs to TF32 (10 bits)."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
