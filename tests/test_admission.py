@@ -104,6 +104,12 @@ def test_the_share_of_the_blocks_weights_that_theta_covers_is_kept(prepared, tmp
     assert manifest["refused_dtypes"] == {}
 
 
+def test_norms_of_several_dimensions_are_no_matrices(prepared):
+    """Cohere's norms of queries and keys have a weight for each head."""
+    manifest = prepared("cohere", **LLAMA, use_qk_norm=True, logit_scale=1.0)
+    assert manifest["attributed_share"] > 0.98
+
+
 class PlainLinear(nn.Linear):
     def forward(self, x):
         out = x @ self.weight.T
@@ -196,7 +202,14 @@ def test_attention_called_twice_a_layer_is_refused(prepared):
 def test_logits_that_are_capped_or_scaled_are_refused(prepared):
     said = "its logits are not its output embedding of its last hidden state"
     assert said in refused(prepared, "gemma2", **LLAMA, head_dim=8, final_logit_softcapping=30.0)
-    assert said in refused(prepared, "cohere", **LLAMA, logit_scale=0.5)
+    for norms in (False, True):
+        assert said in refused(prepared, "cohere", **LLAMA, logit_scale=0.5, use_qk_norm=norms)
+
+
+def test_a_model_whose_hidden_states_are_not_told_from_its_logits_is_refused_in_these_words(prepared):
+    sizes = {"head_dim": 8, "intermediate_size_mlp": 64, "moe_layers": [], "num_local_experts": 1}
+    message = refused(prepared, "llama4_text", **LLAMA, **sizes)
+    assert "Llama4ForCausalLM: transformers does not tell its blocks from its output embedding" in message
 
 
 def test_whatever_fails_in_the_trial_names_the_model_and_the_step(tokenizer, tried):
@@ -272,8 +285,6 @@ def test_a_doge_ends_at_the_window_beyond_which_it_looks_at_later_tokens(prepare
         (lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.YARN), w.add_rope_scaling_factor(4.0)), "factor"),
         (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), "rope.scale_linear = 4.0"),
         (lambda w: w.add_sliding_window(16), "attention.sliding_window = 16"),
-        (lambda w: w.add_rope_dimension_count(16), "rope.dimension_count = 16"),
-        (lambda w: w.add_rope_freq_base(5e5), None),
         (lambda w: w.add_rope_scaling_attn_factors(1.2), "rope.scaling.attn_factor = 1.2"),
         (lambda w: w.add_logit_scale(0.5), "logit_scale = 0.5"),
         (lambda w: w.add_residual_scale(0.25), "residual_scale = 0.25"),
@@ -294,6 +305,21 @@ def test_what_a_gguf_says_and_transformers_drops_is_refused(more, said, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("values", "dropped"),
+    [
+        ({"rope.dimension_count": 8, "rope.freq_base": 5e5, "attention.scale": 8**-0.5}, []),
+        ({"rope.dimension_count": 4}, ["rope.dimension_count"]),
+        ({"rope.freq_base": 1e4}, ["rope.freq_base"]),
+        ({"attention.scale": 0.5, "attention.clamp_kqv": 8.0}, ["attention.clamp_kqv", "attention.scale"]),
+    ],
+)
+def test_what_a_gguf_says_of_positions_and_scales_is_what_the_configuration_says(values, dropped):
+    """Of some architectures transformers reads no base of the rotary positions, of most no width."""
+    config = transformers.Qwen2Config(hidden_size=32, num_attention_heads=4, rope_parameters={"rope_theta": 5e5})
+    assert list(models._dropped(values, config)) == dropped
+
+
+@pytest.mark.parametrize(
     ("more", "held"),
     [
         (lambda w: w.add_tensor("blk.0.attn_q.bias", np.ones(64, np.float32)), 74240),
@@ -311,6 +337,9 @@ def test_a_gguf_of_which_nothing_is_dropped_is_admitted(tmp_path, monkeypatch):
     def more(writer):
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
         writer.add_sliding_window(4096)  # as long as the model's context
+        writer.add_attention_scale(32**-0.5)
+        writer.add_causal_attention(True)
+        writer.add_residual_scale(1.0)
         writer.add_tensor("rope_freqs.weight", np.ones(16, np.float32))
 
     tiny_gguf(tmp_path / "m.gguf", more)
