@@ -337,6 +337,7 @@ def test_a_gguf_of_which_nothing_is_dropped_is_admitted(tmp_path, monkeypatch):
     def more(writer):
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
         writer.add_sliding_window(4096)  # as long as the model's context
+        writer.add_rope_freq_base(5e5)
         writer.add_attention_scale(32**-0.5)
         writer.add_causal_attention(True)
         writer.add_residual_scale(1.0)

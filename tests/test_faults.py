@@ -124,7 +124,7 @@ def attribute(project: dag.Project) -> None:
 def one_step(project: dag.Project) -> None:
     attribute_saves_each_batch(project)
     log = "tiny/attribute/tiny-llama/one_step/1-of-2.log"
-    killed_twice(project, ONE_STEP, (5, 8), log, lambda text: "and parts of others (" in text)
+    killed_twice(project, ONE_STEP, (5, 8), log, lambda text: "examples were finished before" in text)
 
 
 def icp_budget(project: dag.Project) -> None:

@@ -165,9 +165,8 @@ def _dropped(values: dict[str, Any], config: Any) -> Iterator[str]:
         within = key == "attention.sliding_window" and value >= (max_positions(config) or math.inf)
         if value != idle and not known and not within:
             yield key
-    width = getattr(config, "head_dim", None) or config.hidden_size // (
-        getattr(config, "num_attention_heads", None) or 1
-    )
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
     expected = {"attention.scale": width**-0.5}
     rope = getattr(config, "rope_parameters", None) or {}
     if "rope_theta" in rope:
