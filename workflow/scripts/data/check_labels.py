@@ -13,4 +13,4 @@ with job(snakemake) as run:
     counts = checking.check_sound_labels(table, params.good)
     write_json(snakemake.output[0], counts)
     logging.info("good examples among %d rows: %s", len(table), counts)
-    run.summary(**counts)
+    run.summary(**{f"good/{label}": count for label, count in counts.items()})
