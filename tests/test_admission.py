@@ -209,7 +209,7 @@ def test_logits_that_are_capped_or_scaled_are_refused(prepared):
 def test_a_model_whose_hidden_states_are_not_told_from_its_logits_is_refused_in_these_words(prepared):
     sizes = {"head_dim": 8, "intermediate_size_mlp": 64, "moe_layers": [], "num_local_experts": 1}
     message = refused(prepared, "llama4_text", **LLAMA, **sizes)
-    assert "Llama4ForCausalLM: transformers does not tell its blocks from its output embedding" in message
+    assert "Llama4ForCausalLM: transformers has no module of it that gives hidden states and not logits" in message
 
 
 def test_whatever_fails_in_the_trial_names_the_model_and_the_step(tokenizer, tried):

@@ -274,10 +274,8 @@ def check_head(model: PreTrainedModel, trial: Trial) -> None:
     if head is None:
         raise ModelError(f"{type(model).__name__}: it has no output embedding; choose a causal language model.")
     if model.base_model is model:
-        raise ModelError(
-            f"{type(model).__name__}: transformers does not tell its blocks from its output embedding (it has no "
-            f"module {model.base_model_prefix!r}), so that its hidden states cannot be taken{ADVICE}"
-        )
+        name = type(model).__name__
+        raise ModelError(f"{name}: transformers has no module of it that gives hidden states and not logits{ADVICE}")
     taken: dict[str, Tensor] = {}
 
     def replace(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
