@@ -70,6 +70,7 @@ rule tell_labels:
         **DOMAIN_INPUTS,
         scores=SCORES,
         train=paths.TRAIN,
+        checked=LABELS_CHECKED,
     output:
         table("label_aucs", "Sound examples and others", "AUC of labels"),
     params:

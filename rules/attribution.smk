@@ -8,6 +8,13 @@ ATTRIBUTION_INPUTS = dict(
 )
 
 
+def dtype_checked(wildcards, method):
+    """That the model can be used in the method's dtype, as an input; of float32 every model is sure."""
+    if PLAN.attribution_settings(method)["dtype"] == "float32":
+        return []
+    return paths.DTYPE_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
+
+
 rule attribute:
     message:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
@@ -15,6 +22,7 @@ rule attribute:
         **ATTRIBUTION_INPUTS,
         model=model_of,
         manifest=manifest_of,
+        checked=lambda w: dtype_checked(w, w.method),
     output:
         matrix=paths.shard(),
     wildcard_constraints:
@@ -68,6 +76,7 @@ if INFLUENCE:
             **ATTRIBUTION_INPUTS,
             model=model_of,
             manifest=manifest_of,
+            checked=lambda w: dtype_checked(w, "influence"),
         output:
             **{m: paths.shard(m) for m in INFLUENCE},
         params:

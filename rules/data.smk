@@ -40,6 +40,32 @@ rule prepare_model:
         "../workflow/scripts/data/prepare_model.py"
 
 
+# Every model was tried in float32; in another dtype one may fail, and has said so in its manifest.
+rule check_dtype:
+    localrule: True
+    message:
+        "Checking that {wildcards.model} can be used in {params.dtype}"
+    input:
+        manifest=manifest_of,
+    output:
+        paths.DTYPE_CHECKED,
+    params:
+        dtype=CONFIG.attribution.dtype,
+        code=fingerprint("data/check_dtype"),
+    log:
+        paths.log("check_dtype/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("check_dtype/{model}")
+    # Before all else that could run: tasks may be chosen, and models trained, before anything is attributed.
+    priority: 1
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/data/check_dtype.py"
+
+
 rule name_model:
     localrule: True
     message:
@@ -149,6 +175,40 @@ if CONFIG.data.train:
             **RESOURCES["prepare_train"],
         script:
             "../workflow/scripts/data/prepare_train.py"
+
+
+LABELS_CHECKED = [paths.LABELS_CHECKED] if CONFIG.data.train and PLAN.sound_labels else []
+
+
+if LABELS_CHECKED:
+
+    # A rule of its own: other good values make no table anew.
+    rule check_labels:
+        localrule: True
+        message:
+            "Checking that labels have the values that mark good examples"
+        input:
+            local_files(CONFIG.data.train),
+        output:
+            LABELS_CHECKED,
+        params:
+            source=slice_of(CONFIG.data.train),
+            contents=lambda w: contents(local_files(CONFIG.data.train)),
+            good=PLAN.sound_labels,
+            on_empty=CONFIG.data.on_empty,
+            code=fingerprint("data/check_labels"),
+        log:
+            paths.log("check_labels"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("check_labels")
+        # Before all else that could run.
+        priority: 1
+        resources:
+            **RESOURCES["prepare_train"],
+        script:
+            "../workflow/scripts/data/check_labels.py"
 
 
 if PLAN.named_by:

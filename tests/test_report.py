@@ -143,9 +143,15 @@ def test_a_rule_without_a_sentence_of_its_own_is_told_by_its_message(tmp_path):
     drawn = RuleRun(
         "plot_odd", makes="results/{experiment}/{model}/figures/odd.svg", message="Drawing {wildcards.model} oddly"
     )
-    (row,) = artifacts(rule_runs([drawn]))
+    (row,) = artifacts(rule_runs([drawn]), "demo")
     assert (row["makes"], row["how"]) == ("{model}/figures/odd.svg", "Drawing {model} oddly")
-    assert artifacts(rule_runs([RuleRun("score")]))[0]["how"] == HOW["score"]
+    assert artifacts(rule_runs([RuleRun("score")]), "demo")[0]["how"] == HOW["score"]
+
+
+@pytest.mark.parametrize("makes", ["results/{experiment}/report.html", "results/demo/report.html"])
+def test_what_a_rule_makes_is_told_below_the_experiments_folder(makes, tmp_path):
+    text = page(tmp_path, experiment="demo", dag=[RuleRun("report", makes=makes)])
+    assert re.findall(r'<code>report</code></th><td class="path">([^<]*)<', text) == ["report.html"]
 
 
 def test_the_report_rests_on_the_jobs_of_the_present_dag_alone():
@@ -216,6 +222,14 @@ def test_a_continuous_label_neither_fills_the_report_nor_colours_its_plot(tmp_pa
     assert re.findall(r"AUC by <em>(\w+)</em>", section) == ["quality"]
     assert section.count("against 94") == 1
     assert json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["kinds"] == "planted"
+    assert re.findall(r'data-label="(\w+)"', text) == ["planted"], "no one chooses one number out of 96"
+
+
+def test_few_numbers_and_many_words_are_chosen_among(tmp_path):
+    train = experiment(tmp_path)["train"]
+    train = train.assign(stars=np.arange(96) % 5, source=[f"site-{n % 20}" for n in range(96)])
+    text = page(tmp_path, train=train, labels=["stars", "source"])
+    assert re.findall(r'data-label="(\w+)"', text) == ["stars", "source"]
 
 
 def test_a_method_that_tells_how_many_tasks_it_tried_has_its_place_in_the_report(tmp_path):

@@ -1,7 +1,9 @@
 """Work cut into shards and put together again is the work: no row lost, doubled or moved, no number changed."""
 
 import itertools
+import logging
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -222,7 +224,8 @@ def written(tables, folder):
     return {name: (folder / f"{name}.parquet").read_bytes() for name in tables}
 
 
-def test_an_interrupted_shard_goes_on_where_it_was_and_gives_the_same_bytes(method, inputs, tmp_path):
+def test_an_interrupted_shard_goes_on_where_it_was_and_gives_the_same_bytes(method, inputs, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     whole = written(compute(inputs, method, tmp_path / "undisturbed"), tmp_path)
     all_runs, method.computed[:] = list(method.computed), []
     method.stop_after = 5
@@ -235,6 +238,7 @@ def test_an_interrupted_shard_goes_on_where_it_was_and_gives_the_same_bytes(meth
     assert written(compute(inputs, method, tmp_path / "partial"), tmp_path) == whole
     # The generator was stopped before its sixth batch, so that five were saved whole.
     assert method.computed == all_runs
+    assert re.search(r"resumed: [1-9]\d* of 60 examples were finished before$", caplog.text, re.MULTILINE)
 
 
 def test_pieces_of_blocks_outlive_an_interruption(method, inputs, tmp_path):

@@ -154,6 +154,12 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         config(attribution={"aggregators": {"one_step": "mean"}}),
         Counter(score=1) + ANALYSIS + CHAIN,
     ),
+    "attribution.dtype": (
+        config(attribution={"dtype": "bfloat16"}),
+        Counter(check_dtype=1, attribute=2, attribute_influence=2, gather_attributions=3, score=3)
+        + (ANALYSIS | OF_FINE_TUNED_SCORES)
+        + CHAIN,
+    ),
     "attribution.one_step.learning_rate": (
         config(attribution={"one_step": {"learning_rate": 1e-3}}),
         Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS + CHAIN,
@@ -183,6 +189,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         config(data={"special_tokens": "token"}),
         OF_TRAIN + Counter(["select_tasks", "prepare_train", "measure_prompts", "generate_base"]),
     ),
+    "data.sound_labels": (
+        config(data={"sound_labels": {"planted": ["sound", "scrambled"]}}),
+        Counter(check_labels=1, tell_labels=1) + END,
+    ),
     "data.in_domain": (config(data={"in_domain": ["code"]}), Counter(plot_sweep=1) + END),
     "report.examples": (config(report={"examples": 3}), END),
     "wandb.project": (config(wandb={"project": "another", "mode": "offline"}), NOTHING),
@@ -197,9 +207,9 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     # --- files
     "a row of the train file": (
         replaced("train.jsonl", '"output": "', '"output": "Well, '),
-        OF_TRAIN + Counter(prepare_train=1),
+        OF_TRAIN + Counter(prepare_train=1, check_labels=1),
     ),
-    "an older file in the place of the train file": (older_file, OF_TRAIN + Counter(prepare_train=1)),
+    "an older file in the place of the train file": (older_file, OF_TRAIN + Counter(prepare_train=1, check_labels=1)),
     "the train file, written anew with the same content": (rewritten, NOTHING),
     "every source, configuration and demo file, touched": (touched, NOTHING),
     "a row of the task file": (
@@ -213,7 +223,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "the times of all results, shuffled": (times_shuffled, NOTHING),
     "the times of all results, shuffled, and a row of the train file": (
         times_shuffled_and_a_row_edited,
-        OF_TRAIN + Counter(prepare_train=1),
+        OF_TRAIN + Counter(prepare_train=1, check_labels=1),
     ),
     "another model in the place of the first": (
         model_made_anew,

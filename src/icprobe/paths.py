@@ -37,6 +37,7 @@ def data(table: str) -> str:
 
 TRAIN, TASKS, EVAL = map(data, ("train", "tasks", "eval"))
 EVAL_CHECKED = EXPERIMENT + "/data/eval.checked.json"
+LABELS_CHECKED = EXPERIMENT + "/data/labels.checked.json"
 
 
 def synthetic(file: str) -> str:
@@ -57,6 +58,7 @@ def figure_of_all(file: str) -> str:
 OF_MODEL = EXPERIMENT + "/{model}"
 LENGTHS = OF_MODEL + "/data/lengths.parquet"
 PROMPT_LENGTHS = OF_MODEL + "/data/prompt_lengths.parquet"
+DTYPE_CHECKED = OF_MODEL + "/data/dtype.checked.json"
 SUBSET = OF_MODEL + "/subsets/{method}/{bin}.jsonl"
 CHECKPOINT = OF_MODEL + "/checkpoints/{method}/{bin}/seed-{seed}"
 BASE_RESPONSES = OF_MODEL + "/responses/base.jsonl"

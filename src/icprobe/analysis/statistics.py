@@ -186,6 +186,12 @@ def label_aucs(
     return pd.DataFrame(rows, columns=LABEL_COLUMNS)
 
 
+def is_continuous(label: pd.Series) -> bool:
+    """Whether a label is a number, of more values than can be told apart one by one."""
+    known = label.dropna()
+    return known.nunique() > MOST_KINDS and bool(pd.to_numeric(known, errors="coerce").notna().all())
+
+
 def kinds(labels: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
     """Finds, for colours, the first of these columns that the table has and that tells few kinds of examples apart."""
     return next((labels[name] for name in columns if name in labels and 0 < labels[name].nunique() <= MOST_KINDS), None)

@@ -45,7 +45,11 @@ def compute(
     waiting = [index for index in mine if not all(f"{method}/{index}" in saved for method in methods)]
     if saved:
         total, left = (sum(len(batches[index]) for index in indices) for indices in (mine, waiting))
-        logger.info("resumed: %d of %d examples were finished before", total - left, total)
+        finished = {str(batches[index][0]) for index in {*mine}.difference(waiting)}
+        names = [key.split("/") for key in saved]
+        parts = sum(len(name) > 2 and name[0] == methods[0] and name[1] not in finished for name in names)
+        also = f", and parts of others ({parts})" if parts else ""
+        logger.info("resumed: %d of %d examples were finished before%s", total - left, total, also)
     # A method sets out with work of its own (zero-shot, the tasks' gradients), for nothing where nothing waits.
     if waiting:
         _attribute(module, methods, inputs, settings, {index: batches[index] for index in waiting}, saved)

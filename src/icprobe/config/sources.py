@@ -185,7 +185,8 @@ class Data(Section):
     )
     sound_labels: dict[str, list[str]] = Field(
         {"planted": ["sound"], "published_icp": [">0.9"], "published_influence": [">0.9"]},
-        description="Values of each label column that mark good examples: what the AUC of a method is computed for.",
+        description="Values of each label column that mark good examples: what the AUC of a method is computed for. A "
+        "column of labels in which no row has one of them is an error.",
     )
     on_empty: Literal["error", "drop"] = Field("error", description="A row whose output is empty: stop, or drop it.")
     on_too_long: Literal["error", "truncate", "drop"] = Field(

@@ -119,8 +119,8 @@ def _step(name: str, what: str) -> Iterator[None]:
 def check_theta(model: PreTrainedModel) -> float:
     """The share of the blocks' weights that lie in θ. Raises ModelError for matrices outside of it, and shared ones.
 
-    Outside of θ may be vectors (norms), embeddings (of relative positions) and convolutions of one channel each: none
-    of them is a matrix that tokens are multiplied with.
+    Outside of θ may be vectors, norms (one of queries has a weight for each head), embeddings (of relative positions)
+    and convolutions of one channel each: none of them is a matrix that tokens are multiplied with.
     """
     name, inside, layers = type(model).__name__, blocks(model), linear_layers(model)
     if other := [n for n, m in model.named_modules() if _in_another_list(model, inside, m)]:
@@ -132,7 +132,9 @@ def check_theta(model: PreTrainedModel) -> float:
     free = {
         id(p)
         for module in inside.modules()
-        if isinstance(module, nn.Embedding) or (isinstance(module, nn.Conv1d) and module.groups == module.in_channels)
+        if isinstance(module, nn.Embedding)
+        or (isinstance(module, nn.Conv1d) and module.groups == module.in_channels)
+        or type(module).__name__.endswith("Norm")
         for p in module.parameters(recurse=False)
     }
     total = sum(p.numel() for p in inside.parameters())
@@ -271,6 +273,9 @@ def check_head(model: PreTrainedModel, trial: Trial) -> None:
     head, ids = model.get_output_embeddings(), torch.tensor([trial.sequences[0].ids])
     if head is None:
         raise ModelError(f"{type(model).__name__}: it has no output embedding; choose a causal language model.")
+    if model.base_model is model:
+        name = type(model).__name__
+        raise ModelError(f"{name}: transformers has no module of it that gives hidden states and not logits{ADVICE}")
     taken: dict[str, Tensor] = {}
 
     def replace(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.analysis.statistics import kinds
+from icprobe.analysis.statistics import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
 from icprobe.formatting import OKABE_ITO
@@ -94,11 +94,12 @@ def build(
         n_tasks=len(tasks),
         sweep=None if sweep is None else Sweep(Path(sweep)),
         labels=labels,
+        chosen_by=[label for label in labels if not is_continuous(train[label])],
         sound_labels=sound_labels,
         top=top,
         config_text=config_text,
         environment=provenance.flat(environment or {}),
-        artifacts=provenance.artifacts(runs),
+        artifacts=provenance.artifacts(runs, experiment),
         has_dag=runs is not None,
         statistics=charts.STATISTICS,
     )

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import DataError, shown
+from icprobe.errors import ConfigError, DataError, shown
 from icprobe.tables.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
 NAME_OF_ALL = {"domain": "all", "subset": "overall"}  # what tables call all of them
 RESERVED = {"id", "score"}  # columns of attribution matrices that are no tasks: none is called so
 MAX_ID_CHARACTERS = 200
+VALUES_SHOWN = 12  # of a column, in messages
 
 
 def read_table(
@@ -109,6 +110,24 @@ def check_group(where: str, column: str, value: str | None) -> None:
     """Raises DataError where a row's domain or subset has the name that means all of them in the tables."""
     if value is not None and value == NAME_OF_ALL.get(column):
         raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
+
+
+def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """How many rows have a good value of each label that the table has; good: label -> its good values.
+
+    Raises ConfigError for a label of which no row has a good value: its AUC could not be told.
+    """
+    counts = {}
+    for name, wanted in good.items():
+        values = sorted(set(table[name].dropna())) if name in table else []
+        counts[name] = int(table[name].isin([*wanted]).sum()) if values else 0
+        if values and wanted and not counts[name]:
+            known = ", ".join(map(shown, values[:VALUES_SHOWN])) + (", …" if len(values) > VALUES_SHOWN else "")
+            raise ConfigError(
+                f"config: data.sound_labels.{name}: no row of data.train has {' or '.join(map(shown, wanted))}; the "
+                f"column {name!r} holds {known}. Correct it, or set it to null for a label that marks no good examples."
+            )
+    return counts
 
 
 def check_tasks(ids: Iterable[str]) -> None:

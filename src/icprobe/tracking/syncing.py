@@ -254,32 +254,19 @@ def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
     def section(name: str, *shown: Any) -> Any:
         return workspaces.Section(name=name, panels=list(shown), is_open=True)
 
+    def compared(name: str, title: str, metric: str, by: str) -> Any:
+        """A summary number as bars, and the table that it is the headline of."""
+        bars = panels.BarPlot(title=title, metrics=[metric], groupby=panels.Config(by))
+        return section(name, bars, panels.WeavePanelSummaryTable(table_name=name.lower().replace(" ", "_")))
+
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=f"icprobe {experiment or 'overview'}",
         sections=[
-            section(
-                "Correlations",
-                panels.BarPlot(
-                    title="Spearman of icp and influence", metrics=["spearman"], groupby=panels.Config("model")
-                ),
-                panels.WeavePanelSummaryTable(table_name="correlations"),
-            ),
-            section(
-                "Overlaps",
-                panels.BarPlot(
-                    title="Share of a bin that is in the icp bin", metrics=["overlap"], groupby=panels.Config("method")
-                ),
-                panels.WeavePanelSummaryTable(table_name="overlaps"),
-            ),
-            section(
-                "Win rates",
-                panels.BarPlot(
-                    title="Win rate against the base model, %", metrics=["win_rate"], groupby=panels.Config("bin")
-                ),
-                panels.WeavePanelSummaryTable(table_name="win_rates"),
-            ),
+            compared("Correlations", "Spearman of icp and influence", "spearman", by="model"),
+            compared("Overlaps", "Share of a bin that is in the icp bin", "overlap", by="method"),
+            compared("Win rates", "Win rate against the base model, %", "win_rate", by="bin"),
             section(
                 "Training",
                 panels.LinePlot(

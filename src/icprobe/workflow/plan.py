@@ -187,7 +187,7 @@ class Plan:
     def sound_labels(self) -> dict[str, list[str]]:
         """The good values of each label; one without any marks no side of an AUC."""
         data = self.config.data
-        return {label: good for label, good in data.sound_labels.items() if label in data.labels}
+        return {label: good for label, good in data.sound_labels.items() if label in data.labels and good}
 
     @cached_property
     def sweep(self) -> bool:

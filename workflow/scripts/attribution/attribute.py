@@ -38,10 +38,9 @@ with job(snakemake) as run:
         ],
     )
     if files.model:
-        from icprobe.engine.models import load_model, refuse_dtype, set_precision
+        from icprobe.engine.models import load_model, set_precision
         from icprobe.texts.tokenizing import load_tokenizer
 
-        refuse_dtype(files.model, settings["dtype"])
         set_precision(settings.pop("tf32"))
         inputs.model = load_model(files.model, settings.pop("dtype"), settings.pop("device"))
         inputs.tokenizer = load_tokenizer(files.model)
