@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from icprobe.attribution.contraction import Contraction, contract
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import (
     Layer,
     collect_gradients,
@@ -18,6 +17,7 @@ from icprobe.engine.gradients import (
     per_example_gradients,
     spans,
 )
+from icprobe.engine.network import Network
 from icprobe.engine.stepping import backward_in_step
 from icprobe.texts.prompts import Encoded
 
@@ -181,7 +181,7 @@ class GradientCache:
                 kept[index] = (None if dense and all_tasks is None else (a, delta), gradients)
                 told(len(a) / len(layers))
 
-            with collect_gradients(network, layers, keep):
+            with collect_gradients(layers, keep):
                 loss_backward(network, batch)
 
     def stream(
@@ -237,7 +237,7 @@ class GradientCache:
                         sums[n][i][name] += term
 
         if len(batches) == 1:
-            with collect_gradients(self.network, self.layers, lambda index, a, delta: multiply(index, [(a, delta)])):
+            with collect_gradients(self.layers, lambda index, a, delta: multiply(index, [(a, delta)])):
                 loss_backward(self.network, batches[0])
         else:
             backward_in_step(self.network, self.layers, batches, multiply)

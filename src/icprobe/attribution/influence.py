@@ -9,8 +9,8 @@ import numpy as np
 from icprobe.attribution.contraction import CONTRACTIONS
 from icprobe.attribution.holding import GradientCache, Plan, SequenceBatches, split_by_size
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import layers_of
+from icprobe.engine.network import Network
 from icprobe.engine.stepping import activations_per_token
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def attribute(
     same pairs of batches are multiplied layer by layer in the same order: the budget changes no bit of the result.
     What a pair of batches gives is a piece of `inputs.pieces`, so that a killed job loses no more than a group's work.
     """
-    network = Network(inputs.model)
+    network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
     documents, tasks = encode_documents(inputs, runs), encode_tasks(inputs)
     examples = SequenceBatches([[documents[row] for row in run] for run in runs])

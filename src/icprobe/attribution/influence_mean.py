@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import collect_gradients, layers_of, loss_backward, spans
 from icprobe.engine.matmul import matmul_float32
+from icprobe.engine.network import Network
 
 
 def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tokens: int = 1024) -> Blocks:
@@ -20,7 +20,7 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
     costs as many again, for it too multiplies with W twice and with V once, and needs attention kernels that have one.)
     V is summed in float32 and rounded to the model's dtype once: 16 bits would lose a task beside a hundred others.
     """
-    network = Network(inputs.model)
+    network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
     documents, tasks = encode_documents(inputs, runs), encode_tasks(inputs)
     weights = [torch.zeros(layer.d_out, layer.d_in, device=network.device) for layer in layers]
@@ -33,7 +33,7 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
 
     tokens = [len(task.ids) for task in tasks]
     inputs.progress.expect(sum(tokens) + sum(len(document.ids) for document in documents.values()), "token")
-    with collect_gradients(network, layers, add):
+    with collect_gradients(layers, add):
         for pack in packs(tokens, batch_tokens):
             loss_backward(network, tasks[pack])
             inputs.progress.update(sum(tokens[pack]))
@@ -46,7 +46,7 @@ def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tok
         def contract(index: int, a: Tensor, delta: Tensor, per_token: Tensor = per_token) -> None:
             per_token += (matmul_float32(a, weights[index], biases[index]) * delta).sum(dim=1, dtype=torch.float32)
 
-        with collect_gradients(network, layers, contract):
+        with collect_gradients(layers, contract):
             loss_backward(network, sequences)
         inputs.progress.update(len(per_token))
         scores = torch.stack([per_token[span].sum() for span in spans(sequences)]) / len(tasks)

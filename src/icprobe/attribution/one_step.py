@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward, spans
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.matmul import matmul
+from icprobe.engine.network import Network
 
 Factors = list[tuple[Tensor, Tensor]]  # per layer: inputs [T, d_in], output gradients [T, d_out]
 
@@ -29,7 +29,7 @@ def attribute(
     The update of a linear layer by one example has rank T (its tokens): it is added to the layer's output, or to a
     copy of its weight where that is cheaper; the model's own weights never change. Needs a float32 model.
     """
-    network = Network(inputs.model)
+    network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
     documents = encode_documents(inputs, runs)
     encoded = encode_tasks(inputs)
@@ -43,7 +43,7 @@ def attribute(
         sequences = [documents[row] for row in rows]
         where = spans(sequences)
         taken: dict[int, tuple[Tensor, Tensor]] = {}
-        with collect_gradients(network, layers, lambda index, a, delta, taken=taken: taken.update({index: (a, delta)})):
+        with collect_gradients(layers, lambda index, a, delta, taken=taken: taken.update({index: (a, delta)})):
             loss_backward(network, sequences)
         for name, span in zip(names, where, strict=True):
             if name in inputs.pieces:
