@@ -28,7 +28,7 @@ rule prepare_model:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
         contents=lambda w: contents(model_files(w.model)),
         code=fingerprint("data/prepare_model"),
-        admission=fingerprints.meaning("icprobe.engine.admission"),
+        admission=[fingerprints.meaning(f"icprobe.engine.{name}") for name in ("admission", "trials")],
     log:
         "logs/models/{model}-{source}.log",
     conda:

@@ -15,7 +15,11 @@ from icprobe.artifacts import PACKAGE, digest, file_digest, write_json
 # What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
 # of GPU work.
 OBSERVERS = frozenset(
-    {"icprobe.tracking.runs", "icprobe.workflow.jobs", "icprobe.progress", "icprobe.errors", "icprobe.engine.admission"}
+    {
+        *("icprobe.tracking.runs", "icprobe.workflow.jobs", "icprobe.progress", "icprobe.errors"),
+        # What they find out of a model is in its manifest, an input of every job that computes with it.
+        *("icprobe.engine.admission", "icprobe.engine.trials"),
+    }
 )
 
 

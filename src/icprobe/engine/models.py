@@ -281,7 +281,7 @@ def check_causal(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder, no causal language model; choose one that is.")
     model = model.eval()
-    both = (torch.tensor([[5, *later]]) for later in ((6, 7, 8), (9, 10, 11)))
+    both = (torch.tensor([[5, *later]], device=model.device) for later in ((6, 7, 8), (9, 10, 11)))
     first = [model(input_ids=ids, use_cache=False).logits[0, 0] for ids in both]
     if not all(logits.isfinite().all() for logits in first):
         raise ModelError(f"{name} predicts NaN or infinity: its weights are damaged; fetch it again.")
@@ -332,12 +332,6 @@ def opened(directory: str | Path, dtype: str, trusted: bool) -> PreTrainedModel:
     """The model in a directory that `prepare` wrote, on the CPU."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=trusted)
     return model.eval().requires_grad_(False)
-
-
-def refuse_dtype(directory: str | Path, dtype: str) -> None:
-    """Raises ModelError where the engines came out wrong in this dtype when the model was prepared."""
-    if said := artifacts.read_manifest(directory).get("refused_dtypes", {}).get(dtype):
-        raise ModelError(f"{said}; set attribution.dtype: float32.")
 
 
 def set_precision(tf32: bool) -> None:
