@@ -25,7 +25,7 @@ rule prepare_model:
         source=lambda w: slice_of(CONFIG.model_sources[w.model]),
         contents=lambda w: contents(PLAN.model_files(w.model)),
         code=fingerprint("data/prepare_model"),
-        admission=fingerprints.meaning("icprobe.engine.admission"),
+        admission=[fingerprints.meaning(f"icprobe.engine.{name}") for name in ("admission", "trials")],
     log:
         paths.log("{model}-{source}", "models"),
     conda:
@@ -46,6 +46,7 @@ rule check_dtype:
     message:
         "Checking that {wildcards.model} can be used in {params.dtype}"
     input:
+        model=model_of,
         manifest=manifest_of,
     output:
         paths.DTYPE_CHECKED,

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import gguf
 import numpy as np
@@ -11,8 +12,9 @@ import transformers
 from tiny_gguf import tiny_gguf
 from torch import nn
 
-from icprobe.engine import admission, dtypes, models
+from icprobe.engine import admission, models
 from icprobe.engine.admission import admit
+from icprobe.engine.capabilities import Capabilities
 from icprobe.errors import ModelError
 from icprobe.texts.tokenizing import reader
 
@@ -146,9 +148,7 @@ def test_a_linear_layers_own_forward_pass_is_kept_and_tried(tokenizer, tried):
     llama = made("llama", tokenizer, **LLAMA)
     assert tried(with_layer(llama, PlainLinear)).packs
     falcon = {"parallel_attn": True, "multi_query": True, "alibi": False, "bias": False}
-    assert tried(made("falcon", tokenizer, **falcon)) == admission.Capabilities(
-        pytest.approx(0.99, abs=0.01), False, False, {}
-    )
+    assert tried(made("falcon", tokenizer, **falcon)) == Capabilities(pytest.approx(0.99, abs=0.01), False, False, {})
     assert "layer model.layers.1.mlp.up_proj has more than weight and bias: down" in refused(
         tried, with_layer(llama, BranchingLinear)
     )
@@ -229,11 +229,12 @@ def test_a_dtype_in_which_a_model_fails_is_refused_where_it_is_asked_for(tokeniz
             return super().forward(x.float())
 
     prepared("llama", **LLAMA)
-    dtypes.refuse_dtype(models.artifacts.read_manifest(tmp_path / "out"), "bfloat16")
-    found = tried(with_layer(made("llama", tokenizer, **LLAMA), InFloat32)).refused_dtypes
-    assert list(found) == ["bfloat16"]
-    dtypes.refuse_dtype({"refused_dtypes": found}, "float32")
-    message = refused(dtypes.refuse_dtype, {"refused_dtypes": found}, "bfloat16")
+    Capabilities.of(tmp_path / "out").check_dtype("bfloat16")
+    found = tried(with_layer(made("llama", tokenizer, **LLAMA), InFloat32))
+    assert list(found.refused_dtypes) == ["bfloat16"]
+    models.artifacts.write_manifest(tmp_path / "out", **asdict(found))
+    Capabilities.of(tmp_path / "out").check_dtype("float32")
+    message = refused(Capabilities.of(tmp_path / "out").check_dtype, "bfloat16")
     assert "in bfloat16 fails (" in message
     assert message.endswith("set attribution.dtype: float32.")
 

@@ -9,8 +9,10 @@ import torch
 from matrices import ARCHITECTURES, assert_close, matrices
 
 from icprobe.attribution import gradient_cache, influence, memory_plan
-from icprobe.engine import execution, gradients, stepping
+from icprobe.engine import gradients, stepping
+from icprobe.engine.admission import capabilities_of
 from icprobe.engine.gradients import Layer
+from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
 
@@ -120,12 +122,13 @@ def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, togeth
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_rows_in_step_show_their_hooks_what_a_backward_pass_shows(architecture, inputs):
-    network = execution.Network(inputs(architecture).model)
+    ours = inputs(architecture)
+    network = Network(ours.model, ours.capabilities)
     layers = gradients.layers_of(network)
     batches = [[Encoded((5, 6, 7, 8, 9), 2)], [Encoded((9, 8, 7), 1), Encoded((4, 4, 5, 6), 3)]]
     alone = [{}, {}]
     for seen, batch in zip(alone, batches, strict=True):
-        with gradients.collect_gradients(network, layers, lambda index, *row, seen=seen: seen.update({index: row})):
+        with gradients.collect_gradients(layers, lambda index, *row, seen=seen: seen.update({index: row})):
             gradients.loss_backward(network, batch)
     together = {}
     stepping.backward_in_step(network, layers, batches, lambda index, rows: together.update({index: rows}))
@@ -136,7 +139,8 @@ def test_rows_in_step_show_their_hooks_what_a_backward_pass_shows(architecture, 
 
 
 def test_a_token_keeps_its_blocks_inputs_and_one_blocks_factors(inputs):
-    network = execution.Network(inputs("llama").model)
+    ours = inputs("llama")
+    network = Network(ours.model, ours.capabilities)
     layers = gradients.layers_of(network)
     sharing = [layer.name.rsplit(".", 1)[1] for layer in layers if layer.shares_input]
     assert sharing == ["k_proj", "v_proj", "up_proj"] * 2
@@ -147,7 +151,8 @@ def test_a_token_keeps_its_blocks_inputs_and_one_blocks_factors(inputs):
 def test_a_model_with_something_between_its_blocks_goes_one_row_at_a_time(inputs):
     ours = inputs("llama")
     ours.model.model.layers[1].register_forward_pre_hook(lambda _block, args: (args[0] * 2, *args[1:]))
-    network = execution.Network(ours.model)
+    ours.capabilities = capabilities_of(ours.model)
+    network = Network(ours.model, ours.capabilities)
     assert stepping.activations_per_token(network, gradients.layers_of(network)) is None
     reference = matrices(influence, ours, "influence", memory_budget_gb=10)
     tight = matrices(influence, ours, "influence", memory_budget_gb=2e-4)

@@ -40,14 +40,14 @@ def test_the_mean_over_equal_tasks_is_that_of_one_however_many_packs_hold_them(i
     (task,), taken, consumers = encode_tasks(replace(ours, tasks=ours.tasks.iloc[:1])), [], []
     collect_gradients, loss_backward = influence_mean.collect_gradients, influence_mean.loss_backward
 
-    def tap(network, layers, consume):
+    def tap(layers, consume):
         consumers.append(consume)
 
         def noted(*of_layer):
             taken.append(of_layer)
             consume(*of_layer)
 
-        return collect_gradients(network, layers, noted)
+        return collect_gradients(layers, noted)
 
     def backward(network, sequences):
         if list(sequences) == [task] and taken:

@@ -17,11 +17,9 @@ from icprobe.artifacts import PACKAGE, digest, file_digest, write_json
 # of GPU work.
 OBSERVERS = frozenset(
     {
-        "icprobe.tracking.runs",
-        "icprobe.workflow.jobs",
-        "icprobe.progress",
-        "icprobe.errors",
-        "icprobe.engine.admission",
+        *("icprobe.tracking.runs", "icprobe.workflow.jobs", "icprobe.progress", "icprobe.errors"),
+        # What they find out of a model is in its manifest, an input of every job that computes with it.
+        *("icprobe.engine.admission", "icprobe.engine.trials"),
         # A rule's inputs and outputs say where files lie.
         "icprobe.paths",
     }

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from icprobe.attribution.contraction import Contraction, contract
 from icprobe.engine.batching import spans
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import (
     Layer,
     collect_gradients,
@@ -20,6 +19,7 @@ from icprobe.engine.gradients import (
     parameters,
     per_example_gradients,
 )
+from icprobe.engine.network import Network
 from icprobe.engine.stepping import backward_in_step
 from icprobe.texts.prompts import Encoded
 
@@ -59,7 +59,7 @@ class GradientCache:
         self.factors: list[dict[int, Factors]] = [{} for _ in batches]
         self._dense: list[dict[int, Tensor]] = [{} for _ in batches]
         for number, batch in enumerate(batches):
-            with collect_gradients(network, layers, self._keeper(number)):
+            with collect_gradients(layers, self._keeper(number)):
                 loss_backward(network, batch)
 
     def _keeper(self, number: int) -> Callable[[int, Tensor, Tensor], None]:
@@ -86,9 +86,7 @@ class GradientCache:
         """
         products = _Products(self, [spans(batch) for batch in batches], contractions, held_first)
         if len(batches) == 1:
-            with collect_gradients(
-                self.network, self.layers, lambda index, a, delta: products.add_layer(index, [(a, delta)])
-            ):
+            with collect_gradients(self.layers, lambda index, a, delta: products.add_layer(index, [(a, delta)])):
                 loss_backward(self.network, batches[0])
         else:
             backward_in_step(self.network, self.layers, batches, products.add_layer)

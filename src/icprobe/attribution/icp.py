@@ -9,8 +9,8 @@ import torch
 
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.engine.batching import packed
-from icprobe.engine.execution import Network
 from icprobe.engine.likelihood import Suffix, log_likelihoods, packed_log_likelihoods
+from icprobe.engine.network import Network
 from icprobe.texts import control_tokens
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Probe:
         self.examples, self.pieces, self.progress = inputs.examples, inputs.pieces, inputs.progress
         # About a hundred examples of all, the same ones in every shard.
         some = self.examples(slice(None, None, max(1, len(inputs.train) // 100)))
-        self.network = Network(inputs.model, packed_weights=True)
+        self.network = Network(inputs.model, inputs.capabilities, packed_weights=True)
         self.joint = 0  # pairs whose prefix and suffix merge into one token
         zero_shot = [Suffix(task.ids, task.n_context) for task in encode_tasks(inputs)]
         self.zero_shot = log_likelihoods(self.network, (), zero_shot)  # [M]

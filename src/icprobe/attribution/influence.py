@@ -11,8 +11,8 @@ from icprobe.attribution.gradient_cache import GradientCache
 from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
 from icprobe.attribution.memory_plan import Plan, SequenceBatches
 from icprobe.engine.batching import packed, packs
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import layers_of
+from icprobe.engine.network import Network
 from icprobe.engine.stepping import activations_per_token
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class _Influence:
         methods: Sequence[str],
     ) -> None:
         self.inputs, self.batches, self.methods = inputs, batches, methods
-        self.network = Network(inputs.model)
+        self.network = Network(inputs.model, inputs.capabilities)
         self.layers = layers_of(self.network)
         documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
         self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
 from icprobe.engine.batching import packs, spans
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.matmul import matmul_float32
+from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
 
@@ -21,7 +21,7 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_
     ⟨δᵀa, V⟩ = Σ_s δ_s·(V a_s), as many operations as an ordinary weight gradient. (A forward-mode derivative along V
     costs as many again, for it too multiplies with W twice and with V once, and needs attention kernels that have one.)
     """
-    network = Network(inputs.model)
+    network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
     documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
     task_tokens = sum(len(task.ids) for task in tasks)
@@ -54,7 +54,7 @@ class _SummedGradient:
             if self._layers[index].bias:
                 self._biases[index] += delta.sum(dim=0, dtype=torch.float32)
 
-        with collect_gradients(self._network, self._layers, add_layer):
+        with collect_gradients(self._layers, add_layer):
             loss_backward(self._network, sequences)
 
     def round_weights(self) -> None:
@@ -70,6 +70,6 @@ class _SummedGradient:
             along = matmul_float32(a, self._weights[index], self._biases[index])
             per_token.add_((along * delta).sum(dim=1, dtype=torch.float32))
 
-        with collect_gradients(self._network, self._layers, add_layer):
+        with collect_gradients(self._layers, add_layer):
             loss_backward(self._network, sequences)
         return torch.stack([per_token[span].sum() for span in spans(sequences)])

@@ -18,9 +18,11 @@ class Inputs:
     """What a method is given.
 
     train, tasks: tables with id, instruction, input, output. lengths: table id, n_query, n_target of the examples in
-    the model's tokens. model, tokenizer: of transformers, None for methods that need none. pieces: where a method
-    whose batches take minutes puts smaller pieces of the matrix, by names of its own, and finds them again after it was
-    killed. progress: hears how much work there is, in pairs or tokens, and then what is done of it.
+    the model's tokens. model, tokenizer: of transformers, None for methods that need none. capabilities: what the
+    engines can do with the model (`engine.capabilities.Capabilities`); of a model in memory
+    `engine.admission.capabilities_of` finds them out. pieces: where a method whose batches take minutes puts smaller
+    pieces of the matrix, by names of its own, and finds them again after it was killed. progress: hears how much work
+    there is, in pairs or tokens, and then what is done of it.
     """
 
     train: pd.DataFrame
@@ -29,6 +31,7 @@ class Inputs:
     prompts: Prompts
     model: Any = None
     tokenizer: Any = None
+    capabilities: Any = None
     seed: int = 0
     pieces: MutableMapping[str, np.ndarray] = field(default_factory=dict)
     progress: Progress = field(default_factory=lambda: Progress(disable=True))

@@ -10,10 +10,10 @@ from transformers.pytorch_utils import Conv1D
 
 from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
 from icprobe.engine.batching import packs, spans
-from icprobe.engine.execution import Network
 from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.matmul import matmul
+from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
 Factors = list[tuple[Tensor, Tensor]]  # of a gradient, per layer: inputs [T, d_in], output gradients [T, d_out]
@@ -31,7 +31,7 @@ def attribute(
     The update of a linear layer by one example has rank T (its tokens): it is added to the layer's output, or to a
     copy of its weight where that is cheaper; the model's own weights never change. Needs a float32 model.
     """
-    network = Network(inputs.model)
+    network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
     documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
     task_rows = _rows_of_tasks(tasks, batch_tokens)
@@ -68,7 +68,7 @@ def _log_likelihoods(network: Network, task_rows: Sequence[Sequence[Suffix]]) ->
 def _gradients(network: Network, layers: Sequence[Layer], sequences: Sequence[Encoded]) -> Iterator[Factors]:
     """The gradient of each sequence as its factors, from one backward pass over all of them."""
     of_row: dict[int, tuple[Tensor, Tensor]] = {}
-    with collect_gradients(network, layers, lambda index, a, delta: of_row.update({index: (a, delta)})):
+    with collect_gradients(layers, lambda index, a, delta: of_row.update({index: (a, delta)})):
         loss_backward(network, sequences)
     for span in spans(sequences):
         yield [(a[span], delta[span]) for a, delta in (of_row[index] for index in range(len(layers)))]

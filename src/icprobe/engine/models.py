@@ -287,7 +287,7 @@ def check_causal(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder, no causal language model; choose one that is.")
     model = model.eval()
-    both = (torch.tensor([[5, *later]]) for later in ((6, 7, 8), (9, 10, 11)))
+    both = (torch.tensor([[5, *later]], device=model.device) for later in ((6, 7, 8), (9, 10, 11)))
     first = [model(input_ids=ids, use_cache=False).logits[0, 0] for ids in both]
     if not all(logits.isfinite().all() for logits in first):
         raise ModelError(f"{name} predicts NaN or infinity: its weights are damaged; fetch it again.")

@@ -34,13 +34,15 @@ with job(snakemake) as run:
         dict(params.items()),
         [
             artifacts.content_digest(path)
-            for path in [files.train, files.tasks, files.lengths, *([files.model] if files.model else [])]
+            for path in [files.train, files.tasks, files.lengths, *([files.manifest] if files.model else [])]
         ],
     )
     if files.model:
+        from icprobe.engine.capabilities import Capabilities
         from icprobe.engine.models import load_model, set_precision
         from icprobe.texts.tokenizing import load_tokenizer
 
+        inputs.capabilities = Capabilities.of(files.model)
         set_precision(settings.pop("tf32"))
         inputs.model = load_model(files.model, settings.pop("dtype"), settings.pop("device"))
         inputs.tokenizer = load_tokenizer(files.model)
