@@ -188,6 +188,11 @@ def test_the_manifest_keeps_what_is_found_of_the_model_in_memory(architecture, t
     assert [name.rpartition(".")[2] for name in manifest["shares_input"]] == shared
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_what_a_model_can_do_does_not_depend_on_the_dtype_that_it_is_in(architecture, model, capabilities):
+    assert capabilities_of(model(architecture).to(torch.bfloat16)) == capabilities(architecture)
+
+
 def test_a_manifest_of_another_version_is_refused_in_one_sentence(capabilities, tmp_path):
     kept = asdict(capabilities("llama"))
     artifacts.write_manifest(tmp_path, **kept)

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capab
     capabilities, trial, exact = _try_out(opened(directory, "float32", trusted), tokenizer)
     if wrong := _wrong_in_bfloat16(directory, trusted, capabilities, trial, exact):
         logger.warning("%s; it can be used with attribution.dtype: float32", wrong)
-        capabilities.refused_dtypes["bfloat16"] = wrong
+        capabilities = replace(capabilities, refused_dtypes={"bfloat16": wrong})
     return capabilities
 
 
@@ -234,7 +235,7 @@ def check_head(model: PreTrainedModel, trial: Trial) -> None:
         raise ModelError(f"{name}: transformers has no module of it that gives hidden states and not logits{ADVICE}")
     taken: dict[str, Tensor] = {}
 
-    def replace(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def instead(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         # Logits as large as a trained model's, for a cap leaves small ones as they are.
         taken.update(
             states=args[0],
@@ -243,7 +244,7 @@ def check_head(model: PreTrainedModel, trial: Trial) -> None:
         )
         return taken["given"]
 
-    with hooks([head.register_forward_hook(replace)]):
+    with hooks([head.register_forward_hook(instead)]):
         logits = model(input_ids=ids, use_cache=False).logits
     states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     linear = nn.functional.linear(taken["states"], head.weight, getattr(head, "bias", None))

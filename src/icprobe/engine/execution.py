@@ -1,8 +1,7 @@
 """One row on its way through a model: packed as it stands, or padded where the model cannot read it so.
 
-A model hands its layers' hooks and its attention nothing but tensors. What row these belong to is said by `under_way`
-while the model runs, and nowhere else: not every model hands further arguments of its call on to its attention, and
-none to its linear layers.
+Hooks of linear layers see tensors alone. What row these belong to is said by `under_way` while the model runs, and
+nowhere else; attention asks there, too, for a model with code of its own need not hand arguments of its call on to it.
 """
 
 from abc import ABC, abstractmethod

@@ -85,13 +85,13 @@ def use_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
     before = {module: vars(module).get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
-            module.forward = forward
+            vars(module)["forward"] = forward  # nn.Module's own way of setting an attribute takes ten times as long
         yield
     finally:
         for module, forward in before.items():
             vars(module).pop("forward", None)
             if forward is not None:
-                module.forward = forward
+                vars(module)["forward"] = forward
 
 
 def _weight(module: nn.Module) -> Tensor:

@@ -46,18 +46,19 @@ def backward_in_step(
 
     Raises NotImplementedError for a model whose blocks do not hand their output straight to the next.
     """
-    passes = [_forward(network, batch) for batch in batches]
-    for block in reversed(blocks(network.model)):
-        collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    with network.in_use():
+        passes = [_forward(network, batch) for batch in batches]
+        for block in reversed(blocks(network.model)):
+            collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
-        def collect(index: int, a: Tensor, delta: Tensor, to: dict = collected) -> None:
-            to.setdefault(index, []).append((a, delta))
+            def collect(index: int, a: Tensor, delta: Tensor, to: dict = collected) -> None:
+                to.setdefault(index, []).append((a, delta))
 
-        with network.in_use(), collect_gradients(layers, collect):
-            for one in passes:
-                one.backward(block)
-        for index in list(collected):
-            consume(index, collected.pop(index))
+            with collect_gradients(layers, collect):
+                for one in passes:
+                    one.backward(block)
+            for index in list(collected):
+                consume(index, collected.pop(index))
 
 
 def _forward(network: Network, batch: Sequence[Encoded]) -> _Pass:
