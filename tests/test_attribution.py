@@ -14,6 +14,7 @@ from icprobe.attribution.gathering import gather
 from icprobe.attribution.matrix import batches, shard_of
 from icprobe.attribution.shards import compute
 from icprobe.engine import network as engine
+from icprobe.engine.admission import capabilities_of
 from icprobe.engine.rows import Row
 from icprobe.errors import ScoreError
 from icprobe.tables import parquet
@@ -173,6 +174,19 @@ def test_packed_rows_on_a_gpu_give_what_the_cpu_gives(way, inputs, monkeypatch):
     monkeypatch.setattr(engine.Network, "_way_on_cuda", lambda self: way)
     assert engine.Network(ours.model, ours.capabilities).attention == way
     assert_close(matrices(icp, ours, "icp")["icp"], reference, 1e-3, np.abs(reference).max())
+
+
+@pytest.mark.parametrize("seed", [0, 2, 3])
+def test_a_rounding_of_bfloat16_is_no_reason_to_pad(seed):
+    """Where products of a processor round by their shapes, single elements of large states lie far apart."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_attention_heads=4, num_key_value_heads=2, **sizes))
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    assert capabilities_of(model.to(torch.bfloat16).eval().requires_grad_(False)).packs
 
 
 def test_a_segment_behind_one_that_has_been_left_is_refused():
