@@ -9,6 +9,7 @@ configfile: "config.yaml"
 
 include: "rules/common.smk"
 include: "rules/resources.smk"
+include: "rules/drawing.smk"
 
 
 report: "src/icprobe/figures/captions/workflow.rst"

@@ -121,6 +121,13 @@ def of_conditions(pattern, model, conditions):
     ]
 
 
+def dtype_checked(wildcards, method):
+    """That the model can be used in the method's dtype, as an input; of float32 every model is sure."""
+    if PLAN.method_settings(method)["dtype"] == "float32":
+        return []
+    return paths.DTYPE_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
+
+
 # --- figures and tables -------------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,7 @@ if CONFIG.evaluation.base_responses == "generate":
             settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
             templates=PLAN.text_settings("query"),
             generator="{model}",
-            results=paths.EXPERIMENT,
+            results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
             code=fingerprint("evaluation/generate"),
         log:
             paths.log("generate_base/{model}"),
@@ -88,7 +88,7 @@ rule generate:
         settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
         templates=PLAN.text_settings("query"),
         generator="{model}/{method}/{bin}/seed-{seed}",
-        results=paths.EXPERIMENT,
+        results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
         code=fingerprint("evaluation/generate"),
     log:
         paths.log("generate/{model}/{method}/{bin}/seed-{seed}"),

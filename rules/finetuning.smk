@@ -60,7 +60,7 @@ rule fine_tune:
             "lora",
         ),
         templates=PLAN.text_settings("query", "target"),
-        results=paths.EXPERIMENT,
+        results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
         code=fingerprint("finetuning/fine_tune"),
     log:
         paths.log("fine_tune/{model}/{method}/{bin}/seed-{seed}"),

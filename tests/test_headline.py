@@ -135,7 +135,7 @@ def test_every_number_of_a_run_is_that_of_its_tables_over_all_tasks(tracked):
 def test_no_rule_loses_a_number_of_its_summary(tracked):
     project, _ = tracked
     logs = {path: path.read_text(encoding="utf-8") for path in (project.path / "logs/tiny").rglob("*.log")}
-    assert len(logs) > 60
+    assert len(logs) >= 60
     mode = "W&B: offline, as "
     said = [
         f"{path}: {line}"

@@ -44,7 +44,7 @@ class Opened:
         self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.complaints = []
         self.requests = []
-        self.page.set_default_timeout(5_000)
+        self.page.set_default_timeout(20_000)  # on a machine that is busy
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))

@@ -85,6 +85,7 @@ def no_directory(project: dag.Project) -> dict:
 
 
 def misspelt_label(project: dag.Project) -> dict:
+    (project.path / dag.RESULTS / "tables/label_aucs.csv").unlink()
     return {"data": {"sound_labels": {"planted": ["sond"]}}}
 
 
@@ -95,6 +96,7 @@ def refused_dtype(project: dag.Project) -> dict:
     wrong = {"bfloat16": "LlamaForCausalLM in bfloat16: the hidden states differ by 70%"}
     artifacts.write_manifest(directory, **facts | {"refused_dtypes": wrong})
     artifacts.show_manifest(directory, directory.with_name(f"{directory.name}.manifest.json"))
+    (project.path / dag.RESULTS / "attributions/icp.parquet").unlink()
     return {"attribution": {"dtype": "bfloat16"}}
 
 
