@@ -16,7 +16,7 @@ from icprobe.evaluation import judges
 from icprobe.report import provenance
 from icprobe.config import modes
 from icprobe.tracking import records
-from icprobe.workflow import work
+from icprobe.workflow import dry_run, work
 from icprobe.attribution import METHODS, methods_of
 from icprobe.analysis.binning import bin_name
 from icprobe.config import load
@@ -305,6 +305,12 @@ def say(text):
 def failed_jobs():
     """The jobs that failed in this invocation, those within groups too."""
     return [job for one in workflow.scheduler.failed for job in (one.jobs if one.is_group() else [one])]
+
+
+def planned():
+    """The jobs that would run, as (rule, time limit in minutes, memory in MB)."""
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
+    return [(job.rule.name, job.resources["runtime"], job.resources["mem_mb"]) for job in jobs]
 
 
 def sizes_of(config):

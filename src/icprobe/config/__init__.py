@@ -1,6 +1,7 @@
 """The configuration as a whole: what its sections must agree upon, and what is said of mistakes.
 
-`load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`.
+`load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`; `stands_alone` says
+whether that mapping is laid over config.yaml, the demo, at all.
 """
 
 import difflib
@@ -12,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
-from icprobe.config.sources import Data, ModelSource, Templates
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, ModelSource, Table, Templates
 from icprobe.config.types import Name, Section, Seed, Threshold
 from icprobe.errors import ConfigError, shown
 
@@ -30,8 +31,10 @@ class Config(Section):
 
     experiment: Name = Field(description="Plain name; results are in results/{experiment}/.")
     seed: Seed = Field(0, description="Seed of everything that has no seed of its own.")
-    models: list[Name] = Field(min_length=1, description="Models to run, by their names in model_sources.")
-    model_sources: dict[Name, ModelSource] = Field(description="Where each model comes from.")
+    models: list[Name] = Field([SMOLLM2], min_length=1, description="Models to run, by their names in model_sources.")
+    model_sources: dict[Name, ModelSource] = Field(
+        {SMOLLM2: SMOLLM2_SOURCE}, description="Where each model comes from. The default is small, and needs no account."
+    )
     data: Data
     templates: Templates = Templates()
     attribution: Attribution = Attribution()
@@ -39,7 +42,10 @@ class Config(Section):
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
     synthetic: Synthetic = Synthetic()
-    finetune: Finetune = Finetune()
+    finetune: Finetune = Field(
+        Finetune(methods=[], all_data=False),
+        description="Fine-tuned models; without this key, or with `finetune: null`, there are none.",
+    )
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     wandb: Wandb = Wandb()
@@ -142,6 +148,21 @@ class Config(Section):
     def as_yaml(self, exclude: set[str]) -> str:
         """The configuration as YAML, defaults spelled out, without some sections and without how jobs compute."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
+
+
+def stands_alone(raw: Any) -> bool:
+    """Whether a configuration brings examples, tasks or scores of its own, so that nothing of the demo belongs under it.
+
+    raw: what was given besides config.yaml. Mistakes in it are left to `load`.
+    """
+
+    def within(value: Any, *keys: str) -> Any:
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    origins = [within(raw, "data", table, origin) for table in ("train", "tasks") for origin in Table.origins]
+    return any([*origins, within(raw, "attribution", "external")])
 
 
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:

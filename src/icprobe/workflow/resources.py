@@ -30,6 +30,7 @@ DOWNLOAD = 1e7  # bytes a second
 ROWS_A_SECOND = 1000  # that are read, checked and counted in tokens
 MARGIN = 3  # of the run time over its estimate
 START_MINUTES = 20
+LIGHT_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Needs:
     def minutes(self, attempt: int) -> int:
         """Time limit in minutes at an attempt (from 1)."""
         return int(attempt * (START_MINUTES + MARGIN * self.seconds / 60))
+
+
+def estimate_seconds(minutes: int) -> float:
+    """The estimate behind a first attempt's time limit, and of jobs that compute next to nothing what a start takes."""
+    return max(LIGHT_SECONDS, (minutes - START_MINUTES) * 60 / MARGIN)
 
 
 @dataclass(frozen=True)
