@@ -12,9 +12,9 @@ if not stands_alone(config):
     configfile: "config.yaml"
 
 
-
 include: "rules/common.smk"
 include: "rules/resources.smk"
+
 
 # `snakemake -n --verbose` shows each job, too.
 logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, planned))
@@ -26,7 +26,7 @@ report: "src/icprobe/figures/captions/workflow.rst"
 wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),
-    method=either([*CONFIG.attribution.methods, "all", *annotated_methods()]),
+    method=either(PLAN.names_of_methods),
     bin=r"all|(le|gt)-\d\.\d\d",
     seed=r"\d+",
     scatteritem=r"\d+-of-\d+",
@@ -52,6 +52,7 @@ include: "rules/data.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"
 include: "rules/chain.smk"
+include: "rules/figures.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
@@ -64,9 +65,9 @@ rule all:
     message:
         "{CONFIG.experiment}: all results are there"
     input:
-        results("report.html"),
+        paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
-        [each_model(path) for path in [*TABLES, *analysis_figures(), *evaluation_tables(), *evaluation_figures()]],
+        [each_model(path) for path in [*TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 

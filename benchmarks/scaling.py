@@ -87,7 +87,7 @@ def plan(size: Size) -> str:
 
 def batch(size: Size) -> str:
     """What every job of a shard begins with: batches of all examples, and which of them are its own."""
-    from icprobe.attribution.matrix import batches, shard_of
+    from icprobe.engine.batching import batches, shard_of
 
     generator = np.random.default_rng(0)
     counts = generator.lognormal(4, 0.7, size=(size.examples, 2)).astype(int) + 1

@@ -6,23 +6,23 @@ rule report:
     message:
         "Writing the report of {CONFIG.experiment}"
     input:
-        train=results("data/train.parquet"),
-        tasks=results("data/tasks.parquet"),
-        tables=[each_model(path) for path in [*TABLES, *evaluation_tables()]],
-        figures=[each_model(path) for path in [*analysis_figures(), *evaluation_figures()]],
+        train=paths.TRAIN.format(experiment=CONFIG.experiment),
+        tasks=paths.TASKS.format(experiment=CONFIG.experiment),
+        tables=[each_model(path) for path in [*TABLES, *JUDGED_TABLES]],
+        figures=[each_model(path) for path in model_figures()],
         sweep=sweep_figures(),
-        lengths=each_model("data/lengths.parquet"),
-        scores=each_model_and_method("scores/{method}.parquet"),
-        attributions=each_model_and_method("attributions/{method}.parquet"),
+        lengths=expand(paths.LENGTHS, **EACH_MODEL),
+        scores=each_model_and_method(paths.scores()),
+        attributions=each_model_and_method(paths.matrix()),
     # No wildcards: it is a target, too.
     output:
-        results("report.html"),
+        paths.REPORT.format(experiment=CONFIG.experiment),
     params:
         experiment=CONFIG.experiment,
         models=CONFIG.models,
         methods=CONFIG.attribution.methods,
-        tables=[*TABLES, *evaluation_tables()],
-        figures=[*analysis_figures(), *evaluation_figures()],
+        tables=[*TABLES, *JUDGED_TABLES],
+        figures=model_figures(),
         labels=CONFIG.data.labels,
         sound_labels=CONFIG.data.sound_labels,
         examples=CONFIG.report.examples,
@@ -33,11 +33,11 @@ rule report:
         templates=package_files("report/templates/report.*"),
         code=fingerprint("report/report"),
     log:
-        f"logs/{CONFIG.experiment}/report.log",
+        paths.log("report", CONFIG.experiment),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        f"logs/{CONFIG.experiment}/report.benchmark.tsv"
+        paths.benchmark("report", CONFIG.experiment)
     resources:
         **RESOURCES["report"],
     script:

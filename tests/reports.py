@@ -160,16 +160,14 @@ WORKFLOW = [
     *[RuleRun("gather_attributions", 0.6, 120, ("attribute", "attribute_influence")) for _ in range(6)],
     *[RuleRun("score", 0.6, 120, ("gather_attributions",)) for _ in range(6)],
     RuleRun("correlate", 4.2, 210, ("score", "measure_lengths")),
-    RuleRun("plot_scatter", 3.1, 200, ("score",)),
-    RuleRun("plot_distributions", 2.1, 200, ("score",)),
-    RuleRun("plot_heat_map", 2.0, 200, ("correlate",)),
+    RuleRun("plot_scores", 3.1, 200, ("score", "correlate")),
     *[RuleRun("subset", 0.8, 120, ("score", "prepare_train")) for _ in range(6)],
     *[RuleRun("fine_tune", 31.0, 2900, ("prepare_model", "subset")) for _ in range(7)],
     *[RuleRun("generate", 19.0, 1500, ("fine_tune", "prepare_eval")) for _ in range(7)],
     RuleRun("generate_base", 20.0, 1500, ("prepare_model", "prepare_eval")),
     *[RuleRun("judge", 1.0, 130, ("generate", "generate_base", "prepare_eval")) for _ in range(7)],
     RuleRun("win_rates", 1.6, 160, ("judge",)),
-    ("report", None, None, ("correlate", "win_rates", "plot_scatter", "plot_distributions", "plot_heat_map")),
+    ("report", None, None, ("correlate", "win_rates", "plot_scores")),
 ]
 
 

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from icprobe.analysis.binning import bin_name, bins, check_thresholds, members, overlaps, threshold_of
+from icprobe.analysis.binning import bins, check_thresholds, members, overlaps
 from icprobe.errors import ConfigError, ScoreError
+from icprobe.formatting import bin_name, threshold_of
 
 THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
 

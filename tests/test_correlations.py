@@ -74,7 +74,7 @@ def test_intervals_do_not_depend_on_how_resamples_are_cut(monkeypatch):
     scores, n_target = score_set(30)
     whole = correlations(scores, n_target, resamples=50)
     monkeypatch.setattr(module, "ELEMENTS_AT_ONCE", 1000)
-    monkeypatch.setattr(module, "KENDALL_BLOCK", 7)
+    monkeypatch.setattr(module, "KENDALL_ROWS_AT_ONCE", 7)
     pd.testing.assert_frame_equal(whole, correlations(scores, n_target, resamples=50), rtol=0, atol=1e-12)
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from icprobe import jsonl
-from icprobe.errors import ArtifactError, DataError
+from icprobe.errors import ArtifactError, ConfigError, DataError
 from icprobe.tables import checking, parquet, selecting
 from icprobe.training import subsets
 
@@ -298,3 +298,24 @@ def test_a_subset_has_its_rows_in_order_however_many_are_written_at_a_time(at_on
         {"id": "c", "instruction": "C", "input": "", "output": "c", "score": 0.5},
         {"id": "a", "instruction": "A", "input": "", "output": "é", "score": None},
     ]
+
+
+def test_a_label_without_a_row_of_its_good_values_is_refused_with_the_values_that_there_are(tmp_path):
+    rows = [
+        {"planted": "sound", "stars": 3},
+        {"planted": "trun cated", "stars": 5},
+        {"planted": " sound", "stars": None},
+    ]
+    table = read(
+        written(tmp_path, "jsonl", [ROWS[0] | {"id": str(n)} | row for n, row in enumerate(rows)]), extra=rows[0]
+    )
+    good = {"planted": ["sound", "fine"], "stars": ["5"], "absent": ["yes"]}
+    assert checking.check_sound_labels(table, good) == {"planted": 2, "stars": 1, "absent": 0}
+    said = (
+        r"config: data\.sound_labels\.planted: no row .* has 'sond' or 'ok'; .* 'planted' holds 'sound', 'trun cated'\."
+    )
+    with pytest.raises(ConfigError, match=said):
+        checking.check_sound_labels(table, {"planted": ["sond", "ok"]})
+    with pytest.raises(ConfigError, match=r"holds '0', '1', '10', '11', .*, …\. Correct it"):
+        checking.check_sound_labels(pd.DataFrame({"n": [str(n) for n in range(20)]}), {"n": ["20"]})
+    assert checking.check_sound_labels(table.assign(planted=None), {"planted": ["sond"]}) == {"planted": 0}

@@ -166,13 +166,13 @@ def test_examples_find_room_beside_a_task_that_is_cut(prompts, reader, tokenizer
 
 @pytest.mark.parametrize(("on_too_long", "ids"), [("drop", ["r0", "r2", "r3"]), ("truncate", ["r0", "r1", "r2", "r3"])])
 def test_kmeans_reads_no_candidate_that_is_longer_than_the_context(
-    on_too_long, ids, prompts, reader, tokenizer, tiny_model
+    on_too_long, ids, prompts, reader, tokenizer, tiny_model, capabilities
 ):
     candidates = table("one", "数" * 800, "three", "four")
     model = copy.deepcopy(tiny_model("gpt2"))  # its 1024 positions are a table, beyond which there is none
 
     def hidden_states(texts):
-        return mean_hidden_states(model, tokenizer, texts)
+        return mean_hidden_states(model, capabilities("gpt2"), tokenizer, texts)
 
     def choose(on_too_long, n):
         settings = f"kmeans:{n}", 0, prompts, [reader(1024)], on_too_long

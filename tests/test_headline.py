@@ -11,9 +11,9 @@ import torch
 from wandb.util import get_core_path
 
 from icprobe.analysis import headline
+from icprobe.formatting import fixed
 from icprobe.report import terminal_summary
 from icprobe.report.findings import Findings, ModelInputs
-from icprobe.report.wording import fixed
 from icprobe.tracking import runs
 from icprobe.tracking.lineage import scalar
 

@@ -10,7 +10,7 @@ from endpoint import Endpoint, prefers_two
 pytestmark = pytest.mark.timeout(1800)  # one test waits for the tiny experiment, on a machine that may be busy
 
 KEY = "ICPROBE_TEST_JUDGE_KEY"
-JUDGED = Counter(judge=5, tabulate_win_rates=1, plot_win_rates=1, report=1, all=1)
+JUDGED = Counter(judge=5, tabulate_win_rates=1, plot_judgements=1, report=1, all=1)
 
 
 def judged_by(url, **how):

@@ -10,8 +10,9 @@ from test_invocations import SNAKEFILE, Project
 from tracked import KEY, LIGHT, run_directories, run_tracked, settings
 
 from icprobe.attribution import METHODS
-from icprobe.config import load, modes
+from icprobe.config import load
 from icprobe.errors import ConfigError
+from icprobe.tracking import modes
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -15,9 +15,9 @@ import pytest
 
 from icprobe import artifacts
 from icprobe.attribution import icp, icp_budget, influence, influence_mean, one_step
-from icprobe.attribution.matrix import batches
 from icprobe.attribution.shards import compute
 from icprobe.config.sections import Finetune
+from icprobe.engine.batching import batches
 from icprobe.evaluation.generation import responses
 from icprobe.progress import Progress
 from icprobe.training.fine_tune import fine_tune

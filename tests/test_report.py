@@ -12,12 +12,13 @@ import pytest
 from reports import CONTROLS, HOSTILE, experiment, figure, with_texts
 
 from icprobe.errors import DataError, ScoreError
-from icprobe.figures import plotting
+from icprobe.figures.drawing import caption, save
+from icprobe.figures.overlaps import overlap_curve
+from icprobe.formatting import number
 from icprobe.report.build import build
 from icprobe.report.findings import ModelInputs
 from icprobe.report.page import embedded_json, visible
 from icprobe.report.provenance import HOW, RuleRun, artifacts, behind, rule_runs
-from icprobe.report.wording import number
 from icprobe.tracking.environment import measured
 
 
@@ -122,11 +123,11 @@ def test_a_figure_is_named_by_its_title_or_its_file(tmp_path):
 
 def test_a_figure_that_was_saved_brings_its_caption(tmp_path):
     table = pd.DataFrame({"bin": [">0.8"], "method": ["influence"], "n": [3], "overlap": [0.5], "chance": [0.2]})
-    plotting.save(plotting.overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
+    save(overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
     inputs = experiment(tmp_path)["models"]["smollm2"]
     text = page(tmp_path, models={"smollm2": ModelInputs(scores=inputs.scores, figures=[tmp_path / "o.svg"])})
     said = html.unescape(re.search(r"<figcaption>(.*?)</figcaption>", text)[1])
-    assert said == f"<strong>Overlap & chance</strong>. {plotting.caption('overlaps')}"
+    assert said == f"<strong>Overlap & chance</strong>. {caption('overlaps')}"
 
 
 def test_a_job_is_timed_by_the_file_beside_its_log(tmp_path):
@@ -142,9 +143,15 @@ def test_a_rule_without_a_sentence_of_its_own_is_told_by_its_message(tmp_path):
     drawn = RuleRun(
         "plot_odd", makes="results/{experiment}/{model}/figures/odd.svg", message="Drawing {wildcards.model} oddly"
     )
-    (row,) = artifacts(rule_runs([drawn]))
+    (row,) = artifacts(rule_runs([drawn]), "demo")
     assert (row["makes"], row["how"]) == ("{model}/figures/odd.svg", "Drawing {model} oddly")
-    assert artifacts(rule_runs([RuleRun("score")]))[0]["how"] == HOW["score"]
+    assert artifacts(rule_runs([RuleRun("score")]), "demo")[0]["how"] == HOW["score"]
+
+
+@pytest.mark.parametrize("makes", ["results/{experiment}/report.html", "results/demo/report.html"])
+def test_what_a_rule_makes_is_told_below_the_experiments_folder(makes, tmp_path):
+    text = page(tmp_path, experiment="demo", dag=[RuleRun("report", makes=makes)])
+    assert re.findall(r'<code>report</code></th><td class="path">([^<]*)<', text) == ["report.html"]
 
 
 def test_the_report_rests_on_the_jobs_of_the_present_dag_alone():
@@ -215,6 +222,14 @@ def test_a_continuous_label_neither_fills_the_report_nor_colours_its_plot(tmp_pa
     assert re.findall(r"AUC by <em>(\w+)</em>", section) == ["quality"]
     assert section.count("against 94") == 1
     assert json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["kinds"] == "planted"
+    assert re.findall(r'data-label="(\w+)"', text) == ["planted"], "no one chooses one number out of 96"
+
+
+def test_few_numbers_and_many_words_are_chosen_among(tmp_path):
+    train = experiment(tmp_path)["train"]
+    train = train.assign(stars=np.arange(96) % 5, source=[f"site-{n % 20}" for n in range(96)])
+    text = page(tmp_path, train=train, labels=["stars", "source"])
+    assert re.findall(r'data-label="(\w+)"', text) == ["stars", "source"]
 
 
 def test_a_method_that_tells_how_many_tasks_it_tried_has_its_place_in_the_report(tmp_path):

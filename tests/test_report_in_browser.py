@@ -242,6 +242,22 @@ def test_a_bare_report_opens_without_complaint(browser, tmp_path):
     report.close()
 
 
+@pytest.mark.parametrize("labels", [0, 1, 3, 6])
+def test_instructions_can_be_read_in_the_explorer_however_many_labels_there_are(labels, browser, tmp_path):
+    arguments = experiment(tmp_path)
+    names = [f"label-{n}" for n in range(labels)]
+    train = arguments["train"].assign(**dict.fromkeys(names, "some value"))
+    build(tmp_path / "report.html", **arguments | {"train": train, "labels": names})
+    report = Opened(browser, tmp_path / "report.html")
+    width = report.page.locator("#example-table td.long").first.evaluate("(cell) => cell.getBoundingClientRect().width")
+    assert width > 150
+    assert report.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    for heading in report.page.locator("#example-table thead th.label").all():
+        assert heading.evaluate("(cell) => cell.getBoundingClientRect().width") > 80
+    assert report.complaints == []
+    report.close()
+
+
 def test_five_thousand_examples_times_a_hundred_tasks_stay_fluid(browser, tmp_path):
     build(tmp_path / "report.html", **experiment(tmp_path, n=5000, m=100, words=80))
     megabytes = (tmp_path / "report.html").stat().st_size / 1e6

@@ -84,6 +84,20 @@ def no_directory(project: dag.Project) -> dict:
     return {"models": ["mine"], "model_sources": {"mine": {"source": "local", "path": "nowhere"}}}
 
 
+def misspelt_label(project: dag.Project) -> dict:
+    return {"data": {"sound_labels": {"planted": ["sond"]}}}
+
+
+def refused_dtype(project: dag.Project) -> dict:
+    """A model that has come out wrong in bfloat16, and an experiment that asks for it."""
+    directory = project.path / dag.MODEL
+    facts = {key: value for key, value in artifacts.read_manifest(directory).items() if key != "files"}
+    wrong = {"bfloat16": "LlamaForCausalLM in bfloat16: the hidden states differ by 70%"}
+    artifacts.write_manifest(directory, **facts | {"refused_dtypes": wrong})
+    artifacts.show_manifest(directory, directory.with_name(f"{directory.name}.manifest.json"))
+    return {"attribution": {"dtype": "bfloat16"}}
+
+
 def unknown_word_vector(project: dag.Project) -> None:
     """NaN in the embedding of one token: all texts with that token become NaN, and no others."""
     from safetensors.torch import load_file, save_file
@@ -170,6 +184,18 @@ MISTAKES = {
         target="resources/models/mine",
         log="models/mine-*.log",
         before_torch=False,
+    ),
+    "a dtype that the model cannot be used in": Mistake(
+        refused_dtype,
+        r"LlamaForCausalLM in bfloat16: .*; set attribution\.dtype: float32\.",
+        target=f"{dag.RESULTS}/attributions/icp.parquet",
+        log="tiny/check_dtype/tiny-llama.log",
+    ),
+    "good values that no row's label has": Mistake(
+        misspelt_label,
+        "data.sound_labels.planted: no row of data.train has 'sond'; the column 'planted' holds .*'sound'",
+        target=f"{dag.RESULTS}/tables/label_aucs.csv",
+        log="tiny/check_labels.log",
     ),
     "a NaN in a matrix": Mistake(
         nan_score,

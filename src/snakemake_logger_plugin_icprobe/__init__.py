@@ -15,7 +15,7 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from icprobe.config import modes
+from icprobe.tracking import modes
 
 WAIT_SECONDS = 20  # at most, for the last uploads, once the workflow has ended
 TOUCH = {"--touch", "-t"}

@@ -1,47 +1,14 @@
-"""Bins: ICP's by threshold, and for any other method the same number of examples from the same end."""
+"""Puts examples into bins: ICP's by threshold, any other method's as many examples from the same end."""
 
-import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 
 from icprobe.errors import ConfigError, ScoreError
+from icprobe.formatting import bin_name, parse_threshold
 
-PREFIXES = {"<=": "le", ">": "gt"}
 OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance", "low", "high"]
-
-
-def parse_threshold(threshold: str) -> tuple[str, float]:
-    """`>0.85` as (">", 0.85). Raises ConfigError unless it is `<=` or `>` and a decimal in [0, 1]."""
-    match = re.fullmatch(r"\s*(<=|>)\s*(\d+(?:\.\d+)?|\.\d+)\s*", threshold, re.ASCII)
-    if not match or float(match[2]) > 1:
-        raise ConfigError(
-            f"bins: {threshold!r} is no bin. Write '<=' or '>' and a share of tasks in [0, 1], as in '>0.85'."
-        )
-    return match[1], float(match[2])
-
-
-def bin_name(threshold: str) -> str:
-    """The bin's name in paths: `<=0.5` is `le-0.50`, `>0.85` is `gt-0.85`. At least two decimals, more if
-    needed."""
-    sign, _ = parse_threshold(threshold)
-    number = Decimal(threshold.split(sign)[1].strip()).normalize()
-    decimals = max(2, -number.as_tuple().exponent)
-    return f"{PREFIXES[sign]}-{number:.{decimals}f}"
-
-
-def threshold_of(name: str) -> str:
-    """The threshold that a bin's name stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other
-    names."""
-    signs = {prefix: sign for sign, prefix in PREFIXES.items()}
-    prefix, _, number = name.partition("-")
-    if prefix not in signs or not re.fullmatch(r"\d\.\d{2,}", number, re.ASCII):
-        raise ConfigError(f"{name!r} is no bin's name. Bins are called as in 'le-0.50' and 'gt-0.85'.")
-    threshold = f"{signs[prefix]}{Decimal(number).normalize():f}"
-    parse_threshold(threshold)
-    return threshold
 
 
 def check_thresholds(thresholds: Sequence[str]) -> None:
@@ -55,13 +22,12 @@ def check_thresholds(thresholds: Sequence[str]) -> None:
 
 
 def members(scores: pd.DataFrame, threshold: str, reference: pd.DataFrame) -> list[str]:
-    """The ids in a method's bin, best fitting first.
+    """Finds the ids in a method's bin, best fitting first.
 
-    scores: the method's `id`, `score` [N]; reference: those of ICP (share of tasks helped), of the same
-    examples. k is how many ICP scores meet the threshold; the bin is the first k by (score, id) for `<=`,
-    by (−score, id) for `>`, ids compared as strings. For ICP itself that is the threshold. Raises
-    ScoreError where the examples differ, an ICP score is missing, or the method has evaluated fewer than k
-    examples.
+    scores: the method's `id`, `score` [N]; reference: those of ICP (share of tasks helped), of the same examples. k is
+    how many ICP scores meet the threshold; the bin is the first k by (score, id) for `<=`, by (−score, id) for `>`, ids
+    compared as strings. For ICP itself that is the threshold. Raises ScoreError where the examples differ, an ICP score
+    is missing, or the method has evaluated fewer than k examples.
     """
     return bins(reference, scores, [threshold])[threshold]
 
@@ -69,7 +35,7 @@ def members(scores: pd.DataFrame, threshold: str, reference: pd.DataFrame) -> li
 def bins(
     scores_icp: pd.DataFrame, scores_other: pd.DataFrame | None, thresholds: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Threshold -> the ids of its bin in rank order, as `members` defines it.
+    """Finds the ids of each threshold's bin in rank order, as `members` defines it: {threshold: ids}.
 
     Without scores_other: ICP's own bins.
     """
@@ -92,13 +58,13 @@ def bins(
 
 
 def overlaps(scores: Mapping[str, pd.Series], thresholds: Sequence[str], reference: str = "icp") -> pd.DataFrame:
-    """How many examples of each method's bins lie in the reference's bin of the same name.
+    """Counts how many examples of each method's bins lie in the reference's bin of the same name.
 
-    scores: method -> score [N] indexed by id. Returns `method` (all but the reference), `bin` (the
-    threshold as given), `n` (the bin's size), `n_overlap`, `overlap` = n_overlap/n (NaN when n is 0),
-    `chance` = n_reference/N, what a random bin would reach, and `low`, `high`, the overlap's 95% interval for other
-    examples of the same kind. A method that has evaluated fewer examples than the bin holds shows its smaller n.
-    Raises ScoreError where the reference is absent, a score of it is missing, or the examples differ.
+    scores: method -> score [N] indexed by id. Returns `method` (all but the reference), `bin` (the threshold as given),
+    `n` (the bin's size), `n_overlap`, `overlap` = n_overlap/n (NaN when n is 0), `chance` = n_reference/N, what a
+    random bin would reach, and `low`, `high`, the overlap's 95% interval for other examples of the same kind. A method
+    that has evaluated fewer examples than the bin holds shows its smaller n. Raises ScoreError where the reference is
+    absent, a score of it is missing, or the examples differ.
 
     The interval is Wilson's for n draws. Other examples would give another bin of the reference, each member of which
     lies in the method's bin with the same chance: a binomial count, if the method's limit stood fast. That it moves
@@ -152,18 +118,18 @@ class _Ranking:
         self.evaluated = int((~np.isnan(values)).sum())
 
     def first(self, threshold: str, k: int) -> np.ndarray:
-        """Positions [k] of the bin's members in rank order."""
+        """Finds the positions [k] of the bin's members in rank order."""
         sign, _ = parse_threshold(threshold)
         return (self._ascending if sign == "<=" else self._descending)[:k]
 
 
 def _by_id(ids: pd.Series | pd.Index) -> np.ndarray:
-    """Positions [N] in the order of the ids as strings."""
+    """Sorts positions [N] by their ids as strings."""
     return pd.Series(ids.array).astype(str).argsort(kind="stable").to_numpy()
 
 
 def _aligned(ids: pd.Series | pd.Index, by_id: np.ndarray, reference: pd.Series | pd.Index, method: str) -> np.ndarray:
-    """Where each of ids [N] stands in the reference, compared in sorted order: that is faster."""
+    """Finds where each of ids [N] is in the reference; compares them in sorted order, which is faster."""
     ids, reference = pd.Index(ids), pd.Index(reference)
     if ids.equals(reference):
         return np.arange(len(ids))

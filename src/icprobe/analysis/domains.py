@@ -1,4 +1,4 @@
-"""Domains of tasks: every table says what holds over all tasks, and over those of each domain alone."""
+"""Splits tasks by domain: every table says what holds over all tasks, and over those of each domain alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ Scores = Mapping[str, pd.Series]  # method -> score [N] indexed by id
 
 
 def task_domains(tasks: pd.DataFrame) -> dict[str, list[str]]:
-    """Domain -> ids of its tasks, in the table's order; empty where that would say no more than all tasks do.
+    """Groups the tasks by domain: {domain: ids}, in the table's order; empty where they have no domain, or one.
 
-    tasks: `id` and, where the data have it, `domain` (null = of none). That is so where they have no domain, or one.
+    That would say no more than all tasks do. tasks: `id` and, where the data have it, `domain` (null = of none).
     """
     if "domain" not in tasks:
         return {}
@@ -32,7 +32,7 @@ def score_sets(
     without_tasks: Sequence[str] = (),
     may_skip: Sequence[str] = (),
 ) -> Iterator[tuple[str, Scores]]:
-    """("all", the scores), then for each domain its name and the scores over its tasks alone.
+    """Gives ("all", the scores), then for each domain its name and the scores over its tasks alone.
 
     scores: files of all methods; matrices: those of the methods that `aggregators` names, which are aggregated here as
     it says (may_skip: those whose NaN means "not evaluated"); tasks: file of the tasks. without_tasks: methods whose
@@ -57,7 +57,7 @@ def score_sets(
 def by_domain(
     model: str, sets: Iterable[tuple[str, Scores]], table_of: Callable[[Scores], pd.DataFrame]
 ) -> pd.DataFrame:
-    """The tables of all domains, one below the other, with the columns `model` and `domain` before their own."""
+    """Puts the tables of all domains one below the other, with the columns `model` and `domain` before their own."""
     tables = []
     for domain, scores in sets:
         table = table_of(scores)
@@ -71,7 +71,7 @@ def by_domain(
 def sweep_table(
     correlations: pd.DataFrame, tasks: pd.DataFrame, train: pd.DataFrame, in_domain: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """The rank correlation of icp and influence by model and domain, and which domains are those of the training data.
+    """Collects the rank correlation of icp and influence by model and domain, and says which domains are in-domain.
 
     correlations: rows of correlations.csv, of all models; tasks, train: the tables, `domain` where they have it.
     in_domain: domains that the training examples are of; None takes those that they carry. Returns `model`, `domain`,

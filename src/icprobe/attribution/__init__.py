@@ -4,9 +4,12 @@ Each module offers `attribute(inputs, batches, **settings)`; see icprobe.attribu
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from icprobe.config import Config
 from icprobe.errors import ConfigError
+
+if TYPE_CHECKING:  # jobs import this package too, and would wait 0.2 s for the classes of the configuration
+    from icprobe.config import Config
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def methods_of(config: Config) -> dict[str, Method]:
+def methods_of(config: "Config") -> dict[str, Method]:
     """The methods that a configuration can name: the registry, and its external scores, which go before it.
 
     Raises ConfigError where a chosen method needs a model or texts that the configuration does not give.

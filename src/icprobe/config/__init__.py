@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from icprobe import paths
 from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, ModelSource, Table, Templates
@@ -21,7 +22,6 @@ __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 
 MAX_DEPTH = 30  # levels of the configuration; its own are 4
 MAX_SIZE = 100_000  # values in the configuration
-EXPERIMENT_FOLDERS = ("data", "figures", "synthetic", "wandb")  # under results/{experiment}/, where a model's is, too
 # Parameters of requests to a judge, which null leaves out: here it does not take the key away.
 NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
 
@@ -97,7 +97,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _no_name_means_something_else(self) -> "Config":
         for model in self.models:
-            if model in EXPERIMENT_FOLDERS:
+            if model in paths.FOLDERS:
                 raise ValueError(f"models: {model!r} is a folder of the experiment; choose another name")
         if "all" in self.attribution.external:
             raise ValueError('attribution.external: "all" means all data in the tables; choose another name')
@@ -143,7 +143,7 @@ class Config(Section):
     def model_directory(self, model: str) -> str:
         """Where a model is kept when it is prepared, by its name and its source."""
         source = self.model_sources[model].model_dump(mode="json", exclude_defaults=True)
-        return f"resources/models/{model}-{digest(source)[:12]}"
+        return paths.MODEL.format(model=model, source=digest(source)[:12])
 
     def as_yaml(self, exclude: set[str]) -> str:
         """The configuration as YAML, defaults spelled out, without some sections and without how jobs compute."""

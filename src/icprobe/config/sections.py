@@ -22,6 +22,7 @@ from icprobe.config.types import (
     Threshold,
     how,
 )
+from icprobe.formatting import OKABE_ITO
 
 # --- attribution ------------------------------------------------------------------------------------------------
 
@@ -177,7 +178,7 @@ class Figures(Section):
         "where there are several models, or several domains in a local task file.",
     )
     colors: list[Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]] = Field(
-        ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"],
+        [*OKABE_ITO],
         min_length=1,
         description="Colour cycle, as #rrggbb; the default is Okabe and Ito's, safe for the colour-blind.",
     )

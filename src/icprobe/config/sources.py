@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
+from icprobe import artifacts
 from icprobe.config.types import (
     Count,
     FilePath,
@@ -166,6 +167,14 @@ class EvalTable(Table):
     origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
 
 
+def local_files(table: Table | None) -> list[str]:
+    """The files that a table is read from; none for what lies elsewhere."""
+    if table is None:
+        return []
+    path = table.path or []
+    return artifacts.matching([*([path] if isinstance(path, str) else path), *getattr(table, "subsets", {}).values()])
+
+
 class Data(Section):
     """The three tables and what to do with rows that cannot be used as they are."""
 
@@ -185,7 +194,8 @@ class Data(Section):
     )
     sound_labels: dict[str, list[str]] = Field(
         {"planted": ["sound"], "published_icp": [">0.9"], "published_influence": [">0.9"]},
-        description="Values of each label column that mark good examples: what the AUC of a method is computed for.",
+        description="Values of each label column that mark good examples: what the AUC of a method is computed for. A "
+        "column of labels in which no row has one of them is an error.",
     )
     on_empty: Literal["error", "drop"] = Field("error", description="A row whose output is empty: stop, or drop it.")
     on_too_long: Literal["error", "truncate", "drop"] = Field(

@@ -77,3 +77,8 @@ class Section(BaseModel):
             elif isinstance(value, Section) and (within := value.execution()):
                 found[name] = within
         return found
+
+
+def slice_of(section: Section | None, *keys: str) -> dict[str, Any] | None:
+    """Some keys of a section (all, if none is named) as plain values: what a rule gives its job as params."""
+    return None if section is None else section.model_dump(mode="json", include=set(keys) or None)

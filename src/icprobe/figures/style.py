@@ -1,5 +1,4 @@
-"""The look that all figures share: paper widths, colours that the colour-blind can tell apart, ticks and
-titles."""
+"""The look that all figures share: paper widths, ticks and titles."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -14,9 +13,9 @@ from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a paper, and the page
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 GREY = "#6E6E6E"
+BARS = {"elinewidth": 0.8, "capsize": 1.5}  # of errors, where points have an interval
 DENSITY_ABOVE = 2000  # examples; more points than that hide each other
 DENSITY_CELLS = 40
 FEW_LEVELS = 101  # shares of 100 tasks
@@ -116,11 +115,6 @@ def tick(value: float, largest: float) -> str:
         if value and largest >= max(size, 1e4):
             return f"{round(value / size, 10):g}{letter}".replace("-", "−")
     return f"{round(value, 10):g}".replace("-", "−")
-
-
-def number(value: float) -> str:
-    """A correlation in a figure: two decimals, a dash where it is undefined."""
-    return "–" if np.isnan(value) else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def levels_of(values: np.ndarray) -> np.ndarray | None:

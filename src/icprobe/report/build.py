@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.analysis.statistics import kinds
+from icprobe.analysis.statistics import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
+from icprobe.formatting import OKABE_ITO
 from icprobe.report import charts, page, provenance
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
@@ -39,7 +40,7 @@ def build(
     environment: Mapping[str, Any] | None = None,
     dag: Iterable[RuleRun | tuple] | None = None,
     sweep: str | Path | None = None,
-    colors: Sequence[str] = charts.COLORS,
+    colors: Sequence[str] = OKABE_ITO,
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 
@@ -93,11 +94,12 @@ def build(
         n_tasks=len(tasks),
         sweep=None if sweep is None else Sweep(Path(sweep)),
         labels=labels,
+        chosen_by=[label for label in labels if not is_continuous(train[label])],
         sound_labels=sound_labels,
         top=top,
         config_text=config_text,
         environment=provenance.flat(environment or {}),
-        artifacts=provenance.artifacts(runs),
+        artifacts=provenance.artifacts(runs, experiment),
         has_dag=runs is not None,
         statistics=charts.STATISTICS,
     )

@@ -11,11 +11,10 @@ import altair as alt
 import networkx as nx
 import pandas as pd
 
+from icprobe.formatting import OKABE_ITO, duration
 from icprobe.report.dag_layout import layers
-from icprobe.report.wording import duration
 
-# What `figures.colors` is by default: Okabe and Ito's. A shape stands beside each, so that no colour is needed.
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+# A shape stands beside each colour, so that no colour is needed.
 SHAPES = ["circle", "diamond", "triangle-up", "square", "cross", "triangle-down", "triangle-right"]
 FADED, INK = "#c8c8c8", "#1b1b1b"
 STATISTICS = {
@@ -107,7 +106,7 @@ def heat_map(correlations: pd.DataFrame, methods: Sequence[str], model: str) -> 
     )
 
 
-def scatter(colors: Sequence[str] = COLORS) -> dict[str, Any]:
+def scatter(colors: Sequence[str] = OKABE_ITO) -> dict[str, Any]:
     """Score against score; the page fills the data set `examples` (i, id, x, y, group, shown) and the axis titles.
 
     Parameters: `brush`, the interval that the reader drags; `picked`, the row whose text is shown.
@@ -148,7 +147,7 @@ def scatter(colors: Sequence[str] = COLORS) -> dict[str, Any]:
     )
 
 
-def effects(colors: Sequence[str] = COLORS) -> dict[str, Any]:
+def effects(colors: Sequence[str] = OKABE_ITO) -> dict[str, Any]:
     """One example's effect on every task, methods side by side; the page fills `effects` (task, text, method, column,
     effect, direction, order)."""
     bars = (
@@ -184,7 +183,9 @@ def effects(colors: Sequence[str] = COLORS) -> dict[str, Any]:
     )
 
 
-def win_rates(rows: pd.DataFrame, methods: Sequence[str], model: str, colors: Sequence[str] = COLORS) -> dict[str, Any]:
+def win_rates(
+    rows: pd.DataFrame, methods: Sequence[str], model: str, colors: Sequence[str] = OKABE_ITO
+) -> dict[str, Any]:
     """Win rate with its interval, one line for each condition. rows: condition, method, win_rate, low, high."""
     base = alt.Chart(rows).encode(
         y=alt.Y("condition:N", sort=list(rows["condition"]), title=None, axis=alt.Axis(labelLimit=170, grid=False)),

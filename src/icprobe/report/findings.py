@@ -16,9 +16,9 @@ from icprobe.analysis.binning import bins
 from icprobe.analysis.statistics import label_aucs, widen
 from icprobe.errors import DataError, ScoreError
 from icprobe.evaluation.tabulation import left_out
+from icprobe.formatting import bin_label, count, fixed
 from icprobe.report import charts
 from icprobe.report.page import text
-from icprobe.report.wording import bin_label, count, fixed
 from icprobe.tables.parquet import read_pieces
 
 Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
@@ -187,7 +187,7 @@ class Findings:
             rows = headline.overall(self.win_rates).query("n > 0")
             if len(rows):
                 conditions = [
-                    "all data" if row.bin == "all" else f"{row.method} {bin_label(row.bin)}"
+                    bin_label("all") if row.bin == "all" else f"{row.method} {bin_label(row.bin)}"
                     for row in rows.itertuples()
                 ]
                 rows = rows[["method", "win_rate", "low", "high"]].round(3).assign(condition=conditions)

@@ -1,4 +1,4 @@
-"""Tables of examples, tasks and eval prompts, checked row by row."""
+"""Reads tables of examples, tasks and eval prompts, and checks them row by row."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,19 +6,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import DataError, shown
+from icprobe.errors import ConfigError, DataError, shown
 from icprobe.tables.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
-WHOLE = {"domain": "all", "subset": "overall"}  # what tables call all of them
-TAKEN = {"id", "score"}  # columns of attribution matrices that are no tasks
-MAX_ID = 200  # characters
+NAME_OF_ALL = {"domain": "all", "subset": "overall"}  # what tables call all of them
+RESERVED = {"id", "score"}  # columns of attribution matrices that are no tasks: none is called so
+MAX_ID_CHARACTERS = 200
+VALUES_SHOWN = 12  # of a column, in messages
 
 
 def read_table(
     source: dict[str, Any], extra: Iterable[str] = (), on_empty: str = "error", needs_output: bool = True
 ) -> pd.DataFrame:
-    """Checked rows: `id` (str, unique), `instruction`, `input`, `output` (str), then those of `extra` that are there.
+    """Reads and checks rows: `id` (str, unique), `instruction`, `input`, `output` (str), and of `extra` what is there.
 
     source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns). A row
     without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an output;
@@ -27,56 +28,75 @@ def read_table(
     """
     frame, origin = read_source(source)
     places = frame.pop(WHERE)
-    renamed = {}
-    for ours, theirs in source.get("columns", {}).items():
-        if theirs not in frame:
-            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
-        renamed[ours] = frame[theirs]
-    frame = frame.assign(**renamed)
-    if "subset" not in frame and "dataset" in frame:
-        frame = frame.assign(subset=frame["dataset"])
+    frame = _with_our_names(frame, source.get("columns", {}), origin)
     for column in ["instruction", *(["output"] if needs_output else [])]:
         if column not in frame:
             known = ", ".join(shown(name) for name in frame.columns[:10])
             raise DataError(f"{origin}: has no column {column!r} (it has {known}); name yours under `columns`.")
     result = pd.DataFrame({"id": _ids(frame, places)})
     for column in TEXTS:
-        values = frame[column] if column in frame else [None] * len(frame)
-        for where, value in zip(places, values, strict=True):
-            _check_text(where, column, value, required=column == "instruction")
-        result[column] = ["" if _missing(value) else value for value in values]
+        result[column] = _texts(frame, column, places)
     for column in extra:
         if column in frame:
-            values = list(map(label, frame[column]))
-            for where, value in zip(places, values, strict=True):
-                _check_text(where, column, value)
-                check_group(where, column, value)
-            result[column] = values
-    if not needs_output:
-        return result
-    empty = np.array([not output.strip() for output in result["output"]])
+            result[column] = _labels(frame, column, places)
+    return _with_output(result, places, on_empty, origin) if needs_output else result
+
+
+def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str], origin: str) -> pd.DataFrame:
+    """Adds to a table its columns by our names. columns: {our name: theirs}."""
+    renamed = {}
+    for ours, theirs in columns.items():
+        if theirs not in frame:
+            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
+        renamed[ours] = frame[theirs]
+    frame = frame.assign(**renamed)
+    if "subset" not in frame and "dataset" in frame:
+        frame = frame.assign(subset=frame["dataset"])
+    return frame
+
+
+def _texts(frame: pd.DataFrame, column: str, places: pd.Series) -> list[str]:
+    """Checks a column of texts, and gives them; what is missing is an empty text."""
+    values = frame[column] if column in frame else [None] * len(frame)
+    for where, value in zip(places, values, strict=True):
+        _check_text(where, column, value, required=column == "instruction")
+    return ["" if _missing(value) else value for value in values]
+
+
+def _labels(frame: pd.DataFrame, column: str, places: pd.Series) -> list[str | None]:
+    """Checks a column of labels, domains or subsets, and gives them."""
+    values = list(map(label, frame[column]))
+    for where, value in zip(places, values, strict=True):
+        _check_text(where, column, value)
+        check_group(where, column, value)
+    return values
+
+
+def _with_output(table: pd.DataFrame, places: pd.Series, on_empty: str, origin: str) -> pd.DataFrame:
+    """Drops rows without an output, and counts them in `attrs`; raises DataError where on_empty is "error"."""
+    empty = np.array([not output.strip() for output in table["output"]])
     if empty.any() and on_empty == "error":
         raise DataError(
             f'{places[empty.argmax()]}: "output" is empty. An example needs a response; '
             "remove the line or set data.on_empty: drop."
         )
-    result = result[~empty].reset_index(drop=True)
-    result.attrs["dropped_empty"] = int(empty.sum())
-    if result.empty:
+    table = table[~empty].reset_index(drop=True)
+    table.attrs["dropped_empty"] = int(empty.sum())
+    if table.empty:
         raise DataError(f"{origin}: no row has an output.")
-    return result
+    return table
 
 
 def label(value: Any) -> str | None:
-    """A label, domain or subset as one line without blanks around it; None where there is none: null, NaN, or blank.
+    """Makes one line of a label, domain or subset, without blanks around it; None of null, NaN, or blanks.
 
-    White space within it is one space: a line break would cut the tables that it names rows of.
+    White space within it becomes one space: a line break would cut the tables that it names rows of.
     """
     return None if _missing(value) else " ".join(str(value).split()) or None
 
 
 def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
-    """The domains that files of tasks name; none of files that cannot be read. columns: {our name: theirs}."""
+    """Finds the domains that files of tasks name; none in files that cannot be read. columns: {our name: theirs}."""
     found: set[str | None] = set()
     for file in files:
         try:
@@ -87,14 +107,32 @@ def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
 
 
 def check_group(where: str, column: str, value: str | None) -> None:
-    """Raises DataError where a row's domain or subset is called what means all of them in the tables."""
-    if value is not None and value == WHOLE.get(column):
+    """Raises DataError where a row's domain or subset has the name that means all of them in the tables."""
+    if value is not None and value == NAME_OF_ALL.get(column):
         raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
+
+
+def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """How many rows have a good value of each label that the table has; good: label -> its good values.
+
+    Raises ConfigError for a label of which no row has a good value: its AUC could not be told.
+    """
+    counts = {}
+    for name, wanted in good.items():
+        values = sorted(set(table[name].dropna())) if name in table else []
+        counts[name] = int(table[name].isin([*wanted]).sum()) if values else 0
+        if values and wanted and not counts[name]:
+            known = ", ".join(map(shown, values[:VALUES_SHOWN])) + (", …" if len(values) > VALUES_SHOWN else "")
+            raise ConfigError(
+                f"config: data.sound_labels.{name}: no row of data.train has {' or '.join(map(shown, wanted))}; the "
+                f"column {name!r} holds {known}. Correct it, or set it to null for a label that marks no good examples."
+            )
+    return counts
 
 
 def check_tasks(ids: Iterable[str]) -> None:
     """Raises DataError for a task called as a column that means something else in the tables that follow."""
-    if taken := sorted({*ids} & TAKEN):
+    if taken := sorted({*ids} & RESERVED):
         raise DataError(f'tasks: a task must not be called "{taken[0]}", a column of other meaning; rename it.')
 
 
@@ -130,9 +168,10 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
             raise DataError(f'{where}: "id" is {shown(value)} ({type(value).__name__}), not a text or a whole number.')
         name = str(value)
         _check_text(where, "id", name, required=True)
-        if len(name) > MAX_ID or len(name.splitlines()) > 1 or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        steers_terminal = any(ord(c) < 32 or ord(c) == 127 for c in name)
+        if len(name) > MAX_ID_CHARACTERS or len(name.splitlines()) > 1 or steers_terminal:
             raise DataError(
-                f'{where}: "id" is {shown(name)}; an id is one line of at most {MAX_ID} characters, '
+                f'{where}: "id" is {shown(name)}; an id is one line of at most {MAX_ID_CHARACTERS} characters, '
                 "none of which steers a terminal."
             )
         if name in ids:
@@ -142,12 +181,12 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
 
 
 def row_numbers(count: int) -> list[str]:
-    """Ids of rows that have none: their numbers from 0, zero-padded so that their order as texts is the rows' order."""
+    """Makes ids of rows that have none: their numbers from 0, zero-padded so that they sort as texts in this order."""
     width = len(str(count - 1))
     return [f"{number:0{width}d}" for number in range(count)]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries; what is missing is None, as JSON has it."""
+    """Makes dictionaries of rows; what is missing is None, as JSON has it."""
     plain = frame.astype(object)
     return plain.where(plain.notna(), None).to_dict("records")

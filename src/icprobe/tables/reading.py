@@ -1,4 +1,4 @@
-"""Rows as they stand in files (JSON, JSONL, CSV, parquet), behind an address or on the hub, each with its place."""
+"""Reads rows as they are in files (JSON, JSONL, CSV, parquet), behind an address or on the hub, each with its place."""
 
 import csv
 import io
@@ -24,7 +24,7 @@ MAX_COLUMNS = 1000
 
 
 def read_file(path: str | Path) -> pd.DataFrame:
-    """Rows of a JSON, JSONL, CSV or parquet file as they are, plus `_where` (file and line or row, for messages).
+    """Reads the rows of a JSON, JSONL, CSV or parquet file as they are, and `_where`: file and line, for messages.
 
     Raises DataError naming the file and, where it can be told, the line.
     """
@@ -56,7 +56,7 @@ def _parse(text: str) -> Any:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            raise ValueError(f"the key {shown(_first_double([key for key, _ in pairs]))} stands there twice")
+            raise ValueError(f"the key {shown(first_double([key for key, _ in pairs]))} stands there twice")
         return row
 
     def no_constant(name: str) -> None:
@@ -68,7 +68,8 @@ def _parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _first_double(names: Iterable[str]) -> str | None:
+def first_double(names: Iterable[str]) -> str | None:
+    """Finds the first name that stood there before; None where each stands there once."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)
 
@@ -115,7 +116,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 continue
             if not header:
                 header = row
-                if (double := _first_double(header)) is not None:
+                if (double := first_double(header)) is not None:
                     raise DataError(f"{place}: the column {shown(double)} stands there twice; rename one.")
             elif len(row) != len(header):
                 raise DataError(
@@ -133,7 +134,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path).read()
-        if (double := _first_double(table.column_names)) is not None:
+        if (double := first_double(table.column_names)) is not None:
             raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
         # Not to_pandas: it makes 7.0 of the id 7 where another id is null.
         columns = {column: table[column].to_pylist() for column in table.column_names}
@@ -156,7 +157,7 @@ def _table(columns: dict[str, list[Any]], where: list[str]) -> pd.DataFrame:
 
 
 def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    """(rows with `_where`, what they come from), of a file or several, an address, or the hub."""
+    """Reads the rows of a file or several, an address, or the hub: (rows with `_where`, what they come from)."""
     path = source.get("path") or []
     if isinstance(path, str) and Path(path).is_file():
         return read_file(path), path
@@ -173,7 +174,7 @@ def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
 
 
 def _with_subset(frame: pd.DataFrame, file: str, subset: str | None, several: bool) -> pd.DataFrame:
-    """A file's rows with the column `subset`, where there are several files or the configuration names it."""
+    """Gives a file's rows the column `subset`, where there are several files or the configuration names it."""
     if subset is not None:
         return frame.assign(subset=subset)
     if not several or "subset" in frame:

@@ -1,4 +1,4 @@
-"""Which rows are taken: samples of a table, and the tasks that `select` names."""
+"""Chooses rows: samples of a table, and the tasks that `select` names."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from icprobe.tables.checking import check_tasks
 def sample(
     frame: pd.DataFrame, n: int, stratify: str | None = None, seed: int = 0, where: str = "data.train.sample"
 ) -> pd.DataFrame:
-    """n random rows in file order; with `stratify` equally many from each value of that column (nulls excluded).
+    """Draws n random rows, in file order; with `stratify` equally many of each value of that column, nulls left out.
 
     where: the key of the configuration, for messages. Raises DataError where there are too few rows.
     """
@@ -41,7 +41,7 @@ def sample(
 def select_tasks(
     frame: pd.DataFrame, select: str | list[str], seed: int, hidden_states: Callable[[], np.ndarray] | None = None
 ) -> pd.DataFrame:
-    """The tasks that the configuration's data.tasks.select names, in its order (file order for all but a list of ids).
+    """Takes the tasks that data.tasks.select names, in its order where it is a list of ids, else in file order.
 
     hidden_states: gives the mean hidden state of each row's document [rows, d]; called for "kmeans:n" alone.
     Raises DataError for unknown ids, too few rows, or an id that `check_tasks` refuses.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from icprobe import paths
 from icprobe.artifacts import content_digest, write_json
 from icprobe.errors import IcprobeError
 from icprobe.tracking.lineage import UPLOAD_BYTES, artifact_type
@@ -76,7 +77,7 @@ def tell_present(experiment: str, jobs: Iterable[tuple[str, Iterable[str]]], who
 
     jobs: (rule, outputs). whole: the jobs are all of the experiment; of a part, what was known before stays.
     """
-    path = Path("results", experiment, "wandb", PRESENT)
+    path = Path(paths.EXPERIMENT.format(experiment=experiment), paths.WANDB, PRESENT)
     before = _present(path)
     made: dict[str, set[str]] = defaultdict(set)
     for rule, outputs in jobs:

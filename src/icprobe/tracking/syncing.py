@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from icprobe.config import modes
+from icprobe import paths
 from icprobe.errors import DataError, IcprobeError
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.tracking.lineage import CLOCK, STEP
 from icprobe.tracking.records import Record
 
@@ -51,7 +51,7 @@ def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str
         )
     if (word := modes.asked(os.environ)) and word[1] == "disabled":
         raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; take that away first.")
-    directory = Path(experiment_directory, "wandb").absolute()
+    directory = Path(experiment_directory, paths.WANDB).absolute()
     runs = records.read_all(directory)
     sent = records.versions(run for run in runs if _is_synced(run.log))
     old = records.superseded(directory, runs)
@@ -216,7 +216,7 @@ def _said_of(log: Path, output: str) -> str | None:
 def _refused(directory: Path) -> dict[Path, str]:
     """{log: why} of runs of which the server refused a part: wandb says so in its log alone, and marks them."""
     found: dict[Path, str] = {}
-    for log in directory.glob("logs/debug-sync.*.log"):
+    for log in (directory / "logs").glob("debug-sync.*.log"):
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
@@ -254,32 +254,19 @@ def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
     def section(name: str, *shown: Any) -> Any:
         return workspaces.Section(name=name, panels=list(shown), is_open=True)
 
+    def compared(name: str, title: str, metric: str, by: str) -> Any:
+        """A summary number as bars, and the table that it is the headline of."""
+        bars = panels.BarPlot(title=title, metrics=[metric], groupby=panels.Config(by))
+        return section(name, bars, panels.WeavePanelSummaryTable(table_name=name.lower().replace(" ", "_")))
+
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=f"icprobe {experiment or 'overview'}",
         sections=[
-            section(
-                "Correlations",
-                panels.BarPlot(
-                    title="Spearman of icp and influence", metrics=["spearman"], groupby=panels.Config("model")
-                ),
-                panels.WeavePanelSummaryTable(table_name="correlations"),
-            ),
-            section(
-                "Overlaps",
-                panels.BarPlot(
-                    title="Share of a bin that is in the icp bin", metrics=["overlap"], groupby=panels.Config("method")
-                ),
-                panels.WeavePanelSummaryTable(table_name="overlaps"),
-            ),
-            section(
-                "Win rates",
-                panels.BarPlot(
-                    title="Win rate against the base model, %", metrics=["win_rate"], groupby=panels.Config("bin")
-                ),
-                panels.WeavePanelSummaryTable(table_name="win_rates"),
-            ),
+            compared("Correlations", "Spearman of icp and influence", "spearman", by="model"),
+            compared("Overlaps", "Share of a bin that is in the icp bin", "overlap", by="method"),
+            compared("Win rates", "Win rate against the base model, %", "win_rate", by="bin"),
             section(
                 "Training",
                 panels.LinePlot(

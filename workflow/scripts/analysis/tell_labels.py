@@ -16,7 +16,7 @@ with job(snakemake) as run:
     train = pd.read_parquet(files.train)
     table = by_domain(snakemake.wildcards.model, sets.items(), lambda found: label_aucs(found, train, params.good))
     artifacts.write_csv(snakemake.output[0], table)
-    for row in headline.labels_told(table).itertuples():
+    for row in headline.good_against_others(table).itertuples():
         logging.info("%s: AUC of %s = %.3f [%.3f, %.3f]", row.label, row.method, row.auc, row.low, row.high)
     for label in params.good.keys() & set(train) - set(table["label"]):
         logging.warning("%s: no example, or every one, has a good value (%s): no AUC", label, params.good[label])

@@ -4,7 +4,8 @@ import logging
 
 import pandas as pd
 
-from icprobe.analysis.binning import members, threshold_of
+from icprobe.analysis.binning import members
+from icprobe.formatting import threshold_of
 from icprobe.tables import checking
 from icprobe.tracking import runs
 from icprobe.training import subsets

@@ -37,8 +37,9 @@ class Pair:
 
 Judge = Callable[[list[Pair], dict[str, Any], Path | None], Iterator[dict[str, Any]]]
 
-# Judge: the module with a function of its name. Imported by name, so that only its users depend on its code.
-JUDGES = {"reference": "icprobe.evaluation.judges", "llm": "icprobe.evaluation.judges.llm"}
+# The registry: a judge is one module, with a function of the judge's name, and one line here (its name stands in the
+# configuration's `evaluation.judge` too). Imported by name, so that only its users depend on its code.
+JUDGES = {"reference": "icprobe.evaluation.judges.reference", "llm": "icprobe.evaluation.judges.llm"}
 
 
 def pair_up(
@@ -153,21 +154,3 @@ def require_some_base_response(outputs: Iterable[str | None]) -> None:
             "No eval prompt has an output, which evaluation.base_responses: given takes for the base model's response. "
             "Give them (data.eval.columns names their column), or set base_responses: generate."
         )
-
-
-def reference(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) -> Iterator[dict[str, Any]]:
-    """chrF of each response against the gold answer (sacrebleu's sentence chrF, 0 to 100; Popović 2015).
-
-    The higher one wins; a difference below `draw_margin` points, or none at all, is a draw.
-    """
-    from sacrebleu import sentence_chrf
-
-    require_gold({pair.id: pair.gold for pair in pairs})
-    for pair in pairs:
-        base, response = (sentence_chrf(text, [pair.gold]).score for text in (pair.base, pair.response))
-        difference = response - base
-        if difference == 0 or abs(difference) < settings["draw_margin"]:
-            preference = DRAW
-        else:
-            preference = RESPONSE if difference > 0 else BASE
-        yield {"preference": preference, "chrf_base": base, "chrf_response": response}

@@ -8,9 +8,11 @@ import pytest
 import torch
 from matrices import ARCHITECTURES, assert_close, matrices
 
-from icprobe.attribution import holding, influence
-from icprobe.engine import execution, gradients, stepping
+from icprobe.attribution import gradient_cache, influence, memory_plan
+from icprobe.engine import gradients, stepping
+from icprobe.engine.admission import capabilities_of
 from icprobe.engine.gradients import Layer
+from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
 
@@ -20,7 +22,7 @@ def plan_of(hold, dense, together=False):
     def plan(examples, tasks, *_):
         held, streamed = (tasks, examples) if hold == "tasks" else (examples, tasks)
         tiles, alone = ([[i] for i in range(len(side.batches))] for side in (held, streamed))
-        return holding.Plan(hold, dense, tiles, [list(range(len(alone)))] if together else alone, 0, 0, True)
+        return memory_plan.Plan(hold, dense, tiles, [list(range(len(alone)))] if together else alone, 0, 0, True)
 
     return plan
 
@@ -29,10 +31,10 @@ def plan_of(hold, dense, together=False):
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_influence_by_gram_matrices_is_that_by_gradients(architecture, hold, dense, inputs, monkeypatch):
-    monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, dense))
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", plan_of(hold, dense))
     reference = matrices(influence, inputs(architecture), "influence")["influence"]
-    monkeypatch.setattr(holding.GradientCache, "_by_grams", lambda held, *_: held.all_tasks is not None)
-    monkeypatch.setattr(holding.GradientCache, "_gradients", None)
+    monkeypatch.setattr(gradient_cache.GradientCache, "_by_grams", lambda held, *_: held.all_tasks is not None)
+    monkeypatch.setattr(gradient_cache.GradientCache, "_gradients", None)
     by_grams = matrices(influence, inputs(architecture), "influence", methods=["influence"])["influence"]
     assert_close(by_grams, reference, 1e-5, np.abs(reference).max())
 
@@ -43,7 +45,7 @@ def test_gram_matrices_pay_for_short_sequences_alone():
 
     def pays(length):
         batch = [slice(i * length, (i + 1) * length) for i in range(1000 // length)]
-        return holding.GradientCache._by_grams(held, layer, batch, batch, held_first=False)
+        return gradient_cache.GradientCache._by_grams(held, layer, batch, batch, held_first=False)
 
     assert pays(20)
     assert pays(30)
@@ -54,8 +56,8 @@ def test_gram_matrices_pay_for_short_sequences_alone():
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_memory_budget_changes_no_bit_of_influence(architecture, budget_gb, inputs, monkeypatch):
     plans = []
-    original = holding.Plan.cheapest
-    monkeypatch.setattr(holding.Plan, "cheapest", lambda *a: plans.append(original(*a)) or plans[-1])
+    original = memory_plan.Plan.cheapest
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", lambda *a: plans.append(original(*a)) or plans[-1])
     reference = matrices(influence, inputs(architecture), "influence", memory_budget_gb=10)
     tight = matrices(influence, inputs(architecture), "influence", memory_budget_gb=budget_gb)
     assert len(plans[0].tiles) == 1
@@ -88,7 +90,7 @@ def test_a_killed_pass_goes_on_within_another_budget(before, after, inputs):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_plan_gives_the_same_bits(architecture, hold, dense, together, methods, inputs, monkeypatch):
     reference = matrices(influence, inputs(architecture), "influence", methods=methods)
-    monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, dense, together))
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", plan_of(hold, dense, together))
     other = matrices(influence, inputs(architecture), "influence", methods=methods)
     assert all((other[method] == reference[method]).all() for method in reference)
 
@@ -98,9 +100,9 @@ def test_every_plan_gives_the_same_bits(architecture, hold, dense, together, met
 def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, together, inputs, monkeypatch):
     ours = inputs("llama")
     reference = matrices(influence, ours, "influence")
-    monkeypatch.setattr(holding.Plan, "cheapest", plan_of(hold, False, together))
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", plan_of(hold, False, together))
     monkeypatch.setattr(influence, "GROUP_SECONDS", 1e-9)  # a group for each batch
-    computed, stop_after, original = [], [2], holding.GradientCache.stream
+    computed, stop_after, original = [], [2], gradient_cache.GradientCache.stream
 
     def stream(held, batches, *arguments):
         if stop_after and len(computed) == stop_after[0]:
@@ -108,7 +110,7 @@ def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, togeth
         computed.append((held.where, batches))
         return original(held, batches, *arguments)
 
-    monkeypatch.setattr(holding.GradientCache, "stream", stream)
+    monkeypatch.setattr(gradient_cache.GradientCache, "stream", stream)
     with pytest.raises(KeyboardInterrupt):
         matrices(influence, ours, "influence")
     stop_after.clear()
@@ -120,12 +122,13 @@ def test_an_interrupted_influence_computes_no_pair_of_batches_twice(hold, togeth
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_rows_in_step_show_their_hooks_what_a_backward_pass_shows(architecture, inputs):
-    network = execution.Network(inputs(architecture).model)
+    ours = inputs(architecture)
+    network = Network(ours.model, ours.capabilities)
     layers = gradients.layers_of(network)
     batches = [[Encoded((5, 6, 7, 8, 9), 2)], [Encoded((9, 8, 7), 1), Encoded((4, 4, 5, 6), 3)]]
     alone = [{}, {}]
     for seen, batch in zip(alone, batches, strict=True):
-        with gradients.collect_gradients(network, layers, lambda index, *row, seen=seen: seen.update({index: row})):
+        with gradients.collect_gradients(layers, lambda index, *row, seen=seen: seen.update({index: row})):
             gradients.loss_backward(network, batch)
     together = {}
     stepping.backward_in_step(network, layers, batches, lambda index, rows: together.update({index: rows}))
@@ -136,7 +139,8 @@ def test_rows_in_step_show_their_hooks_what_a_backward_pass_shows(architecture, 
 
 
 def test_a_token_keeps_its_blocks_inputs_and_one_blocks_factors(inputs):
-    network = execution.Network(inputs("llama").model)
+    ours = inputs("llama")
+    network = Network(ours.model, ours.capabilities)
     layers = gradients.layers_of(network)
     sharing = [layer.name.rsplit(".", 1)[1] for layer in layers if layer.shares_input]
     assert sharing == ["k_proj", "v_proj", "up_proj"] * 2
@@ -147,7 +151,8 @@ def test_a_token_keeps_its_blocks_inputs_and_one_blocks_factors(inputs):
 def test_a_model_with_something_between_its_blocks_goes_one_row_at_a_time(inputs):
     ours = inputs("llama")
     ours.model.model.layers[1].register_forward_pre_hook(lambda _block, args: (args[0] * 2, *args[1:]))
-    network = execution.Network(ours.model)
+    ours.capabilities = capabilities_of(ours.model)
+    network = Network(ours.model, ours.capabilities)
     assert stepping.activations_per_token(network, gradients.layers_of(network)) is None
     reference = matrices(influence, ours, "influence", memory_budget_gb=10)
     tight = matrices(influence, ours, "influence", memory_budget_gb=2e-4)
@@ -156,24 +161,24 @@ def test_a_model_with_something_between_its_blocks_goes_one_row_at_a_time(inputs
 
 def test_a_plan_passes_over_the_examples_no_oftener_than_the_budget_forces():
     def side(batches, sequences, tokens):
-        return holding.SequenceBatches([[Encoded(tuple(range(tokens)), 1)] * sequences for _ in range(batches)])
+        return memory_plan.SequenceBatches([[Encoded(tuple(range(tokens)), 1)] * sequences for _ in range(batches)])
 
     layers = [Layer("x", None, 600, 1500, False)] * 100
     examples, tasks = side(1000, 10, 100), side(10, 10, 100)
     dense_bytes = 100 * 90_000_000 * 4
-    rich = holding.Plan.cheapest(examples, tasks, layers, 2 * dense_bytes, 4)
+    rich = memory_plan.Plan.cheapest(examples, tasks, layers, 2 * dense_bytes, 4)
     assert (rich.hold, rich.dense, len(rich.tiles)) == ("tasks", True, 1)
     # Not the gradients, but their factors fit: still one pass.
-    poor = holding.Plan.cheapest(examples, tasks, layers, 0.3 * dense_bytes, 4)
+    poor = memory_plan.Plan.cheapest(examples, tasks, layers, 0.3 * dense_bytes, 4)
     assert (poor.hold, poor.dense, len(poor.tiles)) == ("tasks", False, 1)
     assert poor.held_bytes <= 0.3 * dense_bytes
     # In step, dozens of batches share the tasks' gradients, for one forward pass more: cheaper than to form them anew.
-    steps = holding.Plan.cheapest(examples, tasks, layers, 12e9, 4, per_token=12_000)
+    steps = memory_plan.Plan.cheapest(examples, tasks, layers, 12e9, 4, per_token=12_000)
     assert (steps.hold, steps.dense, len(steps.tiles)) == ("tasks", False, 1)
     assert 20 < len(steps.groups) < 50
     assert f"1000 batches in {len(steps.groups)} groups" in steps.sentence(12.0)
-    assert steps.cost < holding.Plan.cheapest(examples, tasks, layers, 12e9, 4).cost / 2
+    assert steps.cost < memory_plan.Plan.cheapest(examples, tasks, layers, 12e9, 4).cost / 2
     # Nothing fits: the least memory, whatever it costs, and the log says so.
-    none = holding.Plan.cheapest(examples, tasks, layers, 1.0, 4)
+    none = memory_plan.Plan.cheapest(examples, tasks, layers, 1.0, 4)
     assert not none.fits
     assert "lower attribution.batch_tokens" in none.sentence(1e-9)

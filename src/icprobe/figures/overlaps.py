@@ -1,0 +1,43 @@
+"""Overlap of each method's bins with ICP's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from icprobe.figures.drawing import Drawn, Inputs
+from icprobe.figures.style import COLUMN, GREY, STYLE, legend_below, look, name_axes, title
+from icprobe.formatting import OKABE_ITO, bin_words
+
+
+def draw(inputs: Inputs) -> Drawn:
+    table = inputs.over_all_tasks("overlaps")
+    return Drawn(overlap_curve(table, inputs.params.colors), table, "Overlap of the bins")
+
+
+def overlap_curve(overlaps: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> Figure:
+    """How much of each method's bins lies in ICP's bin of the same name, with chance dashed.
+
+    overlaps: the table of that name, bins from left to right in its order. An empty bin has no point.
+    """
+    bins = list(dict.fromkeys(overlaps["bin"]))
+    by_bin = overlaps.groupby("bin")
+    sizes = by_bin["n"].max()
+    chance = by_bin["chance"].first().where(sizes > 0).reindex(bins)
+    places = np.arange(len(bins))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(COLUMN, 0.8 * COLUMN))
+        axes = figure.add_subplot()
+        for k, (method, rows) in enumerate(overlaps.groupby("method", sort=False)):
+            axes.plot(places, rows.set_index("bin")["overlap"].reindex(bins), label=method, **look(k, colors))
+        axes.plot(places, chance, color=GREY, linestyle="--", label="chance")
+        axes.set_xticks(places, [f"{bin_words(name)}\n{sizes[name]:,}" for name in bins])
+        axes.set_xlim(-0.3, len(bins) - 0.7)
+        axes.set_ylim(0, 1.03)
+        axes.grid(axis="y")
+        title(axes, "Agreement with the ICP bins")
+        name_axes(axes, "bin (icp score) and its size (examples)", "share of the bin in ICP's bin")
+        legend_below(figure, handlelength=2)
+    return figure
