@@ -69,6 +69,7 @@ rule all:
         # The report reads these too; named here, one that is removed comes back.
         [each_model(path) for path in [*TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
+        [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 

@@ -80,7 +80,12 @@ def test_the_demo_lies_under_what_brings_no_data_of_its_own(given, alone):
 def test_an_experiment_of_ones_own_holds_nothing_of_the_demo():
     own = {"experiment": "mine", "data": {"train": {"path": "mine.csv"}, "tasks": {"path": "tasks.jsonl"}}}
     config = load(own, METHODS)
-    assert (config.data.labels, config.data.eval, config.finetune.methods, config.finetune.all_data) == ([], None, [], False)
+    assert (config.data.labels, config.data.eval, config.finetune.methods, config.finetune.all_data) == (
+        [],
+        None,
+        [],
+        False,
+    )
     assert config.models == [SMOLLM2] == list(config.model_sources)
     assert config.model_sources[SMOLLM2].model_dump() == raw()["model_sources"][SMOLLM2]
 

@@ -25,6 +25,8 @@ MAX_SIZE = 100_000  # values in the configuration
 # Parameters of requests to a judge, which null leaves out: here it does not take the key away.
 NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
 
+NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "none"}}
+
 
 class Config(Section):
     """One experiment."""
@@ -33,7 +35,8 @@ class Config(Section):
     seed: Seed = Field(0, description="Seed of everything that has no seed of its own.")
     models: list[Name] = Field([SMOLLM2], min_length=1, description="Models to run, by their names in model_sources.")
     model_sources: dict[Name, ModelSource] = Field(
-        {SMOLLM2: SMOLLM2_SOURCE}, description="Where each model comes from. The default is small, and needs no account."
+        {SMOLLM2: SMOLLM2_SOURCE},
+        description="Where each model comes from. The default is small, and needs no account.",
     )
     data: Data
     templates: Templates = Templates()
@@ -118,21 +121,24 @@ class Config(Section):
             raise ValueError(
                 f"data.tasks.select: {self.data.tasks.select!r} needs a model that is here, to read the candidates"
             )
-        judged = self.evaluation.judge != "annotations"
+        trained = self.evaluation.judge != "annotations" and (self.finetune.methods or self.finetune.all_data)
         absent = [
             what
             for what, there in (
                 ("data.train", self.data.train),
-                ("data.eval", self.data.eval),
+                ("data.eval", self.data.eval or self.evaluation.judge == "none"),
                 ("a model that is here", len(here) == len(self.models)),
             )
             if not there
         ]
-        if absent and judged and (self.finetune.methods or self.finetune.all_data):
-            raise ValueError(
-                f"finetune: fine-tuning needs {' and '.join(absent)}; or set finetune.methods: [] and "
-                "finetune.all_data: false"
-            )
+        if absent and trained:
+            ways = "`finetune: null` for none"
+            if absent == ["data.eval"]:
+                ways = (
+                    "data: {eval: {path: my_prompts.jsonl}}, or `evaluation: null` to keep the models unasked, or "
+                    + ways
+                )
+            raise ValueError(f"finetune: fine-tuning and its evaluation need {' and '.join(absent)}; write {ways}")
         return self
 
     @property
@@ -151,7 +157,7 @@ class Config(Section):
 
 
 def stands_alone(raw: Any) -> bool:
-    """Whether a configuration brings examples, tasks or scores of its own, so that nothing of the demo belongs under it.
+    """Whether a configuration brings examples, tasks or scores of its own: nothing of the demo belongs under it then.
 
     raw: what was given besides config.yaml. Mistakes in it are left to `load`.
     """
@@ -168,13 +174,13 @@ def stands_alone(raw: Any) -> bool:
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`, and `wandb:
-    null` as W&B switched off. known_methods: names that attribution.methods may choose. Raises ConfigError, one
+    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS` and
+    `NULL_SWITCHES_OFF`. known_methods: names that attribution.methods may choose. Raises ConfigError, one
     sentence for the first mistake and the number of others.
     """
-    if isinstance(raw, dict) and raw.get("wandb", {}) is None:
-        # Taken away, it would come back with its default, which sends.
-        raw = {**raw, "wandb": {"mode": "disabled"}}
+    if isinstance(raw, dict):
+        # Taken away, these would come back with their defaults, which send and judge.
+        raw = {**raw, **{key: off for key, off in NULL_SWITCHES_OFF.items() if raw.get(key, off) is None}}
     plain, _ = _Plain().of(raw)
     try:
         config = Config.model_validate(plain)
