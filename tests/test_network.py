@@ -9,7 +9,7 @@ from matrices import ARCHITECTURES, matrices
 
 from icprobe import artifacts
 from icprobe.attribution import icp, influence, one_step
-from icprobe.engine import gradients, stepping
+from icprobe.engine import attention, gradients, stepping
 from icprobe.engine.admission import admit, capabilities_of
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.models import linear_layers, load_model, prepare, random_model
@@ -214,6 +214,24 @@ def test_the_engine_tries_nothing_of_what_it_is_told(packs, model, capabilities)
     layers = gradients.layers_of(network)
     assert (stepping.activations_per_token(network, layers) is not None) == packs
     assert not calls
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
+def test_flex_attention_is_taken_unless_it_fails_and_the_log_says_so(model, capabilities, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    network = Network(model(), capabilities("llama"))
+    assert network._way_on_cuda() == "flex"
+    assert caplog.messages == ["LlamaForCausalLM: its rows are packed by FlexAttention"]
+
+    def fails(_compiled):
+        raise RuntimeError("no kernel\nfor these heads")
+
+    monkeypatch.setattr(attention, "flexible", fails)
+    assert network._way_on_cuda() == "mask"
+    assert caplog.messages[1] == "LlamaForCausalLM: its rows are packed by a dense mask (no kernel for these heads)"
+    monkeypatch.setattr(attention, "flexible", lambda _compiled: lambda query, *_, **__: query * 2)
+    assert network._way_on_cuda() == "mask"
+    assert caplog.messages[2].endswith("a dense mask (the two differ)")
 
 
 def test_capabilities_of_another_model_are_refused_where_its_attention_cannot_be_replaced(tokenizer, capabilities):
