@@ -1,15 +1,24 @@
 """icprobe: what each training example is worth, measured in several ways and checked by fine-tuning.
 
-`snakemake --cores 8 all` runs the experiment that config.yaml describes; `--configfile other.yaml` is laid over it.
+`snakemake --cores 8 all` runs the experiment that config.yaml describes, the demo. `--configfile other.yaml` overrides
+keys of it, or replaces it where that file brings data of its own.
 """
 
+from icprobe.config import stands_alone
 
-configfile: "config.yaml"
+# Before this line `config` holds what the command line gives.
+if not stands_alone(config):
+
+    configfile: "config.yaml"
 
 
 include: "rules/common.smk"
 include: "rules/resources.smk"
 include: "rules/drawing.smk"
+
+
+# `snakemake -n --verbose` shows each job, too.
+logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, planned))
 
 
 report: "src/icprobe/figures/captions/workflow.rst"
@@ -61,6 +70,7 @@ rule all:
         # The report reads these too; named here, one that is removed comes back.
         [each_model(path) for path in [*TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
+        [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 

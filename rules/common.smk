@@ -18,6 +18,7 @@ from icprobe.evaluation import judges
 from icprobe.fingerprints import contents, package_files
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import modes, records
+from icprobe.workflow import dry_run
 from icprobe.workflow.plan import Plan, bin_folder
 
 # Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
@@ -159,6 +160,12 @@ def say(text):
 def failed_jobs():
     """The jobs that failed in this invocation, those within groups too."""
     return [job for one in workflow.scheduler.failed for job in (one.jobs if one.is_group() else [one])]
+
+
+def planned():
+    """The jobs that would run, as (rule, time limit in minutes, memory in MB)."""
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
+    return [(job.rule.name, job.resources["runtime"], job.resources["mem_mb"]) for job in jobs]
 
 
 def require_key():

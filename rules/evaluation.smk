@@ -130,7 +130,7 @@ if PLAN.annotations:
         script:
             "../workflow/scripts/evaluation/read_annotations.py"
 
-else:
+elif CONFIG.evaluation.judge in JUDGES:
 
     # One judge job at a time asks: `concurrency` is then that of all, and what one job was answered the next one knows.
     workflow.register_resource("judging", 1)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from icprobe.attribution import METHODS
-from icprobe.config import Config, load, schema
+from icprobe.config import SMOLLM2, Config, load, schema, stands_alone
 from icprobe.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +58,45 @@ def test_every_configuration_of_the_repository_is_valid():
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         other = yaml.safe_load(path.read_text(encoding="utf-8"))
         assert load(laid_over(raw(), other), METHODS).experiment == other.get("experiment", "demo"), path.name
+
+
+@pytest.mark.parametrize(
+    ("given", "alone"),
+    [
+        ({}, False),
+        ({"data": {"train": {"sample": {"n": 5}}, "tasks": {"select": "first:4"}}}, False),
+        ({"data": {"eval": {"path": "my_prompts.jsonl"}}}, False),
+        ({"data": {"train": {"path": "mine.csv"}}}, True),
+        ({"data": {"tasks": {"path": None, "hub": "me/mine"}}}, True),
+        ({"data": {"train": {"url": "https://example.org/mine.csv"}}}, True),
+        ({"attribution": {"external": {"theirs": {"path": "scores.csv", "orientation": "scores"}}}}, True),
+        ({"data": ["mine.csv"], "attribution": None}, False),
+    ],
+)
+def test_the_demo_lies_under_what_brings_no_data_of_its_own(given, alone):
+    assert stands_alone(given) == alone
+
+
+def test_an_experiment_of_ones_own_holds_nothing_of_the_demo():
+    own = {"experiment": "mine", "data": {"train": {"path": "mine.csv"}, "tasks": {"path": "tasks.jsonl"}}}
+    config = load(own, METHODS)
+    assert (config.data.labels, config.data.eval, config.finetune.methods, config.finetune.all_data) == (
+        [],
+        None,
+        [],
+        False,
+    )
+    assert config.models == [SMOLLM2] == list(config.model_sources)
+    assert config.model_sources[SMOLLM2].model_dump() == raw()["model_sources"][SMOLLM2]
+
+
+@pytest.mark.parametrize("section", ["finetune", "evaluation"])
+def test_null_means_none_of_it(section):
+    config = load(changed(section, None), METHODS)
+    if section == "finetune":
+        assert (config.finetune.methods, config.finetune.all_data) == ([], False)
+    else:
+        assert config.evaluation.judge == "none"
 
 
 def test_config_yaml_spells_out_the_defaults_that_change_results():

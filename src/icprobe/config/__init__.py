@@ -1,6 +1,7 @@
 """The configuration as a whole: what its sections must agree upon, and what is said of mistakes.
 
-`load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`.
+`load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`; `stands_alone` says
+whether that mapping is laid over config.yaml, the demo, at all.
 """
 
 import difflib
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from icprobe import paths
 from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
-from icprobe.config.sources import Data, ModelSource, Templates
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, ModelSource, Table, Templates
 from icprobe.config.types import Name, Section, Seed, Threshold
 from icprobe.errors import ConfigError, shown
 
@@ -24,14 +25,19 @@ MAX_SIZE = 100_000  # values in the configuration
 # Parameters of requests to a judge, which null leaves out: here it does not take the key away.
 NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
 
+NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "none"}}
+
 
 class Config(Section):
     """One experiment."""
 
     experiment: Name = Field(description="Plain name; results are in results/{experiment}/.")
     seed: Seed = Field(0, description="Seed of everything that has no seed of its own.")
-    models: list[Name] = Field(min_length=1, description="Models to run, by their names in model_sources.")
-    model_sources: dict[Name, ModelSource] = Field(description="Where each model comes from.")
+    models: list[Name] = Field([SMOLLM2], min_length=1, description="Models to run, by their names in model_sources.")
+    model_sources: dict[Name, ModelSource] = Field(
+        {SMOLLM2: SMOLLM2_SOURCE},
+        description="Where each model comes from. The default is small, and needs no account.",
+    )
     data: Data
     templates: Templates = Templates()
     attribution: Attribution = Attribution()
@@ -39,7 +45,10 @@ class Config(Section):
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
     synthetic: Synthetic = Synthetic()
-    finetune: Finetune = Finetune()
+    finetune: Finetune = Field(
+        Finetune(methods=[], all_data=False),
+        description="Fine-tuned models; without this key, or with `finetune: null`, there are none.",
+    )
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     wandb: Wandb = Wandb()
@@ -112,21 +121,24 @@ class Config(Section):
             raise ValueError(
                 f"data.tasks.select: {self.data.tasks.select!r} needs a model that is here, to read the candidates"
             )
-        judged = self.evaluation.judge != "annotations"
+        trained = self.evaluation.judge != "annotations" and (self.finetune.methods or self.finetune.all_data)
         absent = [
             what
             for what, there in (
                 ("data.train", self.data.train),
-                ("data.eval", self.data.eval),
+                ("data.eval", self.data.eval or self.evaluation.judge == "none"),
                 ("a model that is here", len(here) == len(self.models)),
             )
             if not there
         ]
-        if absent and judged and (self.finetune.methods or self.finetune.all_data):
-            raise ValueError(
-                f"finetune: fine-tuning needs {' and '.join(absent)}; or set finetune.methods: [] and "
-                "finetune.all_data: false"
-            )
+        if absent and trained:
+            ways = "`finetune: null` for none"
+            if absent == ["data.eval"]:
+                ways = (
+                    "data: {eval: {path: my_prompts.jsonl}}, or `evaluation: null` to keep the models unasked, or "
+                    + ways
+                )
+            raise ValueError(f"finetune: fine-tuning and its evaluation need {' and '.join(absent)}; write {ways}")
         return self
 
     @property
@@ -144,16 +156,31 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 
+def stands_alone(raw: Any) -> bool:
+    """Whether a configuration brings examples, tasks or scores of its own: nothing of the demo belongs under it then.
+
+    raw: what was given besides config.yaml. Mistakes in it are left to `load`.
+    """
+
+    def within(value: Any, *keys: str) -> Any:
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    origins = [within(raw, "data", table, origin) for table in ("train", "tasks") for origin in Table.origins]
+    return any([*origins, within(raw, "attribution", "external")])
+
+
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`, and `wandb:
-    null` as W&B switched off. known_methods: names that attribution.methods may choose. Raises ConfigError, one
+    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS` and
+    `NULL_SWITCHES_OFF`. known_methods: names that attribution.methods may choose. Raises ConfigError, one
     sentence for the first mistake and the number of others.
     """
-    if isinstance(raw, dict) and raw.get("wandb", {}) is None:
-        # Taken away, it would come back with its default, which sends.
-        raw = {**raw, "wandb": {"mode": "disabled"}}
+    if isinstance(raw, dict):
+        # Taken away, these would come back with their defaults, which send and judge.
+        raw = {**raw, **{key: off for key, off in NULL_SWITCHES_OFF.items() if raw.get(key, off) is None}}
     plain, _ = _Plain().of(raw)
     try:
         config = Config.model_validate(plain)

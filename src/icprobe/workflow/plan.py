@@ -228,7 +228,9 @@ class Plan:
 
     @cached_property
     def judged(self) -> list[Condition]:
-        """What stands in the table of win rates: what others have judged, or the fine-tuned models."""
+        """What stands in the table of win rates: what others have judged, or the fine-tuned models where they are."""
+        if self.config.evaluation.judge == "none":
+            return []
         annotated = [(note.method or name, note.bin, note.seed) for name, note in self.annotations.items()]
         return annotated or self.fine_tuned
 
@@ -236,6 +238,11 @@ class Plan:
     def judged_tables(self) -> list[str]:
         """A model's tables that need judgements; none where nothing is judged."""
         return ["win_rates.csv", "differences.csv"] if self.judged else []
+
+    @property
+    def unjudged(self) -> list[Condition]:
+        """Fine-tuned models that nothing else of the experiment asks for."""
+        return [] if self.judged else self.fine_tuned
 
     def annotation(self, method: str, bin: str, seed: str) -> Annotations:
         """The annotations that make the judgements of these wildcards. Raises ConfigError where there are none."""

@@ -33,6 +33,7 @@ DOWNLOAD_BYTES_A_SECOND = 1e7
 ROWS_A_SECOND = 1000  # that are read, checked and counted in tokens
 MARGIN = 3  # of the run time over its estimate
 START_MINUTES = 20
+LIGHT_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Needs:
     def minutes(self, attempt: int) -> int:
         """Time limit in minutes that attempt number `attempt` (from 1) asks for."""
         return int(attempt * (START_MINUTES + MARGIN * self.seconds / 60))
+
+
+def estimate_seconds(minutes: int) -> float:
+    """The estimate behind a first attempt's time limit, and of jobs that compute next to nothing what a start takes."""
+    return max(LIGHT_SECONDS, (minutes - START_MINUTES) * 60 / MARGIN)
 
 
 @dataclass(frozen=True)
