@@ -17,7 +17,7 @@ from icprobe.errors import IcprobeError
 from icprobe.evaluation import judges
 from icprobe.fingerprints import contents, package_files
 from icprobe.report import provenance, terminal_summary
-from icprobe.tracking import modes, records
+from icprobe.tracking import destination, modes, records
 from icprobe.workflow.plan import Plan, bin_folder
 
 # Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
