@@ -13,7 +13,8 @@ from icprobe.texts.tokenizing import load_tokenizer
 from icprobe.training import subsets
 from icprobe.training.fine_tune import IGNORED, tokenize
 
-CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+CHAT = "{% for turn in messages %}<{{ turn.role }}>{{ turn.content }}{% endfor %}"
+CHAT += "{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
 @pytest.fixture(scope="module")
