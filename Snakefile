@@ -74,11 +74,11 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
-# Before any work: what the workflow makes now, for `make sync` (not where options have taken jobs out of it); and a key that is
-# missing where responses are made to be judged (a job that finds all its answers at hand needs none).
+# Before any work: what is missing outside; where results and runs go; and what the workflow makes now, for `make sync` (not
+# where options have taken jobs out of it).
 onstart:
-    if {"generate", "judge"} <= {job.rule.name for job in workflow.dag.needrun_jobs()}:
-        require_key()
+    require_outside()
+    say(destination.sentence(CONFIG.experiment))
     if TRACKED:
         jobs = [(job.rule.name, job.output) for job in workflow.dag.jobs]
         whole = "all" in dict(jobs) and workflow.dag.batch is None

@@ -17,8 +17,9 @@ from icprobe.errors import IcprobeError
 from icprobe.evaluation import judges
 from icprobe.fingerprints import contents, package_files
 from icprobe.report import provenance, terminal_summary
-from icprobe.tracking import modes, records
+from icprobe.tracking import destination, modes, records
 from icprobe.workflow import dry_run
+from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
 # Before anything reads it: neither params, which Snakemake keeps, nor the report hold what opens a door.
@@ -168,9 +169,13 @@ def planned():
     return [(job.rule.name, job.resources["runtime"], job.resources["mem_mb"]) for job in jobs]
 
 
-def require_key():
-    """Ends the workflow with one sentence where the judge's key is not in the environment."""
+def require_outside():
+    """Ends the workflow with one sentence where what it needs is absent: the cluster's controller, the judge's key."""
     try:
-        judges.key(CONFIG.evaluation.llm.key_variable if CONFIG.evaluation.judge == "llm" else None)
+        if not all(job.is_local for job in workflow.dag.needrun_jobs()):
+            require_controller(workflow.executor_plugin.name)
+        # A job that finds all its answers at hand needs no key.
+        if {"generate", "judge"} <= {job.rule.name for job in workflow.dag.needrun_jobs()}:
+            judges.key(CONFIG.evaluation.llm.key_variable if CONFIG.evaluation.judge == "llm" else None)
     except IcprobeError as error:
         sys.exit(str(error))

@@ -18,8 +18,10 @@ rule subset:
         scores=lambda wildcards: ([] if wildcards.method == "all" else paths.scores()),
         reference=lambda wildcards: ([] if wildcards.method == "all" else paths.scores("icp")),
     output:
-        paths.SUBSET,
+        subset=paths.SUBSET,
+        messages=paths.MESSAGES,
     params:
+        templates=PLAN.text_settings("query", "target"),
         code=fingerprint("finetuning/subset"),
     log:
         paths.log("subset/{model}/{method}/{bin}"),

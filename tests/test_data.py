@@ -290,14 +290,21 @@ def test_kmeans_gives_as_many_rows_as_asked_even_where_rows_coincide():
 
 @pytest.mark.parametrize("at_once", [1, 2, 100])
 def test_a_subset_has_its_rows_in_order_however_many_are_written_at_a_time(at_once, tmp_path):
-    texts = {"instruction": ["A", "B", "C"], "input": ["", "x", ""], "output": ["é", "b", "c"]}
+    texts = {"instruction": ["A", "B", "C"], "input": ["", "x", ""], "output": ["é", "b", "ç"]}
     table = pd.DataFrame({"id": ["a", "b", "c"], **texts, "label": "l"}).set_index("id", drop=False)
-    subsets.write_subset(table, ["c", "a"], {"c": 0.5}, tmp_path / "s.jsonl", at_once)
-    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
+    prompts = subsets.prompts_of({"query": "{{ instruction }}:", "target": " {{ output }}"})
+    files = [tmp_path / "s.jsonl", tmp_path / "s.messages.jsonl"]
+    subsets.write_subset(table, ["c", "b"], {"c": 0.5}, prompts, *files, at_once)
+    rows, chats = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files)
     assert rows == [
-        {"id": "c", "instruction": "C", "input": "", "output": "c", "score": 0.5},
-        {"id": "a", "instruction": "A", "input": "", "output": "é", "score": None},
+        {"id": "c", "instruction": "C", "input": "", "output": "ç", "score": 0.5, "prompt": "C:", "completion": " ç"},
+        {"id": "b", "instruction": "B", "input": "x", "output": "b", "score": None, "prompt": "B:", "completion": " b"},
     ]
+    assert [chat["messages"] for chat in chats] == [
+        [{"role": "user", "content": "C"}, {"role": "assistant", "content": "ç"}],
+        [{"role": "user", "content": "B\n\nx"}, {"role": "assistant", "content": "b"}],
+    ]
+    assert [(chat["id"], chat["score"]) for chat in chats] == [("c", 0.5), ("b", None)]
 
 
 def test_a_label_without_a_row_of_its_good_values_is_refused_with_the_values_that_there_are(tmp_path):

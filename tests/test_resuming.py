@@ -76,7 +76,7 @@ def test_a_budgeted_job_killed_after_each_pass_ends_in_the_same_bits(attribute, 
 
 def test_no_more_texts_are_tokenised_before_a_pass_than_it_takes(inputs, monkeypatch):
     ours = inputs("llama")
-    ours.train = pd.concat([ours.train] * 20, ignore_index=True)
+    ours.train, ours.lengths = (pd.concat([table] * 20, ignore_index=True) for table in (ours.train, ours.lengths))
     probe, tokenizer, texts, at_passes = icp.Probe(ours, 1), ours.tokenizer, [], []
 
     def counting(text, **options):

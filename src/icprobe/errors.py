@@ -40,6 +40,10 @@ class ArtifactError(IcprobeError):
     """A computed file is truncated, changed or missing."""
 
 
+class ClusterError(IcprobeError):
+    """A batch system cannot be reached."""
+
+
 class JudgeError(IcprobeError):
     """A judge cannot be reached or refuses the request."""
 

@@ -27,7 +27,8 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_
     Source: arXiv 2407.12259; Nuggets, arXiv 2312.10302.
     """
     probe = Probe(inputs, batch_tokens)
-    inputs.progress.expect(sum(map(len, batches)) * len(inputs.tasks), "pair")
+    rows = np.concatenate(batches)
+    inputs.progress.expect(len(rows) * len(inputs.tasks), "pair", probe.tokens(rows))
     for rows in batches:
         yield method, rows, probe.effects(rows, f"{method}/{rows[0]}")
     if probe.joint:
@@ -44,11 +45,18 @@ class Probe:
         some = self.examples(slice(None, None, max(1, len(inputs.train) // 100)))
         self.network = Network(inputs.model, inputs.capabilities, packed_weights=True)
         self.joint = 0  # pairs whose prefix and suffix merge into one token
-        zero_shot = [Suffix(task.ids, task.n_context) for task in encode_tasks(inputs)]
+        tasks = encode_tasks(inputs)
+        zero_shot = [Suffix(task.ids, task.n_context) for task in tasks]
+        self._task_tokens = np.array([len(task.ids) for task in tasks])
+        self._example_tokens = (inputs.lengths["n_query"] + inputs.lengths["n_target"]).to_numpy()
         self.zero_shot = log_likelihoods(self.network, (), zero_shot)  # [M]
         rows = inputs.tasks.to_dict("records")
         self._texts = [(self.prompts.separator + self.prompts.query(t), self.prompts.target(t)) for t in rows]
         self.base = self.network.cache_prefix(self.beginning(some))
+
+    def tokens(self, rows: Sequence[int], tasks: Sequence[int] | slice = slice(None)) -> float:
+        """Counts the tokens, about, that some examples and some tasks (default: all) put into the model."""
+        return float(self._example_tokens[rows].sum() + len(rows) * self._task_tokens[tasks].sum())
 
     def effects(self, rows: Sequence[int], name: str, tasks: Sequence[int] | None = None) -> np.ndarray:
         """Computes A[z, t] of some examples and some tasks (default: all): [rows, tasks] float32, in nats.
@@ -63,19 +71,21 @@ class Probe:
             names.append(f"{name}/{place}")
             if names[-1] in self.pieces:
                 passes = None
-                self.progress.found(self.pieces[names[-1]].size)
+                piece = self.pieces[names[-1]]
+                self.progress.found(piece.size, self.tokens(rows[place : place + len(piece)], tasks))
             else:
                 passes = passes or self._passes(rows[place:], tasks)
-                self.pieces[names[-1]] = self._next_piece(passes)
+                self.pieces[names[-1]] = self._next_piece(passes, rows[place:], tasks)
             place += len(self.pieces[names[-1]])
         return np.concatenate([self.pieces.pop(piece) for piece in names])
 
-    def _next_piece(self, passes: Iterator[np.ndarray]) -> np.ndarray:
-        """Runs passes for PIECE_SECONDS, or to their end: their effects [some rows, tasks]."""
-        started, effects = time.monotonic(), []
+    def _next_piece(self, passes: Iterator[np.ndarray], rows: Sequence[int], tasks: Sequence[int]) -> np.ndarray:
+        """Runs passes over rows for PIECE_SECONDS, or to their end: their effects [some rows, tasks]."""
+        started, effects, place = time.monotonic(), [], 0
         for of_pass in passes:
             effects.append(of_pass)
-            self.progress.update(of_pass.size)
+            self.progress.update(of_pass.size, self.tokens(rows[place : place + len(of_pass)], tasks))
+            place += len(of_pass)
             if time.monotonic() - started >= PIECE_SECONDS:
                 break
         return np.concatenate(effects)

@@ -1,6 +1,7 @@
 """In-context probing for those who want the best and the worst, and cannot pay for every example with every task."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ def attribute(
     rounds = _Rounds(inputs, method, order, batch_tokens)
     n, m = len(order), len(inputs.tasks)
     scores, tried = eliminate(n, m, rounds.effects, share, round_tasks, confidence, inputs.seed)
-    inputs.progress.total = inputs.progress.n
+    inputs.progress.remains(0, 0.0)
     logger.info("%.0f%% of the cost of all pairs", 100 * tried.sum() / (n * m))
     place = {row: number for number, row in enumerate(order)}
     for rows in batches:
@@ -50,20 +51,23 @@ class _Rounds:
     def __init__(self, inputs: Inputs, method: str, order: np.ndarray, batch_tokens: int) -> None:
         self._inputs, self._method, self._order = inputs, method, order
         self._probe = Probe(inputs, batch_tokens)
-        self._tasks_left = len(inputs.tasks)
-        inputs.progress.expect(len(order) * len(inputs.tasks), "pair")
+        self._tasks_left = [*range(len(inputs.tasks))]
+        inputs.progress.expect(len(order) * len(inputs.tasks), "pair", self._probe.tokens(order))
 
     def effects(self, examples: Sequence[int], tasks: Sequence[int]) -> np.ndarray:
         """Computes A[z, t] of some examples and tasks, or finds it: [examples, tasks] float32, in nats."""
         progress, pieces = self._inputs.progress, self._inputs.pieces
-        # At most what is left: examples that have stopped are tried no more.
-        progress.total = progress.n + len(examples) * self._tasks_left
-        self._tasks_left -= len(tasks)
+        rows = self._order[examples]
+        # At most what is left: examples that have stopped are tried no more, the others anew in each round.
+        later = [task for task in self._tasks_left if task not in tasks]
+        again = math.ceil(len(later) / len(tasks)) * self._probe.tokens(rows, [])
+        tokens = again + self._probe.tokens(rows, self._tasks_left)
+        progress.remains(len(examples) * len(self._tasks_left), tokens)
+        self._tasks_left = later
         name = f"{self._method}/round/{tasks[0]}"
         if name in pieces:
-            progress.found(pieces[name].size)
+            progress.found(pieces[name].size, self._probe.tokens(rows, tasks))
         else:
-            rows = self._order[examples]
             effects = self._probe.effects(rows, name, tasks)
             # Of NaN no sign could be counted: it would pass for a task that the example does not help.
             check_finite(self._method, list(self._inputs.lengths["id"].iloc[rows]), effects)

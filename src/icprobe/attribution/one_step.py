@@ -16,6 +16,8 @@ from icprobe.engine.matmul import matmul
 from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
+GRADIENT_COST = 3  # of a token's forward and backward pass; 1 is a forward pass
+
 Factors = list[tuple[Tensor, Tensor]]  # of a gradient, per layer: inputs [T, d_in], output gradients [T, d_out]
 
 
@@ -36,21 +38,36 @@ def attribute(
     documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
     task_rows = _rows_of_tasks(tasks, batch_tokens)
     before = torch.cat(list(_log_likelihoods(network, task_rows)))
-    inputs.progress.expect(len(documents) * len(tasks), "pair")
+    row_tokens = [sum(len(suffix.ids) for suffix in row) for row in task_rows]
+    # What a token of an example costs with each row of tasks: its update, and a share of its gradient.
+    update_cost = _update_cost(layers, row_tokens[0]) + GRADIENT_COST / len(task_rows)
+    tokens_of = {row: len(document.ids) for row, document in documents.items()}
+    work = len(documents) * sum(row_tokens) + len(task_rows) * update_cost * sum(tokens_of.values())
+    inputs.progress.expect(len(documents) * len(tasks), "pair", work)
     for rows in batches:
         names = [f"{method}/{rows[0]}/{place}" for place in range(len(rows))]
         gradients = _gradients(network, layers, [documents[row] for row in rows])
-        for name, factors in zip(names, gradients, strict=True):
+        for row, name, factors in zip(rows, names, gradients, strict=True):
+            of_update = update_cost * tokens_of[row]
             if name in inputs.pieces:
-                inputs.progress.found(len(tasks))
+                inputs.progress.found(len(tasks), sum(row_tokens) + len(task_rows) * of_update)
                 continue
             after = []
-            with updated(layers, factors, learning_rate, sum(len(suffix.ids) for suffix in task_rows[0])):
-                for of_row in _log_likelihoods(network, task_rows):
+            with updated(layers, factors, learning_rate, row_tokens[0]):
+                for n, of_row in zip(row_tokens, _log_likelihoods(network, task_rows), strict=True):
                     after.append(of_row)
-                    inputs.progress.update(len(of_row))
+                    inputs.progress.update(len(of_row), n + of_update)
             inputs.pieces[name] = (torch.cat(after) - before).numpy().astype(np.float32)
         yield method, rows, np.stack([inputs.pieces.pop(name) for name in names])
+
+
+def _update_cost(layers: Sequence[Layer], tokens: int) -> float:
+    """What a token of an example costs a pass of so many tokens, as `updated` lets layers compute; 1 is a forward pass.
+
+    Its term of the update is added to each output, or once to the weight.
+    """
+    costs = [min(tokens * (layer.d_in + layer.d_out), layer.weight_size) for layer in layers]
+    return sum(costs) / sum(layer.weight_size for layer in layers)
 
 
 def _rows_of_tasks(tasks: Sequence[Encoded], batch_tokens: int) -> list[list[Suffix]]:

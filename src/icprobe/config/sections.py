@@ -356,9 +356,14 @@ class Wandb(Section):
     """Weights & Biases; `wandb: null` switches it off. No result depends on it: a change here reruns nothing."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto",
+        "offline",
         description="auto is online where a key is found, else offline. The variable WANDB_MODE wins over all but "
         "disabled.",
     )
     project: Name = Field("icprobe", description="W&B project.")
     entity: str | None = Field(None, description="W&B user or team; null takes the key's default.")
+    texts: bool = Field(
+        False,
+        description="Whether runs hold texts of rows, too: examples, tasks, prompts, responses, the report. By default "
+        "they hold numbers and figures alone.",
+    )

@@ -45,6 +45,9 @@ ARTIFACT_TYPES = {
     _folder(paths.data("{table}")): "dataset",
     "resources/": "dataset",
 }
+# Types of files that hold numbers alone. What holds texts, or may, leaves the machine only where `wandb.texts` says so.
+WITHOUT_TEXTS = {"attribution", "score", "table", "figure", "model"}
+TABLES_WITH_TEXTS = {"scores"}  # by their stems
 
 
 def named(values: Any) -> dict[str, Any]:
@@ -105,6 +108,13 @@ def run_name(rule: str, wildcards: Mapping[str, Any]) -> str:
 def artifact_type(path: str) -> str | None:
     """Type of the W&B artifact that a path is; None for what is no result, such as a log."""
     return next((kind for part, kind in ARTIFACT_TYPES.items() if part in f"/{path}"), None)
+
+
+def holds_texts(path: str) -> bool:
+    """Whether a file that is an artifact holds texts of rows, or may."""
+    kind = artifact_type(path)
+    of_rows = kind == "table" and Path(path).stem in TABLES_WITH_TEXTS
+    return kind is not None and (kind not in WITHOUT_TEXTS or of_rows)
 
 
 def artifact_name(path: str) -> str:

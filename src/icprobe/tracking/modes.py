@@ -23,12 +23,13 @@ NO = {"", "0", "false", "no", "off"}
 
 
 def settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """mode (auto, online, offline, disabled), project, entity and experiment of the runs; why: who has said the mode.
+    """mode (auto, online, offline, disabled), project, entity, texts and experiment of the runs; why: who has said the
+    mode.
 
     environment: variables (default: this process's). Raises ConfigError for a WANDB_MODE that is none.
     """
     environment = os.environ if environment is None else environment
-    chosen = {"why": "wandb.mode", **json.loads(environment.get(VARIABLE) or '{"mode": "disabled"}')}
+    chosen = {"why": "wandb.mode", "texts": False, **json.loads(environment.get(VARIABLE) or '{"mode": "disabled"}')}
     if chosen["mode"] == "disabled":
         return chosen
     if word := asked(environment):

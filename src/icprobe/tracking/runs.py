@@ -29,6 +29,7 @@ from icprobe.tracking.lineage import (
     artifact_name,
     artifact_type,
     describe,
+    holds_texts,
     of_job,
     plain,
     scalar,
@@ -54,6 +55,7 @@ class Run:
         self._run: Any = None
         self._online = False
         self._complete = True
+        self._texts = False
         self._inputs: list[str] = []
         self._outputs: list[str] = []
         self._record: Callable[..., None] = lambda **_: None
@@ -87,10 +89,13 @@ class Run:
         self._attempt(f"the chart {name}", log)
 
     def table(self, name: str, table: Any, rows: int = TABLE_ROWS) -> None:
-        """The first `rows` rows of a DataFrame, as a table to sort and filter."""
+        """The first `rows` rows of a DataFrame, as a table to sort and filter; texts only with `wandb.texts`."""
 
         def log() -> None:
+            from icprobe.tables.checking import TEXTS  # with pandas, which light jobs do without
+
             head = table.head(rows).astype(object)
+            head = head if self._texts else head.drop(columns=TEXTS, errors="ignore")
             head = head.where(head.notna(), None)
             # Columns of numbers with gaps, or of several types, are fine to look at.
             columns, data = [str(column) for column in head.columns], head.values.tolist()
@@ -150,7 +155,8 @@ class Run:
         artifact = self._wandb.Artifact(artifact_name(path), type=kind, metadata=facts)
         # Of a directory the manifest, which holds the digests of all its files.
         contents = Path(path, MANIFEST) if Path(path).is_dir() else Path(path)
-        if contents.is_file() and contents.stat().st_size <= UPLOAD_BYTES:
+        allowed = self._texts or not holds_texts(path)
+        if allowed and contents.is_file() and contents.stat().st_size <= UPLOAD_BYTES:
             # Immutable: read where it lies when it is uploaded, for Snakemake owns it; no copy is staged.
             artifact.add_file(str(contents.absolute()), name=contents.name, policy="immutable", skip_cache=True)
         else:
@@ -204,6 +210,7 @@ def start(snakemake: Any) -> Run:
 def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
     """The subject's run, begun; one that does nothing where it cannot start. chosen: as `settings` gives them."""
     run = Run()
+    run._texts = chosen["texts"]
     # The manifest beside a directory is no artifact of its own: the directory's is that manifest.
     run._inputs, run._outputs = (
         [path for path in files if not path.endswith(paths.manifest(""))] for files in (subject.inputs, subject.outputs)
@@ -266,7 +273,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     # Beside the log, for `sync`; what makes nothing, such as the workflow's own run, has none.
     if run._outputs:
         directory = Path(run._run.settings.sync_dir)
-        run._record = functools.partial(records.write, directory, subject.kind, subject.wildcards)
+        run._record = functools.partial(records.write, directory, subject.kind, subject.wildcards, run._texts)
         inputs, outputs = ([{"name": path} for path in files] for files in (run._inputs, run._outputs))
         run._record(inputs=inputs, outputs=outputs)
     for step in (STEP, CLOCK):

@@ -37,10 +37,11 @@ class TrackingError(IcprobeError):
     """W&B cannot be used: no key, no network, or a package that is missing."""
 
 
-def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str]:
+def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = False) -> dict[str, str]:
     """Upload what an experiment's runs logged while there was no server; returns {run that could not be: why}.
 
     experiment_directory: such as results/demo. timeout: seconds without a newly uploaded run after which it gives up.
+    dry_run: say what would be uploaded, and send nothing.
     Idempotent: a run that is on the server is not touched again, unless it has grown since. What is superseded stays
     where it is. Around `wandb sync`, which reports success whatever happens: what counts here is the marker that it
     leaves beside a run, less those runs of which its own log says that the server refused a part.
@@ -63,12 +64,18 @@ def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str
         logger.info("%s: every run is uploaded", experiment_directory)
         return {}
     failed = {log: why for log, run in waiting.items() if (why := _damage(log) or records.lost(run, sent))}
+    ready = [run for log, run in waiting.items() if log not in failed]
+    with_texts = sum(run.texts for run in ready)
+    held = f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts"
+    if dry_run:
+        logger.info("%s: would upload %d runs, %s", experiment_directory, len(ready), held)
+        return {log.parent.name: why for log, why in failed.items()}
     try:
         check_server(min(timeout, 10))
     except TrackingError as error:
         return {log.parent.name: failed.get(log, str(error)) for log in waiting}
-    logger.info("%s: uploading %d runs", experiment_directory, len(waiting) - len(failed))
-    failed |= _upload_all(directory, [run for log, run in waiting.items() if log not in failed], timeout)
+    logger.info("%s: uploading %d runs, %s", experiment_directory, len(ready), held)
+    failed |= _upload_all(directory, ready, timeout)
     logger.info("%d of %d runs uploaded", len(waiting) - len(failed), len(waiting))
     return {log.parent.name: why for log, why in failed.items()}
 
@@ -102,7 +109,10 @@ def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict
 
 def check_server(timeout: float) -> None:
     """Raise TrackingError where there is no key or no way to the server: at once, not after wandb's many attempts."""
-    from wandb.sdk.lib import wbauth
+    try:
+        from wandb.sdk.lib import wbauth
+    except ImportError as error:
+        raise TrackingError(f"W&B: {error}. Install the package wandb.") from None
 
     server = os.environ.get("WANDB_BASE_URL", SERVER)
     try:
@@ -332,6 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
     upload = commands.add_parser("sync", help="upload the offline runs of an experiment")
     upload.add_argument("directory", help="the experiment's directory, such as results/demo")
     upload.add_argument("--timeout", type=float, default=60, help="give up after so many seconds without progress")
+    upload.add_argument("-n", "--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
     view = commands.add_parser("workspace", help="save a view with correlations, overlaps and win rates")
     view.add_argument(
         "--configfile", nargs="+", default=[], help="whose project, entity and experiment are the defaults"
@@ -343,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if chosen.command == "sync":
-            failed = sync(chosen.directory, chosen.timeout)
+            failed = sync(chosen.directory, chosen.timeout, chosen.dry_run)
             said = "".join(f"\n  {run}: {why}" for run, why in failed.items())
             sys.exit(f"{len(failed)} runs were not uploaded:{said}\n{REMEDY}" if failed else None)
         project, entity, experiment = _configured(chosen.configfile)

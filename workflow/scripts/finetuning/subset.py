@@ -1,4 +1,4 @@
-"""The examples of one bin, best fitting first, as JSONL in Alpaca's fields plus id and score."""
+"""The examples of one bin, best fitting first, as JSONL that trainers take: prompts and completions, and messages."""
 
 import logging
 
@@ -21,7 +21,8 @@ with job(snakemake) as run:
         scores, reference = (pd.read_parquet(snakemake.input[name]) for name in ("scores", "reference"))
         chosen = members(scores, threshold_of(snakemake.wildcards.bin), reference)
         score = scores.set_index("id")["score"].to_dict()
-    subsets.write_subset(examples, chosen, score, snakemake.output[0])
+    prompts = subsets.prompts_of(snakemake.params.templates)
+    subsets.write_subset(examples, chosen, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
     run.summary(examples=len(chosen), of=len(examples))
     shown = examples.loc[chosen[: runs.TABLE_ROWS], ["id", *checking.TEXTS]]
