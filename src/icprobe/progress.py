@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0  # between lines of a log
 
 
 class Progress(tqdm):
-    """tqdm, with a log line every `log_seconds` (and at the end) beside the bar; no bar where no terminal is.
+    """tqdm, with a log line every `log_seconds` (and at the end) beside the bar; no bar without a terminal or notebook.
 
     Use as `with Progress(total=96, desc="icp", unit="pair") as progress: progress.update(4)`. Units are what the work
     is made of, so that the time left is right: pairs or tokens rather than examples, which differ in length. Where one
@@ -26,7 +26,7 @@ class Progress(tqdm):
     def __init__(
         self, iterable: Iterable[Any] | None = None, *, log_seconds: float | None = None, **options: Any
     ) -> None:
-        self._terminal = sys.stderr.isatty()
+        self._terminal = _draws_bars()
         self._log_seconds = LOG_SECONDS if log_seconds is None else log_seconds
         self._part = 0.0  # of the next units
         self._last_line = 0.0  # seconds from the start; infinite after the last line
@@ -105,6 +105,11 @@ class Progress(tqdm):
         total = f"/{self.total:,.0f}" if self.total else ""
         speed = f"{rate:,.3g} {self.unit}s/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s per {self.unit}"
         return f"{self.desc or 'progress'}: {self._done:,}{total} {self.unit}s, {speed}{left}"
+
+
+def _draws_bars() -> bool:
+    """Whether standard error shows a bar: a terminal does, and a notebook, which is none and redraws a line, too."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _beat(watched: weakref.ref, ended: threading.Event, seconds: float) -> None:
