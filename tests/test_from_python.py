@@ -79,15 +79,20 @@ def test_numbers_are_those_of_the_dag_to_the_bit(method, valued, prepared, promp
     expected = by_the_dag(prepared, method, 4, shards, tmp_path, prompts, **settings)
     pd.testing.assert_frame_equal(matrices[method], expected, check_exact=True)
     how = "fraction_positive" if method in ("icp", "one_step") else "mean"
-    assert scores[method].tolist() == aggregate(expected, how)["score"].tolist()
+    assert scores[f"score_{method}"].tolist() == aggregate(expected, how)["score"].tolist()
 
 
 def test_one_table_holds_texts_lengths_and_every_score_in_the_order_of_the_rows(valued):
     scores, _ = valued
     columns = ["id", "instruction", "input", "output", "n_query", "n_target"]
-    assert scores.columns.tolist() == [*columns, "icp", "influence", "one_step", "length", "random"]
+    of_methods = [
+        f"{kind}_{m}" for m in ("icp", "influence", "one_step", "length", "random") for kind in ("score", "rank")
+    ]
+    assert scores.columns.tolist() == [*columns, *of_methods]
     assert scores["id"].tolist() == [row["id"] for row in TRAIN]
-    assert scores["length"].tolist() == scores["n_target"].tolist()
+    assert scores["score_length"].tolist() == scores["n_target"].tolist()
+    best = scores["score_influence"].idxmax()
+    assert scores["rank_influence"].tolist().index(1) == best
 
 
 def test_rows_may_be_a_table_mappings_or_a_file(valued, prepared, tmp_path):
@@ -98,7 +103,7 @@ def test_rows_may_be_a_table_mappings_or_a_file(valued, prepared, tmp_path):
     renamed = {"path": file, "columns": {"output": "output"}}
     for rows in (frame, file, str(file), renamed, iter(TRAIN)):
         found = icprobe.value(rows, pd.DataFrame(TASKS), model=prepared, methods=["icp"], dtype="float32")
-        assert found["icp"].tolist() == valued[0]["icp"].tolist()
+        assert found["score_icp"].tolist() == valued[0]["score_icp"].tolist()
 
 
 def test_a_model_in_memory_gives_what_its_directory_gives_and_is_left_as_it_was(valued, prepared):
@@ -112,7 +117,8 @@ def test_a_model_in_memory_gives_what_its_directory_gives_and_is_left_as_it_was(
     with torch.no_grad():
         found = icprobe.value(TRAIN, TASKS, model=model, tokenizer=tokenizer, methods=["icp", "influence"])
         assert not torch.is_grad_enabled()
-    pd.testing.assert_frame_equal(found[["icp", "influence"]], valued[0][["icp", "influence"]], check_exact=True)
+    both = ["score_icp", "score_influence"]
+    pd.testing.assert_frame_equal(found[both], valued[0][both], check_exact=True)
     assert torch.get_float32_matmul_precision() == precision
     assert model.config.to_dict() == before.config.to_dict()
     for now, then in zip(model.modules(), before.modules(), strict=True):
@@ -141,14 +147,14 @@ def test_a_source_is_prepared_once_in_the_users_cache(valued, tmp_path, monkeypa
     assert any(path.name == artifacts.MANIFEST for path in made)
     again = icprobe.value(TRAIN, TASKS, model=RANDOM, methods=["icp"], dtype="float32")
     assert made == {path: path.stat().st_mtime_ns for path in tmp_path.glob("icprobe/models/*/*")}
-    assert first["icp"].tolist() == again["icp"].tolist() == valued[0]["icp"].tolist()
+    assert first["score_icp"].tolist() == again["score_icp"].tolist() == valued[0]["score_icp"].tolist()
 
 
 def test_the_built_in_model_is_that_of_the_demo():
     from icprobe.notebook.models import BUILT_IN
 
     sources = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["model_sources"]
-    assert BUILT_IN == {name: sources[name] for name in BUILT_IN}
+    assert {name: sources[name] for name in BUILT_IN} == BUILT_IN
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ def test_correlations_are_those_of_the_dag(valued):
     scores, _ = valued
     by_id = scores.set_index("id")
     found = icprobe.correlate(scores, ["icp", "influence"], resamples=50, seed=2)
-    sets = {name: by_id[name] for name in ("icp", "influence")}
+    sets = {name: by_id[f"score_{name}"] for name in ("icp", "influence")}
     pd.testing.assert_frame_equal(found, correlations(sets, by_id["n_target"], resamples=50, seed=2))
     assert set(found["statistic"]) == {"spearman", "pearson", "kendall", "spearman_partial_length"}
     pairs = icprobe.correlate(scores, resamples=10).drop_duplicates(["method_a", "method_b"])
@@ -217,7 +223,11 @@ def test_correlations_are_those_of_the_dag(valued):
 
 
 SCORES = pd.DataFrame(
-    {"id": ["b", "a", "10", "9", "c"], "icp": [1.0, 0.5, 1.0, 0.2, 0.9], "influence": [1.0, 2.0, 2.0, np.nan, -3.0]}
+    {
+        "id": ["b", "a", "10", "9", "c"],
+        "score_icp": [1.0, 0.5, 1.0, 0.2, 0.9],
+        "score_influence": [1.0, 2.0, 2.0, np.nan, -3.0],
+    }
 )
 
 
@@ -228,6 +238,7 @@ SCORES = pd.DataFrame(
         ("top 60%", ["10", "a", "b"]),
         ("top 50%", ["10", "a", "b"]),  # 2.5 rows: half is rounded up
         ("bottom 1", ["c"]),
+        ("top 1%", ["10"]),  # one at least
         ("bottom 40 %", ["c", "b"]),
         (">0.9", ["10", "a"]),  # as many as ICP has there
         ("<=0.2", ["c"]),
@@ -241,10 +252,10 @@ def test_a_bin_holds_the_rows_that_it_names_best_fitting_first(bin, ids):
     ("method", "bin", "said"),
     [
         ("influence", "best 3", "'best 3' is no bin"),
-        ("influence", "top 5", "influence has scored 4 of 5"),
-        ("influence", "top 101%", "would hold 5.05 examples"),
-        ("influence", "top 0", "from 1 on"),
-        ("influence", "top 2.5", "Ask for a whole number"),
+        ("influence", "top 5", "holds 5 examples, but influence has scored 4 of 5"),
+        ("influence", "top 101%", "'top 101%' is no bin"),
+        ("influence", "top 0", "is no bin"),
+        ("influence", "top 2.5", "is no bin"),
         ("one_step", "top 2", "no scores of 'one_step'; the table has those of icp, influence"),
     ],
 )
@@ -265,7 +276,7 @@ def results(valued, tmp_path):
     for model in ("one", "two"):
         parquet.write_parquet(scores[["id", "n_query", "n_target"]], tmp_path / model / "data/lengths.parquet")
         for method in ("length", "icp"):
-            of_method = scores[["id", method]].set_axis(["id", "score"], axis=1)
+            of_method = scores[["id", f"score_{method}"]].set_axis(["id", "score"], axis=1)
             parquet.write_parquet(of_method, tmp_path / model / f"scores/{method}.parquet")
             parquet.write_parquet(matrices[method], tmp_path / model / f"attributions/{method}.parquet")
     artifacts.write_csv(tmp_path / "one/tables/overlaps.csv", pd.DataFrame({"method": ["007"], "n": [3]}))
@@ -277,9 +288,8 @@ def test_results_of_the_dag_are_those_of_value(results, valued):
     found = icprobe.load(results)
     assert found.models == ["one", "two"]
     assert found.methods("one") == ["icp", "length"]
-    pd.testing.assert_frame_equal(
-        found.scores("two"), scores.drop(columns=["influence", "one_step", "random"]), check_dtype=False
-    )
+    of_others = [name for name in scores if name.endswith(("influence", "one_step", "random"))]
+    pd.testing.assert_frame_equal(found.scores("two"), scores.drop(columns=of_others), check_dtype=False)
     pd.testing.assert_frame_equal(found.matrix("icp", "two"), matrices["icp"])
     assert (found.tables("one"), found.tables("two")) == (["overlaps"], [])
     assert found.table("overlaps", "one")["method"].tolist() == ["007"]
@@ -298,7 +308,7 @@ def test_what_results_lack_is_said(results, tmp_path):
     with pytest.raises(ArtifactError, match="holds no scores of an experiment"):
         icprobe.load(tmp_path / "one")
     parquet.write_parquet(pd.DataFrame({"id": ["x"], "score": [1.0]}), results / "one/scores/icp.parquet")
-    with pytest.raises(ScoreError, match="icp .1 examples. are not of the 7 training examples"):
+    with pytest.raises(ScoreError, match=r"icp \(1 examples\) are not of the 7 training examples"):
         found.scores("one")
 
 

@@ -57,9 +57,8 @@ class Results:
     def scores(self, model: str | None = None, methods: Sequence[str] | None = None) -> pd.DataFrame:
         """Every method's scores beside the examples, as `icprobe.value` gives them; methods: which (default: all)."""
         chosen = self.methods(model) if methods is None else [*methods]
-        files = [self._existing(paths.scores("*"), method, model) for method in chosen]
-        lengths = parquet.read_parquet(self._file(paths.LENGTHS, model))
-        return scores_table(self.train, lengths, parquet.read_scores(chosen, files))
+        tables = {m: parquet.read_parquet(self._existing(paths.scores("*"), m, model)) for m in chosen}
+        return scores_table(self.train, parquet.read_parquet(self._file(paths.LENGTHS, model)), tables)
 
     def matrix(self, method: str, model: str | None = None) -> pd.DataFrame:
         """A method's attribution matrix: `id`, then one column per task (or `score`)."""

@@ -54,8 +54,9 @@ def value(
     `memory_budget_gb`, `aggregators`, `one_step`.
 
     Returns a table with a row for each example, in train's order: `id`, texts, labels, `n_query`, `n_target` (tokens),
-    and a column for each method, its score. With `matrices`: (that table, {method: `id`, then one column per task}).
-    The numbers are those of `snakemake` with the same configuration. Raises IcprobeError for what cannot be used.
+    and of each method `score_icp` and `rank_icp` (1 is the best). With `matrices`: (that table, {method: `id`, then one
+    column per task}). The numbers are those of `snakemake` with the same configuration. Raises IcprobeError for what
+    cannot be used.
     """
     config = configured(
         source_of(model),
@@ -73,8 +74,7 @@ def value(
         inputs = _inputs(plan, train, tasks, subject)
         scores, kept = {}, {}
         for method, matrix in _matrices(plan, inputs, subject):
-            table = aggregate(matrix, plan.aggregator(method), plan.methods[method].may_skip)
-            scores[method] = table.set_index("id")["score"]
+            scores[method] = aggregate(matrix, plan.aggregator(method), plan.methods[method].may_skip)
             if matrices:
                 kept[method] = matrix
     in_order = config.attribution.methods
