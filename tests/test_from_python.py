@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,9 +86,8 @@ def test_numbers_are_those_of_the_dag_to_the_bit(method, valued, prepared, promp
 def test_one_table_holds_texts_lengths_and_every_score_in_the_order_of_the_rows(valued):
     scores, _ = valued
     columns = ["id", "instruction", "input", "output", "n_query", "n_target"]
-    of_methods = [
-        f"{kind}_{m}" for m in ("icp", "influence", "one_step", "length", "random") for kind in ("score", "rank")
-    ]
+    methods = ("icp", "influence", "one_step", "length", "random")
+    of_methods = [f"{kind}_{method}" for method in methods for kind in ("score", "rank")]
     assert scores.columns.tolist() == [*columns, *of_methods]
     assert scores["id"].tolist() == [row["id"] for row in TRAIN]
     assert scores["score_length"].tolist() == scores["n_target"].tolist()
@@ -169,7 +169,7 @@ def test_the_built_in_model_is_that_of_the_demo():
         ({"methods": ["inflence"]}, ConfigError, "'inflence' is no method; known are icp, influence"),
         ({"methods": "icp", "templates": {"qeury": "x"}}, ConfigError, 'did you mean "query"?'),
         ({"data": {"on_empty": "skip"}}, ConfigError, "data.on_empty: "),
-        ({"model": 7}, ModelError, "a int is no model of transformers"),
+        ({"model": 7}, ModelError, "type int is no model of transformers"),
         ({"model": "./no/such/directory"}, ModelError, "./no/such/directory: no such directory"),
         ({"model": {"source": "external"}}, ModelError, "is not here"),
         ({"tokenizer": object()}, ModelError, "tokenizer: a model that is not in memory brings its own"),
@@ -325,3 +325,12 @@ def test_importing_icprobe_imports_neither_torch_nor_pandas():
         icprobe.valeu  # noqa: B018
     assert all(callable(getattr(icprobe, name)) for name in icprobe.__all__)
     assert Path(icprobe.__file__).name == "__init__.py"
+
+
+def test_the_notebook_was_executed_whole_and_names_no_machine():
+    text = (ROOT / "docs" / "notebooks" / "first-look.ipynb").read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [out for cell in cells for out in cell["outputs"] if out["output_type"] == "error"]
+    assert len(text) < 100_000
+    assert not re.search(r"/(home|root|tmp|work|Users)/", text)
