@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from icprobe.attribution.shards import compute
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.models import load_model
 from icprobe.errors import ArtifactError, ConfigError, DataError, IcprobeError, ModelError, ScoreError
+from icprobe.progress import Progress
 from icprobe.tables import parquet
 from icprobe.tables.fitting import lengths
 from icprobe.texts.tokenizing import reader
@@ -325,6 +327,13 @@ def test_importing_icprobe_imports_neither_torch_nor_pandas():
         icprobe.valeu  # noqa: B018
     assert all(callable(getattr(icprobe, name)) for name in icprobe.__all__)
     assert Path(icprobe.__file__).name == "__init__.py"
+
+
+def test_a_notebook_shows_a_bar(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    with Progress(total=2, desc="icp", unit="pair") as progress:
+        progress.update(2)
+    assert "icp: 100%" in capsys.readouterr().err
 
 
 def test_the_notebook_was_executed_whole_and_names_no_machine():

@@ -63,7 +63,7 @@ def source_of(model: Any) -> dict[str, Any]:
         return dict(model)
     if not isinstance(model, str | os.PathLike):
         raise ModelError(
-            f"model: an object of type {type(model).__name__} is no model of transformers; pass one with its tokenizer, "
+            f"model: one of type {type(model).__name__} is no model of transformers; pass one with its tokenizer, "
             f"or a directory, a hub id, or {shown(next(iter(BUILT_IN)))}. (Adapters of peft: model.merge_and_unload().)"
         )
     name = os.path.expanduser(model)
