@@ -90,7 +90,8 @@ def test_one_table_holds_texts_lengths_and_every_score_in_the_order_of_the_rows(
     columns = ["id", "instruction", "input", "output", "n_query", "n_target"]
     methods = ("icp", "influence", "one_step", "length", "random")
     of_methods = [f"{kind}_{method}" for method in methods for kind in ("score", "rank")]
-    assert scores.columns.tolist() == [*columns, *of_methods]
+    assert scores.columns[:6].tolist() == columns
+    assert [name for name in scores if name.startswith(("score_", "rank_"))] == of_methods
     assert scores["id"].tolist() == [row["id"] for row in TRAIN]
     assert scores["score_length"].tolist() == scores["n_target"].tolist()
     best = scores["score_influence"].idxmax()
@@ -191,6 +192,12 @@ def test_a_mistake_ends_in_one_sentence(arguments, kind, said, prepared):
         icprobe.value(arguments.pop("train"), arguments.pop("tasks"), **arguments)
     assert isinstance(caught.value, IcprobeError)
     assert said in str(caught.value)
+
+
+def test_a_mistake_in_the_rows_is_told_before_a_model_is_fetched(monkeypatch):
+    monkeypatch.setattr("icprobe.notebook.models.prepare", None)
+    with pytest.raises(DataError, match=r'train\[0\]: "output" is empty'):
+        icprobe.value([{"instruction": "a", "output": ""}], TASKS, model="no/such-model")
 
 
 def test_a_model_in_memory_that_would_have_to_compute_otherwise_is_refused_before_any_work(prepared, monkeypatch):

@@ -89,6 +89,7 @@ def _score(method: str) -> str:
 
 
 def _of_method(scores: pd.DataFrame, method: str) -> pd.Series:
+    """Takes a method's scores [N] from a table. Raises ScoreError where it has none."""
     if _score(method) not in scores:
         known = ", ".join(methods_of(scores)) or "no method"
         raise ScoreError(f"There are no scores of {shown(method)}; the table has those of {known}.")

@@ -70,8 +70,11 @@ def value(
         },
     )
     plan = Plan(config, methods_of(config))
+    # Before the model is prepared, which may take minutes: what is wrong with rows needs no model to be seen.
+    candidates = _read("tasks", tasks, plan, ["domain"])
+    rows = _read("train", train, plan, ["domain", *config.data.labels])
     with precision_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
-        inputs = _inputs(plan, train, tasks, subject)
+        inputs = _inputs(plan, rows, candidates, subject)
         scores, kept = {}, {}
         for method, matrix in _matrices(plan, inputs, subject):
             scores[method] = aggregate(matrix, plan.aggregator(method), plan.methods[method].may_skip)
@@ -97,23 +100,21 @@ def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str]) -> pd.DataFra
     return checking.read_table(source, extra=extra, on_empty=plan.config.data.on_empty)
 
 
-def _inputs(plan: Plan, train: Rows, tasks: Rows, subject: Subject) -> Inputs:
+def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: Subject) -> Inputs:
     """Chooses the tasks, draws the examples, fits both to the model's context, and counts the examples' tokens."""
     data, prompts, readers = plan.config.data, Prompts(plan.text_settings()), [subject.reader]
 
     def hidden_states(texts: list[str]) -> Any:
         return mean_hidden_states(subject.load("float32"), subject.capabilities, subject.reader.tokenizer, texts)
 
-    candidates = _read("tasks", tasks, plan, ["domain"])
     how = data.tasks.select, plan.config.seed, prompts, readers, data.on_too_long
-    chosen = choose_tasks(candidates, *how, hidden_states)
-    examples = _read("train", train, plan, ["domain", *data.labels])
-    examples = draw(examples, slice_of(data.train)["sample"], prompts.document, readers, "data.train.sample")
-    examples = fit_train(examples, chosen, prompts, readers, data.on_too_long)
+    tasks = choose_tasks(candidates, *how, hidden_states)
+    train = draw(rows, slice_of(data.train)["sample"], prompts.document, readers, "data.train.sample")
+    train = fit_train(train, tasks, prompts, readers, data.on_too_long)
     return Inputs(
-        train=examples,
-        tasks=chosen,
-        lengths=lengths(examples, prompts, subject.reader),
+        train=train,
+        tasks=tasks,
+        lengths=lengths(train, prompts, subject.reader),
         prompts=prompts,
         tokenizer=subject.reader.tokenizer,
         capabilities=subject.capabilities,
