@@ -18,7 +18,7 @@ BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}{postfix}]
 
 
 class Progress(tqdm):
-    """tqdm, with a log line every `log_seconds` (and at the end) beside the bar; no bar where no terminal is.
+    """tqdm, with a log line every `log_seconds` (and at the end) beside the bar; no bar without a terminal or notebook.
 
     Use as `with Progress(total=96, desc="icp", unit="pair") as progress: progress.update(4)`. The time left supposes
     that all units take alike. Where they do not, as pairs of longer and longer examples, `expect`, `update` and `found`
@@ -29,7 +29,7 @@ class Progress(tqdm):
     def __init__(
         self, iterable: Iterable[Any] | None = None, *, log_seconds: float | None = None, **options: Any
     ) -> None:
-        self._terminal = sys.stderr.isatty()
+        self._terminal = _draws_bars()
         self._log_seconds = LOG_SECONDS if log_seconds is None else log_seconds
         self._part = 0.0  # of the next units
         self._work_done, self._work_left = 0.0, None  # where work is told: in this try, and to its end
@@ -136,6 +136,11 @@ class Progress(tqdm):
             done = self.n + self._part - self.initial
             left = self.total - self.n - self._part if self.total else None
         return max(left, 0.0) * elapsed / done if left is not None and done > 0 else None
+
+
+def _draws_bars() -> bool:
+    """Whether standard error shows a bar: a terminal does, and a notebook, which is none and redraws a line, too."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _beat(watched: weakref.ref, ended: threading.Event, seconds: float) -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return _table(columns, [f"{path}, row {number}" for number in range(1, table.num_rows + 1)])
 
 
-def _from_rows(path: Path, rows: list[dict[str, Any]], where: list[str]) -> pd.DataFrame:
+def _from_rows(path: Path | str, rows: list[Mapping[str, Any]], where: list[str]) -> pd.DataFrame:
     columns = dict.fromkeys(key for row in rows for key in row)
     if len(columns) > MAX_COLUMNS:
         raise DataError(f"{path}: its rows have {len(columns)} different keys; rows of one table share their keys.")
@@ -156,9 +156,39 @@ def _table(columns: dict[str, list[Any]], where: list[str]) -> pd.DataFrame:
     return pd.DataFrame({**table, WHERE: pd.Series(where, dtype=object)})
 
 
+def read_rows(rows: Any, name: str) -> pd.DataFrame:
+    """Takes rows that are in memory, a table or mappings, as they are, and `_where`: `train.iloc[3]` or `train[3]`.
+
+    name: of the table, for messages. Raises DataError for what are no rows.
+    """
+    if isinstance(rows, pd.DataFrame):
+        if (double := first_double(map(str, rows.columns))) is not None:
+            raise DataError(f"{name}: the column {shown(double)} stands there twice; rename one.")
+        plain = rows.astype(object).where(rows.notna(), None)
+        where = [f"{name}.iloc[{number}]" for number in range(len(rows))]
+        frame = _table({str(column): plain[column].tolist() for column in rows.columns}, where)
+    else:
+        if not isinstance(rows, Iterable):
+            raise DataError(f"{name}: rows are needed (a DataFrame, a list of mappings, a path), not {shown(rows)}.")
+        listed = list(rows)
+        where = [f"{name}[{number}]" for number in range(len(listed))]
+        for place, row in zip(where, listed, strict=True):
+            if not isinstance(row, Mapping):
+                raise DataError(f"{place}: a row must be a mapping, not {type(row).__name__}.")
+        frame = _from_rows(name, listed, where)
+    if frame.empty:
+        raise DataError(f"{name}: holds no rows.")
+    return frame
+
+
 def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    """Reads the rows of a file or several, an address, or the hub: (rows with `_where`, what they come from)."""
+    """Reads the rows of a file or several, an address, or the hub: (rows with `_where`, what they come from).
+
+    `rows` of the source are in memory; its path is then their name.
+    """
     path = source.get("path") or []
+    if "rows" in source:
+        return read_rows(source["rows"], path), path
     if isinstance(path, str) and Path(path).is_file():
         return read_file(path), path
     named = [(file, None) for file in matching([path] if isinstance(path, str) else path)]
