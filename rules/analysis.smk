@@ -42,6 +42,7 @@ rule tabulate_bins:
         "Looking where the bins of {wildcards.model} end"
     input:
         scores=SCORES,
+        checked=BINS_CHECKED,
     output:
         table("bins", "Scores", "bins"),
     params:

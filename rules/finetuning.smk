@@ -17,6 +17,7 @@ rule subset:
         examples=paths.TRAIN,
         scores=lambda wildcards: ([] if wildcards.method == "all" else paths.scores()),
         reference=lambda wildcards: paths.scores("icp") if PLAN.by_icp(wildcards.bin) else [],
+        checked=BINS_CHECKED,
     output:
         paths.SUBSET,
     params:

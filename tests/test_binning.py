@@ -245,7 +245,7 @@ def test_more_examples_than_there_are_is_refused_in_one_sentence():
 def test_a_bin_by_share_needs_no_icp_and_a_threshold_does():
     one = table([3.0, -1.0, 2.0, 0.5, 7.0])
     assert bins(None, one, ["top 40%", "bottom 2"]) == {"top 40%": ["e4", "e0"], "bottom 2": ["e1", "e3"]}
-    with pytest.raises(ScoreError, match="Bin >0.5 is a threshold on the icp score, which is absent"):
+    with pytest.raises(ScoreError, match=r"Bin >0\.5 is a threshold on the icp score, which is absent"):
         members(one, ">0.5")
 
 

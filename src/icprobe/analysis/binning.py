@@ -127,9 +127,9 @@ def borders(scores: Mapping[str, pd.Series], names: Sequence[str]) -> pd.DataFra
 
     scores: method -> score [N] indexed by id, with those of icp where a bin is a threshold on them. Returns `method`,
     `bin`, `n`, `border` (the score of the last example in the bin; NaN where it is empty), `n_tied` (examples of that
-    score), `n_tied_inside` (those of them that are in the bin) and `n_values` (different scores). Where `n_tied` is more
-    than `n_tied_inside`, the score does not say which of them belong in. A method that has evaluated fewer examples
-    than the bin holds shows its smaller n.
+    score), `n_tied_inside` (those of them that are in the bin) and `n_values` (different scores). Where `n_tied` is
+    more than `n_tied_inside`, the score does not say which of them belong in. A method that has evaluated fewer
+    examples than the bin holds shows its smaller n.
     """
     check_bins(names)
     rows = []
@@ -148,9 +148,9 @@ def coarse(table: pd.DataFrame) -> list[str]:
     decided = table[(table["n_tied"] > table["n_tied_inside"]) & (table["n_tied_inside"] > COARSE * table["n"])]
     return [
         f"{row.method}, bin {row.bin}: {row.n_tied} examples share the score {number(row.border)} at its border, and "
-        f"{row.n_tied_inside} of them are among its {row.n}, by mean effect where there is one, then by id. The score is "
-        f"too coarse for this bin: it takes {row.n_values} values, as a share of few tasks does; take more tasks, or the "
-        "mean over them (attribution.aggregators)"
+        f"{row.n_tied_inside} of them are among its {row.n}, by mean effect where there is one, then by id. The score "
+        f"is too coarse for this bin: it takes {row.n_values} values, as a share of few tasks does. Take more tasks, "
+        "or the mean over them (attribution.aggregators)."
         for row in decided.itertuples()
     ]
 

@@ -51,9 +51,9 @@ class Config(Section):
     attribution: Attribution = Attribution()
     bins: list[Bin] = Field(
         default_factory=_default_bins,
-        description="Bins. `>x` and `<=x`: examples by their icp score, the share of tasks that they help, and of every "
-        "other method as many from the same end of its ranking. `top 20%`, `bottom 5%`, `top 1000`: a share (rounded to "
-        "whole examples, one at least) or number of the examples, of each method's own ranking. Default: "
+        description="Bins. `top 20%`, `bottom 5%`, `top 1000`: a share of the examples (rounded to whole ones, one at "
+        "least), or so many of them, at one end of each method's own ranking. `>x` and `<=x`: the examples whose icp "
+        "score, the share of tasks that they help, is so; of every other method as many. Default: "
         f"{json.dumps(THRESHOLDS)} where icp is such a share, else {json.dumps(ENDS)}.",
     )
     analysis: Analysis = Analysis()
@@ -161,7 +161,7 @@ class Config(Section):
 
     @property
     def finetune_methods(self) -> list[str]:
-        """Methods whose bins are fine-tuned on; where none are said, the scored ones of FINE_TUNED, or all if none is."""
+        """Methods whose bins are fine-tuned on: by default those of FINE_TUNED that are scored, or all where none is."""
         scored = self.attribution.methods
         if self.finetune.methods is not None:
             return self.finetune.methods

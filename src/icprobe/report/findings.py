@@ -296,7 +296,7 @@ def _refuse_unknown(found: Iterable[str], ids: pd.Series, what: str) -> None:
 
 
 def _best_first(table: pd.DataFrame) -> list[int]:
-    """Positions of the evaluated examples from the best on; equal scores by mean effect, where there is one, then id."""
+    """Positions of the evaluated examples, the best first; equal scores by mean effect, where there is one, then id."""
     known = [name for name in ("score", "mean_effect") if name in table]
     order = (-table[known]).assign(id=table.index).reset_index(drop=True)
     return order[table["score"].notna().to_numpy()].sort_values([*known, "id"], kind="stable").index.to_list()

@@ -28,6 +28,7 @@ HOW = {
     "prepare_eval": "read and checked",
     "check_dtype": "whether the model can be used in the dtype of the attributions",
     "check_labels": "whether labels have the values that mark good examples",
+    "check_bins": "whether there are as many examples as the bins ask for",
     "check_prompts": "whether the prompts hold what the judge needs, such as gold answers",
     "select_tasks": "the tasks that data.tasks.select chooses",
     "name_rows": "numbers for the rows of scores that come without texts",

@@ -202,6 +202,12 @@ class Plan:
             len(self.config.models) > 1 or len(checking.domains(local_files(tasks), tasks.columns if tasks else {})) > 1
         )
 
+    @property
+    def counted_bins(self) -> list[str]:
+        """The bins that hold a number of examples, of which there must be as many."""
+        known = {bin: parse_bin(bin) for bin in self.config.bins}
+        return [bin for bin, found in known.items() if not found.is_threshold and not found.percent]
+
     def by_icp(self, bin: str) -> bool:
         """Whether the icp score decides how many examples a bin holds; bin: its name in paths."""
         return bin != "all" and parse_bin(bin_of(bin)).is_threshold
