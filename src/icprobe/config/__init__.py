@@ -161,7 +161,7 @@ class Config(Section):
 
     @property
     def finetune_methods(self) -> list[str]:
-        """Methods whose bins are fine-tuned on: by default those of FINE_TUNED that are scored, or all where none is."""
+        """Methods whose bins are fine-tuned on; by default those of FINE_TUNED that are scored, or all if none is."""
         scored = self.attribution.methods
         if self.finetune.methods is not None:
             return self.finetune.methods
