@@ -28,7 +28,7 @@ wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),
     method=either(PLAN.names_of_methods),
-    bin=r"all|(le|gt)-\d\.\d\d",
+    bin=f"all|{BIN_NAME}",
     seed=r"\d+",
     scatteritem=r"\d+-of-\d+",
 

@@ -36,6 +36,31 @@ rule correlate:
         "../workflow/scripts/analysis/correlate.py"
 
 
+rule tabulate_bins:
+    localrule: True
+    message:
+        "Looking where the bins of {wildcards.model} end"
+    input:
+        scores=SCORES,
+        checked=BINS_CHECKED,
+    output:
+        table("bins", "Scores", "bins"),
+    params:
+        methods=CONFIG.attribution.methods,
+        bins=CONFIG.bins,
+        code=fingerprint("analysis/tabulate_bins"),
+    log:
+        paths.log("tabulate_bins/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("tabulate_bins/{model}")
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/analysis/tabulate_bins.py"
+
+
 rule compare_bins:
     localrule: True
     message:

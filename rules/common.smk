@@ -16,6 +16,7 @@ from icprobe.config.types import slice_of
 from icprobe.errors import IcprobeError
 from icprobe.evaluation import judges
 from icprobe.fingerprints import contents, package_files
+from icprobe.formatting import BIN_NAME
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
 from icprobe.workflow import dry_run

@@ -212,6 +212,36 @@ if LABELS_CHECKED:
             "../workflow/scripts/data/check_labels.py"
 
 
+BINS_CHECKED = [paths.BINS_CHECKED] if PLAN.counted_bins else []
+
+
+if BINS_CHECKED:
+
+    rule check_bins:
+        localrule: True
+        message:
+            "Checking that there are as many examples as bins ask for"
+        input:
+            paths.TRAIN,
+        output:
+            BINS_CHECKED,
+        params:
+            bins=PLAN.counted_bins,
+            code=fingerprint("data/check_bins"),
+        log:
+            paths.log("check_bins"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("check_bins")
+        # Before all else that could run.
+        priority: 1
+        resources:
+            **LIGHT,
+        script:
+            "../workflow/scripts/data/check_bins.py"
+
+
 if PLAN.named_by:
 
     rule name_rows:

@@ -16,7 +16,8 @@ rule subset:
     input:
         examples=paths.TRAIN,
         scores=lambda wildcards: ([] if wildcards.method == "all" else paths.scores()),
-        reference=lambda wildcards: ([] if wildcards.method == "all" else paths.scores("icp")),
+        reference=lambda wildcards: paths.scores("icp") if PLAN.by_icp(wildcards.bin) else [],
+        checked=BINS_CHECKED,
     output:
         subset=paths.SUBSET,
         messages=paths.MESSAGES,

@@ -12,10 +12,11 @@ matplotlib.use("svg")
 
 from matplotlib.figure import Figure
 
-from icprobe.analysis.binning import overlaps
+from icprobe.analysis.binning import borders, overlaps
 from icprobe.report.findings import ModelInputs
 from icprobe.report.provenance import RuleRun
 
+BINS = ["<=0.5", ">0.5", ">0.8", ">0.9"]
 METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random"]
 STATISTICS = ["spearman", "pearson", "kendall", "spearman_partial_length"]
 WORDS = re.findall(
@@ -121,7 +122,8 @@ def experiment(directory, n=96, m=12, models=("smollm2",), words=40):
             attributions=attributions,
             lengths=lengths,
             correlations=correlation_rows(scores, model),
-            overlaps=overlaps(scores, ["<=0.5", ">0.5", ">0.8", ">0.9"]).assign(model=model),
+            bins=borders(scores, BINS).assign(model=model),
+            overlaps=overlaps(scores, BINS).assign(model=model),
             win_rates=win_rate_rows(model, rng),
             figures=[
                 figure(folder / "scatter_icp_influence.svg", "icp against influence"),

@@ -101,9 +101,10 @@ def test_null_means_none_of_it(section):
 
 def test_config_yaml_spells_out_the_defaults_that_change_results():
     spelled = raw()
-    for section in ("templates", "bins"):
-        default = Config.model_fields[section].default
-        assert spelled[section] == (default if isinstance(default, list) else default.model_dump())
+    assert spelled["templates"] == Config.model_fields["templates"].default.model_dump()
+    assert spelled["bins"] == load(changed("bins", None), METHODS).bins
+    # As it is written; the default is those of these three that are scored.
+    assert spelled["finetune"]["methods"] == load(changed("finetune.methods", None), METHODS).finetune_methods
 
 
 def test_null_takes_a_key_away_before_anything_is_validated():
@@ -150,7 +151,7 @@ def test_the_configuration_given_is_left_as_it_was():
             [1e-5, 1e-5],
             "config: analysis.chain: learning_rates: 1e-05 stands there twice",
         ),
-        ("attribution.aggregators.icp", "mean", "config: bins: they are thresholds on the icp score"),
+        ("attribution.aggregators.icp", "mean", "config: bins: '<=0.5' is a threshold on the icp score"),
         ("data.train", {}, 'config: data.train: exactly one of "path", '),
         ("data.train.path", "a/{x}.jsonl", "config: data.train.path: a path is needed, without braces"),
         ("data.labels", ["output"], "config: data: labels: 'output' is what the scorers see"),
@@ -158,18 +159,45 @@ def test_the_configuration_given_is_left_as_it_was():
         ("evaluation.judge", "llm", "config: evaluation: the judge llm needs a mapping llm"),
         ("bins", [">1.5"], 'config: bins.0: a bin is "<=x" or ">x"'),
         ("bins", [">0.٨"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 0%"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 200%"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 1.5"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", [">0.875"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 20%", "top 20.0%"], "config: bins: 'top 20%' stands there twice"),
     ],
 )
 def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
     assert message(key, value).startswith(said)
 
 
-def test_bins_need_icp_and_without_bins_nothing_does():
+def test_thresholds_need_icp_and_the_message_is_what_to_write():
     whole = changed("attribution.methods", ["influence", "random"])
-    whole["finetune"].update(methods=["influence"], bins=None)
-    with pytest.raises(ConfigError, match="config: bins: they are thresholds on the icp score"):
+    with pytest.raises(ConfigError) as error:
         load(whole, METHODS)
+    assert str(error.value) == (
+        "config: bins: '<=0.5' is a threshold on the icp score, so attribution.methods needs icp and "
+        'attribution.aggregators needs icp: fraction_positive; or write bins: ["bottom 20%", "top 20%"] and finetune: '
+        "{methods: null, bins: null}"
+    )
+    whole["bins"] = ["bottom 20%", "top 20%"]
+    whole["finetune"].update(methods=None, bins=None)
+    assert load(whole, METHODS).finetune_bins == ["bottom 20%", "top 20%"]
     assert load({**whole, "bins": []}, METHODS).finetune_bins == []
+
+
+@pytest.mark.parametrize(
+    ("attribution", "bins", "fine_tuned"),
+    [
+        ({}, ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"], ["icp", "influence", "random"]),
+        ({"methods": ["random", "influence"]}, ["bottom 20%", "top 20%"], ["influence", "random"]),
+        ({"methods": ["one_step", "length"]}, ["bottom 20%", "top 20%"], ["one_step", "length"]),
+        ({"methods": ["icp"], "aggregators": {"icp": "mean"}}, ["bottom 20%", "top 20%"], ["icp"]),
+    ],
+)
+def test_what_is_not_said_names_no_method_that_is_not_scored(attribution, bins, fine_tuned):
+    whole = laid_over(raw(), {"attribution": attribution, "bins": None, "finetune": {"methods": None, "bins": None}})
+    config = load(whole, METHODS)
+    assert (config.bins, config.finetune_bins, config.finetune_methods) == (bins, bins, fine_tuned)
 
 
 def test_a_sweep_needs_the_two_methods_that_it_shows():

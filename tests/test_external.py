@@ -125,8 +125,9 @@ def test_scores_may_lie_in_a_row_a_column_or_a_list_column(tmp_path):
         assert np.array_equal(read(tmp_path / f"{name}.npy", "scores")["score"].astype(np.float32), values)
     frame = pd.DataFrame({"id": IDS, "text": "words", "score": values, "effects": MATRIX.tolist()})
     frame.to_parquet(tmp_path / "table.parquet")
-    scores = read(tmp_path / "table.parquet", "scores", key="score", join="id")
-    assert np.array_equal(scores["score"].astype(np.float32), values)
+    for key in ("score", None):  # the column that is called so, where none is named
+        scores = read(tmp_path / "table.parquet", "scores", key=key, join="id")
+        assert np.array_equal(scores["score"].astype(np.float32), values)
     matrix = read(tmp_path / "table.parquet", key="effects")
     assert np.array_equal(matrix[TASKS].to_numpy(), MATRIX)
 

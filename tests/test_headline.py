@@ -213,6 +213,14 @@ def test_the_strictest_bin_is_that_of_the_highest_threshold_however_the_list_goe
     assert headline.strictest_bin(overlap_rows([("<=0.5", 40), (">0.9", 0)])).empty
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_strictest_bin_is_the_smallest_of_best_examples(order):
+    bins = [("bottom 5%", 5), ("top 20%", 20), ("top 10", 10), (">0.5", 30)][::order]
+    assert set(headline.strictest_bin(overlap_rows(bins))["bin"]) == {"top 10"}
+    equal = [(">0.8", 7), (">0.9", 7), ("top 20%", 20)][::order]
+    assert set(headline.strictest_bin(overlap_rows(equal))["bin"]) == {">0.9"}
+
+
 def test_the_order_of_two_methods_does_not_hide_their_headline():
     rows = [
         (domain, "influence", "icp", statistic, value, 0.1, 0.9)

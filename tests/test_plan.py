@@ -210,6 +210,26 @@ def test_a_sweep_is_drawn_where_there_is_something_to_compare(tmp_path):
     assert not plan(data=elsewhere).sweep, "what lies elsewhere is not known yet"
 
 
+@pytest.mark.parametrize(
+    ("methods", "tables"),
+    [
+        (["influence"], {"label_aucs.csv", "bins.csv"}),
+        (["icp"], {"label_aucs.csv", "bins.csv"}),
+        (["influence", "length"], {"label_aucs.csv", "bins.csv", "correlations.csv"}),
+        (["icp", "length"], {"label_aucs.csv", "bins.csv", "correlations.csv", "overlaps.csv"}),
+    ],
+)
+def test_no_table_is_made_that_would_be_empty(methods, tables):
+    assert set(plan(attribution={"methods": methods}, bins=["top 20%"]).tables) == tables
+
+
+def test_only_thresholds_read_the_icp_scores():
+    found = plan()
+    assert [found.by_icp(name) for name in ("gt-0.80", "le-0.50", "top-20pct", "bottom-10", "all")] == [
+        *(True, True, False, False, False),
+    ]
+
+
 # --- fine-tuned models --------------------------------------------------------------------------------------------
 
 

@@ -27,7 +27,7 @@ CHAIN = Counter(chain=1)
 # one_step at a step size of the chain's own, in two shards.
 STEPS = Counter(attribute_step=2, gather_steps=1)
 # Every figure and table that reads all scores.
-ANALYSIS = Counter(["correlate", "compare_bins", "tell_labels", "plot_sweep"]) + FIGURES + END
+ANALYSIS = Counter(["correlate", "tabulate_bins", "compare_bins", "tell_labels", "plot_sweep"]) + FIGURES + END
 TABULATION = Counter(tabulate_win_rates=1, plot_judgements=1) + END
 JUDGING = Counter(judge=5) + TABULATION
 GENERATION = Counter(generate=5) + JUDGING
@@ -149,7 +149,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION,
     ),
     "a bin is no longer fine-tuned on": (config(finetune={"bins": [">0.8"]}), TABULATION),
-    "bins": (config(bins=["<=0.5", ">0.5", ">0.8"]), Counter(compare_bins=1) + FIGURES + END),
+    "bins": (config(bins=["<=0.5", ">0.5", ">0.8"]), Counter(tabulate_bins=1, compare_bins=1) + FIGURES + END),
     "the aggregator of one_step": (
         config(attribution={"aggregators": {"one_step": "mean"}}),
         Counter(score=1) + ANALYSIS + CHAIN,

@@ -1,10 +1,12 @@
 """How numbers, durations, bins, links and colours are written: in tables, figures, the report, on the terminal, in W&B.
 
-A bin has three forms: the threshold of configuration and tables, `>0.85`; the name in paths, `gt-0.85`; and words.
+A bin has three forms: that of configuration and tables, `>0.85` or `top 20%`; the name in paths, `gt-0.85` or
+`top-20pct`; and words.
 """
 
 import re
 from decimal import Decimal
+from typing import NamedTuple
 
 from icprobe.errors import ConfigError
 
@@ -58,48 +60,90 @@ def duration(seconds: float) -> str:
 
 # --- bins -------------------------------------------------------------------------------------------------------
 
-
-def parse_threshold(threshold: str) -> tuple[str, float]:
-    """`>0.85` as (">", 0.85). Raises ConfigError unless it is `<=` or `>` and a decimal in [0, 1]."""
-    match = re.fullmatch(r"\s*(<=|>)\s*(\d+(?:\.\d+)?|\.\d+)\s*", threshold, re.ASCII)
-    if not match or float(match[2]) > 1:
-        raise ConfigError(
-            f"bins: {threshold!r} is no bin. Write '<=' or '>' and a share of tasks in [0, 1], as in '>0.85'."
-        )
-    return match[1], float(match[2])
+# A bin's name in paths: `gt-0.85`, `top-20pct`, `bottom-1000`. No braces: it is part of Snakemake's patterns, too.
+BIN_NAME = r"(le|gt)-\d\.\d\d+|(top|bottom)-\d+(\.\d+)?pct|(top|bottom)-\d+"
+BIN_FORMS = (
+    'a bin is "<=x" or ">x" of the icp score, with x between 0 and 1 and at most two decimals, such as ">0.85"; or '
+    '"top" or "bottom" and a share of the examples, above 0% and up to 100%, or their number, such as "top 20%" or '
+    '"bottom 1000"'
+)
 
 
-def bin_name(threshold: str) -> str:
-    """The bin's name in paths: `<=0.5` is `le-0.50`, `>0.85` is `gt-0.85`. At least two decimals, more if needed."""
-    sign, _ = parse_threshold(threshold)
-    number = Decimal(threshold.split(sign)[1].strip()).normalize()
-    decimals = max(2, -number.as_tuple().exponent)
-    return f"{NAMES_OF_SIGNS[sign]}-{number:.{decimals}f}"
+class Bin(NamedTuple):
+    """A bin: the limit of a threshold on the icp score (`>`, `<=`), or the size of one end of any method's ranking.
+
+    end: ">" or "<=", "top" or "bottom". number: the limit; the percentage or the number of examples. percent: whether
+    it is a percentage.
+    """
+
+    end: str
+    number: Decimal
+    percent: bool = False
+
+    def __str__(self) -> str:
+        if self.is_threshold:
+            return f"{self.end}{self.number:f}"
+        return f"{self.end} {self.number:f}{'%' if self.percent else ''}"
+
+    @property
+    def is_threshold(self) -> bool:
+        """Whether it is a threshold on the icp score."""
+        return self.end in NAMES_OF_SIGNS
+
+    @property
+    def is_best(self) -> bool:
+        """Whether it holds the highest scores, not the lowest."""
+        return self.end in (">", "top")
 
 
-def threshold_of(name: str) -> str:
-    """The threshold that a bin's name stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other names."""
+def parse_bin(text: str) -> Bin:
+    """`>0.85` as Bin(">", 0.85), `top 20%` as Bin("top", 20, percent=True). Raises ConfigError where it is no bin."""
+    number = r"\s*(\d+(?:\.\d+)?|\.\d+)\s*"
+    match = re.fullmatch(rf"\s*(<=|>|top|bottom){number}(%?)\s*", text, re.ASCII | re.IGNORECASE)
+    if match:
+        # Plain digits, so that no bin has two names: ">0.50" is ">0.5", "top 20.0%" is "top 20%".
+        found = Bin(match[1].lower(), Decimal(f"{Decimal(match[2]).normalize():f}"), bool(match[3]))
+        if found.is_threshold:
+            valid = found.number <= 1 and not found.percent
+        elif found.percent:
+            valid = 0 < found.number <= 100 and found.number.as_tuple().exponent >= -2
+        else:
+            valid = found.number > 0 and match[2].isdecimal()
+        if valid:
+            return found
+    raise ConfigError(f"bins: {BIN_FORMS}, not {text!r}.")
+
+
+def bin_name(text: str) -> str:
+    """A bin's name in paths: `<=0.5` is `le-0.50`, `>0.875` is `gt-0.875`, `top 20%` is `top-20pct`."""
+    found = parse_bin(text)
+    if not found.is_threshold:
+        return f"{found.end}-{found.number:f}{'pct' if found.percent else ''}"
+    decimals = max(2, -found.number.as_tuple().exponent)
+    return f"{NAMES_OF_SIGNS[found.end]}-{found.number:.{decimals}f}"
+
+
+def bin_of(name: str) -> str:
+    """The bin that a name in paths stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other names."""
+    if not re.fullmatch(BIN_NAME, name, re.ASCII):
+        raise ConfigError(f"{name!r} is no bin's name. Bins are called as in 'le-0.50', 'gt-0.85' and 'top-20pct'.")
+    end, _, number = name.partition("-")
     signs = {name: sign for sign, name in NAMES_OF_SIGNS.items()}
-    prefix, _, number = name.partition("-")
-    if prefix not in signs or not re.fullmatch(r"\d\.\d{2,}", number, re.ASCII):
-        raise ConfigError(f"{name!r} is no bin's name. Bins are called as in 'le-0.50' and 'gt-0.85'.")
-    threshold = f"{signs[prefix]}{Decimal(number).normalize():f}"
-    parse_threshold(threshold)
-    return threshold
+    return str(parse_bin(f"{signs.get(end, end)} {number.replace('pct', '%')}"))
 
 
-def threshold(name: str) -> str:
-    """A bin, by its name in paths or as its threshold, as its threshold; what is no bin, such as `all`, stays."""
-    return threshold_of(name) if re.fullmatch(r"(le|gt)-\d\.\d{2,}", name) else name
+def bin_text(name: str) -> str:
+    """A bin, by its name in paths or as configured, as configured; what is no bin, such as `all`, stays."""
+    return bin_of(name) if re.fullmatch(BIN_NAME, name, re.ASCII) else name
 
 
 def bin_label(name: str) -> str:
-    """A bin as its threshold, the baseline as words: >0.85, all data."""
-    return "all data" if name == "all" else threshold(name)
+    """A bin as it is configured, the baseline as words: >0.85, top 20%, all data."""
+    return "all data" if name == "all" else bin_text(name)
 
 
 def bin_words(name: str) -> str:
-    """A bin as a sentence has it: > 0.85, ≤ 0.5, all data."""
+    """A bin as a sentence has it: > 0.85, ≤ 0.5, top 20%, all data."""
     return bin_label(name).replace("<=", "≤ ").replace(">", "> ")
 
 

@@ -38,6 +38,7 @@ def data(table: str) -> str:
 TRAIN, TASKS, EVAL = map(data, ("train", "tasks", "eval"))
 EVAL_CHECKED = EXPERIMENT + "/data/eval.checked.json"
 LABELS_CHECKED = EXPERIMENT + "/data/labels.checked.json"
+BINS_CHECKED = EXPERIMENT + "/data/bins.checked.json"
 
 
 def synthetic(file: str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 
+from icprobe.formatting import parse_bin
+
 ALL = "all"  # in the column `domain`: over all tasks, of whichever domain; in `seed`: over all seeds
 OVERALL = "overall"  # in the column `subset`: over all prompts
 PAIR = ("icp", "influence")
@@ -32,11 +34,14 @@ def agreement(correlations: pd.DataFrame) -> dict[str, Any]:
 
 
 def strictest_bin(overlaps: pd.DataFrame) -> pd.DataFrame:
-    """Takes each method's row of the bin `>x` with the highest x that is not empty; no row where there is none."""
+    """Takes each method's row of the smallest bin of best examples that is not empty; no row where there is none.
+
+    Of thresholds that is the highest: of two that hold the same examples, too.
+    """
     rows = over_all_tasks(overlaps)
-    rows = rows[(rows["n"] > 0) & rows["bin"].str.startswith(">")]
-    limits = rows["bin"].str[1:].astype(float)
-    return rows[limits == limits.max()]
+    rows = rows[(rows["n"] > 0) & rows["bin"].map(lambda name: parse_bin(name).is_best).astype(bool)]
+    sizes = rows.groupby("bin")["n"].max()
+    return rows[rows["bin"] == min(sizes.index, key=lambda name: (sizes[name], -parse_bin(name).number), default="")]
 
 
 def good_against_others(label_aucs: pd.DataFrame) -> pd.DataFrame:

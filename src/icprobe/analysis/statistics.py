@@ -23,7 +23,8 @@ def aggregate(
     a time, which change no bit of the result. how: `mean` keeps the unit; `fraction_positive` is the share of tasks
     with A > 0 (strict), in [0, 1]. A matrix whose only column is `score` is not reduced, whatever `how` says; a float32
     in it widens by its shortest decimal, so that 0.85 stays 0.85; `n_tasks` beside it, how many tasks an example got,
-    stays. Returns `id`, `score` (float64) in the order of the rows.
+    stays. Returns `id`, `score` (float64) in the order of the rows, and of shares `mean_effect`, the mean over tasks:
+    a share of few tasks takes few values, and bins break their ties by it.
 
     Raises ScoreError where a value is NaN or infinite. With allow_missing, for methods that evaluate only some
     examples, a row with a NaN scores NaN; an infinite value stays an error. Raises ConfigError for an unknown `how`.
@@ -57,15 +58,16 @@ def _aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool) -> tup
         (attributions["id"].iloc[row], values[row][~np.isfinite(values[row])][0]) for row in np.flatnonzero(wrong)
     ]
 
-    counts = {}
+    beside = {}
     if list(tasks.columns) in (["score"], ["score", "n_tasks"]):
         score = widen(values[:, 0])
-        counts = {name: tasks[name].astype("int32") for name in tasks.columns[1:]}
+        beside = {name: tasks[name].astype("int32") for name in tasks.columns[1:]}
     elif how == "mean":
         score = values.mean(axis=1, dtype=np.float64)
     else:
         score = (values > 0).sum(axis=1) / values.shape[1]
-    scores = pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score), **counts})
+        beside = {"mean_effect": values.mean(axis=1, dtype=np.float64)}
+    scores = pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score), **beside})
     return scores, refused
 
 

@@ -246,7 +246,8 @@ def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Foun
     row_names = _row_names(path, table, settings["id_column"])
     rest = [name for name in names if name != settings["id_column"]]
     if settings["key"] is not None or settings["orientation"] == "scores":
-        name = _chosen(path, rest, settings["key"])
+        # A table of scores of ours may have other columns beside them.
+        name = _chosen(path, rest, settings["key"] or ("score" if "score" in rest else None))
         column = table[name].combine_chunks()
         if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
             return _Found(_of_object(path, column.to_pylist(), None).values, row_names)

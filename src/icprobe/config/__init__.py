@@ -5,6 +5,7 @@ whether that mapping is laid over config.yaml, the demo, at all.
 """
 
 import difflib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,8 +16,9 @@ from icprobe import paths
 from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, ModelSource, Table, Templates
-from icprobe.config.types import Name, Section, Seed, Threshold
+from icprobe.config.types import Bin, Name, Section, Seed
 from icprobe.errors import ConfigError, shown
+from icprobe.formatting import parse_bin
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 
@@ -26,6 +28,18 @@ MAX_SIZE = 100_000  # values in the configuration
 NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
 
 NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "none"}}
+
+
+# The bins where none are said: the paper's, where the icp score is a share of tasks, and the two ends of a ranking.
+THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
+ENDS = ["bottom 20%", "top 20%"]
+# The methods that are fine-tuned on where none are said, as far as they are scored.
+FINE_TUNED = ("icp", "influence", "random")
+
+
+def _default_bins(known: dict[str, Any]) -> list[str]:
+    """The bins where none are said; known: the sections before them, of which a wrong one is absent."""
+    return THRESHOLDS if "attribution" in known and known["attribution"].icp_is_share else ENDS
 
 
 class Config(Section):
@@ -41,7 +55,13 @@ class Config(Section):
     data: Data
     templates: Templates = Templates()
     attribution: Attribution = Attribution()
-    bins: list[Threshold] = Field(["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"], description="Bins of the icp score.")
+    bins: list[Bin] = Field(
+        default_factory=_default_bins,
+        description="Bins. `top 20%`, `bottom 5%`, `top 1000`: a share of the examples (rounded to whole ones, one at "
+        "least), or so many of them, at one end of each method's own ranking. `>x` and `<=x`: the examples whose icp "
+        "score, the share of tasks that they help, is so; of every other method as many. Default: "
+        f"{json.dumps(THRESHOLDS)} where icp is such a share, else {json.dumps(ENDS)}.",
+    )
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
     synthetic: Synthetic = Synthetic()
@@ -54,13 +74,27 @@ class Config(Section):
     wandb: Wandb = Wandb()
 
     @model_validator(mode="after")
+    def _thresholds_have_their_score(self) -> "Config":
+        trained = self.finetune.bins if self.finetune_methods else None
+        of_icp = [name for name in [*self.bins, *(trained or [])] if parse_bin(name).is_threshold]
+        if of_icp and not self.attribution.icp_is_share:
+            unscored = set(self.finetune.methods or []) - set(self.attribution.methods)
+            away = [f"{key}: null" for key, wrong in (("methods", unscored), ("bins", trained)) if wrong]
+            raise ValueError(
+                f"bins: {of_icp[0]!r} is a threshold on the icp score, so attribution.methods needs icp and "
+                f"attribution.aggregators needs icp: fraction_positive; or write bins: {json.dumps(ENDS)}"
+                + (f" and finetune: {{{', '.join(away)}}}" if away else "")
+            )
+        return self
+
+    @model_validator(mode="after")
     def _chosen_things_exist(self) -> "Config":
         for what, names in (
             ("models", self.models),
             ("attribution.methods", self.attribution.methods),
             ("bins", self.bins),
             ("data.labels", self.data.labels),
-            ("finetune.methods", self.finetune.methods),
+            ("finetune.methods", self.finetune.methods or []),
             ("finetune.bins", self.finetune.bins or []),
             ("finetune.seeds", self.finetune.seeds),
         ):
@@ -73,10 +107,11 @@ class Config(Section):
                     f"models: {model!r} is not defined in model_sources{did_you_mean(model, self.model_sources)}"
                 )
         methods = self.attribution.methods
-        for method in self.finetune.methods:
+        for method in self.finetune.methods or []:
             if method not in methods:
                 raise ValueError(
-                    f"finetune.methods: {method!r} is not scored; add it to attribution.methods or take it out here"
+                    f"finetune.methods: {method!r} is not scored; add it to attribution.methods or take it out here "
+                    "(null takes those that are scored)"
                 )
         for pair in [] if self.figures.scatter == "all" else self.figures.scatter:
             for method in pair:
@@ -84,17 +119,12 @@ class Config(Section):
                     raise ValueError(f"figures.scatter: {method!r} is not in attribution.methods")
         if self.figures.sweep and not {"icp", "influence"} <= set(methods):
             raise ValueError("figures.sweep: it shows icp against influence, so attribution.methods needs both")
-        for name in (self.finetune.bins or []) if self.finetune.methods else []:
+        for name in (self.finetune.bins or []) if self.finetune_methods else []:
             if name not in self.bins:
-                raise ValueError(f"finetune.bins: {name!r} is not among bins {self.bins}")
-        icp = self.attribution.external.get("icp")
-        shares = icp is not None and icp.orientation == "scores"
-        shares = shares or self.attribution.aggregators.get("icp") == "fraction_positive"
-        if self.bins and ("icp" not in methods or not shares):
-            raise ValueError(
-                "bins: they are thresholds on the icp score, so attribution.methods needs icp and "
-                "attribution.aggregators needs icp: fraction_positive; or set bins: []"
-            )
+                raise ValueError(
+                    f"finetune.bins: {name!r} is not among bins {self.bins}; choose of them, or take finetune.bins out "
+                    "(null) for all"
+                )
         return self
 
     @model_validator(mode="after")
@@ -121,7 +151,7 @@ class Config(Section):
             raise ValueError(
                 f"data.tasks.select: {self.data.tasks.select!r} needs a model that is here, to read the candidates"
             )
-        trained = self.evaluation.judge != "annotations" and (self.finetune.methods or self.finetune.all_data)
+        trained = self.evaluation.judge != "annotations" and (self.finetune_methods or self.finetune.all_data)
         absent = [
             what
             for what, there in (
@@ -142,8 +172,16 @@ class Config(Section):
         return self
 
     @property
+    def finetune_methods(self) -> list[str]:
+        """Methods whose bins are fine-tuned on; by default those of FINE_TUNED that are scored, or all if none is."""
+        scored = self.attribution.methods
+        if self.finetune.methods is not None:
+            return self.finetune.methods
+        return [method for method in FINE_TUNED if method in scored] or scored
+
+    @property
     def finetune_bins(self) -> list[str]:
-        """Bins that are fine-tuned on, as thresholds."""
+        """Bins that are fine-tuned on."""
         return self.bins if self.finetune.bins is None else self.finetune.bins
 
     def model_directory(self, model: str) -> str:

@@ -90,6 +90,8 @@ def _table(fields: dict[str, Any], required: list[str], sections: dict[str, Any]
     for key, field in fields.items():
         if key in required:
             default = "required"
+        elif "default" not in field:
+            default = "as said"  # of other keys
         elif isinstance(field["default"], dict) and _references(field):
             default = "below"
         else:

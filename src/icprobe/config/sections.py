@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from icprobe.config.types import (
+    Bin,
     Count,
     Device,
     Dtype,
@@ -19,7 +20,6 @@ from icprobe.config.types import (
     PositiveFloat,
     Section,
     Seed,
-    Threshold,
     how,
 )
 from icprobe.formatting import OKABE_ITO
@@ -105,6 +105,13 @@ class Attribution(Section):
         description="Score sets of others, each a method of its name; one named as a method here takes its place.",
     )
     icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
+
+    @property
+    def icp_is_share(self) -> bool:
+        """Whether the icp score is the share of tasks that an example helps, as thresholds take it to be."""
+        given = self.external.get("icp")
+        published = given is not None and given.orientation == "scores"
+        return "icp" in self.methods and (published or self.aggregators.get("icp") == "fraction_positive")
 
 
 # --- analysis ---------------------------------------------------------------------------------------------------
@@ -198,8 +205,12 @@ class Lora(Section):
 class Finetune(Section):
     """One fine-tuned model per method × bin × seed, with trl's SFTTrainer and completion-only loss."""
 
-    methods: list[Name] = Field(["icp", "influence", "random"], description="Methods whose bins are fine-tuned on.")
-    bins: list[Threshold] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
+    methods: list[Name] | None = Field(
+        None,
+        description="Methods whose bins are fine-tuned on; null means icp, influence and random, as far as "
+        "attribution.methods has them, and where it has none of them all that it has.",
+    )
+    bins: list[Bin] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
     seeds: list[Seed] = Field([0], min_length=1, description="One model for each seed.")
     all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
     learning_rate: PositiveFloat = Field(2e-7, description="Peak learning rate of AdamW.")
@@ -283,7 +294,7 @@ class Annotations(Section):
         None, description="Which generator_2 to take; needed where the files hold several models' responses."
     )
     method: Name | None = Field(None, description="Method in the table; null takes the annotations' own name.")
-    bin: Threshold | Literal["all"] = Field("all", description="Bin in the table.")
+    bin: Bin | Literal["all"] = Field("all", description="Bin in the table.")
     seed: Seed = Field(0, description="Seed in the table.")
 
     @property

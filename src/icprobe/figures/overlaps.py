@@ -38,6 +38,6 @@ def overlap_curve(overlaps: pd.DataFrame, colors: Sequence[str] = OKABE_ITO) -> 
         axes.set_ylim(0, 1.03)
         axes.grid(axis="y")
         title(axes, "Agreement with the ICP bins")
-        name_axes(axes, "bin (icp score) and its size (examples)", "share of the bin in ICP's bin")
+        name_axes(axes, "bin and its size (examples)", "share of the bin in ICP's bin")
         legend_below(figure, handlelength=2)
     return figure

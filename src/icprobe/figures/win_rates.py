@@ -56,6 +56,6 @@ def win_rate_bars(win_rates: pd.DataFrame, subset: str = "overall", colors: Sequ
         axes.set_ylim(0, 60 if np.isnan(highest) else np.clip(1.08 * highest, 60, 102))
         axes.grid(axis="y")
         title(axes, "Win rate against the base model" + ("" if subset == "overall" else f", {subset}"))
-        name_axes(axes, "bin (icp score)", "win rate (%), 95% interval")
+        name_axes(axes, "bin", "win rate (%), 95% interval")
         legend_below(figure, handlelength=1.5)
     return figure

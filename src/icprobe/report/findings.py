@@ -12,7 +12,7 @@ import pandas as pd
 
 from icprobe import artifacts
 from icprobe.analysis import headline
-from icprobe.analysis.binning import bins
+from icprobe.analysis.binning import bins, ranks
 from icprobe.analysis.statistics import label_aucs, widen
 from icprobe.errors import DataError, ScoreError
 from icprobe.evaluation.tabulation import left_out
@@ -39,6 +39,7 @@ class ModelInputs:
     attributions: Mapping[str, Source] = field(default_factory=dict)  # method -> id, one column per task; or id, score
     lengths: Source | None = None  # id, n_query, n_target (tokens)
     correlations: Source | None = None  # [model], method_a, method_b, statistic, value, low, high, interval, n
+    bins: Source | None = None  # [model], method, bin, n, border, n_tied, n_tied_inside, n_values
     overlaps: Source | None = None  # [model], method, bin, n, n_overlap, overlap, chance
     win_rates: Source | None = None  # [model], method, bin, subset, seed, n, win_rate, ..., n_draws
     differences: Source | None = None  # [model], bin, method_a, method_b, n, difference, ..., p_value_holm
@@ -64,15 +65,16 @@ class Findings:
         self.methods = list(inputs.scores)
         self._attributions = dict(inputs.attributions)
         self._train = train
-        self.scores = {
-            method: _scores(source, train["id"], f"{name}, {method}") for method, source in inputs.scores.items()
-        }
-        self.ranks = {method: _ranks(score) for method, score in self.scores.items()}
+        tables = {m: _scores(source, train["id"], f"{name}, {m}") for m, source in inputs.scores.items()}
+        self.scores = {method: table["score"] for method, table in tables.items()}
+        self.ranks = {method: ranks(score).reset_index(drop=True) for method, score in self.scores.items()}
+        self._tables = tables
         lengths = _table(inputs.lengths)
         if lengths is not None and lengths["n_target"].isna().all():
             lengths = None  # no texts, or no model to count their tokens
         self.lengths = None if lengths is None else lengths.astype({"id": str}).set_index("id").reindex(train["id"])
         self.correlations = self._own(inputs.correlations)
+        self.bins = self._own(inputs.bins)
         self.overlaps = self._own(inputs.overlaps)
         self.win_rates = self._own(inputs.win_rates)
         if self.win_rates is not None and "length_controlled_win_rate" not in self.win_rates:
@@ -87,10 +89,9 @@ class Findings:
         self.aucs = aucs if len(aucs) else None
         self.figures = [_figure(Path(path)) for path in inputs.figures]
         self.best, self.worst = {}, {}
-        for method, ranks in self.ranks.items():
-            evaluated = ranks.dropna().astype(int).sort_values()
-            self.best[method] = list(evaluated.index[:top])
-            self.worst[method] = list(evaluated.index[::-1][:top])
+        for method, table in tables.items():
+            order = _best_first(table)
+            self.best[method], self.worst[method] = order[:top], order[::-1][:top]
 
     def _own(self, source: Source | None) -> pd.DataFrame | None:
         """The rows of a table that are of this model and over all tasks; None where there are none."""
@@ -245,18 +246,17 @@ class Findings:
         }
 
     def _bins(self, explored: np.ndarray) -> dict[str, dict[str, list[int]]]:
-        """Bin -> method -> positions, among the explored, of its members; empty without overlaps or icp."""
-        if self.overlaps is None or "icp" not in self.scores or self.scores["icp"].isna().any():
+        """Bin -> method -> positions, among the explored, of its members; empty where no table names bins."""
+        if self.bins is None:
             return {}
-        thresholds = [bin_label(name) for name in dict.fromkeys(self.overlaps["bin"])]
-        tables = {m: score.rename_axis("id").rename("score").reset_index() for m, score in self.scores.items()}
+        names = [bin_label(name) for name in dict.fromkeys(self.bins["bin"])]
+        # Evaluated in part, a method's bins need not exist.
+        tables = {m: table.reset_index() for m, table in self._tables.items() if table["score"].notna().all()}
         position = {identity: i for i, identity in enumerate(self._train["id"].iloc[explored])}
-        found: dict[str, dict[str, list[int]]] = {threshold: {} for threshold in thresholds}
+        found: dict[str, dict[str, list[int]]] = {name: {} for name in names}
         for method, table in tables.items():
-            if table["score"].isna().any():
-                continue  # evaluated in part: its bins need not exist
-            for threshold, ids in bins(tables["icp"], None if method == "icp" else table, thresholds).items():
-                found[threshold][method] = sorted(position[i] for i in ids if i in position)
+            for name, ids in bins(tables.get("icp"), table, names).items():
+                found[name][method] = sorted(position[i] for i in ids if i in position)
         return found
 
 
@@ -279,13 +279,12 @@ def _reading(row: Any, what: str) -> str:
     return "The interval includes 0: these examples do not tell it from no correlation at all."
 
 
-def _scores(source: Source, ids: pd.Series, what: str) -> pd.Series:
-    """Scores in the order of the examples, indexed by id; NaN where an example has none."""
+def _scores(source: Source, ids: pd.Series, what: str) -> pd.DataFrame:
+    """A table of scores in the order of the examples, indexed by id; NaN where an example has none."""
     table = _table(source)
-    table = table.assign(id=table["id"].astype(str))
-    _refuse_unknown(table["id"], ids, what)
-    values = pd.Series(widen(table["score"].to_numpy()), index=pd.Index(table["id"], name="id"))
-    return values.reindex(ids)
+    table = table.assign(id=table["id"].astype(str), score=widen(table["score"].to_numpy())).set_index("id")
+    _refuse_unknown(table.index, ids, what)
+    return table.reindex(pd.Index(ids, name="id"))
 
 
 def _refuse_unknown(found: Iterable[str], ids: pd.Series, what: str) -> None:
@@ -296,11 +295,11 @@ def _refuse_unknown(found: Iterable[str], ids: pd.Series, what: str) -> None:
         )
 
 
-def _ranks(score: pd.Series) -> pd.Series:
-    """1 for the best by (−score, id), the order of the bins, by position; NaN where not evaluated."""
-    order = pd.DataFrame({"negative": -score.to_numpy(), "id": score.index.to_numpy()})
-    evaluated = order.dropna(subset="negative").sort_values(["negative", "id"], kind="stable").index
-    return pd.Series(np.arange(1, len(evaluated) + 1), index=evaluated, dtype=float).reindex(range(len(score)))
+def _best_first(table: pd.DataFrame) -> list[int]:
+    """Positions of the evaluated examples, the best first; equal scores by mean effect, where there is one, then id."""
+    known = [name for name in ("score", "mean_effect") if name in table]
+    order = (-table[known]).assign(id=table.index).reset_index(drop=True)
+    return order[table["score"].notna().to_numpy()].sort_values([*known, "id"], kind="stable").index.to_list()
 
 
 def _table(source: Source | None) -> pd.DataFrame | None:

@@ -11,7 +11,7 @@ from typing import Any
 from icprobe import paths
 from icprobe.artifacts import content_digest, digest
 from icprobe.errors import IcprobeError
-from icprobe.formatting import threshold
+from icprobe.formatting import bin_text
 
 # The x-axis of every training curve, so that all bins meet in one chart.
 STEP = "train/step"
@@ -72,7 +72,7 @@ class Subject:
 def of_job(experiment: str, snakemake: Any) -> Subject:
     """A job as the subject of its run; snakemake: the object that a script has."""
     wildcards, params = named(snakemake.wildcards), plain(named(snakemake.params))
-    readable = {name: threshold(value) if name == "bin" else value for name, value in wildcards.items()}
+    readable = {name: bin_text(value) if name == "bin" else value for name, value in wildcards.items()}
     return Subject(
         run_id(experiment, snakemake.rule, wildcards, params),
         run_name(snakemake.rule, wildcards),
@@ -93,7 +93,7 @@ def run_id(experiment: str, rule: str, wildcards: Mapping[str, Any], params: Map
 def run_name(rule: str, wildcards: Mapping[str, Any]) -> str:
     """A name to read, such as "fine-tune icp >0.8 seed 0"; the model is left to the tags where more is known."""
     words = dict(wildcards)
-    parts = [rule.replace("_", "-"), words.pop("method", ""), threshold(words.pop("bin", ""))]
+    parts = [rule.replace("_", "-"), words.pop("method", ""), bin_text(words.pop("bin", ""))]
     for name in ("experiment", "source"):
         words.pop(name, None)
     model = words.pop("model", "")

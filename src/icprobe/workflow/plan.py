@@ -17,17 +17,17 @@ from icprobe.config.sections import Annotations, ExternalScores
 from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError
-from icprobe.formatting import bin_name
+from icprobe.formatting import bin_name, bin_of, parse_bin
 from icprobe.tables import checking
 
 LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
 
-Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (a threshold, or "all"), seed
+Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (as configured, or "all"), seed
 
 
-def bin_folder(threshold: str) -> str:
+def bin_folder(bin: str) -> str:
     """A bin's name in paths; "all" is that of all data."""
-    return "all" if threshold == "all" else bin_name(threshold)
+    return "all" if bin == "all" else bin_name(bin)
 
 
 @dataclass(frozen=True)
@@ -203,11 +203,25 @@ class Plan:
         )
 
     @property
+    def counted_bins(self) -> list[str]:
+        """The bins that hold a number of examples, of which there must be as many."""
+        known = {bin: parse_bin(bin) for bin in self.config.bins}
+        return [bin for bin, found in known.items() if not found.is_threshold and not found.percent]
+
+    def by_icp(self, bin: str) -> bool:
+        """Whether the icp score decides how many examples a bin holds; bin: its name in paths."""
+        return bin != "all" and parse_bin(bin_of(bin)).is_threshold
+
+    @property
     def tables(self) -> list[str]:
         """A model's tables that need no judgements."""
+        methods, bins = self.config.attribution.methods, self.config.bins
+        several = len(methods) > 1
         return [
-            *("correlations.csv", "label_aucs.csv"),
-            *(["overlaps.csv"] if self.config.bins else []),
+            *(["correlations.csv"] if several else []),
+            "label_aucs.csv",
+            *(["bins.csv"] if bins else []),
+            *(["overlaps.csv"] if bins and several and "icp" in methods else []),
             *(["chain.csv", "weak_link.txt"] if self.chain else []),
         ]
 
@@ -217,9 +231,9 @@ class Plan:
     def fine_tuned(self) -> list[Condition]:
         """The models to fine-tune."""
         settings = self.config.finetune
-        chosen = [(method, threshold) for method in settings.methods for threshold in self.config.finetune_bins]
+        chosen = [(method, bin) for method in self.config.finetune_methods for bin in self.config.finetune_bins]
         chosen += [("all", "all")] if settings.all_data else []
-        return [(method, threshold, seed) for method, threshold in chosen for seed in settings.seeds]
+        return [(method, bin, seed) for method, bin in chosen for seed in settings.seeds]
 
     @cached_property
     def annotations(self) -> dict[str, Annotations]:
@@ -246,8 +260,8 @@ class Plan:
 
     def annotation(self, method: str, bin: str, seed: str) -> Annotations:
         """The annotations that make the judgements of these wildcards. Raises ConfigError where there are none."""
-        for (name, threshold, number), note in zip(self.judged, self.annotations.values(), strict=True):
-            if (name, bin_folder(threshold), str(number)) == (method, bin, seed):
+        for (name, of_note, number), note in zip(self.judged, self.annotations.values(), strict=True):
+            if (name, bin_folder(of_note), str(number)) == (method, bin, seed):
                 return note
         raise ConfigError(f"there are no annotations of {method}, {bin}, seed {seed}")
 
