@@ -60,11 +60,42 @@ def test_line_ends_and_byte_order_mark_are_no_part_of_a_row(kind, tmp_path):
     assert read(path).to_dict("records") == ROWS[:1]
 
 
-def test_missing_ids_are_row_numbers_of_equal_width_and_missing_texts_are_empty(tmp_path):
-    rows = [{"instruction": "a", "output": "b", "input": None}] * 11
+def test_rows_without_ids_keep_theirs_wherever_they_stand_and_whatever_stands_beside_them(tmp_path):
+    rows = [{"instruction": f"a{n}", "output": "b", "input": None if n else ""} for n in range(11)]
+    found = read(written(tmp_path, "jsonl", rows))
+    assert found["row_number"].tolist() == list(range(11))
+    assert set(found["input"]) == {""}
+    assert found["id"].is_unique
+    assert found["id"].str.fullmatch("x[0-9a-f]{12}").all(), found["id"].tolist()
+    # Fewer rows, in another order, in another format, with a label more: the same ids.
+    fewer = [row | {"label": "l"} for row in rows[:7][::-1]]
+    again = read(written(tmp_path, "csv", fewer))
+    assert again["id"].tolist() == found["id"].tolist()[:7][::-1]
+
+
+def test_rows_that_repeat_another_are_numbered_and_each_text_counts(tmp_path):
+    row = {"instruction": "a", "input": "b", "output": "c"}
+    others = [row | {name: "other"} for name in row]
+    ids = read(written(tmp_path, "jsonl", [row, *others, row, row]))["id"].tolist()
+    assert ids[4:] == [f"{ids[0]}-2", f"{ids[0]}-3"]
+    assert len(set(ids)) == 6
+
+
+def test_rows_with_ids_have_no_row_numbers(tmp_path):
+    assert "row_number" not in read(written(tmp_path, "jsonl"))
+
+
+def test_tasks_without_ids_are_chosen_by_their_numbers_or_the_ids_made_for_them(tmp_path):
+    rows = [{"instruction": f"a{n}", "output": "b"} for n in range(12)]
     table = read(written(tmp_path, "jsonl", rows))
-    assert list(table["id"]) == [f"{i:02d}" for i in range(11)]
-    assert set(table["input"]) == {""}
+    for names in (["10", "2"], ["10", "02"], ["10", table["id"][2]]):
+        assert selecting.select_tasks(table, names, 0)["instruction"].tolist() == ["a10", "a2"], names
+    for names, message in ((["12"], "no task '12'; the first ids are 'x"), (["2", "02"], "a task stands there twice")):
+        with pytest.raises(DataError, match=message):
+            selecting.select_tasks(table, names, 0)
+    # With ids of their own, numbers are ids.
+    with pytest.raises(DataError, match="no task '0'"):
+        selecting.select_tasks(table.drop(columns="row_number"), ["0"], 0)
 
 
 def test_labels_are_texts_and_absent_ones_are_absent(tmp_path):
@@ -255,7 +286,7 @@ def test_tasks_are_selected_as_the_configuration_says():
     assert drawn == selecting.select_tasks(table, "random:5", 3)["id"].tolist() != table["id"].tolist()[:5]
     for select, said in (
         (["x"], "no task 'x'"),
-        (["01", "01"], "stands there twice"),
+        (["01", "01"], "a task stands there twice"),
         ("first:13", "13 tasks are wanted, but there are 12"),
     ):
         with pytest.raises(DataError, match=said):

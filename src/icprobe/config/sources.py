@@ -127,7 +127,11 @@ class TrainTable(Table):
 class TaskTable(Table):
     """The tasks, and which of them are chosen."""
 
-    select: str | list[str] = Field("all", description='all, "first:12", "random:12", "kmeans:100", or a list of ids.')
+    select: str | list[str] = Field(
+        "all",
+        description='all, "first:12", "random:12", "kmeans:100", or a list of ids; where the file has no ids, a list '
+        'of row numbers from 0, such as ["0", "2"].',
+    )
 
     @model_validator(mode="after")
     def _known_selection(self) -> "TaskTable":

@@ -1,18 +1,22 @@
 """Reads tables of examples, tasks and eval prompts, and checks them row by row."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, DataError, shown
 from icprobe.tables.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
+ROW_NUMBER = "row_number"  # a column of tables whose rows came without ids: their places in the source, from 0
 NAME_OF_ALL = {"domain": "all", "subset": "overall"}  # what tables call all of them
 RESERVED = {"id", "score"}  # columns of attribution matrices that are no tasks: none is called so
 MAX_ID_CHARACTERS = 200
+ID_DIGITS = 12  # of an id that is made from a row's content: two of a million rows share one by chance in 0.2% of cases
 VALUES_SHOWN = 12  # of a column, in messages
 
 
@@ -20,6 +24,8 @@ def read_table(
     source: dict[str, Any], extra: Iterable[str] = (), on_empty: str = "error", needs_output: bool = True
 ) -> pd.DataFrame:
     """Reads and checks rows: `id` (str, unique), `instruction`, `input`, `output` (str), and of `extra` what is there.
+
+    Rows without ids take those of `content_ids`, and have the column `row_number` beside them.
 
     source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns). A row
     without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an output;
@@ -33,9 +39,12 @@ def read_table(
         if column not in frame:
             known = ", ".join(shown(name) for name in frame.columns[:10])
             raise DataError(f"{origin}: has no column {column!r} (it has {known}); name yours under `columns`.")
-    result = pd.DataFrame({"id": _ids(frame, places)})
-    for column in TEXTS:
-        result[column] = _texts(frame, column, places)
+    texts = {column: _texts(frame, column, places) for column in TEXTS}
+    if "id" in frame and not all(map(_missing, frame["id"])):
+        result = pd.DataFrame({"id": _ids(frame, places), **texts})
+    else:
+        result = pd.DataFrame({"id": content_ids(zip(*texts.values(), strict=True)), **texts})
+        result[ROW_NUMBER] = np.arange(len(result))
     for column in extra:
         if column in frame:
             result[column] = _labels(frame, column, places)
@@ -158,8 +167,7 @@ def _check_text(where: str, column: str, value: Any, required: bool = False) -> 
 
 
 def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
-    if "id" not in frame or all(map(_missing, frame["id"])):
-        return row_numbers(len(frame))
+    """Checks a column of ids, and gives them."""
     ids: dict[str, str] = {}
     for where, value in zip(places, frame["id"], strict=True):
         if _missing(value):
@@ -180,8 +188,41 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
     return list(ids)
 
 
+def content_ids(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Makes ids of rows that have none from their texts (instruction, input, output).
+
+    "x" and the first digits of the texts' SHA-256, so that a row keeps its id wherever it stands and whatever stands
+    beside it, and no table takes the id for a number. A row that repeats another is numbered: x1c0…, x1c0…-2.
+    """
+    seen: Counter[str] = Counter()
+    ids = []
+    for texts in rows:
+        name = f"x{digest(texts)[:ID_DIGITS]}"
+        seen[name] += 1
+        ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return ids
+
+
+def find_rows(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Finds the rows of a table that names mean: positions [names], -1 where there is none.
+
+    A name is an id or, where the rows came without ids, a number: the row's place in its source, from 0, zero-padded or
+    not.
+    """
+    found = pd.Index(table["id"]).get_indexer(list(names))
+    if ROW_NUMBER in table:
+        numbers = pd.Index(table[ROW_NUMBER]).get_indexer([int(name) if is_number(name) else -1 for name in names])
+        found = np.where(found < 0, numbers, found)
+    return found
+
+
+def is_number(name: str) -> bool:
+    """Whether a name can be the number of a row."""
+    return name.isascii() and name.isdigit() and len(name) < 19
+
+
 def row_numbers(count: int) -> list[str]:
-    """Makes ids of rows that have none: their numbers from 0, zero-padded so that they sort as texts in this order."""
+    """Makes ids of rows without texts: their numbers from 0, zero-padded so that they sort as texts in this order."""
     width = len(str(count - 1))
     return [f"{number:0{width}d}" for number in range(count)]
 
