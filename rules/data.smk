@@ -178,12 +178,12 @@ if CONFIG.data.train:
             "../workflow/scripts/data/prepare_train.py"
 
 
-LABELS_CHECKED = [paths.LABELS_CHECKED] if CONFIG.data.train and PLAN.sound_labels else []
+LABELS_CHECKED = [paths.LABELS_CHECKED] if CONFIG.data.train and CONFIG.data.labels else []
 
 
 if LABELS_CHECKED:
 
-    # A rule of its own: other good values make no table anew.
+    # A rule of its own: other values that mark good examples make no table anew.
     rule check_labels:
         localrule: True
         message:
@@ -195,7 +195,10 @@ if LABELS_CHECKED:
         params:
             source=slice_of(CONFIG.data.train),
             contents=lambda w: contents(local_files(CONFIG.data.train)),
+            labels=CONFIG.data.labels,
             good=PLAN.sound_labels,
+            # Those for which somebody said that none of their values does.
+            unmarked=[label for label, values in CONFIG.data.sound_labels.items() if not values],
             on_empty=CONFIG.data.on_empty,
             code=fingerprint("data/check_labels"),
         log:

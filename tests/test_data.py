@@ -10,7 +10,7 @@ import pytest
 
 from icprobe import jsonl
 from icprobe.errors import ArtifactError, ConfigError, DataError
-from icprobe.tables import checking, parquet, selecting
+from icprobe.tables import checking, parquet, reading, selecting
 from icprobe.training import subsets
 
 ROWS = [
@@ -120,7 +120,61 @@ def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
     path = written(tmp_path, "jsonl", [{"output": "the question", "instruction": "the answer"}])
     table = read(path, source={"columns": {"instruction": "output", "output": "instruction"}})
     assert table.loc[0, ["instruction", "output"]].tolist() == ["the question", "the answer"]
-    assert "has no column 'z', which data columns names" in refused(path, source={"columns": {"output": "z"}})
+    assert "has no column 'z', which `columns` gives for our 'output'; it has 'output', 'instruction'." in refused(
+        path, source={"columns": {"output": "z"}}
+    )
+    assert 'did you mean "output"?' in refused(path, source={"columns": {"output": "outputs"}})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("missing", [{}, {"x": None}, {"x": " "}])
+def test_a_label_of_which_no_row_has_a_value_is_refused(kind, missing, tmp_path):
+    rows = [row | {"planted": "sound"} | missing for row in ROWS]
+    path = written(tmp_path, kind, rows)
+    assert values(read(path, labels=["planted"])["planted"]) == ["sound"] * 3
+    with pytest.raises(ConfigError, match=rf"data.labels: no row of {path} has a value in the column 'x'; correct"):
+        read(path, labels=["planted", "x"])
+    with pytest.raises(ConfigError, match=r"column 'plantd'; did you mean \"planted\"\? correct the name"):
+        read(path, labels=["plantd"])
+
+
+def test_a_label_that_is_no_number_and_without_good_values_is_told_with_the_key_to_write(tmp_path):
+    rows = [row | {"stars": n, "source": "ab"[n % 2]} for n, row in enumerate(ROWS)]
+    table = read(written(tmp_path, "jsonl", rows), labels=["stars", "source"])
+    assert checking.check_unmarked(table, ["stars", "source"], ["source"]) == []
+    (told,) = checking.check_unmarked(table, ["stars", "source"], [])
+    assert "data.sound_labels: {source: [VALUE]} (it holds 'a', 'b')" in told
+
+
+def test_labels_are_numbers_where_every_value_is_a_finite_one():
+    def numbers(*given):
+        found = checking.numbers(pd.Series(given, dtype=object))
+        return None if found is None else values(found)
+
+    assert numbers("1", "2.5", None) == [1, 2.5, None]
+    assert numbers("1e3", "-2") == [1000, -2]
+    for given in (("1", "2", "three"), ("1", "nan"), ("1", "inf"), ("1", "1"), (None, None), ("True", "False")):
+        assert numbers(*given) is None, given
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "complete"),
+    [(k, n, k != "json" or n < 9) for k in ("json", "csv", "parquet") for n in (3, 9000)]
+    + [("jsonl", 3, True), ("jsonl", 9000, False)],
+)
+def test_a_look_at_a_file_finds_its_columns(kind, size, complete, tmp_path):
+    rows = [{"instruction": f"Question {n}?", "response": "a" * 40} for n in range(size)]
+    found = reading.columns_of(written(tmp_path, kind, rows))
+    assert found == (["instruction", "response"] if complete or kind == "jsonl" else [], complete)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]\n", '"', "\udcff", '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "txt"])
+def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content, tmp_path):
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    assert not reading.columns_of(path)[1] or kind == "csv"
+    assert reading.columns_of(tmp_path / f"none.{kind}") == ([], False)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +222,11 @@ def test_empty_outputs_are_dropped_and_counted_on_request(tmp_path):
 def test_eval_prompts_need_no_output(tmp_path):
     path = written(tmp_path, "jsonl", [{"instruction": "a"}])
     assert read(path, needs_output=False)["output"].tolist() == [""]
-    assert "has no column 'output' (it has 'instruction')" in refused(path)
+    assert "has no column 'output' (it has 'instruction'); say which it is, such as columns: {output: NAME}." in (
+        refused(path)
+    )
+    path = written(tmp_path, "jsonl", [{"Prompt": "a", "completion": "b"}])
+    assert "such as columns: {instruction: Prompt}." in refused(path)
 
 
 @pytest.mark.parametrize(

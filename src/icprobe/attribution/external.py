@@ -77,7 +77,9 @@ def attribution(
         columns = _join(found.tasks, values.shape[1], tasks, row_numbers.get("tasks"), settings, what)
         if (columns < 0).any():
             unknown = shown(tasks[int((columns < 0).argmax())])
-            raise DataError(f"{place}: has no task {unknown}; add it to the files, or leave it out in data.tasks.select.")
+            raise DataError(
+                f"{place}: has no task {unknown}; add it to the files, or leave it out in data.tasks.select."
+            )
         values = values[:, columns]
     _check(place, ids, values, settings["allow_missing"])
     if settings["orientation"] == "scores":
@@ -103,7 +105,7 @@ def _join(
     settings: Mapping[str, Any],
     what: str,
 ) -> Any:
-    """Finds the row of the files for each of `wanted`; -1 where they have none. numbers: as `attribution` takes them."""
+    """Finds the row of the files for each of `wanted`; -1 where they have none. numbers: those of `attribution`."""
     if settings["join"] == "order":
         if count != len(wanted):
             raise DataError(

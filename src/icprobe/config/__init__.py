@@ -3,7 +3,6 @@
 `load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`.
 """
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,7 +14,7 @@ from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.config.sources import Data, ModelSource, Templates
 from icprobe.config.types import Name, Section, Seed, Threshold
-from icprobe.errors import ConfigError, shown
+from icprobe.errors import ConfigError, did_you_mean, shown
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 
@@ -219,12 +218,6 @@ def _scalar(value: Any, where: tuple[str, ...]) -> Any:
 def _mistake(where: Iterable[str], what: str) -> ConfigError:
     place = ".".join(list(where)[:5])
     return ConfigError(f"config: {place + ': ' if place else ''}{what}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion, to follow a message on an unknown word; empty where nothing is close."""
-    close = difflib.get_close_matches(word[:60], list(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def _sentence(error: ValidationError, raw: Any) -> ConfigError:
