@@ -58,7 +58,7 @@ rule all:
     input:
         paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
-        [each_model(path) for path in [*TABLES, *JUDGED_TABLES, *model_figures()]],
+        [each_model(path) for path in [*TABLES, *SCORE_TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 

@@ -193,6 +193,12 @@ def numbers(label: pd.Series) -> pd.Series | None:
     return values if np.isfinite(known).all() and known.nunique() > 1 else None
 
 
+def numbered_labels(table: pd.DataFrame, labels: Iterable[str]) -> dict[str, pd.Series]:
+    """Finds the labels that are numbers: label -> numbers [N] indexed by id."""
+    found = {name: numbers(values) for name, values in table.set_index("id")[list(labels)].items()}
+    return {name: values for name, values in found.items() if values is not None}
+
+
 def _listed(values: Sequence[str]) -> str:
     return ", ".join(map(shown, values[:VALUES_SHOWN])) + (", …" if len(values) > VALUES_SHOWN else "")
 

@@ -221,7 +221,7 @@ class Plan:
     def tables(self) -> list[str]:
         """A model's tables that need no judgements."""
         return [
-            *("correlations.csv", "label_aucs.csv"),
+            *("correlations.csv", "label_aucs.csv", "label_correlations.csv"),
             *(["overlaps.csv"] if self.config.bins else []),
             *(["chain.csv", "weak_link.txt"] if self.chain else []),
         ]
