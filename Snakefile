@@ -60,6 +60,7 @@ rule all:
         # The report reads these too; named here, one that is removed comes back.
         [each_model(path) for path in [*TABLES, *SCORE_TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
+        REPEATED,
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 

@@ -215,6 +215,37 @@ if LABELS_CHECKED:
             "../workflow/scripts/data/check_labels.py"
 
 
+REPEATED = [paths.REPEATED.format(experiment=CONFIG.experiment)] if CONFIG.data.train else []
+
+
+if REPEATED:
+
+    rule count_repeated:
+        localrule: True
+        message:
+            "Looking for rows that stand in the data more than once"
+        input:
+            train=paths.TRAIN,
+            tasks=paths.TASKS if CONFIG.data.tasks else [],
+            eval=paths.EVAL if CONFIG.data.eval and PLAN.judged else [],
+        output:
+            paths.REPEATED,
+        params:
+            code=fingerprint("data/count_repeated"),
+        log:
+            paths.log("count_repeated"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("count_repeated")
+        # What it warns of is better known before the long jobs.
+        priority: 1
+        resources:
+            **LIGHT,
+        script:
+            "../workflow/scripts/data/count_repeated.py"
+
+
 if PLAN.named_by:
 
     rule name_rows:

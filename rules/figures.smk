@@ -182,3 +182,4 @@ rule analysis:
     input:
         [each_model(path) for path in [*TABLES, *SCORE_TABLES, *figure_files("scores")]],
         sweep_figures(),
+        REPEATED,
