@@ -180,7 +180,7 @@ def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content,
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"instruction": "a", "output": "b"', "broken JSON"),
+        ('{"instruction": "a", "output": "b"', "broken JSON (Expecting ',' delimiter, character 47)"),
         ('{"instruction": "a", "output": ""}', '"output" is empty'),
         ('{"instruction": "a", "output": "\\u2003 \\u00a0"}', '"output" is empty'),
         ('{"instruction": "a", "output": null}', '"output" is empty'),
@@ -192,7 +192,7 @@ def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content,
         ('{"instruction": "a", "output": NaN}', "NaN is not JSON"),
         ('{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair"),
         ('{"instruction": "a", "output": "b", "kind": "\\ud800"}', '"kind" holds half a surrogate pair'),
-        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is that of"),
+        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is taken already, by line 1"),
         ('{"id": 1.0, "instruction": "a", "output": "b"}', "\"id\" is '1.0' (float), not a text or a whole number"),
         ('{"id": true, "instruction": "a", "output": "b"}', "\"id\" is 'True' (bool)"),
         ('{"id": "a\\nb", "instruction": "a", "output": "b"}', "an id is one line"),
@@ -318,7 +318,7 @@ def test_a_sample_is_in_file_order_of_the_asked_size_and_depends_on_the_seed_alo
 def test_strata_are_drawn_equally_and_rows_without_a_value_never():
     drawn = selecting.sample(frame(), 7, stratify="kind", seed=0)
     assert drawn["kind"].value_counts().to_dict() == {"bad": 4, "good": 3}
-    with pytest.raises(DataError, match="11 rows of 'bad' are wanted, but there are 10"):
+    with pytest.raises(DataError, match="11 of the rows of 'bad' are wanted, but there are only 10"):
         selecting.sample(frame(), 21, stratify="kind")
     with pytest.raises(DataError, match="no column 'x'"):
         selecting.sample(frame(), 2, stratify="x")

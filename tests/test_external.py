@@ -225,7 +225,7 @@ def test_values_that_are_no_numbers_are_refused_by_the_examples_ids(value, tmp_p
     values = MATRIX.astype(np.float64)
     values[7, 2] = value
     np.save(tmp_path / "m.npy", values)
-    assert "first of 07" in refusal(tmp_path / "m.npy")
+    assert "1 example with a value that is NaN, infinite or beyond float32: 07;" in refusal(tmp_path / "m.npy")
 
 
 BROKEN = {

@@ -4,7 +4,7 @@ Jobs and the Snakefile show these without a traceback. Any other exception is a 
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from icprobe.masking import mask
@@ -54,6 +54,16 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"  # Python refuses to write it out
     text = str(value) if isinstance(value, str | bytes) else repr(value)
     return repr(text if len(text) <= 60 else text[:59] + "…")
+
+
+def several(count: int, noun: str) -> str:
+    """A number of things in words: "1 row", "2,000 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and dots where there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from icprobe.analysis.statistics import widen
 from icprobe.attribution.score_files import Scores, read_file
-from icprobe.errors import DataError, ScoreError, shown
+from icprobe.errors import DataError, ScoreError, several, shown, some
 from icprobe.progress import Progress
 from icprobe.tables import checking
 
@@ -141,9 +141,9 @@ def _check(place: str, ids: Sequence[str], values: np.ndarray, allow_missing: bo
         wrong |= np.isfinite(values) & ~np.isfinite(values.astype(np.float32))
     lines = np.flatnonzero(wrong.any(axis=1))
     if len(lines):
-        first = ", ".join(ids[line] for line in lines[:5])
         raise ScoreError(
-            f"{place}: {len(lines):,} examples have a value that is NaN, infinite or beyond float32, first of {first}; "
+            f"{place}: {several(len(lines), 'example')} with a value that is NaN, infinite or beyond float32: "
+            f"{some([ids[line] for line in lines])}; "
             "correct the file, or set allow_missing: true where NaN means that there is none."
         )
 

@@ -14,7 +14,7 @@ from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.config.sources import Data, ModelSource, Templates
 from icprobe.config.types import Name, Section, Seed, Threshold
-from icprobe.errors import ConfigError, did_you_mean, shown
+from icprobe.errors import ConfigError, did_you_mean, several, shown
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 
@@ -236,7 +236,7 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         # What stands where the name of a key's variable should is often the key itself.
         hidden = isinstance(seen, dict | BaseModel) or keys[-1:] == ["key_variable"]
         what += "" if hidden else f", not {shown(seen)}"
-    more = f" ({len(mistakes) - 1} more mistakes)" if len(mistakes) > 1 else ""
+    more = f" ({several(len(mistakes) - 1, 'more mistake')})" if len(mistakes) > 1 else ""
     return _mistake([key[:60] for key in keys], what + more)
 
 

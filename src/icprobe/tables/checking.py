@@ -247,7 +247,8 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
                 "none of which steers a terminal."
             )
         if name in ids:
-            raise DataError(f"{where}: the id {shown(name)} is that of {ids[name]} too; ids must be unique.")
+            earlier = ids[name].removeprefix(where.rpartition(", ")[0] + ", ")  # the file is named already
+            raise DataError(f"{where}: the id {shown(name)} is taken already, by {earlier}; ids must be unique.")
         ids[name] = where
     return list(ids)
 

@@ -109,6 +109,8 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         place = f"{path}, line {number}"
         try:
             row = _parse(line)
+        except json.JSONDecodeError as error:  # its own line number is that within the row
+            raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None
         except ValueError as error:
             raise DataError(f"{place}: broken JSON ({reason(error)}).") from None
         if not isinstance(row, dict):
@@ -121,6 +123,9 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 def _read_json(path: Path) -> pd.DataFrame:
     try:
         rows = _parse(_text(path))
+    except json.JSONDecodeError as error:
+        place = f"{path}, line {error.lineno}"
+        raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None
     except ValueError as error:
         raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -63,8 +63,8 @@ def remarks(table: pd.DataFrame) -> list[str]:
         if name != other and prompt.n:
             sentences.append(
                 f"data.{name}: {prompt.n} of {prompt.n_rows} {WORDS[name]} share their prompt with {WORDS[other]} "
-                f"({whole.n} the output, too), first {shown(prompt.first_id)}; that flatters these examples, and none is "
-                "dropped"
+                f"({whole.n} the output, too), first {shown(prompt.first_id)}; that flatters these examples, and none "
+                "is dropped"
             )
     return sentences
 

@@ -33,7 +33,8 @@ def sample(
     for number, (value, rows) in enumerate(groups):
         wanted = share + (number < rest)
         if wanted > len(rows):
-            raise DataError(f"{where}: {wanted} rows of {shown(value)} are wanted, but there are {len(rows)}.")
+            of = "the rows" if stratify is None else f"the rows of {shown(value)}"
+            raise DataError(f"{where}: {wanted} of {of} are wanted, but there are only {len(rows)}.")
         chosen += generator.choice(rows, size=wanted, replace=False).tolist()
     return frame.iloc[sorted(chosen)].reset_index(drop=True)
 
