@@ -40,7 +40,6 @@ HOW = {
     "score": "the matrix reduced over tasks by the method's aggregator",
     "correlate": "correlations of every pair of methods with 95% intervals",
     "compare_bins": "examples that each method's bins share with those of icp",
-    "tabulate_scores": "every example with its texts, labels, lengths, and each method's score and rank",
     "tell_labels": "how well each method tells good examples from others, and follows labels that are numbers",
     "attribute_step": "one_step at another step size, for the chain",
     "gather_steps": "the shards of a step size, joined",
