@@ -271,8 +271,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         OF_TRAIN
         + Counter(generate_base=1)
         + Counter(
-            ["select_tasks", "prepare_train", "prepare_eval", "count_repeated", "check_prompts"]
-            + ["prepare_model", "measure_prompts"]
+            [
+                *("select_tasks", "prepare_train", "prepare_eval", "count_repeated", "check_prompts"),
+                *("prepare_model", "measure_prompts"),
+            ]
         ),
     ),
     "attribution/gathering.py": (
