@@ -68,9 +68,10 @@ rule all:
     input:
         paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
-        [each_model(path) for path in [*TABLES, *JUDGED_TABLES, *model_figures()]],
+        [each_model(path) for path in [*TABLES, *SCORE_TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
         [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
+        REPEATED,
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 

@@ -7,6 +7,34 @@ DOMAIN_INPUTS = dict(
     tasks=paths.TASKS,
 )
 TABLES = [f"tables/{name}" for name in PLAN.tables]
+# Every example with all that is known of it; no input of the report, which has its own.
+SCORE_TABLES = ["tables/scores.parquet", "tables/scores.csv"]
+
+
+rule tabulate_scores:
+    localrule: True
+    message:
+        "Putting the examples and scores of {wildcards.model} into one table"
+    input:
+        train=paths.TRAIN,
+        lengths=paths.LENGTHS,
+        scores=SCORES,
+    output:
+        parquet=paths.table("scores.parquet"),
+        csv=paths.table("scores.csv"),
+    params:
+        methods=CONFIG.attribution.methods,
+        code=fingerprint("analysis/tabulate_scores"),
+    log:
+        paths.log("tabulate_scores/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("tabulate_scores/{model}")
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/analysis/tabulate_scores.py"
 
 
 rule correlate:
@@ -94,14 +122,19 @@ rule tell_labels:
     input:
         **DOMAIN_INPUTS,
         scores=SCORES,
+        lengths=paths.LENGTHS,
         train=paths.TRAIN,
         checked=LABELS_CHECKED,
     output:
-        table("label_aucs", "Sound examples and others", "AUC of labels"),
+        aucs=table("label_aucs", "Sound examples and others", "AUC of labels"),
+        correlations=table("label_correlations", "Sound examples and others", "correlations with labels"),
     params:
         methods=CONFIG.attribution.methods,
         domains=PLAN.domains,
+        labels=CONFIG.data.labels,
         good=PLAN.sound_labels,
+        settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
+        seed=CONFIG.seed,
         code=fingerprint("analysis/tell_labels"),
     log:
         paths.log("tell_labels/{model}"),
@@ -110,6 +143,6 @@ rule tell_labels:
     benchmark:
         paths.benchmark("tell_labels/{model}")
     resources:
-        **LIGHT,
+        **RESOURCES["tell_labels"],
     script:
         "../workflow/scripts/analysis/tell_labels.py"

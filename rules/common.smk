@@ -40,6 +40,7 @@ try:
     )
     TRACKED = modes.settings()["mode"] != "disabled"
     PLAN.check_files()
+    PLAN.check_columns()
 except IcprobeError as error:
     sys.exit(str(error))
 

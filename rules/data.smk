@@ -178,12 +178,12 @@ if CONFIG.data.train:
             "../workflow/scripts/data/prepare_train.py"
 
 
-LABELS_CHECKED = [paths.LABELS_CHECKED] if CONFIG.data.train and PLAN.sound_labels else []
+LABELS_CHECKED = [paths.LABELS_CHECKED] if CONFIG.data.train and CONFIG.data.labels else []
 
 
 if LABELS_CHECKED:
 
-    # A rule of its own: other good values make no table anew.
+    # A rule of its own: other values that mark good examples make no table anew.
     rule check_labels:
         localrule: True
         message:
@@ -195,7 +195,10 @@ if LABELS_CHECKED:
         params:
             source=slice_of(CONFIG.data.train),
             contents=lambda w: contents(local_files(CONFIG.data.train)),
+            labels=CONFIG.data.labels,
             good=PLAN.sound_labels,
+            # Those for which somebody said that none of their values does.
+            unmarked=[label for label, values in CONFIG.data.sound_labels.items() if not values],
             on_empty=CONFIG.data.on_empty,
             code=fingerprint("data/check_labels"),
         log:
@@ -240,6 +243,37 @@ if BINS_CHECKED:
             **LIGHT,
         script:
             "../workflow/scripts/data/check_bins.py"
+
+
+REPEATED = [paths.REPEATED.format(experiment=CONFIG.experiment)] if CONFIG.data.train else []
+
+
+if REPEATED:
+
+    rule count_repeated:
+        localrule: True
+        message:
+            "Looking for rows that stand in the data more than once"
+        input:
+            train=paths.TRAIN,
+            tasks=paths.TASKS if CONFIG.data.tasks else [],
+            eval=paths.EVAL if CONFIG.data.eval and PLAN.judged else [],
+        output:
+            paths.REPEATED,
+        params:
+            code=fingerprint("data/count_repeated"),
+        log:
+            paths.log("count_repeated"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("count_repeated")
+        # What it warns of is better known before the long jobs.
+        priority: 1
+        resources:
+            **LIGHT,
+        script:
+            "../workflow/scripts/data/count_repeated.py"
 
 
 if PLAN.named_by:

@@ -81,5 +81,6 @@ rule analysis:
     message:
         "{CONFIG.experiment}: all tables and figures of the scores are there"
     input:
-        [each_model(path) for path in [*TABLES, *figure_files("scores")]],
+        [each_model(path) for path in [*TABLES, *SCORE_TABLES, *figure_files("scores")]],
         sweep_figures(),
+        REPEATED,

@@ -32,6 +32,7 @@ RESOURCES = {
     "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
     "score": OF_MATRIX,
     "correlate": directives(lambda w, input: SIZES.correlate()),
+    "tell_labels": directives(lambda w, input: SIZES.tell_labels()),
     "subset": OF_TRAIN,
     "fine_tune": directives(
         lambda w, input: SIZES.fine_tune(w.model, rows_there([input.subset], SIZES.examples)), CONFIG.finetune.device

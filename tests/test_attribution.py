@@ -230,7 +230,7 @@ def test_icp_budget_refuses_an_effect_that_is_no_number_and_does_not_count_it_as
 
     monkeypatch.setattr(icp_budget.Probe, "effects", effects)
     ours = inputs("llama")
-    with pytest.raises(ScoreError, match=r"icp_budget: the attributions of 1 examples are NaN or infinite, first of"):
+    with pytest.raises(ScoreError, match=r"icp_budget: 1 example with attributions that are NaN or infinite: "):
         list(icp_budget.attribute(ours, "icp_budget", batches(ours.lengths, 200)))
 
 

@@ -1,6 +1,7 @@
 """What a configuration may say, what is told of one that says something else, and that its documentation is true."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,28 @@ def test_the_configuration_given_is_left_as_it_was():
 )
 def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
     assert message(key, value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("table", "columns", "said"),
+    [
+        ("train", {"response": "output"}, "'response' is none of our columns .*write {output: response}"),
+        (
+            "train",
+            {"quality": "stars"},
+            "'quality' is none of our columns .*, planted.*; a label is listed in data.labels",
+        ),
+        ("eval", {"instructon": "prompt"}, "'instructon' is none .*subset, generator.*did you mean \"instruction\""),
+        ("tasks", {"planted": "quality"}, "'planted' is none of our columns"),
+    ],
+)
+def test_a_mapping_of_columns_names_ours_first(table, columns, said):
+    assert re.search(rf"{table}\.columns: {said}", message(f"data.{table}.columns", columns))
+
+
+@pytest.mark.parametrize("label", ["row_number", "n_target", "score_icp", "rank_mine"])
+def test_a_label_is_called_as_no_other_column_of_the_table_of_scores(label):
+    assert f"labels: '{label}' is a column of our own" in message("data.labels", [label])
 
 
 def test_thresholds_need_icp_and_the_message_is_what_to_write():

@@ -10,7 +10,7 @@ import pytest
 
 from icprobe import jsonl
 from icprobe.errors import ArtifactError, ConfigError, DataError
-from icprobe.tables import checking, parquet, selecting
+from icprobe.tables import checking, parquet, reading, selecting
 from icprobe.training import subsets
 
 ROWS = [
@@ -60,11 +60,42 @@ def test_line_ends_and_byte_order_mark_are_no_part_of_a_row(kind, tmp_path):
     assert read(path).to_dict("records") == ROWS[:1]
 
 
-def test_missing_ids_are_row_numbers_of_equal_width_and_missing_texts_are_empty(tmp_path):
-    rows = [{"instruction": "a", "output": "b", "input": None}] * 11
+def test_rows_without_ids_keep_theirs_wherever_they_stand_and_whatever_stands_beside_them(tmp_path):
+    rows = [{"instruction": f"a{n}", "output": "b", "input": None if n else ""} for n in range(11)]
+    found = read(written(tmp_path, "jsonl", rows))
+    assert found["row_number"].tolist() == list(range(11))
+    assert set(found["input"]) == {""}
+    assert found["id"].is_unique
+    assert found["id"].str.fullmatch("x[0-9a-f]{12}").all(), found["id"].tolist()
+    # Fewer rows, in another order, in another format, with a label more: the same ids.
+    fewer = [row | {"label": "l"} for row in rows[:7][::-1]]
+    again = read(written(tmp_path, "csv", fewer))
+    assert again["id"].tolist() == found["id"].tolist()[:7][::-1]
+
+
+def test_rows_that_repeat_another_are_numbered_and_each_text_counts(tmp_path):
+    row = {"instruction": "a", "input": "b", "output": "c"}
+    others = [row | {name: "other"} for name in row]
+    ids = read(written(tmp_path, "jsonl", [row, *others, row, row]))["id"].tolist()
+    assert ids[4:] == [f"{ids[0]}-2", f"{ids[0]}-3"]
+    assert len(set(ids)) == 6
+
+
+def test_rows_with_ids_have_no_row_numbers(tmp_path):
+    assert "row_number" not in read(written(tmp_path, "jsonl"))
+
+
+def test_tasks_without_ids_are_chosen_by_their_numbers_or_the_ids_made_for_them(tmp_path):
+    rows = [{"instruction": f"a{n}", "output": "b"} for n in range(12)]
     table = read(written(tmp_path, "jsonl", rows))
-    assert list(table["id"]) == [f"{i:02d}" for i in range(11)]
-    assert set(table["input"]) == {""}
+    for names in (["10", "2"], ["10", "02"], ["10", table["id"][2]]):
+        assert selecting.select_tasks(table, names, 0)["instruction"].tolist() == ["a10", "a2"], names
+    for names, message in ((["12"], "no task '12'; the first ids are 'x"), (["2", "02"], "a task stands there twice")):
+        with pytest.raises(DataError, match=message):
+            selecting.select_tasks(table, names, 0)
+    # With ids of their own, numbers are ids.
+    with pytest.raises(DataError, match="no task '0'"):
+        selecting.select_tasks(table.drop(columns="row_number"), ["0"], 0)
 
 
 def test_labels_are_texts_and_absent_ones_are_absent(tmp_path):
@@ -89,13 +120,67 @@ def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
     path = written(tmp_path, "jsonl", [{"output": "the question", "instruction": "the answer"}])
     table = read(path, source={"columns": {"instruction": "output", "output": "instruction"}})
     assert table.loc[0, ["instruction", "output"]].tolist() == ["the question", "the answer"]
-    assert "has no column 'z', which data columns names" in refused(path, source={"columns": {"output": "z"}})
+    assert "has no column 'z', which `columns` gives for our 'output'; it has 'output', 'instruction'." in refused(
+        path, source={"columns": {"output": "z"}}
+    )
+    assert 'did you mean "output"?' in refused(path, source={"columns": {"output": "outputs"}})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("missing", [{}, {"x": None}, {"x": " "}])
+def test_a_label_of_which_no_row_has_a_value_is_refused(kind, missing, tmp_path):
+    rows = [row | {"planted": "sound"} | missing for row in ROWS]
+    path = written(tmp_path, kind, rows)
+    assert values(read(path, labels=["planted"])["planted"]) == ["sound"] * 3
+    with pytest.raises(ConfigError, match=rf"data.labels: no row of {path} has a value in the column 'x'; correct"):
+        read(path, labels=["planted", "x"])
+    with pytest.raises(ConfigError, match=r"column 'plantd'; did you mean \"planted\"\? correct the name"):
+        read(path, labels=["plantd"])
+
+
+def test_a_label_that_is_no_number_and_without_good_values_is_told_with_the_key_to_write(tmp_path):
+    rows = [row | {"stars": n, "source": "ab"[n % 2]} for n, row in enumerate(ROWS)]
+    table = read(written(tmp_path, "jsonl", rows), labels=["stars", "source"])
+    assert checking.check_unmarked(table, ["stars", "source"], ["source"]) == []
+    (told,) = checking.check_unmarked(table, ["stars", "source"], [])
+    assert "data.sound_labels: {source: [VALUE]} (it holds 'a', 'b')" in told
+
+
+def test_labels_are_numbers_where_every_value_is_a_finite_one():
+    def numbers(*given):
+        found = checking.numbers(pd.Series(given, dtype=object))
+        return None if found is None else values(found)
+
+    assert numbers("1", "2.5", None) == [1, 2.5, None]
+    assert numbers("1e3", "-2") == [1000, -2]
+    for given in (("1", "2", "three"), ("1", "nan"), ("1", "inf"), ("1", "1"), (None, None), ("True", "False")):
+        assert numbers(*given) is None, given
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "complete"),
+    [(k, n, k != "json" or n < 9) for k in ("json", "csv", "parquet") for n in (3, 9000)]
+    + [("jsonl", 3, True), ("jsonl", 9000, False)],
+)
+def test_a_look_at_a_file_finds_its_columns(kind, size, complete, tmp_path):
+    rows = [{"instruction": f"Question {n}?", "response": "a" * 40} for n in range(size)]
+    found = reading.columns_of(written(tmp_path, kind, rows))
+    assert found == (["instruction", "response"] if complete or kind == "jsonl" else [], complete)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]\n", '"', "\udcff", '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "txt"])
+def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content, tmp_path):
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    assert not reading.columns_of(path)[1] or kind == "csv"
+    assert reading.columns_of(tmp_path / f"none.{kind}") == ([], False)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"instruction": "a", "output": "b"', "broken JSON"),
+        ('{"instruction": "a", "output": "b"', "broken JSON (Expecting ',' delimiter, character 47)"),
         ('{"instruction": "a", "output": ""}', '"output" is empty'),
         ('{"instruction": "a", "output": "\\u2003 \\u00a0"}', '"output" is empty'),
         ('{"instruction": "a", "output": null}', '"output" is empty'),
@@ -107,7 +192,7 @@ def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
         ('{"instruction": "a", "output": NaN}', "NaN is not JSON"),
         ('{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair"),
         ('{"instruction": "a", "output": "b", "kind": "\\ud800"}', '"kind" holds half a surrogate pair'),
-        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is that of"),
+        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is taken already, by line 1"),
         ('{"id": 1.0, "instruction": "a", "output": "b"}', "\"id\" is '1.0' (float), not a text or a whole number"),
         ('{"id": true, "instruction": "a", "output": "b"}', "\"id\" is 'True' (bool)"),
         ('{"id": "a\\nb", "instruction": "a", "output": "b"}', "an id is one line"),
@@ -137,7 +222,11 @@ def test_empty_outputs_are_dropped_and_counted_on_request(tmp_path):
 def test_eval_prompts_need_no_output(tmp_path):
     path = written(tmp_path, "jsonl", [{"instruction": "a"}])
     assert read(path, needs_output=False)["output"].tolist() == [""]
-    assert "has no column 'output' (it has 'instruction')" in refused(path)
+    assert "has no column 'output' (it has 'instruction'); say which it is, such as columns: {output: NAME}." in (
+        refused(path)
+    )
+    path = written(tmp_path, "jsonl", [{"Prompt": "a", "completion": "b"}])
+    assert "such as columns: {instruction: Prompt}." in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +318,7 @@ def test_a_sample_is_in_file_order_of_the_asked_size_and_depends_on_the_seed_alo
 def test_strata_are_drawn_equally_and_rows_without_a_value_never():
     drawn = selecting.sample(frame(), 7, stratify="kind", seed=0)
     assert drawn["kind"].value_counts().to_dict() == {"bad": 4, "good": 3}
-    with pytest.raises(DataError, match="11 rows of 'bad' are wanted, but there are 10"):
+    with pytest.raises(DataError, match="11 of the rows of 'bad' are wanted, but there are only 10"):
         selecting.sample(frame(), 21, stratify="kind")
     with pytest.raises(DataError, match="no column 'x'"):
         selecting.sample(frame(), 2, stratify="x")
@@ -255,7 +344,7 @@ def test_tasks_are_selected_as_the_configuration_says():
     assert drawn == selecting.select_tasks(table, "random:5", 3)["id"].tolist() != table["id"].tolist()[:5]
     for select, said in (
         (["x"], "no task 'x'"),
-        (["01", "01"], "stands there twice"),
+        (["01", "01"], "a task stands there twice"),
         ("first:13", "13 tasks are wanted, but there are 12"),
     ):
         with pytest.raises(DataError, match=said):

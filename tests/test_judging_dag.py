@@ -34,7 +34,7 @@ def test_prompts_without_gold_answers_are_refused_before_any_model_is_run(tmp_pa
     project.edit("resources/demo/eval.jsonl", '"output": "', '"unused": "')
     ended = project.snakemake("all", "--cores", "1")
     assert ended.returncode
-    assert "and 0 others have no gold answer to compare responses with" in ended.output
+    assert "1 eval prompt without a gold answer to compare responses with" in ended.output
     assert not (tmp_path / "results/tiny/tiny-llama").exists()
     checked = "results/tiny/data/eval.checked.json"
     config = judged_by("http://127.0.0.1:9/v1")

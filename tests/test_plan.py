@@ -9,7 +9,7 @@ from snakemake.utils import update_config
 
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
-from icprobe.errors import ConfigError
+from icprobe.errors import ConfigError, DataError
 from icprobe.workflow.plan import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +110,37 @@ def test_rows_without_texts_are_numbered_by_the_first_scores_that_have_them():
 def test_a_file_that_is_named_and_not_there_is_said(sections, key):
     with pytest.raises(ConfigError, match=f"config: {key}: no such file; correct the path"):
         plan(**sections).check_files()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            {"train": {"columns": {"output": "respons"}}},
+            "train.jsonl: has no column 'respons', .*our 'output'; it has 'id'",
+        ),
+        ({"tasks": {"path": "mine.csv"}}, "mine.csv: has no column 'instruction' .*columns: {instruction: question}"),
+        (
+            {"eval": {"path": ["mine.csv", "resources/demo/eval.jsonl"], "columns": {"instruction": "q"}}},
+            "no column 'q'",
+        ),
+        ({"labels": ["plantd"]}, 'data.labels: no row of resources/demo/train.jsonl .*did you mean "planted"'),
+    ],
+)
+def test_columns_that_local_files_lack_are_told_before_any_job(data, said, tmp_path, monkeypatch):
+    (tmp_path / "resources").symlink_to(ROOT / "resources")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_text("question,answer\na,b\n")
+    with pytest.raises((DataError, ConfigError), match=said):
+        plan(data=data).check_columns()
+
+
+def test_columns_that_are_there_or_cannot_be_known_yet_are_no_mistake(tmp_path):
+    plan().check_columns()
+    plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}, "labels": ["unknown"]}).check_columns()
+    rows = [{"instruction": f"Question {n}?", "output": "a" * 60} for n in range(9000)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan(data={"train": {"path": str(tmp_path / "long.jsonl")}, "labels": ["late"]}).check_columns()
 
 
 def test_files_that_nothing_reads_need_not_be_there():

@@ -11,7 +11,7 @@ from icprobe.artifacts import PACKAGE
 
 FIGURES = {"distributions", "lengths", "heat_map", "overlaps", "win_rates", "icp--influence", "icp--one_step"}
 FIGURES |= {"chain", "sweep"}
-TABLES = {"correlations", "bins", "overlaps", "label_aucs", "win_rates", "differences", "chain"}
+TABLES = {"correlations", "bins", "overlaps", "label_aucs", "label_correlations", "win_rates", "differences", "chain"}
 # Every proxy refuses: what needs the network fails at once.
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 

@@ -27,7 +27,8 @@ CHAIN = Counter(chain=1)
 # one_step at a step size of the chain's own, in two shards.
 STEPS = Counter(attribute_step=2, gather_steps=1)
 # Every figure and table that reads all scores.
-ANALYSIS = Counter(["correlate", "tabulate_bins", "compare_bins", "tell_labels", "plot_sweep"]) + FIGURES + END
+ANALYSIS = Counter(["correlate", "tabulate_bins", "compare_bins", "tell_labels", "tabulate_scores", "plot_sweep"])
+ANALYSIS += FIGURES + END
 TABULATION = Counter(tabulate_win_rates=1, plot_judgements=1) + END
 JUDGING = Counter(judge=5) + TABULATION
 GENERATION = Counter(generate=5) + JUDGING
@@ -179,7 +180,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "evaluation.draw_margin": (config(evaluation={"draw_margin": 2.0}), JUDGING),
     "analysis.resamples": (
         config(analysis={"resamples": 10}),
-        CORRELATION + CHAIN,
+        CORRELATION + CHAIN + Counter(tell_labels=1),
     ),
     "figures.colors": (
         config(figures={"colors": ["#112233"]}),
@@ -187,7 +188,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "data.special_tokens": (
         config(data={"special_tokens": "token"}),
-        OF_TRAIN + Counter(["select_tasks", "prepare_train", "measure_prompts", "generate_base"]),
+        OF_TRAIN + Counter(["select_tasks", "prepare_train", "count_repeated", "measure_prompts", "generate_base"]),
     ),
     "data.sound_labels": (
         config(data={"sound_labels": {"planted": ["sound", "scrambled"]}}),
@@ -207,23 +208,26 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     # --- files
     "a row of the train file": (
         replaced("train.jsonl", '"output": "', '"output": "Well, '),
-        OF_TRAIN + Counter(prepare_train=1, check_labels=1),
+        OF_TRAIN + Counter(prepare_train=1, count_repeated=1, check_labels=1),
     ),
-    "an older file in the place of the train file": (older_file, OF_TRAIN + Counter(prepare_train=1, check_labels=1)),
+    "an older file in the place of the train file": (
+        older_file,
+        OF_TRAIN + Counter(prepare_train=1, count_repeated=1, check_labels=1),
+    ),
     "the train file, written anew with the same content": (rewritten, NOTHING),
     "every source, configuration and demo file, touched": (touched, NOTHING),
     "a row of the task file": (
         replaced("resources/demo/tasks.jsonl", '"output": "', '"output": "Well, '),
-        OF_TRAIN + Counter(prepare_train=1, select_tasks=1),
+        OF_TRAIN + Counter(prepare_train=1, select_tasks=1, count_repeated=1),
     ),
     "a row of the eval file": (
         replaced("resources/demo/eval.jsonl", '"output": "', '"output": "Well, '),
-        Counter(prepare_eval=1, check_prompts=1, measure_prompts=1, generate_base=1) + GENERATION,
+        Counter(prepare_eval=1, count_repeated=1, check_prompts=1, measure_prompts=1, generate_base=1) + GENERATION,
     ),
     "the times of all results, shuffled": (times_shuffled, NOTHING),
     "the times of all results, shuffled, and a row of the train file": (
         times_shuffled_and_a_row_edited,
-        OF_TRAIN + Counter(prepare_train=1, check_labels=1),
+        OF_TRAIN + Counter(prepare_train=1, count_repeated=1, check_labels=1),
     ),
     "another model in the place of the first": (
         model_made_anew,
@@ -268,7 +272,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         OF_TRAIN
         + Counter(generate_base=1)
         + Counter(
-            ["select_tasks", "prepare_train", "prepare_eval", "check_prompts", "prepare_model", "measure_prompts"]
+            [
+                *("select_tasks", "prepare_train", "prepare_eval", "count_repeated", "check_prompts"),
+                *("prepare_model", "measure_prompts"),
+            ]
         ),
     ),
     "attribution/gathering.py": (
@@ -276,7 +283,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         Counter(gather_attributions=6, gather_steps=1, score=6) + OF_SCORES + CHAIN,
     ),
     "statistics.py": (module("analysis/statistics"), Counter(score=6) + OF_SCORES + CHAIN),
-    "correlations.py": (module("analysis/correlations"), CORRELATION + CHAIN),
+    "correlations.py": (module("analysis/correlations"), CORRELATION + CHAIN + Counter(tell_labels=1)),
     "domains.py": (
         module("analysis/domains"),
         CORRELATION + CHAIN + Counter(compare_bins=1, tell_labels=1),
@@ -368,7 +375,7 @@ def test_a_table_made_anew_with_the_same_rows_repeats_nothing(tmp_path_factory, 
     """Snakemake compares contents once a file is there, not while it plans: the tables first, then the rest."""
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
     appended("workflow/scripts/data/prepare_train.py")(project)
-    assert project.snakemake("all", "-n").jobs == OF_TRAIN + Counter(prepare_train=1)
+    assert project.snakemake("all", "-n").jobs == OF_TRAIN + Counter(prepare_train=1, count_repeated=1)
     made = project.snakemake("results/tiny/data/train.parquet", "--cores", "1")
     assert made.returncode == 0, made.output
     assert project.snakemake("all", "-n").jobs == NOTHING

@@ -58,7 +58,7 @@ CONFIGURATIONS = {
 
 # --- files, which jobs read ----------------------------------------------------------------------------------------
 
-ROW = {"id": "one", "instruction": "Say something.", "input": "", "output": "Something."}
+ROW = {"id": "one", "instruction": "Say something.", "input": "", "output": "Something.", "planted": "sound"}
 LONG = {**ROW, "id": "long", "output": "word " * 3000}  # the tiny model takes 2048 tokens
 
 
@@ -158,7 +158,7 @@ MISTAKES = {
     "an empty output": Mistake(
         train_file({**ROW, "id": "two", "output": " "}), 'mine.jsonl, line 2: "output" is empty. .*data.on_empty: drop'
     ),
-    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is that of mine.jsonl, line 1 too"),
+    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is taken already, by line 1"),
     "a wrong type": Mistake(
         train_file({**ROW, "id": "two", "output": 7}), r'mine.jsonl, line 2: "output" is .*7.* \(int\), not a text'
     ),
@@ -168,7 +168,7 @@ MISTAKES = {
     "broken JSON": Mistake(train_file('{"id": "two", '), "mine.jsonl, line 2: broken JSON"),
     "a row longer than the context": Mistake(
         train_file(LONG),
-        r"data.train: 1 rows .* first of long: \d+ tokens where tiny-llama takes 2048",
+        r"data.train: 1 row too long .*: long; long needs \d+ tokens where tiny-llama takes 2048",
         target=f"{dag.RESULTS}/data/lengths.parquet",
         log="tiny/measure_lengths/tiny-llama.log",
         before_torch=False,
@@ -207,7 +207,7 @@ MISTAKES = {
     ),
     "a NaN in a model": Mistake(
         unknown_word_vector,
-        "icp: the attributions of {nan_count} examples are NaN or infinite, first of {nan_ids}",
+        "icp: {nan_count} examples? with attributions that are NaN or infinite: {nan_ids}",
         target=f"{dag.RESULTS}/attributions/icp.parquet",
         log="tiny/attribute/tiny-llama/icp/*.log",
         before_torch=False,

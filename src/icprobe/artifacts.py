@@ -115,7 +115,7 @@ def read_csv(path: str | Path) -> Any:
     import pandas as pd  # not above: most who import this module read no tables
 
     columns = pd.read_csv(path, nrows=0).columns
-    names = NAME_COLUMNS | ({"value"} if "label" in columns else set())  # a label's value; elsewhere a number
+    names = NAME_COLUMNS | ({"value"} if "auc" in columns else set())  # a label's value; elsewhere a number
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(names & {*columns}, str))
 
 

@@ -51,6 +51,7 @@ TABULATION = Counter(tabulate_win_rates=1, plot_judgements=1) + END
 GENERATION = Counter(generate=1, judge=1) + TABULATION
 ICP = (
     Counter(attribute=2, gather_attributions=1, score=1, correlate=1, compare_bins=1, tell_labels=1, plot_scores=1)
+    + Counter(tabulate_scores=1)
     + Counter(["tabulate_bins", "subset", "fine_tune"])
     + Counter(["chain", "plot_sweep"])
     + GENERATION

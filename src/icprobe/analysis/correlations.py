@@ -8,6 +8,7 @@ is bilinear in the counts, exact in whole numbers.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from icprobe.errors import ScoreError
 
 STATISTICS = ("spearman", "pearson", "kendall", "spearman_partial_length")
 COLUMNS = ["method_a", "method_b", "statistic", "value", "low", "high", "interval", "n"]
+LABEL_COLUMNS = ["label", "method", *COLUMNS[2:]]
 ELEMENTS_AT_ONCE = 20_000_000  # of [resamples, methods, examples]: 160 MB
 KENDALL_ROWS_AT_ONCE = 512  # of the [n, n] signs of differences
 PARTIAL_IS_UNDEFINED = 1e-12  # 1 - r² below this: a method that orders as length does
@@ -29,12 +31,14 @@ def correlations(
     resamples: int = 1000,
     seed: int = 0,
     analytic_above: int = 20_000,
+    statistics: Sequence[str] = STATISTICS,
 ) -> pd.DataFrame:
-    """Computes every statistic of every pair of methods, with its 95% interval.
+    """Computes the statistics of every pair of methods, with its 95% interval.
 
     scores: method -> score [N] indexed by id; the ids agree, their order need not. NaN = not evaluated: a pair is
     computed over the n examples that both have. n_target: response length in tokens, indexed by id; None leaves the
-    partial correlation out. pairs: which ones (default all, a before b in the order of `scores`).
+    partial correlation out. pairs: which ones (default all, a before b in the order of `scores`). statistics: which
+    ones.
 
     Returns `method_a`, `method_b`, `statistic`, `value`, `low`, `high`, `interval`, `n`. Statistics: spearman (average
     ranks), pearson, kendall (tau-b), and spearman_partial_length, the rank correlation given length,
@@ -60,12 +64,31 @@ def correlations(
         rows = np.stack([values[method][complete] for method in methods])
         control = None if n_target is None else values[None][complete]
         numbered = [(methods.index(a), methods.index(b)) for a, b in members]
-        tables = _of_complete(rows, control, numbered, resamples, seed, analytic_above)
+        tables = _of_complete(rows, control, numbered, resamples, seed, analytic_above, statistics)
         found.update(zip(members, tables, strict=True))
     return pd.DataFrame(
         [(*pair, statistic, *row) for pair in pairs for statistic, row in found[pair].items()],
         columns=COLUMNS,
     )
+
+
+def label_correlations(
+    scores: Mapping[str, pd.Series], labels: Mapping[str, pd.Series], n_target: pd.Series | None, **settings: Any
+) -> pd.DataFrame:
+    """Computes the rank correlations of each method's scores with each label that is a number.
+
+    scores: method -> score [N] indexed by id; labels: label -> numbers [N] indexed by id, NaN = unlabelled, left out.
+    n_target and settings: as `correlations` takes them. Returns `label`, `method`, `statistic` (spearman, and
+    spearman_partial_length where lengths are known), `value`, `low`, `high`, `interval`, `n`.
+    """
+    tables = []
+    for label, values in labels.items():
+        name = f"the label {label}"  # no method's name has a blank
+        pairs = [(method, name) for method in scores]
+        by_rank = ("spearman", "spearman_partial_length")
+        table = correlations({**scores, name: values}, n_target, pairs, statistics=by_rank, **settings)
+        tables.append(table.assign(label=label).rename(columns={"method_a": "method"})[LABEL_COLUMNS])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=LABEL_COLUMNS)
 
 
 def _aligned(
@@ -102,10 +125,10 @@ def _aligned(
     return values
 
 
-def _of_complete(values, control, pairs, resamples, seed, analytic_above) -> list[dict[str, tuple]]:
+def _of_complete(values, control, pairs, resamples, seed, analytic_above, statistics) -> list[dict[str, tuple]]:
     """Computes for each pair of rows of values [m, n] without NaN: {statistic: (value, low, high, interval, n)}."""
     n = values.shape[1]
-    names = STATISTICS if control is not None else STATISTICS[:3]
+    names = [name for name in statistics if control is not None or name != "spearman_partial_length"]
     bootstrap = n <= analytic_above
     interval = "bootstrap" if bootstrap else "analytic"
     if n < 2:
@@ -114,11 +137,13 @@ def _of_complete(values, control, pairs, resamples, seed, analytic_above) -> lis
 
     once = np.ones((1, n), dtype=np.float32)
     points = estimates(values, control, pairs, once)
-    points["kendall"] = np.array([[kendalltau(values[a], values[b]).statistic for a, b in pairs]])
+    if "kendall" in names:
+        points["kendall"] = np.array([[kendalltau(values[a], values[b]).statistic for a, b in pairs]])
     if bootstrap:
         counts = resample_counts(n, resamples, seed)
         draws = estimates(values, control, pairs, counts)
-        draws["kendall"] = _resampled_kendall(values, pairs, counts)
+        if "kendall" in names:
+            draws["kendall"] = _resampled_kendall(values, pairs, counts)
 
     tables = []
     for k in range(len(pairs)):

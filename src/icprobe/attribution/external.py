@@ -9,7 +9,7 @@ import pandas as pd
 
 from icprobe.analysis.statistics import widen
 from icprobe.attribution.score_files import Scores, read_file
-from icprobe.errors import DataError, ScoreError, shown
+from icprobe.errors import DataError, ScoreError, several, shown, some
 from icprobe.progress import Progress
 from icprobe.tables import checking
 
@@ -53,25 +53,33 @@ def attribution(
     ids: Sequence[str],
     tasks: Sequence[str],
     named_by: Mapping[str, str] | None = None,
+    row_numbers: Mapping[str, Sequence[int]] | None = None,
 ) -> pd.DataFrame:
     """Makes an attribution matrix [N, M] of the experiment's examples and tasks: `id`, then the columns.
 
     One score for each example is one column `score`, float64, in which narrower floats have widened by their shortest
     decimal; a matrix has one float32 column for each task. named_by: {"train": …, "tasks": …}, what the numbers of
-    examples and tasks come from, for messages.
+    examples and tasks come from, for messages. row_numbers: of the same tables those whose rows came without ids, and
+    their places in the source: by these, files join that call their rows by numbers.
 
     Raises DataError where sizes or names do not fit the experiment's, ScoreError for values that are NaN or infinite.
     """
     named_by = {"train": "data.train", "tasks": "data.tasks", **(named_by or {})}
+    row_numbers = row_numbers or {}
     found = read(name, settings)
     place = f"attribution.external.{name}"
-    order = _join(found.examples, len(found.values), ids, settings, f"{place}, examples of {named_by['train']}")
+    examples = f"{place}, examples of {named_by['train']}"
+    order = _join(found.examples, len(found.values), ids, row_numbers.get("train"), settings, examples)
     values = np.full((len(ids), found.values.shape[1]), np.nan, dtype=found.values.dtype)
     values[order >= 0] = found.values[order[order >= 0]]
     if settings["orientation"] != "scores":
-        columns = _join(found.tasks, values.shape[1], tasks, settings, f"{place}, tasks of {named_by['tasks']}")
+        what = f"{place}, tasks of {named_by['tasks']}"
+        columns = _join(found.tasks, values.shape[1], tasks, row_numbers.get("tasks"), settings, what)
         if (columns < 0).any():
-            raise DataError(f"{place}: has no task {shown(tasks[int((columns < 0).argmax())])}; see checking.tasks.")
+            unknown = shown(tasks[int((columns < 0).argmax())])
+            raise DataError(
+                f"{place}: has no task {unknown}; add it to the files, or leave it out in data.tasks.select."
+            )
         values = values[:, columns]
     _check(place, ids, values, settings["allow_missing"])
     if settings["orientation"] == "scores":
@@ -89,8 +97,15 @@ def _ids(names: list[str] | None, count: int, settings: Mapping[str, Any]) -> li
     return [padded[name] for name in names] if set(names) == set(padded) else names
 
 
-def _join(names: list[str] | None, count: int, wanted: Sequence[str], settings: Mapping[str, Any], what: str) -> Any:
-    """Finds the row of the files for each of `wanted`; -1 where they have none."""
+def _join(
+    names: list[str] | None,
+    count: int,
+    wanted: Sequence[str],
+    numbers: Sequence[int] | None,
+    settings: Mapping[str, Any],
+    what: str,
+) -> Any:
+    """Finds the row of the files for each of `wanted`; -1 where they have none. numbers: those of `attribution`."""
     if settings["join"] == "order":
         if count != len(wanted):
             raise DataError(
@@ -99,6 +114,8 @@ def _join(names: list[str] | None, count: int, wanted: Sequence[str], settings: 
             )
         return np.arange(count)
     order = pd.Index(_ids(names, count, settings)).get_indexer(list(wanted))
+    if numbers is not None and (order < 0).all():
+        order = _by_number(names, count).get_indexer(list(numbers))
     absent = int((order < 0).sum())
     if absent and not settings["allow_missing"]:
         first = wanted[int((order < 0).argmax())]
@@ -109,6 +126,14 @@ def _join(names: list[str] | None, count: int, wanted: Sequence[str], settings: 
     return order
 
 
+def _by_number(names: list[str] | None, count: int) -> pd.Index:
+    """The files' rows by the numbers that they are called by, or, where they have no names, by their places."""
+    numbers = range(count) if names is None else [int(name) if checking.is_number(name) else -1 for name in names]
+    index = pd.Index(numbers)
+    # A number in two spellings, or words among numbers: then they are no numbers of rows.
+    return index if index.is_unique and (index >= 0).all() else pd.Index([])
+
+
 def _check(place: str, ids: Sequence[str], values: np.ndarray, allow_missing: bool) -> None:
     """Raises ScoreError where a value is infinite, beyond float32, or NaN where that does not mean "none"."""
     wrong = np.isinf(values) if allow_missing else ~np.isfinite(values)
@@ -116,9 +141,9 @@ def _check(place: str, ids: Sequence[str], values: np.ndarray, allow_missing: bo
         wrong |= np.isfinite(values) & ~np.isfinite(values.astype(np.float32))
     lines = np.flatnonzero(wrong.any(axis=1))
     if len(lines):
-        first = ", ".join(ids[line] for line in lines[:5])
         raise ScoreError(
-            f"{place}: {len(lines):,} examples have a value that is NaN, infinite or beyond float32, first of {first}; "
+            f"{place}: {several(len(lines), 'example')} with a value that is NaN, infinite or beyond float32: "
+            f"{some([ids[line] for line in lines])}; "
             "correct the file, or set allow_missing: true where NaN means that there is none."
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import ScoreError
+from icprobe.errors import ScoreError, several, some
 from icprobe.progress import Progress
 from icprobe.texts.control_tokens import token_ids
 from icprobe.texts.prompts import Encoded, Prompts, encode
@@ -73,6 +73,6 @@ def check_finite(method: str, ids: Sequence[str], values: np.ndarray) -> None:
     bad = [example for example, finite in zip(ids, np.isfinite(values).all(axis=1), strict=True) if not finite]
     if bad:
         raise ScoreError(
-            f"{method}: the attributions of {len(bad)} examples are NaN or infinite, first of {', '.join(bad[:5])}; "
-            "look at their texts, or compute with attribution.dtype: float32."
+            f"{method}: {several(len(bad), 'example')} with attributions that are NaN or infinite: {some(bad)}; "
+            "look at the texts, or compute with attribution.dtype: float32."
         )

@@ -4,7 +4,6 @@
 whether that mapping is laid over config.yaml, the demo, at all.
 """
 
-import difflib
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -17,7 +16,7 @@ from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, ModelSource, Table, Templates
 from icprobe.config.types import Bin, Name, Section, Seed
-from icprobe.errors import ConfigError, shown
+from icprobe.errors import ConfigError, did_you_mean, several, shown
 from icprobe.formatting import parse_bin
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
@@ -286,12 +285,6 @@ def _mistake(where: Iterable[str], what: str) -> ConfigError:
     return ConfigError(f"config: {place + ': ' if place else ''}{what}")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion, to follow a message on an unknown word; empty where nothing is close."""
-    close = difflib.get_close_matches(word[:60], list(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
-
-
 def _sentence(error: ValidationError, raw: Any) -> ConfigError:
     mistakes = error.errors(include_url=False)
     first = mistakes[0]
@@ -308,7 +301,7 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         # What stands where the name of a key's variable should is often the key itself.
         hidden = isinstance(seen, dict | BaseModel) or keys[-1:] == ["key_variable"]
         what += "" if hidden else f", not {shown(seen)}"
-    more = f" ({len(mistakes) - 1} more mistakes)" if len(mistakes) > 1 else ""
+    more = f" ({several(len(mistakes) - 1, 'more mistake')})" if len(mistakes) > 1 else ""
     return _mistake([key[:60] for key in keys], what + more)
 
 

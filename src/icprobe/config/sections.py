@@ -58,7 +58,8 @@ class ExternalScores(Section):
     parts: Literal["examples", "tasks"] = Field("examples", description="What the parts of several files divide.")
     join: Literal["order", "id"] = Field(
         "order",
-        description="order: row i is example i; id: by the file's ids (row numbers, zero-padded, where it has none).",
+        description="order: row i is example i; id: by the file's ids. Where the examples came without ids, files that "
+        "have none, or numbers, join by row number, from 0.",
     )
     id_column: str = Field("id", description="Column of a table that names its rows.")
     header: bool = Field(True, description="Whether the first line of a CSV file names its columns.")

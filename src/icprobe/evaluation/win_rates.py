@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
-from icprobe.errors import DataError
+from icprobe.errors import DataError, several
 
 Z_95 = 1.96
 FEWEST = 6  # prompts: of fewer, all signs agree by chance in more than 5%
@@ -48,7 +48,7 @@ def win_rate(preferences: np.ndarray | pd.Series) -> dict[str, float | int]:
     outside = preferences[(preferences < 1) | (preferences > 2)]
     if outside.size:
         raise DataError(
-            f"{outside.size} preferences lie outside of [1, 2], the first is {outside[0]}: "
+            f"{several(outside.size, 'preference')} outside of [1, 2], the first is {outside[0]}: "
             "1 means that the base model wins, 2 that the fine-tuned one does. Judge again."
         )
     n = len(preferences)
@@ -311,7 +311,7 @@ def _checked(judgements: pd.DataFrame) -> pd.DataFrame:
         row = judgements[twice].iloc[0]
         raise DataError(
             f"Judgements of {row['method']}, {row['bin']}, seed {row['seed']}: prompt {row['id']!r} is "
-            f"judged twice ({twice.sum()} such rows). Give each prompt one judgement."
+            f"judged twice ({several(twice.sum(), 'such row')}). Give each prompt one judgement."
         )
     return judgements
 

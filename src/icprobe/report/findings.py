@@ -46,6 +46,7 @@ class ModelInputs:
     chain: Source | None = None  # [model], link, level, task, learning_rate, statistic, value, low, high, interval, n
     weak_link: str | Path | None = None  # text file: which link of the chain is the weak one, in words
     label_aucs: Source | None = None  # [model], label, value, method, auc, n_positive, n_negative; absent: computed
+    label_correlations: Source | None = None  # [model], label, method, statistic, value, low, high, interval, n
     figures: Sequence[str | Path] = ()  # SVG files; the caption is the file's dc:title or name, and dc:description
 
 
@@ -87,6 +88,7 @@ class Findings:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
             aucs = label_aucs(self.scores, train[["id", *labels]], sound)
         self.aucs = aucs if len(aucs) else None
+        self.label_correlations = self._own(inputs.label_correlations)
         self.figures = [_figure(Path(path)) for path in inputs.figures]
         self.best, self.worst = {}, {}
         for method, table in tables.items():

@@ -42,7 +42,7 @@ HOW = {
     "correlate": "correlations of every pair of methods with 95% intervals",
     "tabulate_bins": "where each method's bins end, and how many examples are tied there",
     "compare_bins": "examples that each method's bins share with those of icp",
-    "tell_labels": "how well each method tells good examples from others",
+    "tell_labels": "how well each method tells good examples from others, and follows labels that are numbers",
     "attribute_step": "one_step at another step size, for the chain",
     "gather_steps": "the shards of a step size, joined",
     "chain": "correlations of icp, one_step and influence, link by link and by step size",

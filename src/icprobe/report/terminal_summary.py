@@ -91,13 +91,22 @@ def _overlap(tables: Path) -> list[str]:
 
 
 def _labels(tables: Path) -> list[str]:
-    """How well each method tells examples of a label's good values from all others: AUC with its 95% interval."""
+    """How well each method tells a label's good values from all others, and follows labels that are numbers."""
     table = _table(tables / "label_aucs.csv")
     lines = []
     for label, rows in () if table is None else headline.good_against_others(table).groupby("label", sort=False):
         sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
         told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
         lines.append(f"AUC of {label}, {sizes}: {told}")
+    table = _table(tables / "label_correlations.csv")
+    found = (
+        ()
+        if table is None
+        else headline.over_all_tasks(table).query("statistic == 'spearman'").groupby("label", sort=False)
+    )
+    for label, rows in found:
+        told = ", ".join(f"{row.method} {_estimate(row, row.value)}" for row in rows.itertuples())
+        lines.append(f"Spearman with {label}, {rows['n'].max()} examples: {told}")
     return lines
 
 

@@ -1,55 +1,100 @@
 """Reads tables of examples, tasks and eval prompts, and checks them row by row."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import ConfigError, DataError, shown
+from icprobe.artifacts import digest
+from icprobe.errors import ConfigError, DataError, did_you_mean, shown
 from icprobe.tables.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
+ROW_NUMBER = "row_number"  # a column of tables whose rows came without ids: their places in the source, from 0
 NAME_OF_ALL = {"domain": "all", "subset": "overall"}  # what tables call all of them
 RESERVED = {"id", "score"}  # columns of attribution matrices that are no tasks: none is called so
 MAX_ID_CHARACTERS = 200
+ID_DIGITS = 12  # of an id that is made from a row's content: two of a million rows share one by chance in 0.2% of cases
 VALUES_SHOWN = 12  # of a column, in messages
+# What others call our columns, for a guess in messages.
+OFTEN_CALLED = {
+    "instruction": ("prompt", "question", "query", "problem", "user"),
+    "output": ("response", "completion", "answer", "target", "solution", "assistant"),
+}
 
 
 def read_table(
-    source: dict[str, Any], extra: Iterable[str] = (), on_empty: str = "error", needs_output: bool = True
+    source: dict[str, Any],
+    extra: Iterable[str] = (),
+    on_empty: str = "error",
+    needs_output: bool = True,
+    labels: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Reads and checks rows: `id` (str, unique), `instruction`, `input`, `output` (str), and of `extra` what is there.
 
+    Rows without ids take those of `content_ids`, and have the column `row_number` beside them.
+
     source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns). A row
     without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an output;
-    `frame.attrs["dropped_empty"]` counts these. Raises DataError for the first row that cannot be used, with its file
-    and line.
+    `frame.attrs["dropped_empty"]` counts these. labels: as `extra`, but some row must have a value of each. Raises
+    DataError for the first row that cannot be used, with its file and line, ConfigError for a label without a value.
     """
     frame, origin = read_source(source)
     places = frame.pop(WHERE)
-    frame = _with_our_names(frame, source.get("columns", {}), origin)
-    for column in ["instruction", *(["output"] if needs_output else [])]:
-        if column not in frame:
-            known = ", ".join(shown(name) for name in frame.columns[:10])
-            raise DataError(f"{origin}: has no column {column!r} (it has {known}); name yours under `columns`.")
-    result = pd.DataFrame({"id": _ids(frame, places)})
-    for column in TEXTS:
-        result[column] = _texts(frame, column, places)
-    for column in extra:
+    columns = source.get("columns", {})
+    check_columns(frame.columns, origin, columns, needs_output)
+    check_labels(labels, [name for name in frame if any(map(label, frame[name]))], origin, columns)
+    frame = _with_our_names(frame, columns)
+    texts = {column: _texts(frame, column, places) for column in TEXTS}
+    if "id" in frame and not all(map(_missing, frame["id"])):
+        result = pd.DataFrame({"id": _ids(frame, places), **texts})
+    else:
+        result = pd.DataFrame({"id": content_ids(zip(*texts.values(), strict=True)), **texts})
+        result[ROW_NUMBER] = np.arange(len(result))
+    for column in (*extra, *labels):
         if column in frame:
             result[column] = _labels(frame, column, places)
     return _with_output(result, places, on_empty, origin) if needs_output else result
 
 
-def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str], origin: str) -> pd.DataFrame:
-    """Adds to a table its columns by our names. columns: {our name: theirs}."""
-    renamed = {}
+def check_columns(names: Iterable[str], origin: str, columns: Mapping[str, str], needs_output: bool) -> None:
+    """Raises DataError where a table has not all columns that it needs, or that the configuration names.
+
+    names: its columns; origin: what it comes from; columns: {our name: theirs}.
+    """
+    names = list(names)
+    known = f"it has {_listed(names)}"
     for ours, theirs in columns.items():
-        if theirs not in frame:
-            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
-        renamed[ours] = frame[theirs]
-    frame = frame.assign(**renamed)
+        if theirs not in names:
+            hint = did_you_mean(theirs, names)
+            raise DataError(
+                f"{origin}: has no column {shown(theirs)}, which `columns` gives for our {ours!r}; {known}{hint or '.'}"
+            )
+    for ours in ["instruction", *(["output"] if needs_output else [])]:
+        if columns.get(ours, ours) not in names:
+            guess = next((name for name in names if name.lower() in OFTEN_CALLED[ours]), "NAME")
+            raise DataError(
+                f"{origin}: has no column {ours!r} ({known}); say which it is, such as columns: {{{ours}: {guess}}}."
+            )
+
+
+def check_labels(labels: Iterable[str], names: Sequence[str], origin: str, columns: Mapping[str, str]) -> None:
+    """Raises ConfigError for a label of which no row has a value. names: columns of which some row has one."""
+    for ours in labels:
+        theirs = columns.get(ours, ours)
+        if theirs not in names:
+            hint = did_you_mean(theirs, [name for name in names if name not in (*TEXTS, "id")])
+            raise ConfigError(
+                f"config: data.labels: no row of {origin} has a value in the column {shown(theirs)}{hint or ';'} "
+                "correct the name, or take it out of data.labels"
+            )
+
+
+def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Adds to a table its columns by our names. columns: {our name: theirs}."""
+    frame = frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
     if "subset" not in frame and "dataset" in frame:
         frame = frame.assign(subset=frame["dataset"])
     return frame
@@ -122,12 +167,40 @@ def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -
         values = sorted(set(table[name].dropna())) if name in table else []
         counts[name] = int(table[name].isin([*wanted]).sum()) if values else 0
         if values and wanted and not counts[name]:
-            known = ", ".join(map(shown, values[:VALUES_SHOWN])) + (", …" if len(values) > VALUES_SHOWN else "")
+            known = _listed(values)
             raise ConfigError(
                 f"config: data.sound_labels.{name}: no row of data.train has {' or '.join(map(shown, wanted))}; the "
-                f"column {name!r} holds {known}. Correct it, or set it to null for a label that marks no good examples."
+                f"column {name!r} holds {known}. Correct it, or set it to [] for a label that marks no good examples."
             )
     return counts
+
+
+def check_unmarked(table: pd.DataFrame, labels: Iterable[str], good: Iterable[str]) -> list[str]:
+    """Says of each label that is no number and not among `good` which key of the configuration gives it an AUC."""
+    return [
+        f"data.labels: nothing says which values of {name!r} mark good examples, so it has no AUC; write "
+        f"data.sound_labels: {{{name}: [VALUE]}} (it holds {_listed(sorted(set(table[name].dropna())))}), or [] where "
+        "none does"
+        for name in labels
+        if name not in good and numbers(table[name]) is None
+    ]
+
+
+def numbers(label: pd.Series) -> pd.Series | None:
+    """Reads a label as numbers, null as NaN; None where a value is no finite number, or where all are equal."""
+    values = pd.to_numeric(label, errors="coerce").astype(float)
+    known = values[label.notna()]
+    return values if np.isfinite(known).all() and known.nunique() > 1 else None
+
+
+def numbered_labels(table: pd.DataFrame, labels: Iterable[str]) -> dict[str, pd.Series]:
+    """Finds the labels that are numbers: label -> numbers [N] indexed by id."""
+    found = {name: numbers(values) for name, values in table.set_index("id")[list(labels)].items()}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(map(shown, values[:VALUES_SHOWN])) + (", …" if len(values) > VALUES_SHOWN else "")
 
 
 def check_tasks(ids: Iterable[str]) -> None:
@@ -158,8 +231,7 @@ def _check_text(where: str, column: str, value: Any, required: bool = False) -> 
 
 
 def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
-    if "id" not in frame or all(map(_missing, frame["id"])):
-        return row_numbers(len(frame))
+    """Checks a column of ids, and gives them."""
     ids: dict[str, str] = {}
     for where, value in zip(places, frame["id"], strict=True):
         if _missing(value):
@@ -175,13 +247,47 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
                 "none of which steers a terminal."
             )
         if name in ids:
-            raise DataError(f"{where}: the id {shown(name)} is that of {ids[name]} too; ids must be unique.")
+            earlier = ids[name].removeprefix(where.rpartition(", ")[0] + ", ")  # the file is named already
+            raise DataError(f"{where}: the id {shown(name)} is taken already, by {earlier}; ids must be unique.")
         ids[name] = where
     return list(ids)
 
 
+def content_ids(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Makes ids of rows that have none from their texts (instruction, input, output).
+
+    "x" and the first digits of the texts' SHA-256, so that a row keeps its id wherever it stands and whatever stands
+    beside it, and no table takes the id for a number. A row that repeats another is numbered: x1c0…, x1c0…-2.
+    """
+    seen: Counter[str] = Counter()
+    ids = []
+    for texts in rows:
+        name = f"x{digest(texts)[:ID_DIGITS]}"
+        seen[name] += 1
+        ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return ids
+
+
+def find_rows(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Finds the rows of a table that names mean: positions [names], -1 where there is none.
+
+    A name is an id or, where the rows came without ids, a number: the row's place in its source, from 0, zero-padded or
+    not.
+    """
+    found = pd.Index(table["id"]).get_indexer(list(names))
+    if ROW_NUMBER in table:
+        numbers = pd.Index(table[ROW_NUMBER]).get_indexer([int(name) if is_number(name) else -1 for name in names])
+        found = np.where(found < 0, numbers, found)
+    return found
+
+
+def is_number(name: str) -> bool:
+    """Whether a name can be the number of a row."""
+    return name.isascii() and name.isdigit() and len(name) < 19
+
+
 def row_numbers(count: int) -> list[str]:
-    """Makes ids of rows that have none: their numbers from 0, zero-padded so that they sort as texts in this order."""
+    """Makes ids of rows without texts: their numbers from 0, zero-padded so that they sort as texts in this order."""
     width = len(str(count - 1))
     return [f"{number:0{width}d}" for number in range(count)]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import DataError
+from icprobe.errors import DataError, several, some
 from icprobe.tables.checking import records
 from icprobe.tables.selecting import sample as draw_sample
 from icprobe.tables.selecting import select_tasks
@@ -120,11 +120,12 @@ def fit(
     rows = frame.to_dict("records")
     over = _too_long(rows, readers, text, besides)
     if over and on_too_long == "error":
-        ids = ", ".join(rows[place]["id"] for place in list(over)[:5])
-        reader, count = next(iter(over.values()))
+        first, (reader, count) = next(iter(over.items()))
         raise DataError(
-            f"data.{what}: {len(over)} rows do not fit a model's context, first of {ids}: {count} tokens where "
-            f"{reader.model} takes {reader.max_positions}. Shorten them, or set data.on_too_long: truncate or drop."
+            f"data.{what}: {several(len(over), 'row')} too long for a model's context: "
+            f"{some([rows[place]['id'] for place in over])}; {rows[first]['id']} needs {count} tokens where "
+            f"{reader.model} takes {reader.max_positions}. Shorten what is too long, or set data.on_too_long: truncate "
+            "or drop."
         )
     if over and on_too_long == "truncate":
         cutters = {place: reader for place, (reader, _) in over.items()}
@@ -212,9 +213,9 @@ def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_ne
         raise DataError(f"data.eval: the prompt {row_id} has no token of {reader.model}; remove it.")
     long = [i for i, n in enumerate(counts) if limit is not None and n + max_new_tokens > limit]
     if long:
-        ids = ", ".join(frame["id"].iloc[long[:5]])
         raise DataError(
-            f"data.eval: the prompts {ids} ({len(long)} in all) leave no room for evaluation.max_new_tokens: "
-            f"{max_new_tokens} within the {limit} tokens of {reader.model}; shorten or remove them."
+            f"data.eval: {several(len(long), 'prompt')} with no room for evaluation.max_new_tokens: {max_new_tokens} "
+            f"within the {limit} tokens of {reader.model}: {some(frame['id'].iloc[long].tolist())}. Shorten or remove "
+            "what is too long."
         )
     return pd.DataFrame({"id": frame["id"], "n_query": counts}).astype({"n_query": "int32"})

@@ -27,6 +27,14 @@ def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataF
         raise damaged(path, error) from None
 
 
+def column_names(path: str | Path) -> list[str]:
+    """Finds the columns of a table that `write_parquet` wrote. Raises ArtifactError as `read_parquet` does."""
+    try:
+        return pq.read_schema(path).names
+    except (OSError, pa.ArrowException) as error:
+        raise damaged(path, error) from None
+
+
 def damaged(path: str | Path, error: Exception) -> ArtifactError:
     """Makes the error for a table of ours that cannot be read."""
     return ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.")

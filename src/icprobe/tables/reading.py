@@ -21,6 +21,7 @@ from icprobe.masking import reveal
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 WHERE = "_where"  # the column that says where a row stands, for messages
 MAX_COLUMNS = 1000
+LOOKED_AT_BYTES = 300_000  # of a file, where its columns alone are asked for
 
 
 def read_file(path: str | Path) -> pd.DataFrame:
@@ -41,6 +42,31 @@ def read_file(path: str | Path) -> pd.DataFrame:
     if frame.empty:
         raise DataError(f"{path}: holds no rows.")
     return frame
+
+
+def columns_of(path: str | Path) -> tuple[list[str], bool]:
+    """Finds the columns of a file by its beginning: (their names, whether these are all).
+
+    Not all, where rows that are not looked at may have others. A file that cannot be read has none here: `read_file`
+    says what is wrong.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_schema(path).names, True
+        if path.suffix == ".csv":
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                header = next((row for row in csv.reader(file, strict=True) if row), [])
+            return header, bool(header)
+        if path.stat().st_size <= LOOKED_AT_BYTES:
+            return [name for name in read_file(path) if name != WHERE], True
+        if path.suffix == ".jsonl":
+            with open(path, encoding="utf-8-sig") as file:
+                rows = [_parse(line) for line in file.readlines(LOOKED_AT_BYTES) if line.strip()]
+            return list(dict.fromkeys(key for row in rows for key in row)), False
+    except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException, DataError):
+        pass
+    return [], False
 
 
 def _text(path: Path) -> str:
@@ -83,6 +109,8 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         place = f"{path}, line {number}"
         try:
             row = _parse(line)
+        except json.JSONDecodeError as error:  # its own line number is that within the row
+            raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None
         except ValueError as error:
             raise DataError(f"{place}: broken JSON ({reason(error)}).") from None
         if not isinstance(row, dict):
@@ -95,6 +123,9 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 def _read_json(path: Path) -> pd.DataFrame:
     try:
         rows = _parse(_text(path))
+    except json.JSONDecodeError as error:
+        place = f"{path}, line {error.lineno}"
+        raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None
     except ValueError as error:
         raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from icprobe.errors import DataError, shown
-from icprobe.tables.checking import check_tasks
+from icprobe.tables.checking import check_tasks, find_rows
 
 
 def sample(
@@ -33,7 +33,8 @@ def sample(
     for number, (value, rows) in enumerate(groups):
         wanted = share + (number < rest)
         if wanted > len(rows):
-            raise DataError(f"{where}: {wanted} rows of {shown(value)} are wanted, but there are {len(rows)}.")
+            of = "the rows" if stratify is None else f"the rows of {shown(value)}"
+            raise DataError(f"{where}: {wanted} of {of} are wanted, but there are only {len(rows)}.")
         chosen += generator.choice(rows, size=wanted, replace=False).tolist()
     return frame.iloc[sorted(chosen)].reset_index(drop=True)
 
@@ -47,15 +48,14 @@ def select_tasks(
     Raises DataError for unknown ids, too few rows, or an id that `check_tasks` refuses.
     """
     if isinstance(select, list):
-        position = {row_id: row for row, row_id in enumerate(frame["id"])}
-        unknown = [row_id for row_id in select if row_id not in position]
-        if unknown:
-            raise DataError(
-                f"data.tasks.select: there is no task {shown(unknown[0])} (ids run {frame['id'].iloc[0]!r}, …)."
-            )
-        if len(set(select)) < len(select):
-            raise DataError("data.tasks.select: an id stands there twice.")
-        rows = [position[row_id] for row_id in select]
+        found = find_rows(frame, select)
+        if (found < 0).any():
+            unknown = select[int((found < 0).argmax())]
+            known = ", ".join(map(shown, frame["id"][:3]))
+            raise DataError(f"data.tasks.select: there is no task {shown(unknown)}; the first ids are {known}.")
+        rows = found.tolist()
+        if len(set(rows)) < len(rows):
+            raise DataError("data.tasks.select: a task stands there twice.")
     elif select == "all":
         rows = list(range(len(frame)))
     else:

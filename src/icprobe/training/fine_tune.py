@@ -128,7 +128,7 @@ def _log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
     """Says in the log how many rows are cut off or dropped. Raises DataError where all of them are dropped."""
     if counts["dropped"] == n_rows:
         raise DataError(
-            f"None of the {n_rows} examples can be trained on: each query alone has {length} tokens or more. "
+            f"No example of {n_rows} can be trained on: each query alone has {length} tokens or more. "
             "Raise finetune.max_length."
         )
     if counts["truncated"] or counts["dropped"]:

@@ -18,7 +18,7 @@ from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError
 from icprobe.formatting import bin_name, bin_of, parse_bin
-from icprobe.tables import checking
+from icprobe.tables import checking, reading
 
 LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
 
@@ -113,6 +113,21 @@ class Plan:
             for file in files:
                 if not os.path.isfile(file):
                     raise ConfigError(f"config: {key}.path: {file}: no such file; correct the path")
+
+    def check_columns(self) -> None:
+        """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell.
+
+        What rows further down lack is found out by the jobs that read all of them.
+        """
+        data = self.config.data
+        for name, needs_output in (("train", True), ("tasks", True), ("eval", False)):
+            files = local_files(getattr(data, name))
+            looked_at = [reading.columns_of(file) for file in files]
+            if files and all(complete for _, complete in looked_at):
+                names = list(dict.fromkeys(column for columns, _ in looked_at for column in columns))
+                origin, columns = ", ".join(files[:3]), getattr(data, name).columns
+                checking.check_columns(names, origin, columns, needs_output)
+                checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
 
     def text_settings(self, *templates: str) -> dict[str, Any]:
         """How rows become texts and tokens: these templates (all, if none is named), and what control tokens are."""
@@ -219,7 +234,7 @@ class Plan:
         several = len(methods) > 1
         return [
             *(["correlations.csv"] if several else []),
-            "label_aucs.csv",
+            *("label_aucs.csv", "label_correlations.csv"),
             *(["bins.csv"] if bins else []),
             *(["overlaps.csv"] if bins and several and "icp" in methods else []),
             *(["chain.csv", "weak_link.txt"] if self.chain else []),

@@ -152,6 +152,13 @@ class Sizes:
         seconds = pairs * settings.resamples * resampled**2 / 2e10
         return Needs(3000 + 1e-5 * settings.resamples * resampled + 1e-4 * methods * self.examples, seconds)
 
+    def tell_labels(self) -> Needs:
+        """Reads the labels, and resamples each method's scores with each label that is a number."""
+        settings = self.config.analysis
+        resampled = settings.resamples * (self.examples if self.examples <= settings.analytic_above else 0)
+        pairs = len(self.config.attribution.methods) * len(self.config.data.labels)
+        return Needs(1000 + 1e-3 * self.examples + 1e-5 * resampled, 1e-7 * pairs * resampled)
+
     def chain(self) -> Needs:
         """Ranks all cells in each resample, in all tasks together and one by one, and again by domain."""
         settings = self.config.analysis

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from icprobe import execution
-from icprobe.errors import ConfigError, DataError
+from icprobe.errors import ConfigError, DataError, several, some
 from icprobe.masking import keep_secret
 from icprobe.progress import Progress
 
@@ -142,8 +142,8 @@ def require_gold(golds: dict[str, str | None]) -> None:
     missing = [prompt for prompt, gold in golds.items() if not (gold or "").strip()]
     if missing:
         raise DataError(
-            f"Eval prompt {missing[0]!r} and {len(missing) - 1} others have no gold answer to compare responses with. "
-            "Give each an output, or choose another evaluation.judge."
+            f"{several(len(missing), 'eval prompt')} without a gold answer to compare responses with: "
+            f"{some(missing)}. Give each an output, or choose another evaluation.judge."
         )
 
 
