@@ -74,8 +74,7 @@ workspace: install
 # docs/notebooks/first-look.ipynb, executed again in its place; SmolLM2 is prepared in ~/.cache/icprobe the first time.
 notebook: install
 	$(BIN)/pip install --quiet --editable '.[notebook]'
-	$(BIN)/jupyter-execute --inplace --NotebookClient.record_timing=False --NotebookClient.coalesce_streams=True \
-		docs/notebooks/first-look.ipynb
+	$(BIN)/python docs/notebooks/execute.py
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu$$//' | grep -viE '^(nvidia|triton)' > constraints.txt
