@@ -16,7 +16,7 @@ from icprobe.figures.drawing import caption, save
 from icprobe.figures.overlaps import overlap_curve
 from icprobe.formatting import number
 from icprobe.report.build import build
-from icprobe.report.findings import ModelInputs
+from icprobe.report.findings import Findings, ModelInputs
 from icprobe.report.page import embedded_json, visible
 from icprobe.report.provenance import HOW, RuleRun, artifacts, behind, rule_runs
 from icprobe.tracking.environment import measured
@@ -186,6 +186,20 @@ def test_an_auc_is_computed_where_no_table_gives_it(tmp_path):
     )
     text = page(tmp_path, models={"smollm2": ModelInputs(scores={"oracle": perfect})})
     assert re.search(r'<th scope="row">oracle</th><td class="n">1.00 <span class="interval">\[0.9\d, 1.00\]', text)
+
+
+def test_examples_of_one_score_share_a_rank_and_stand_by_their_mean_effect():
+    train = pd.DataFrame({"id": list("abcde"), **dict.fromkeys(("instruction", "input", "output"), "text")})
+    scores = pd.DataFrame(
+        {"id": list("edcba"), "score": [1.0, 1.0, 1.0, 0.5, np.nan], "mean_effect": [2, 7, 7, 9, np.nan]}
+    )
+    bins = pd.DataFrame({"method": ["icp"], "bin": ["top 40%"]})
+    found = Findings("m", ModelInputs(scores={"icp": scores}, bins=bins), train, [], {}, top=3)
+    assert found.best["icp"] == [2, 3, 4]
+    assert found.worst["icp"] == [1, 4, 3]
+    assert [found.example(row, "icp")["rank"] for row in (2, 3, 4, 1)] == [1, 1, 1, 4]
+    whole = Findings("m", ModelInputs(scores={"icp": scores.fillna(0)}, bins=bins), train, [], {}, top=3)
+    assert whole.explorer(np.arange(5), pd.DataFrame({"id": []}))["bins"] == {"top 40%": {"icp": [2, 3]}}
 
 
 def test_overlaps_and_aucs_stand_with_their_intervals(tmp_path):
