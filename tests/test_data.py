@@ -180,7 +180,7 @@ def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content,
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"instruction": "a", "output": "b"', "broken JSON (Expecting ',' delimiter, character 47)"),
+        ('{"instruction": "a", "output": "b"', "broken JSON (Expecting ',' delimiter, character 46)"),
         ('{"instruction": "a", "output": ""}', '"output" is empty'),
         ('{"instruction": "a", "output": "\\u2003 \\u00a0"}', '"output" is empty'),
         ('{"instruction": "a", "output": null}', '"output" is empty'),

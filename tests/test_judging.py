@@ -97,7 +97,7 @@ def test_pairs_follow_the_eval_table_and_an_empty_subset_has_none():
 def test_mistakes_are_one_clear_sentence():
     with pytest.raises(ConfigError, match="'refrence' is no judge; known are reference"):
         judge("refrence", [pair("", "")], SETTINGS)
-    with pytest.raises(DataError, match="1 eval prompt without a gold answer to compare responses with: a\."):
+    with pytest.raises(DataError, match=r"1 eval prompt without a gold answer to compare responses with: a\."):
         judge("reference", [pair("", "", gold=None)], SETTINGS)
 
 

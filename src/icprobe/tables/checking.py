@@ -194,8 +194,9 @@ def numbers(label: pd.Series) -> pd.Series | None:
 
 
 def numbered_labels(table: pd.DataFrame, labels: Iterable[str]) -> dict[str, pd.Series]:
-    """Finds the labels that are numbers: label -> numbers [N] indexed by id."""
-    found = {name: numbers(values) for name, values in table.set_index("id")[list(labels)].items()}
+    """Finds the labels of a table that are numbers: label -> numbers [N] indexed by id."""
+    by_id = table.set_index("id")
+    found = {name: numbers(by_id[name]) for name in labels if name in by_id}
     return {name: values for name, values in found.items() if values is not None}
 
 
