@@ -16,14 +16,14 @@ if TYPE_CHECKING:  # jobs import this package too, and would wait 0.2 s for the 
 class Method:
     """What the DAG has to know of a method.
 
-    module: where its `attribute` is. unit: of the matrix's entries, for axes. asks: the question it puts to an example
-    ("it"), in one sentence with its unit, for readers of the report who know no method. settings: keys of the
-    configuration's `attribution` section that it uses. execution: those of them that change no bit of the matrix (`values.how`).
-    together: the methods whose matrices come out of the same pass. needs_model: its job reads a model, tasks and texts
-    beside the examples' lengths. per_task: the matrix has a column for each task, not one named `score`. whole: it is
-    one job, however many shards the others have, for it needs all examples or costs nothing. seeded: it draws at
-    random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than
-    an error.
+    module: where its `attribute` is. unit: of the matrix's entries, for axes. asks: the question it puts to an
+    example ("it"), in one sentence with its unit, for readers of the report who know no method. settings: keys of
+    the configuration's `attribution` section that it uses. execution: those of them that change no bit of the
+    matrix (`values.how`). together: the methods whose matrices come out of the same pass. needs_model: its job
+    reads a model, tasks and texts beside the examples' lengths. per_task: the matrix has a column for each task,
+    not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
+    costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip:
+    NaN means "not evaluated" rather than an error.
     """
 
     module: str

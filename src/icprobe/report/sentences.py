@@ -37,8 +37,8 @@ def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) 
         unit = f" ({units['icp']})" if "icp" in units else ""
         sentences.append(
             f"icp's bin {name} holds the examples whose icp score{unit} is {limit}. The bin {name} of another method "
-            f"holds the same number of examples, its own {'best' if above else 'worst'} ones: its scores have another "
-            "unit, so that the threshold itself would mean nothing there."
+            f"holds the same number of examples, its own {'best' if above else 'worst'} ones: methods are compared on "
+            "bins of one size, whatever their units."
         )
     if shares:
         sentences.append(
@@ -71,15 +71,10 @@ def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Fi
         findings.append(Finding("Do icp and influence agree?", sentences))
     if findings:
         return findings
-    nothing = (
-        "There are scores, and nothing yet to hold them against: no second method, no labels, no fine-tuned model."
-    )
+    sentences = ["There are no labels with good values and no fine-tuned models to hold the scores against."]
     if model.correlations is not None:
-        nothing = (
-            "There are no labels and no fine-tuned models to hold the scores against; how far the methods agree with "
-        )
-        nothing += "each other is in the table of correlations."
-    return [Finding("What do the scores tell?", [nothing])]
+        sentences.append("How far the methods agree with each other is in the table of correlations.")
+    return [Finding("What do the scores tell?", sentences)]
 
 
 def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
