@@ -109,6 +109,8 @@ def test_equal_bins_are_shown_once(tmp_path):
         *["<=0.5", ">0.8, >0.85"] * 2,
         "all data",
     ]
+    alone = model_of(tmp_path, overlaps=pd.concat([overlaps, same]), win_rates=again)
+    assert [alone.bin_names(row.bin) for row in alone.win_rate_rows(overall=True)] == [">0.8, >0.85"] * 2
     assert list(model.explorer(np.arange(96), experiment(tmp_path)["tasks"])["bins"])[2] == ">0.8, >0.85"
 
 

@@ -74,7 +74,9 @@ class Findings:
         self.lengths = None if lengths is None else lengths.astype({"id": str}).set_index("id").reindex(train["id"])
         self.correlations = self._own(inputs.correlations)
         self.overlaps = self._own(inputs.overlaps)
-        self.equal_bins = {} if self.overlaps is None else headline.distinct_bins(self.overlaps)
+        distinct = {} if self.overlaps is None else headline.distinct_bins(self.overlaps)
+        # bin -> all bins that hold the same examples as it.
+        self.equal_bins = {bin_: equal for equal in distinct.values() for bin_ in equal}
         self.win_rates = self._own(inputs.win_rates)
         if self.win_rates is not None and "length_controlled_win_rate" not in self.win_rates:
             self.win_rates["length_controlled_win_rate"] = np.nan
@@ -136,12 +138,15 @@ class Findings:
         return dict(sorted(rows.items()))
 
     def bin_names(self, bin_: str) -> str:
-        """A bin as people read it, and the bins that hold the same examples as it."""
-        return ", ".join(map(bin_label, self.equal_bins.get(threshold(str(bin_)), [str(bin_)])))
+        """A bin as people read it, with the bins that hold the same examples as it."""
+        return ", ".join(map(bin_label, self._equal_to(bin_)))
+
+    def _equal_to(self, bin_: str) -> list[str]:
+        return self.equal_bins.get(threshold(str(bin_)), [str(bin_)])
 
     def overlap_bins(self) -> dict[str, float]:
         """bin -> overlap expected by chance; equal bins once."""
-        return {row.bin: row.chance for row in self.overlaps.itertuples() if row.bin in self.equal_bins}
+        return {row.bin: row.chance for row in self.overlaps.itertuples() if row.bin == self._equal_to(row.bin)[0]}
 
     def overlap_rows(self) -> dict[str, dict[str, Any]]:
         """method -> bin -> row of the table."""
@@ -151,14 +156,14 @@ class Findings:
         return rows
 
     def win_rate_rows(self, overall: bool) -> list[Any]:
-        """The rows over all prompts and seeds, or all; of bins that hold the same examples only the first's.
+        """The rows over all prompts and seeds, or all; of bins that hold the same examples those of one.
 
         Each has `n_prompts` (seeds judge the same prompts again), and `leads`: whether it is significantly the best of
         its bin.
         """
         rows = self.win_rates
-        later = {bin_ for first, bins in self.equal_bins.items() for bin_ in bins if bin_ != first}
-        rows = rows[~rows["bin"].astype(str).map(threshold).isin(later)]
+        first = rows["bin"].map(lambda bin_: self._equal_to(bin_)[0])
+        rows = rows[~rows[["method", "subset", "seed"]].assign(bin=first).duplicated()]
         of_prompts = rows[rows["seed"].astype(str) != headline.ALL].groupby(["method", "bin", "subset"])["n"].max()
         prompts = [of_prompts.get((row.method, row.bin, row.subset), row.n) for row in rows.itertuples()]
         best = set() if self.differences is None else significantly_best(self.win_rates, self.differences)
@@ -244,7 +249,7 @@ class Findings:
         icp."""
         if self.overlaps is None or "icp" not in self.scores or self.scores["icp"].isna().any():
             return {}
-        thresholds = [bin_label(name) for name in self.equal_bins]
+        thresholds = [bin_label(name) for name in self.overlap_bins()]
         tables = {m: score.rename_axis("id").rename("score").reset_index() for m, score in self.scores.items()}
         position = {identity: i for i, identity in enumerate(self._train["id"].iloc[explored])}
         found: dict[str, dict[str, list[int]]] = {self.bin_names(name): {} for name in thresholds}

@@ -60,7 +60,7 @@ def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Fi
         [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
     ):
         good = _listed(map(str, sound_labels.get(label, [])), "or") or "good"
-        question = f"Which methods tell {good} examples from the others?"
+        question = f"Which methods tell {good} examples from the others ({label})?"
         findings.append(Finding(question, labels(str(label), good, rows)))
     rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
     if rows:
