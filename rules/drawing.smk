@@ -7,17 +7,18 @@ from icprobe import figures
 from icprobe.figures import FIGURES
 
 
+def score_unit(method):
+    """What a method's score counts, with its unit."""
+    if not METHODS[method].per_task:
+        return METHODS[method].unit
+    if PLAN.aggregator(method) == "fraction_positive":
+        return "share of tasks helped"
+    return f"mean over tasks, {METHODS[method].unit}"
+
+
 def axis_labels():
     """What each method's score is, with its unit, for axes."""
-
-    def label(method):
-        if not METHODS[method].per_task:
-            return f"{method} ({METHODS[method].unit})"
-        if PLAN.aggregator(method) == "fraction_positive":
-            return f"{method} (share of tasks helped)"
-        return f"{method} (mean over tasks, {METHODS[method].unit})"
-
-    return {method: label(method) for method in CONFIG.attribution.methods}
+    return {method: f"{method} ({score_unit(method)})" for method in CONFIG.attribution.methods}
 
 
 def scatter_pairs():

@@ -39,6 +39,7 @@ if PLAN.judged:
             **figure_outputs("judgements"),
         params:
             **figure_params("judgements"),
+            methods=CONFIG.attribution.methods,
         log:
             paths.log("plot_judgements/{model}"),
         conda:

@@ -27,6 +27,7 @@ rule report:
         sound_labels=CONFIG.data.sound_labels,
         examples=CONFIG.report.examples,
         colors=CONFIG.figures.colors,
+        asked={method: [METHODS[method].asks, score_unit(method)] for method in CONFIG.attribution.methods},
         rules=lambda w: provenance.behind("report", workflow.dag),
         # W&B's options change no result, so they are no part of the record.
         config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),

@@ -14,6 +14,7 @@ from icprobe.analysis import headline
 from icprobe.formatting import fixed
 from icprobe.report import terminal_summary
 from icprobe.report.findings import Findings, ModelInputs
+from icprobe.report.sentences import agreement
 from icprobe.tracking import runs
 from icprobe.tracking.lineage import scalar
 
@@ -162,7 +163,7 @@ def test_terminal_and_report_show_the_numbers_of_the_runs(tracked, monkeypatch):
     tables = {path.stem: path for path in (project.path / TABLES).glob("*.csv")}
     inputs = ModelInputs({"icp": dag.RESULTS / "scores/icp.parquet"}, **tables)
     page = Findings("tiny-llama", inputs, pd.read_parquet("results/tiny/data/train.parquet"), ["planted"], {}, 1)
-    text = " ".join(page.headline())
+    text = " ".join(agreement(page.correlations))
     for name in ("spearman", "spearman_given_length"):
         assert f"{found[name]} (95% interval {found[f'{name}_low']} to {found[f'{name}_high']}" in text
 

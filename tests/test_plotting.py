@@ -1,12 +1,15 @@
 """Figures: that they show the numbers given, keep text apart, and are the same bytes for the same numbers."""
 
 import itertools
+import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, QuadMesh
+from matplotlib.colors import to_hex
 
 from icprobe.figures.chain import chain_curves
 from icprobe.figures.distributions import distributions
@@ -17,8 +20,9 @@ from icprobe.figures.overlaps import overlap_curve
 from icprobe.figures.scatter import scatter
 from icprobe.figures.style import limits, look, tick
 from icprobe.figures.sweep import sweep_points
-from icprobe.figures.win_rates import win_rate_bars
-from icprobe.formatting import fixed
+from icprobe.figures.win_rates import win_rate_points
+from icprobe.formatting import DIVERGING, OKABE_ITO, fixed
+from icprobe.report import charts
 
 METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random", "another_method", "judge"]
 AXES = {"icp": "icp score (share of tasks helped)", "influence": "influence score (nats² per task, mean)"}
@@ -97,7 +101,7 @@ def all_figures(n, methods):
     yield "length_scatter", length_scatter(scores, n_target, AXES, dict.fromkeys(scores, 0.5))
     yield "heat_map", heat_map(table, above="spearman_partial_length")
     yield "overlap_curve", overlap_curve(overlap_table(methods))
-    yield "win_rate_bars", win_rate_bars(win_rate_rows(methods))
+    yield "win_rate_points", win_rate_points(win_rate_rows(methods))
     yield "chain_curves", chain_curves(chain_rows([1e-6, 1e-5, 1e-4, 1e-3][: methods - 1]))
     yield "sweep_points", sweep_points(sweep_rows(methods - 1, methods))
 
@@ -172,7 +176,7 @@ def test_empty_tables_are_drawn_without_a_warning(tmp_path):
         chain_rows([]).iloc[:0],
         sweep_rows(0, 0),
     )
-    drawn = (heat_map, overlap_curve, win_rate_bars)
+    drawn = (heat_map, overlap_curve, win_rate_points)
     for draw, table in zip((*drawn, chain_curves, sweep_points), empty, strict=True):
         assert table.empty
         save(draw(table), tmp_path / f"{draw.__name__}.svg", table)
@@ -251,10 +255,46 @@ def test_overlap_curves_leave_empty_bins_out():
     assert [text.get_text() for text in axes.get_xticklabels()][::5] == ["≤ 0.5\n90", "> 1\n0"]
 
 
-def test_win_rate_bars_show_the_chosen_subset_and_say_what_is_empty():
-    axes = win_rate_bars(win_rate_rows(2)).axes[0]
-    bars = [bar.get_height() for container in axes.containers for bar in getattr(container, "patches", [])]
-    assert np.allclose(bars, [40, 43, np.nan] * 2, equal_nan=True)
+def test_equal_bins_are_one_place_on_the_axis():
+    table = overlap_table(3)
+    table.loc[table["bin"] == ">0.85", ["n", "chance"]] = table.loc[table["bin"] == ">0.8", ["n", "chance"]].to_numpy()
+    axes = overlap_curve(table).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()][2:4] == ["> 0.8\n> 0.85\n70", "> 0.9\n50"]
+
+
+def test_a_method_looks_alike_in_every_figure():
+    table, methods = overlap_table(4), METHODS[:4]
+    axes = (
+        overlap_curve(table, methods=methods).axes[0],
+        win_rate_points(win_rate_rows(4).query("method != 'icp'"), known=methods).axes[0],
+    )
+    scores, lengths = score_set(30, 4)
+    for k, method in enumerate(methods[1:], start=1):
+        expected = look(k, OKABE_ITO)
+        (curve,) = [line for line in axes[0].lines if line.get_label() == method]
+        (points,) = [bar.lines[0] for bar in axes[1].containers if bar.get_label() == method]
+        for line in (curve, points):
+            assert {"color": line.get_color(), "marker": line.get_marker()} == expected
+        panel = length_scatter(scores, lengths).axes[k].collections[0]
+        assert to_hex(panel.get_facecolor()[0]).upper() == expected["color"]
+
+
+def test_the_report_has_the_colours_and_shapes_of_the_figures():
+    rows = pd.DataFrame({"method": ["influence", "all"], "condition": ["i", "all data"], "win_rate": 50.0})
+    chart = json.dumps(charts.win_rates(rows.assign(low=40.0, high=60.0), METHODS, "m"))
+    expected = look(1, OKABE_ITO)
+    assert {expected["color"], "square"} <= set(re.findall(r'"([^"]*)"', chart))
+    assert (expected["marker"], OKABE_ITO[0] in chart) == ("s", False)
+    map_ = charts.heat_map(correlation_table(3), METHODS[:3], "m")
+    assert map_["layer"][0]["encoding"]["color"]["scale"]["range"] == list(DIVERGING)
+    image = heat_map(correlation_table(3)).axes[0].images[0]
+    assert [to_hex(image.cmap(image.norm(value))) for value in (-1, 1)] == [DIVERGING[0], DIVERGING[-1]]
+
+
+def test_win_rates_show_the_chosen_subset_and_say_what_is_empty():
+    axes = win_rate_points(win_rate_rows(2)).axes[0]
+    rates = [rate for points in axes.containers for rate in points.lines[0].get_ydata()]
+    assert np.allclose(rates, [40, 43, np.nan] * 2, equal_nan=True)
     assert [text.get_text() for text in axes.texts] == ["empty", "empty"]
     segments = [line.get_segments() for line in axes.collections]
     assert np.allclose(segments[0][0][:, 1], [35, 47])
@@ -262,8 +302,8 @@ def test_win_rate_bars_show_the_chosen_subset_and_say_what_is_empty():
         50,
         55,
     ]
-    koala = win_rate_bars(win_rate_rows(2), subset="koala").axes[0]
-    assert koala.containers[0].patches[0].get_height() == 1
+    koala = win_rate_points(win_rate_rows(2), subset="koala").axes[0]
+    assert koala.containers[0].lines[0].get_ydata()[0] == 1
 
 
 def test_the_chain_is_drawn_by_step_size_with_intervals_and_the_error_on_log_axes():

@@ -242,6 +242,19 @@ def test_a_bare_report_opens_without_complaint(browser, tmp_path):
     report.close()
 
 
+def test_titles_and_heat_maps_are_whole_on_a_narrow_screen(browser, tmp_path):
+    build(tmp_path / "report.html", **experiment(tmp_path))
+    report = Opened(browser, tmp_path / "report.html", width=400)
+    report.page.locator("#heat-map-0 svg").wait_for()
+    assert report.page.evaluate("document.documentElement.scrollWidth") <= 400
+    reach = "(node) => node.getBoundingClientRect().right"
+    titles = "section:not(#explorer) caption > span"
+    for place in ("#heat-map-0 svg", "#win-rates-0 svg", "h2", ".finding", titles):
+        shown = [node.evaluate(reach) for node in report.page.locator(place).all()]
+        assert 0 < max(shown) <= 400, place
+    report.close()
+
+
 @pytest.mark.parametrize("labels", [0, 1, 3, 6])
 def test_instructions_can_be_read_in_the_explorer_however_many_labels_there_are(labels, browser, tmp_path):
     arguments = experiment(tmp_path)

@@ -122,7 +122,8 @@ def method_added(project: dag.Project) -> dict:
     project.edit(
         "src/icprobe/attribution/__init__.py",
         '    "random": Method(',
-        '    "other": Method("icprobe.attribution.other", "tokens", needs_model=False, per_task=False, whole=True),\n'
+        '    "other": Method("icprobe.attribution.other", "tokens", "How long?", needs_model=False, per_task=False,\n'
+        "        whole=True),\n"
         '    "random": Method(',
     )
     baselines = project.path / "src/icprobe/attribution/baselines.py"

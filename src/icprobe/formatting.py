@@ -5,6 +5,7 @@ A bin has three forms: that of configuration and tables, `>0.85` or `top 20%`; t
 """
 
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -12,6 +13,17 @@ from icprobe.errors import ConfigError
 
 # Okabe and Ito's colours, which the colour-blind can tell apart: what `figures.colors` is by default.
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# A shape stands beside each colour, so that no colour is needed: Vega's name -> matplotlib's.
+SHAPES = {
+    "circle": "o", "square": "s", "triangle-up": "^", "diamond": "D",
+    "triangle-down": "v", "cross": "P", "triangle-right": ">", "triangle-left": "<",
+}  # fmt: skip
+# Of correlations and effects from most negative to most positive, equally dark on both sides: ColorBrewer's RdBu.
+DIVERGING = (
+    "#67001f", "#b2182b", "#d6604d", "#f4a582", "#fddbc7", "#f7f7f7",
+    "#d1e5f0", "#92c5de", "#4393c3", "#2166ac", "#053061",
+)  # fmt: skip
+GREY, UNLABELLED = "#6E6E6E", "#BBBBBB"  # of what is no method, and of examples without a label
 NAMES_OF_SIGNS = {"<=": "le", ">": "gt"}
 
 # --- numbers ----------------------------------------------------------------------------------------------------
@@ -56,6 +68,14 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+# --- looks ------------------------------------------------------------------------------------------------------
+
+
+def look(k: int, colors: Sequence[str]) -> tuple[str, str]:
+    """Colour and shape (Vega's name) of the k-th method or label; when the colours begin again, the shapes do not."""
+    return colors[k % len(colors)], list(SHAPES)[(k + k // len(colors)) % len(SHAPES)]
 
 
 # --- bins -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ A table's rows over all tasks stand beside those of each domain, those over all 
 The headline is what holds over all.
 """
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -42,6 +43,20 @@ def strictest_bin(overlaps: pd.DataFrame) -> pd.DataFrame:
     rows = rows[(rows["n"] > 0) & rows["bin"].map(lambda name: parse_bin(name).is_best).astype(bool)]
     sizes = rows.groupby("bin")["n"].max()
     return rows[rows["bin"] == min(sizes.index, key=lambda name: (sizes[name], -parse_bin(name).number), default="")]
+
+
+def distinct_bins(overlaps: pd.DataFrame) -> dict[str, list[str]]:
+    """Finds the bins that hold different examples: {the first of its kind: all bins that hold the same as it}.
+
+    Bins of one side, such as `>0.8` and `>0.9`, are cut from one ranking, so that those of one size are equal.
+    """
+    rows = over_all_tasks(overlaps)
+    sizes = rows.pivot_table(index="bin", columns="method", values=["n", "chance"], sort=False)
+    equal: dict[tuple, list[str]] = {}
+    for bin_ in dict.fromkeys(rows["bin"]):
+        side = re.match(r"[^\d.]*", bin_)[0].strip()
+        equal.setdefault((side, *sizes.loc[bin_].fillna(-1)), []).append(bin_)
+    return {bins[0]: bins for bins in equal.values()}
 
 
 def good_against_others(label_aucs: pd.DataFrame) -> pd.DataFrame:

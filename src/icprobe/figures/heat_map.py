@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from icprobe.figures.drawing import Drawn, Inputs
 from icprobe.figures.style import COLUMN, STYLE, title
-from icprobe.formatting import fixed
+from icprobe.formatting import DIVERGING, fixed
 
 PLAIN, PARTIAL = "spearman", "spearman_partial_length"
+COLORS = LinearSegmentedColormap.from_list("correlations", DIVERGING)
 
 
 def draw(inputs: Inputs) -> Drawn:
@@ -52,7 +54,7 @@ def heat_map(
             axes.set_axis_off()
             title(axes, "No pair of methods to compare")
             return figure
-        image = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1)
+        image = axes.imshow(values, cmap=COLORS, vmin=-1, vmax=1)
         for (a, b), value in np.ndenumerate(values):
             if a != b:
                 color = "white" if abs(value) > 0.6 else "black"

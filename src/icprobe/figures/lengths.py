@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from icprobe.figures.drawing import Drawn, Inputs
 from icprobe.figures.scores import axis_label, cut_tails, together
-from icprobe.figures.style import DENSITY_ABOVE, STYLE, density, grid, length_ticks, name_axes, plain_ticks, title
+from icprobe.figures.style import DENSITY_ABOVE, STYLE, density, grid, length_ticks, look, name_axes, plain_ticks, title
 from icprobe.formatting import OKABE_ITO, fixed
 
 
@@ -39,8 +39,7 @@ def length_scatter(
             if len(both) > DENSITY_ABOVE:
                 density(axes, both["a"].to_numpy(), both["b"].to_numpy(), log_x=True)
             else:
-                color = colors[k % len(colors)]
-                axes.scatter(both["a"], both["b"], s=6, alpha=0.7, linewidths=0, color=color)
+                axes.scatter(both["a"], both["b"], s=6, alpha=0.7, linewidths=0, **look(k, colors))
             outside = cut_tails(axes, both.assign(a=0.0))
             length_ticks(axes, both["a"].to_numpy())
             plain_ticks(axes.yaxis)

@@ -22,7 +22,7 @@ from icprobe.figures.style import (
     plain_ticks,
     title,
 )
-from icprobe.formatting import OKABE_ITO, estimate, fixed
+from icprobe.formatting import OKABE_ITO, UNLABELLED, estimate, fixed
 
 
 def draw(inputs: Inputs, method_a: str, method_b: str) -> Drawn:
@@ -77,7 +77,7 @@ def _points(axes: Axes, both: pd.DataFrame, labels: pd.Series | None, colors: Se
     unlabelled = both[of_examples.isna()]
     if len(unlabelled):
         text = f"unlabelled ({len(unlabelled)})"
-        axes.scatter(unlabelled["a"], unlabelled["b"], color="#BBBBBB", label=text, **style)
+        axes.scatter(unlabelled["a"], unlabelled["b"], color=UNLABELLED, label=text, **style)
     for k, kind in enumerate(sorted(of_examples.dropna().astype(str).unique())):
         chosen = both[of_examples.astype(str) == kind]
         axes.scatter(chosen["a"], chosen["b"], label=f"{kind} ({len(chosen)})", **look(k, colors), **style)

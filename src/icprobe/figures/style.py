@@ -12,9 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from icprobe import formatting
+from icprobe.formatting import GREY, SHAPES
+
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a paper, and the page
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#6E6E6E"
+MARKERS = tuple(SHAPES.values())
 BARS = {"elinewidth": 0.8, "capsize": 1.5}  # of errors, where points have an interval
 DENSITY_ABOVE = 2000  # examples; more points than that hide each other
 DENSITY_CELLS = 40
@@ -90,8 +92,15 @@ def legend_below(figure: Figure, **options) -> Legend:
 
 
 def look(k: int, colors: Sequence[str]) -> dict[str, str]:
-    """Colour and marker of the k-th method; when the colours begin again, the markers do not."""
-    return {"color": colors[k % len(colors)], "marker": MARKERS[(k + k // len(colors)) % len(MARKERS)]}
+    """Colour and marker of the k-th method or label, those that it has in the report's charts too."""
+    color, shape = formatting.look(k, colors)
+    return {"color": color, "marker": SHAPES[shape]}
+
+
+def looks(methods: Sequence[str], known: Sequence[str], colors: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The look of each of these methods, which is that of its place among all known ones in every figure."""
+    places = list(dict.fromkeys([*known, *methods]))
+    return {method: look(places.index(method), colors) for method in methods}
 
 
 def plain_ticks(axis: Axis, most: int = 5, whole: bool = False) -> None:

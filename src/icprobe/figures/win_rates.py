@@ -6,29 +6,32 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from icprobe.figures.drawing import Drawn, Inputs
-from icprobe.figures.style import COLUMN, GREY, PAGE, STYLE, legend_below, name_axes, title
+from icprobe.figures.style import BARS, COLUMN, GREY, PAGE, STYLE, legend_below, looks, name_axes, title
 from icprobe.formatting import OKABE_ITO, bin_words
 
 
 def draw(inputs: Inputs) -> Drawn:
     table = inputs.rows("win_rates")
-    return Drawn(win_rate_bars(table, colors=inputs.params.colors), table, "Win rates")
+    figure = win_rate_points(table, colors=inputs.params.colors, known=inputs.params.methods)
+    return Drawn(figure, table, "Win rates")
 
 
-def win_rate_bars(win_rates: pd.DataFrame, subset: str = "overall", colors: Sequence[str] = OKABE_ITO) -> Figure:
+def win_rate_points(
+    win_rates: pd.DataFrame, subset: str = "overall", colors: Sequence[str] = OKABE_ITO, known: Sequence[str] = ()
+) -> Figure:
     """The win rate of each method in each bin, over all seeds, with its 95% interval.
 
-    win_rates: the table of that name. The baseline trained on all data (method `all`) is a line with its
-    interval as a band; 50% is where the base model and the fine-tuned one draw. An empty bin says so.
+    win_rates: the table of that name. known: the methods of the experiment, whose order gives the looks. The baseline
+    trained on all data (method `all`) is a line with its interval as a band; 50% is where the base model and the
+    fine-tuned one draw. An empty bin says so.
     """
     rows = win_rates[(win_rates["subset"] == subset) & (win_rates["seed"].astype(str) == "all")]
     baseline, rows = rows[rows["method"] == "all"], rows[rows["method"] != "all"]
     bins, methods = list(dict.fromkeys(rows["bin"])), list(dict.fromkeys(rows["method"]))
-    bar = 0.8 / max(len(methods), 1)
-    halo = [withStroke(linewidth=1.8, foreground="white")]  # an interval shows on a black bar, too
+    styles = looks(methods, known, colors)
+    step = 0.8 / max(len(methods), 1)
     with rc_context(STYLE):
         figure = Figure(figsize=(PAGE if len(bins) * len(methods) > 6 else COLUMN, 2.6))
         axes = figure.add_subplot()
@@ -38,15 +41,11 @@ def win_rate_bars(win_rates: pd.DataFrame, subset: str = "overall", colors: Sequ
             axes.axhline(row.win_rate, color=GREY, linewidth=0.8, label="all data")
         for k, method in enumerate(methods):
             found = rows[rows["method"] == method].set_index("bin").reindex(bins)
-            places = np.arange(len(bins)) + (k - (len(methods) - 1) / 2) * bar
+            places = np.arange(len(bins)) + (k - (len(methods) - 1) / 2) * step
             rate = found["win_rate"].to_numpy(dtype=np.float64)
             # The maximum drops rounding: an interval clipped to [0, 100] still holds its rate.
             reach = np.maximum([rate - found["low"], found["high"] - rate], 0)
-            hatch = "" if k < len(colors) else "////"
-            style = {"color": colors[k % len(colors)], "hatch": hatch, "edgecolor": "white", "linewidth": 0}
-            axes.bar(places, rate, 0.9 * bar, label=method, **style)
-            line = {"ecolor": "#333333", "elinewidth": 0.8, "capsize": 1.5, "path_effects": halo}
-            axes.errorbar(places, rate, yerr=reach, fmt="none", **line)
+            axes.errorbar(places, rate, yerr=reach, linestyle="none", label=method, **BARS, **styles[method])
             for place in places[np.isnan(rate)]:
                 text = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 5.5, "color": GREY}
                 axes.text(place, 1, "empty", **text)
