@@ -16,7 +16,7 @@ from icprobe.analysis.binning import bins, ranks
 from icprobe.analysis.statistics import label_aucs, widen
 from icprobe.errors import DataError, ScoreError
 from icprobe.evaluation.tabulation import left_out, significantly_best
-from icprobe.formatting import bin_label, threshold
+from icprobe.formatting import bin_label, bin_text
 from icprobe.report import charts
 from icprobe.report.page import text
 from icprobe.tables.parquet import read_pieces
@@ -145,7 +145,7 @@ class Findings:
         return ", ".join(map(bin_label, self._equal_to(bin_)))
 
     def _equal_to(self, bin_: str) -> list[str]:
-        return self.equal_bins.get(threshold(str(bin_)), [str(bin_)])
+        return self.equal_bins.get(bin_text(str(bin_)), [str(bin_)])
 
     def overlap_bins(self) -> dict[str, float]:
         """bin -> overlap expected by chance; equal bins once."""

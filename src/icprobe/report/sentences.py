@@ -7,7 +7,7 @@ import pandas as pd
 
 from icprobe.analysis import headline
 from icprobe.evaluation.tabulation import SIGNIFICANT
-from icprobe.formatting import bin_label, count, estimate, fixed, parse_threshold, threshold
+from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, parse_bin
 from icprobe.report.findings import Findings
 
 FEW_PROMPTS = 100  # of fewer, a length-controlled win rate is a hint and no more
@@ -25,15 +25,15 @@ def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) 
 
     units: method -> what its score counts.
     """
-    tables = [table for model in models for table in (model.overlaps, model.win_rates) if table is not None]
-    names = dict.fromkeys(threshold(str(name)) for table in tables for name in table["bin"] if name != headline.ALL)
-    cut = [name for name in names if name[0] in "<>"]
+    tables = [table for model in models for table in (model.bins, model.overlaps, model.win_rates) if table is not None]
+    names = dict.fromkeys(bin_text(str(name)) for table in tables for name in table["bin"] if name != headline.ALL)
+    cut = [name for name in names if parse_bin(name).is_threshold]
     shares = [name for name in names if name not in cut]
     sentences = ["A bin is a part of the training examples, chosen by a method's score."] if names else []
     if cut:
         above = [name for name in cut if name.startswith(">")]
         name = (above or cut)[0]
-        limit = f"{'above' if above else 'at most'} {parse_threshold(name)[1]:g}"
+        limit = f"{'above' if above else 'at most'} {parse_bin(name).number:g}"
         unit = f" ({units['icp']})" if "icp" in units else ""
         sentences.append(
             f"icp's bin {name} holds the examples whose icp score{unit} is {limit}. The bin {name} of another method "
