@@ -260,16 +260,16 @@ def test_a_bin_holds_the_rows_that_it_names_best_fitting_first(bin, ids):
 @pytest.mark.parametrize(
     ("method", "bin", "said"),
     [
-        ("influence", "best 3", "'best 3' is no bin"),
-        ("influence", "top 5", "holds 5 examples, but influence has scored 4 of 5"),
-        ("influence", "top 101%", "'top 101%' is no bin"),
-        ("influence", "top 0", "is no bin"),
-        ("influence", "top 2.5", "is no bin"),
+        ("influence", "best 3", "not 'best 3'"),
+        ("influence", "top 5", "holds 5 examples, but the other method has evaluated 4 of 5"),
+        ("influence", "top 101%", "not 'top 101%'"),
+        ("influence", "top 0", "not 'top 0'"),
+        ("influence", "top 2.5", "not 'top 2.5'"),
         ("one_step", "top 2", "no scores of 'one_step'; the table has those of icp, influence"),
     ],
 )
 def test_a_bin_that_cannot_be_is_refused(method, bin, said):
-    with pytest.raises(ScoreError, match=said):
+    with pytest.raises(IcprobeError, match=said):
         icprobe.select(SCORES, method, bin)
 
 

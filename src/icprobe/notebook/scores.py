@@ -1,8 +1,6 @@
 """The table that holds every method's scores, and what can be asked of it: correlations, and the rows of a bin."""
 
-import re
 from collections.abc import Mapping, Sequence
-from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pandas as pd
@@ -11,10 +9,10 @@ from icprobe.analysis.binning import members
 from icprobe.analysis.correlations import correlations
 from icprobe.config.types import slice_of
 from icprobe.errors import ScoreError, shown
+from icprobe.formatting import parse_bin
 from icprobe.notebook.configuring import configured
 
 SCORE = "score_"  # what the column of a method's scores begins with
-BIN = re.compile(r"(top|bottom) +(\d+(?:\.\d+)?) *(%?)")
 
 
 def scores_table(train: pd.DataFrame, lengths: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -62,20 +60,10 @@ def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
 
     scores: as `correlate` takes it. bin: "top 20%", "bottom 5%" (a share of all examples), "top 1000" (so many), or one
     of ICP's thresholds, such as ">0.8": of any other method as many rows as ICP has there, so that the table needs the
-    scores of icp. Equal scores are in the order of their ids. Raises ScoreError where the bin cannot be read, or holds
-    more rows than the method has scored.
+    scores of icp. Equal scores at its border go by mean effect, where the table has it, then by id. Raises ConfigError
+    where the bin cannot be read, ScoreError where it holds more rows than the method has scored.
     """
-    score = _of_method(scores, method)
-    if bin.lstrip().startswith(("<", ">")):
-        one, icp = (scores[["id"]].assign(score=values) for values in (score, _of_method(scores, "icp")))
-        ids = members(one, bin, icp)
-    else:
-        # A stable sort of what is in the order of ids leaves ties in that order.
-        by_id = scores[["id"]].assign(score=score).sort_values("id", key=lambda ids: ids.astype(str), kind="stable")
-        end, k = _end_and_size(bin, len(scores))
-        if k > (evaluated := int(score.notna().sum())):
-            raise ScoreError(f"{bin!r} holds {k} examples, but {method} has scored {evaluated} of {len(scores)}.")
-        ids = by_id.sort_values("score", ascending=end == "bottom", kind="stable")["id"].head(k)
+    ids = members(_ranked(scores, method), bin, _ranked(scores, "icp") if parse_bin(bin).is_threshold else None)
     return scores.iloc[pd.Index(scores["id"]).get_indexer(ids)].reset_index(drop=True)
 
 
@@ -96,11 +84,8 @@ def _of_method(scores: pd.DataFrame, method: str) -> pd.Series:
     return scores[_score(method)]
 
 
-def _end_and_size(bin: str, n: int) -> tuple[str, int]:
-    """Reads a bin by share or number of n examples: its end, and how many it holds; a share rounds half up, to one."""
-    found = BIN.fullmatch(bin.strip())
-    number = Decimal(found[2]) if found else Decimal(0)
-    if not number or (number > 100 if found[3] else number % 1):
-        raise ScoreError(f'{bin!r} is no bin. Write "top 20%", "bottom 5%", "top 1000", or a threshold such as ">0.8".')
-    share = (number * n / 100).quantize(Decimal(1), ROUND_HALF_UP)
-    return found[1], max(int(share), 1) if found[3] else int(number)
+def _ranked(scores: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Takes what orders a method's examples: `id`, `score` and, where the table has it, `mean_effect`."""
+    table = scores[["id"]].assign(score=_of_method(scores, method))
+    effect = f"mean_effect_{method}"
+    return table.assign(mean_effect=scores[effect]) if effect in scores else table

@@ -72,7 +72,7 @@ def value(
     plan = Plan(config, methods_of(config))
     # Before the model is prepared, which may take minutes: what is wrong with rows needs no model to be seen.
     candidates = _read("tasks", tasks, plan, ["domain"])
-    rows = _read("train", train, plan, ["domain", *config.data.labels])
+    rows = _read("train", train, plan, ["domain"], config.data.labels)
     with precision_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
         inputs = _inputs(plan, rows, candidates, subject)
         scores, kept = {}, {}
@@ -92,12 +92,12 @@ def _section(name: str, rows: Rows) -> dict[str, Any]:
     return {"path": str(rows) if isinstance(rows, str | PathLike) else name}
 
 
-def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str]) -> pd.DataFrame:
+def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str], labels: Sequence[str] = ()) -> pd.DataFrame:
     """Reads and checks the rows of a table as the DAG does."""
     source = slice_of(getattr(plan.config.data, name))
     if not isinstance(rows, str | PathLike | Mapping):
         source["rows"] = rows
-    return checking.read_table(source, extra=extra, on_empty=plan.config.data.on_empty)
+    return checking.read_table(source, extra=extra, labels=labels, on_empty=plan.config.data.on_empty)
 
 
 def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: Subject) -> Inputs:
