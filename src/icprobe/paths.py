@@ -24,6 +24,7 @@ def manifest(directory: str) -> str:
 
 EXPERIMENT = RESULTS + "/{experiment}"
 REPORT = EXPERIMENT + "/report.html"
+SCORES_REPORT = EXPERIMENT + "/scores.html"
 JUDGE_ANSWERS = EXPERIMENT + "/.cache/llm_judge"
 # Below an experiment's folder, wherever that is: W&B's runs, and what jobs have not finished.
 WANDB, PARTIAL = "wandb", ".partial"
