@@ -202,7 +202,7 @@ class Data(Section):
         "has a value is an error.",
     )
     sound_labels: dict[str, list[str]] = Field(
-        {"planted": ["sound"], "published_icp": [">0.9"], "published_influence": [">0.9"]},
+        {},
         description="Values of each label column that mark good examples: what the AUC of a method is computed for; "
         "[] says that none does. A column of labels in which no row has one of them is an error. Labels that are "
         "numbers are correlated with each method's scores as well.",

@@ -58,6 +58,7 @@ HOW = {
     "read_annotations": "preferences that others have collected",
     "tabulate_win_rates": "preferences averaged by method, bin, subset and seed",
     "report": "this page",
+    "report_scores": "this page, of the scores alone",
 }
 
 

@@ -40,6 +40,7 @@ ARTIFACT_TYPES = {
     _folder(paths.table("{file}")): "table",
     _folder(paths.figure("{file}")): "figure",
     _folder(paths.REPORT): "report",
+    _folder(paths.SCORES_REPORT): "report",
     _folder(paths.TRANSFORMER): "model",
     _folder(paths.synthetic("{file}")): "table",
     _folder(paths.data("{table}")): "dataset",
