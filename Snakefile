@@ -49,6 +49,7 @@ scattergather:
     **SIZES.shards,
 
 
+include: "rules/models.smk"
 include: "rules/data.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"
