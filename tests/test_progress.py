@@ -105,7 +105,7 @@ def test_icp_tells_the_time_left_by_tokens(inputs, caplog, monkeypatch):
         return [torch.zeros(len(suffixes)) for _, suffixes in groups]
 
     monkeypatch.setattr(icp, "packed_log_likelihoods", likelihoods)
-    with caplog.at_level(logging.INFO), Progress(desc="icp", log_seconds=10) as progress:
+    with caplog.at_level(logging.INFO), Progress(desc="icp", log_seconds=30) as progress:
         progress._time = lambda: clock[0]
         ours.progress, told = progress, []
         for _ in icp.attribute(ours, "icp", [np.array([row]) for row in range(len(texts))], batch_tokens=10):
