@@ -66,7 +66,7 @@ def test_every_configuration_of_the_repository_is_valid():
     [
         ({}, False),
         ({"data": {"train": {"sample": {"n": 5}}, "tasks": {"select": "first:4"}}}, False),
-        ({"data": {"eval": {"path": "my_prompts.jsonl"}}}, False),
+        ({"data": {"eval": {"subsets": {"mine": "my_prompts.jsonl"}}}}, True),
         ({"data": {"train": {"path": "mine.csv"}}}, True),
         ({"data": {"tasks": {"path": None, "hub": "me/mine"}}}, True),
         ({"data": {"train": {"url": "https://example.org/mine.csv"}}}, True),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from icprobe import paths
 from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
-from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, ModelSource, Table, Templates
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
 from icprobe.config.types import Bin, Name, Section, Seed
 from icprobe.errors import ConfigError, did_you_mean, several, shown
 from icprobe.formatting import parse_bin
@@ -194,7 +194,7 @@ class Config(Section):
 
 
 def stands_alone(raw: Any) -> bool:
-    """Whether a configuration brings examples, tasks or scores of its own: nothing of the demo belongs under it then.
+    """Whether a configuration brings data or scores of its own: nothing of the demo belongs under it then.
 
     raw: what was given besides config.yaml. Mistakes in it are left to `load`.
     """
@@ -204,7 +204,7 @@ def stands_alone(raw: Any) -> bool:
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
-    origins = [within(raw, "data", table, origin) for table in ("train", "tasks") for origin in Table.origins]
+    origins = [within(raw, "data", t, origin) for t in ("train", "tasks", "eval") for origin in EvalTable.origins]
     return any([*origins, within(raw, "attribution", "external")])
 
 

@@ -23,9 +23,9 @@ Generated from `src/icprobe/config/sections.py` and `sources.py` by `make schema
 
 `config.yaml` is the demo's. `--configfile other.yaml` overrides keys of it: mappings merge, lists replace, and `null`
 takes a key away (two keys of `evaluation.llm` say what null means there; `wandb: null` and `evaluation: null` switch
-off). A file that brings data of its own (`data.train`, `data.tasks` or `attribution.external`) stands alone: nothing of
-the demo is under it, unless `config.yaml` is named before it. Unknown keys are refused. A number such as `2e-7` is a
-text to YAML; here it is read as a number all the same. Editors that know JSON schemas read `config.schema.json`.
+off). A file that brings data of its own (a table of `data`, or `attribution.external`) stands alone: nothing of the
+demo is under it, unless `config.yaml` is named before it. Unknown keys are refused. A number such as `2e-7` is a text
+to YAML; here it is read as a number all the same. Editors that know JSON schemas read `config.schema.json`.
 """
 
 
