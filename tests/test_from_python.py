@@ -136,7 +136,7 @@ def test_a_model_in_memory_gives_what_its_directory_gives_and_is_left_as_it_was(
 def test_a_model_in_memory_is_left_as_it_was_also_where_a_row_is_refused(prepared):
     model = load_model(prepared, "float32", "cpu").train().requires_grad_(True)
     long = [{**TRAIN[0], "output": "word " * 5000}]
-    with pytest.raises(DataError, match=r"data\.train: 1 rows? do"):
+    with pytest.raises(DataError, match=r"data\.train: 1 row too long"):
         icprobe.value(long, TASKS, model=model, tokenizer=reader(prepared).tokenizer, methods=["icp"])
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -285,7 +285,8 @@ def results(valued, tmp_path):
     for model in ("one", "two"):
         parquet.write_parquet(scores[["id", "n_query", "n_target"]], tmp_path / model / "data/lengths.parquet")
         for method in ("length", "icp"):
-            of_method = scores[["id", f"score_{method}"]].set_axis(["id", "score"], axis=1)
+            names = {f"score_{method}": "score", f"mean_effect_{method}": "mean_effect"}
+            of_method = scores[["id", *(name for name in names if name in scores)]].rename(columns=names)
             parquet.write_parquet(of_method, tmp_path / model / f"scores/{method}.parquet")
             parquet.write_parquet(matrices[method], tmp_path / model / f"attributions/{method}.parquet")
     artifacts.write_csv(tmp_path / "one/tables/overlaps.csv", pd.DataFrame({"method": ["007"], "n": [3]}))

@@ -200,7 +200,11 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "wandb.project": (config(wandb={"project": "another", "mode": "offline"}), NOTHING),
     # Of the methods random alone draws; the first tasks of a file are chosen without a seed, resamples with one.
     "seed": (config(seed=1), OF_RANDOM),
-    "a method is added": (method_added, Counter(attribute_without_model=1, gather_attributions=1, score=1) + ANALYSIS),
+    # A figure's looks go by the place of a method among all: that of the win rates is drawn anew, too.
+    "a method is added": (
+        method_added,
+        Counter(["attribute_without_model", "gather_attributions", "score", "plot_judgements"]) + ANALYSIS,
+    ),
     "a model is added": (
         model_added,
         # Jobs of that model alone, and what shows all models.
