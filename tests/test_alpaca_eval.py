@@ -51,7 +51,7 @@ def test_a_prompts_subset_is_its_own_else_its_dataset_else_its_files_stem(tmp_pa
     write(tmp_path / "third.json", prompts("s", 1, subset="mine", dataset="theirs"))
     found = table(path=[str(tmp_path / "*.json")])
     assert found["subset"].tolist() == ["koala"] * 3 + ["vicuna"] * 2 + ["mine"]
-    assert found["row_number"].tolist() == [str(number) for number in range(6)]
+    assert found["row_number"].tolist() == [*range(6)]
     assert found["output"].tolist()[3] == "base v 0"
 
 
