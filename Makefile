@@ -9,7 +9,7 @@ EXPERIMENT ?=
 # What is laid over config.yaml, for `make workspace`.
 CONFIGFILE ?=
 
-.PHONY: all paper-small install install-test test test-slow test-slurm lint schema sync workspace lock bench install-bench clean clean-all
+.PHONY: all paper-small install install-test test test-slow test-slurm lint schema notebook sync workspace lock bench install-bench clean clean-all
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -70,6 +70,11 @@ sync: install
 workspace: install
 	$(BIN)/python -m icprobe.tracking.syncing workspace --configfile config.yaml $(CONFIGFILE) \
 		$(if $(EXPERIMENT),--experiment $(EXPERIMENT))
+
+# docs/notebooks/first-look.ipynb, executed again in its place; SmolLM2 is prepared in ~/.cache/icprobe the first time.
+notebook: install
+	$(BIN)/pip install --quiet --editable '.[notebook]'
+	$(BIN)/python docs/notebooks/execute.py
 
 lock:
 	$(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//; s/+cpu$$//' | grep -viE '^(nvidia|triton)' > constraints.txt

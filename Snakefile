@@ -1,14 +1,24 @@
 """icprobe: what each training example is worth, measured in several ways and checked by fine-tuning.
 
-`snakemake --cores 8 all` runs the experiment that config.yaml describes; `--configfile other.yaml` is laid over it.
+`snakemake --cores 8 all` runs the experiment that config.yaml describes, the demo. `--configfile other.yaml` overrides
+keys of it, or replaces it where that file brings data of its own.
 """
 
+from icprobe.config import stands_alone
 
-configfile: "config.yaml"
+# Before this line `config` holds what the command line gives.
+if not stands_alone(config):
+
+    configfile: "config.yaml"
 
 
 include: "rules/common.smk"
 include: "rules/resources.smk"
+include: "rules/drawing.smk"
+
+
+# `snakemake -n --verbose` shows each job, too.
+logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, planned))
 
 
 report: "src/icprobe/figures/captions/workflow.rst"
@@ -17,8 +27,8 @@ report: "src/icprobe/figures/captions/workflow.rst"
 wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),
-    method=either([*CONFIG.attribution.methods, "all", *annotated_methods()]),
-    bin=r"all|(le|gt)-\d\.\d\d",
+    method=either(PLAN.names_of_methods),
+    bin=f"all|{BIN_NAME}",
     seed=r"\d+",
     scatteritem=r"\d+-of-\d+",
 
@@ -39,10 +49,12 @@ scattergather:
     **SIZES.shards,
 
 
+include: "rules/models.smk"
 include: "rules/data.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"
 include: "rules/chain.smk"
+include: "rules/figures.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
 include: "rules/report.smk"
@@ -55,18 +67,20 @@ rule all:
     message:
         "{CONFIG.experiment}: all results are there"
     input:
-        results("report.html"),
+        paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
-        [each_model(path) for path in [*TABLES, *analysis_figures(), *evaluation_tables(), *evaluation_figures()]],
+        [each_model(path) for path in [*TABLES, *SCORE_TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
+        [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
+        REPEATED,
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
-# Before any work: what the workflow makes now, for `make sync` (not where options have taken jobs out of it); and a key that is
-# missing where responses are made to be judged (a job that finds all its answers at hand needs none).
+# Before any work: what is missing outside; where results and runs go; and what the workflow makes now, for `make sync` (not
+# where options have taken jobs out of it).
 onstart:
-    if {"generate", "judge"} <= {job.rule.name for job in workflow.dag.needrun_jobs()}:
-        require_key()
+    require_outside()
+    say(destination.sentence(CONFIG.experiment))
     if TRACKED:
         jobs = [(job.rule.name, job.output) for job in workflow.dag.jobs]
         whole = "all" in dict(jobs) and workflow.dag.batch is None

@@ -87,7 +87,7 @@ def plan(size: Size) -> str:
 
 def batch(size: Size) -> str:
     """What every job of a shard begins with: batches of all examples, and which of them are its own."""
-    from icprobe.attribution.matrix import batches, shard_of
+    from icprobe.engine.batching import batches, shard_of
 
     generator = np.random.default_rng(0)
     counts = generator.lognormal(4, 0.7, size=(size.examples, 2)).astype(int) + 1
@@ -184,14 +184,17 @@ def write_texts(size: Size) -> str:
 
 
 def subset(size: Size) -> str:
-    """A bin of half the examples written as JSONL, best first."""
+    """A bin of half the examples written as JSONL in both forms, best first."""
     from icprobe.analysis.binning import members
+    from icprobe.config.sources import Templates
     from icprobe.training import subsets
 
     scores, reference = (pd.read_parquet(size.path(f"scores/{m}.parquet")) for m in ("influence", "icp"))
     chosen = members(scores, ">0.5", reference)
     examples = pd.read_parquet(size.path("texts.parquet")).set_index("id", drop=False)
-    subsets.write_subset(examples, chosen, scores.set_index("id")["score"].to_dict(), size.path("subset.jsonl"))
+    score, prompts = scores.set_index("id")["score"].to_dict(), subsets.prompts_of(Templates().model_dump())
+    files = [size.path(name) for name in ("subset.jsonl", "subset.messages.jsonl")]
+    subsets.write_subset(examples, chosen, score, prompts, *files)
     return f"{len(chosen):,} rows, {size.path('subset.jsonl').stat().st_size / 1e9:.2f} GB"
 
 

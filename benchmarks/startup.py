@@ -13,11 +13,12 @@ HEAVY = """
 from icprobe.workflow.jobs import job
 from icprobe.attribution import icp, influence
 from icprobe.attribution.shards import compute
+from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.models import load_model
-from icprobe.engine.execution import Network
+from icprobe.engine.network import Network
 from icprobe.texts.tokenizing import load_tokenizer
 load_tokenizer({model!r})
-Network(load_model({model!r}, device="cpu"))
+Network(load_model({model!r}, device="cpu"), Capabilities.of({model!r}))
 """
 # Each job imports what its script in workflow/scripts does.
 JOBS = {

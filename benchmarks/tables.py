@@ -297,7 +297,8 @@ def _save(figure: Any, path: Path) -> None:
 
 def growth_figure(record: Record, path: Path) -> None:
     """Seconds against examples and against tasks, each with the straight line through its points."""
-    from icprobe.figures.style import MARKERS, OKABE_ITO
+    from icprobe.figures.style import MARKERS
+    from icprobe.formatting import OKABE_ITO
 
     figure, axes = _axes(2)
     methods = sorted({method for method, _ in series(record)})
@@ -319,7 +320,8 @@ def growth_figure(record: Record, path: Path) -> None:
 
 def budget_figure(record: Record, path: Path) -> None:
     """Share of the top decile that is found against the share of the cost, one panel for each matrix."""
-    from icprobe.figures.style import GREY, MARKERS, OKABE_ITO
+    from icprobe.figures.style import GREY, MARKERS
+    from icprobe.formatting import OKABE_ITO
 
     sources = list(dict.fromkeys(row["source"] for row in record["rows"]))
     figure, axes = _axes(len(sources))

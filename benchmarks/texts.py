@@ -100,31 +100,38 @@ class Work:
 
         return lengths(pd.DataFrame(self.train), self.prompts, Reader("model", self.tokenizer, None))
 
-    def inputs(self, model: Any) -> Any:
+    def capabilities(self, model: Any) -> Any:
+        """What icprobe's engines can do with the model that was loaded."""
+        from icprobe.engine.admission import capabilities_of
+        from icprobe.engine.capabilities import Capabilities
+
+        return capabilities_of(model) if self.shape else Capabilities.of(self.model)
+
+    def inputs(self, model: Any = None, capabilities: Any = None) -> Any:
         """The same as icprobe's methods take it."""
         from icprobe.attribution.matrix import Inputs
 
         train, tasks = pd.DataFrame(self.train)[COLUMNS], pd.DataFrame(self.tasks)[COLUMNS]
-        return Inputs(train, tasks, self.lengths, self.prompts, model, self.tokenizer)
+        return Inputs(train, tasks, self.lengths, self.prompts, model, self.tokenizer, capabilities)
 
     @cached_property
     def documents(self) -> list[Any]:
         """The examples' documents as `Encoded`, their loss over all tokens after the first."""
         from icprobe.attribution.matrix import encode_documents
 
-        return [*encode_documents(self.inputs(None), [range(len(self.train))]).values()]
+        return [*encode_documents(self.inputs(), [range(len(self.train))]).values()]
 
     @cached_property
     def targets(self) -> list[Any]:
         """The tasks as `Encoded`, their loss over the target alone."""
         from icprobe.attribution.matrix import encode_tasks
 
-        return encode_tasks(self.inputs(None))
+        return encode_tasks(self.inputs())
 
     @cached_property
     def runs(self) -> list[np.ndarray]:
         """Rows of the examples in icprobe's batches."""
-        from icprobe.attribution.matrix import batches
+        from icprobe.engine.batching import batches
 
         return batches(self.lengths, self.batch_tokens)
 

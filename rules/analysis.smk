@@ -1,20 +1,40 @@
-# From scores to tables and figures. No torch here; every figure also writes the numbers that it shows.
+# From scores to tables. No torch here.
 
-SCORES = expand("results/{{experiment}}/{{model}}/scores/{method}.parquet", method=CONFIG.attribution.methods)
+SCORES = [paths.scores(method) for method in CONFIG.attribution.methods]
 # What the tables by domain of task are made from besides.
 DOMAIN_INPUTS = dict(
-    matrices=expand("results/{{experiment}}/{{model}}/attributions/{method}.parquet", method=PER_TASK),
-    tasks="results/{experiment}/data/tasks.parquet",
+    matrices=[paths.matrix(method) for method in PLAN.per_task],
+    tasks=paths.TASKS,
 )
-LENGTHS = "results/{experiment}/{model}/data/lengths.parquet"
-TABLES = ["tables/correlations.csv", "tables/label_aucs.csv"]
-TABLES += ["tables/overlaps.csv"] if CONFIG.bins else []
-TABLES += ["tables/chain.csv", "tables/weak_link.txt"] if CHAIN else []
+TABLES = [f"tables/{name}" for name in PLAN.tables]
+# Every example with all that is known of it; no input of the report, which has its own.
+SCORE_TABLES = ["tables/scores.parquet", "tables/scores.csv"]
 
 
-wildcard_constraints:
-    method_a=either(CONFIG.attribution.methods),
-    method_b=either(CONFIG.attribution.methods),
+rule tabulate_scores:
+    localrule: True
+    message:
+        "Putting the examples and scores of {wildcards.model} into one table"
+    input:
+        train=paths.TRAIN,
+        lengths=paths.LENGTHS,
+        scores=SCORES,
+    output:
+        parquet=paths.table("scores.parquet"),
+        csv=paths.table("scores.csv"),
+    params:
+        methods=CONFIG.attribution.methods,
+        code=fingerprint("analysis/tabulate_scores"),
+    log:
+        paths.log("tabulate_scores/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("tabulate_scores/{model}")
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/analysis/tabulate_scores.py"
 
 
 rule correlate:
@@ -23,25 +43,50 @@ rule correlate:
     input:
         **DOMAIN_INPUTS,
         scores=SCORES,
-        lengths=LENGTHS,
+        lengths=paths.LENGTHS,
     output:
         table("correlations", "Agreement of the methods", "correlations"),
     params:
         methods=CONFIG.attribution.methods,
-        domains=domain_params(),
+        domains=PLAN.domains,
         settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
         seed=CONFIG.seed,
         code=fingerprint("analysis/correlate"),
     log:
-        "logs/{experiment}/correlate/{model}.log",
+        paths.log("correlate/{model}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/correlate/{model}.benchmark.tsv"
+        paths.benchmark("correlate/{model}")
     resources:
         **RESOURCES["correlate"],
     script:
         "../workflow/scripts/analysis/correlate.py"
+
+
+rule tabulate_bins:
+    localrule: True
+    message:
+        "Looking where the bins of {wildcards.model} end"
+    input:
+        scores=SCORES,
+        checked=BINS_CHECKED,
+    output:
+        table("bins", "Scores", "bins"),
+    params:
+        methods=CONFIG.attribution.methods,
+        bins=CONFIG.bins,
+        code=fingerprint("analysis/tabulate_bins"),
+    log:
+        paths.log("tabulate_bins/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("tabulate_bins/{model}")
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/analysis/tabulate_bins.py"
 
 
 rule compare_bins:
@@ -55,15 +100,15 @@ rule compare_bins:
         table("overlaps", "Agreement of the methods", "overlap of bins"),
     params:
         methods=CONFIG.attribution.methods,
-        domains=domain_params(),
+        domains=PLAN.domains,
         bins=CONFIG.bins,
         code=fingerprint("analysis/compare_bins"),
     log:
-        "logs/{experiment}/compare_bins/{model}.log",
+        paths.log("compare_bins/{model}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/compare_bins/{model}.benchmark.tsv"
+        paths.benchmark("compare_bins/{model}")
     resources:
         **LIGHT,
     script:
@@ -77,221 +122,27 @@ rule tell_labels:
     input:
         **DOMAIN_INPUTS,
         scores=SCORES,
-        train="results/{experiment}/data/train.parquet",
+        lengths=paths.LENGTHS,
+        train=paths.TRAIN,
+        checked=LABELS_CHECKED,
     output:
-        table("label_aucs", "Sound examples and others", "AUC of labels"),
+        aucs=table("label_aucs", "Sound examples and others", "AUC of labels"),
+        correlations=table("label_correlations", "Sound examples and others", "correlations with labels"),
     params:
         methods=CONFIG.attribution.methods,
-        domains=domain_params(),
-        # A label without good values marks no one side of an AUC.
-        good={label: good for label, good in CONFIG.data.sound_labels.items() if label in CONFIG.data.labels},
+        domains=PLAN.domains,
+        labels=CONFIG.data.labels,
+        good=PLAN.sound_labels,
+        settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
+        seed=CONFIG.seed,
         code=fingerprint("analysis/tell_labels"),
     log:
-        "logs/{experiment}/tell_labels/{model}.log",
+        paths.log("tell_labels/{model}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/tell_labels/{model}.benchmark.tsv"
+        paths.benchmark("tell_labels/{model}")
     resources:
-        **LIGHT,
+        **RESOURCES["tell_labels"],
     script:
         "../workflow/scripts/analysis/tell_labels.py"
-
-
-rule plot_scatter:
-    localrule: True
-    message:
-        "Drawing {wildcards.method_a} against {wildcards.method_b} for {wildcards.model}"
-    input:
-        a="results/{experiment}/{model}/scores/{method_a}.parquet",
-        b="results/{experiment}/{model}/scores/{method_b}.parquet",
-        correlations="results/{experiment}/{model}/tables/correlations.csv",
-        train="results/{experiment}/data/train.parquet",
-    output:
-        **figure("scatter/{method_a}--{method_b}", "Scores against scores", "{method_a} against {method_b}"),
-    params:
-        axis_labels=lambda w: {m: axis_labels()[m] for m in (w.method_a, w.method_b)},
-        colors=CONFIG.figures.colors,
-        labels=CONFIG.data.labels,
-        caption=package_files("figures/captions/scatter.rst"),
-        code=fingerprint("analysis/plot_scatter"),
-    log:
-        "logs/{experiment}/plot_scatter/{model}/{method_a}--{method_b}.log",
-    conda:
-        "../envs/icprobe.yaml"
-    benchmark:
-        "logs/{experiment}/plot_scatter/{model}/{method_a}--{method_b}.benchmark.tsv"
-    resources:
-        **LIGHT,
-    script:
-        "../workflow/scripts/analysis/plot_scatter.py"
-
-
-rule plot_distributions:
-    localrule: True
-    message:
-        "Drawing the score distributions of {wildcards.model}"
-    input:
-        scores=SCORES,
-    output:
-        **figure("distributions", "Scores", "distributions"),
-    params:
-        methods=CONFIG.attribution.methods,
-        axis_labels=axis_labels(),
-        colors=CONFIG.figures.colors,
-        caption=package_files("figures/captions/distributions.rst"),
-        code=fingerprint("analysis/plot_distributions"),
-    log:
-        "logs/{experiment}/plot_distributions/{model}.log",
-    conda:
-        "../envs/icprobe.yaml"
-    benchmark:
-        "logs/{experiment}/plot_distributions/{model}.benchmark.tsv"
-    resources:
-        **LIGHT,
-    script:
-        "../workflow/scripts/analysis/plot_distributions.py"
-
-
-rule plot_lengths:
-    localrule: True
-    message:
-        "Drawing scores against response length for {wildcards.model}"
-    input:
-        scores=SCORES,
-        lengths=LENGTHS,
-    output:
-        **figure("lengths", "Scores", "against response length"),
-    params:
-        methods=CONFIG.attribution.methods,
-        axis_labels=axis_labels(),
-        colors=CONFIG.figures.colors,
-        caption=package_files("figures/captions/lengths.rst"),
-        code=fingerprint("analysis/plot_lengths"),
-    log:
-        "logs/{experiment}/plot_lengths/{model}.log",
-    conda:
-        "../envs/icprobe.yaml"
-    benchmark:
-        "logs/{experiment}/plot_lengths/{model}.benchmark.tsv"
-    resources:
-        **LIGHT,
-    script:
-        "../workflow/scripts/analysis/plot_lengths.py"
-
-
-rule plot_heat_map:
-    localrule: True
-    message:
-        "Drawing the correlations of {wildcards.model}"
-    input:
-        "results/{experiment}/{model}/tables/correlations.csv",
-    output:
-        **figure("heat_map", "Agreement of the methods", "correlations"),
-    params:
-        methods=CONFIG.attribution.methods,
-        caption=package_files("figures/captions/heat_map.rst"),
-        code=fingerprint("analysis/plot_heat_map"),
-    log:
-        "logs/{experiment}/plot_heat_map/{model}.log",
-    conda:
-        "../envs/icprobe.yaml"
-    benchmark:
-        "logs/{experiment}/plot_heat_map/{model}.benchmark.tsv"
-    resources:
-        **LIGHT,
-    script:
-        "../workflow/scripts/analysis/plot_heat_map.py"
-
-
-rule plot_overlaps:
-    localrule: True
-    message:
-        "Drawing the overlap of bins for {wildcards.model}"
-    input:
-        "results/{experiment}/{model}/tables/overlaps.csv",
-    output:
-        **figure("overlaps", "Agreement of the methods", "overlap of bins"),
-    params:
-        colors=CONFIG.figures.colors,
-        caption=package_files("figures/captions/overlaps.rst"),
-        code=fingerprint("analysis/plot_overlaps"),
-    log:
-        "logs/{experiment}/plot_overlaps/{model}.log",
-    conda:
-        "../envs/icprobe.yaml"
-    benchmark:
-        "logs/{experiment}/plot_overlaps/{model}.benchmark.tsv"
-    resources:
-        **LIGHT,
-    script:
-        "../workflow/scripts/analysis/plot_overlaps.py"
-
-
-if SWEEP:
-
-    rule plot_sweep:
-        localrule: True
-        message:
-            "Drawing icp against influence by model and by domain of task"
-        input:
-            correlations=each_model("tables/correlations.csv"),
-            tasks="results/{experiment}/data/tasks.parquet",
-            train="results/{experiment}/data/train.parquet",
-        output:
-            figure=report(
-                "results/{experiment}/figures/sweep.svg",
-                category="All models",
-                labels={"what": "icp against influence by model and domain", "kind": "figure"},
-                caption="../src/icprobe/figures/captions/sweep.rst",
-            ),
-            pdf="results/{experiment}/figures/sweep.pdf",
-            table="results/{experiment}/figures/sweep.csv",
-        params:
-            in_domain=CONFIG.data.in_domain,
-            colors=CONFIG.figures.colors,
-            caption=package_files("figures/captions/sweep.rst"),
-            code=fingerprint("analysis/plot_sweep"),
-        log:
-            "logs/{experiment}/plot_sweep.log",
-        conda:
-            "../envs/icprobe.yaml"
-        benchmark:
-            "logs/{experiment}/plot_sweep.benchmark.tsv"
-        resources:
-            **LIGHT,
-        script:
-            "../workflow/scripts/analysis/plot_sweep.py"
-
-
-rule plot_win_rates:
-    localrule: True
-    message:
-        "Drawing the win rates of {wildcards.model}"
-    input:
-        "results/{experiment}/{model}/tables/win_rates.csv",
-    output:
-        **figure("win_rates", "Fine-tuned models", "win rates"),
-    params:
-        colors=CONFIG.figures.colors,
-        caption=package_files("figures/captions/win_rates.rst"),
-        code=fingerprint("analysis/plot_win_rates"),
-    log:
-        "logs/{experiment}/plot_win_rates/{model}.log",
-    conda:
-        "../envs/icprobe.yaml"
-    benchmark:
-        "logs/{experiment}/plot_win_rates/{model}.benchmark.tsv"
-    resources:
-        **LIGHT,
-    script:
-        "../workflow/scripts/analysis/plot_win_rates.py"
-
-
-rule analysis:
-    localrule: True
-    message:
-        "{CONFIG.experiment}: all tables and figures of the scores are there"
-    input:
-        [each_model(path) for path in [*TABLES, *analysis_figures()]],
-        sweep_figures(),

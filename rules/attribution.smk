@@ -1,11 +1,10 @@
 # Attribution matrices: what each example is worth for each task, by each method, in shards.
 
-INFLUENCE = [m for m in CONFIG.attribution.methods if METHODS[m].together]
-COMPUTED = [m for m in CONFIG.attribution.methods if m not in [*INFLUENCE, *EXTERNAL]]
+INFLUENCE = PLAN.together
 ATTRIBUTION_INPUTS = dict(
-    train="results/{experiment}/data/train.parquet",
-    tasks="results/{experiment}/data/tasks.parquet",
-    lengths="results/{experiment}/{model}/data/lengths.parquet",
+    train=paths.TRAIN,
+    tasks=paths.TASKS,
+    lengths=paths.LENGTHS,
 )
 
 
@@ -16,25 +15,26 @@ rule attribute:
         **ATTRIBUTION_INPUTS,
         model=model_of,
         manifest=manifest_of,
+        checked=lambda w: dtype_checked(w, w.method),
     output:
-        matrix="results/{experiment}/{model}/attributions/{method}/{scatteritem}.parquet",
+        matrix=paths.shard(),
     wildcard_constraints:
-        method=either(m for m in COMPUTED if METHODS[m].needs_model),
+        method=either(PLAN.alone(needs_model=True)),
     params:
         methods=lambda w: [w.method],
         module=lambda w: METHODS[w.method].module,
         per_task=lambda w: METHODS[w.method].per_task,
-        settings=lambda w: attribution_settings(w.method),
+        settings=lambda w: PLAN.method_settings(w.method),
         execution=lambda w: METHODS[w.method].execution,
-        templates=lambda w: text_settings() if METHODS[w.method].needs_model else {},
+        templates=lambda w: PLAN.text_settings() if METHODS[w.method].needs_model else {},
         seed=lambda w: CONFIG.seed if METHODS[w.method].seeded else None,
         code=lambda w: fingerprint("attribution/attribute", METHODS[w.method].module),
     log:
-        "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.log",
+        paths.log("attribute/{model}/{method}/{scatteritem}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/attribute/{model}/{method}/{scatteritem}.benchmark.tsv"
+        paths.benchmark("attribute/{model}/{method}/{scatteritem}")
     threads: THREADS
     resources:
         **RESOURCES["attribute"],
@@ -50,11 +50,11 @@ use rule attribute as attribute_without_model with:
         **ATTRIBUTION_INPUTS,
         model=[],
     wildcard_constraints:
-        method=either(m for m in COMPUTED if not METHODS[m].needs_model),
+        method=either(PLAN.alone(needs_model=False)),
     log:
-        "logs/{experiment}/attribute_without_model/{model}/{method}/{scatteritem}.log",
+        paths.log("attribute_without_model/{model}/{method}/{scatteritem}"),
     benchmark:
-        "logs/{experiment}/attribute_without_model/{model}/{method}/{scatteritem}.benchmark.tsv"
+        paths.benchmark("attribute_without_model/{model}/{method}/{scatteritem}")
     threads: 1
     resources:
         **LIGHT,
@@ -69,23 +69,24 @@ if INFLUENCE:
             **ATTRIBUTION_INPUTS,
             model=model_of,
             manifest=manifest_of,
+            checked=lambda w: dtype_checked(w, "influence"),
         output:
-            **{m: f"results/{{experiment}}/{{model}}/attributions/{m}/{{scatteritem}}.parquet" for m in INFLUENCE},
+            **{m: paths.shard(m) for m in INFLUENCE},
         params:
             methods=INFLUENCE,
             module=METHODS[INFLUENCE[0]].module,
             per_task=True,
-            settings=attribution_settings(INFLUENCE[0]),
+            settings=PLAN.method_settings(INFLUENCE[0]),
             execution=METHODS[INFLUENCE[0]].execution,
-            templates=text_settings(),
+            templates=PLAN.text_settings(),
             seed=None,
             code=fingerprint("attribution/attribute", METHODS[INFLUENCE[0]].module),
         log:
-            "logs/{experiment}/attribute_influence/{model}/{scatteritem}.log",
+            paths.log("attribute_influence/{model}/{scatteritem}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/attribute_influence/{model}/{scatteritem}.benchmark.tsv"
+            paths.benchmark("attribute_influence/{model}/{scatteritem}")
         threads: THREADS
         resources:
             **RESOURCES["attribute_influence"],
@@ -94,31 +95,31 @@ if INFLUENCE:
             "../workflow/scripts/attribution/attribute.py"
 
 
-if EXTERNAL:
+if PLAN.external:
 
     rule read_external:
         localrule: True
         message:
             "Reading the external scores {wildcards.method}"
         input:
-            scores=lambda w: external_files(w.method),
-            train="results/{experiment}/data/train.parquet",
-            tasks="results/{experiment}/data/tasks.parquet",
+            scores=lambda w: PLAN.external_files(w.method),
+            train=paths.TRAIN,
+            tasks=paths.TASKS,
         output:
-            "results/{experiment}/{model}/attributions/{method}.parquet",
+            paths.matrix(),
         wildcard_constraints:
-            method=either(EXTERNAL),
+            method=either(PLAN.external),
         params:
-            settings=lambda w: slice_of(EXTERNAL[w.method]),
-            named_by={t: f"attribution.external.{m}" for t, m in NAMED_BY.items()},
-            contents=lambda w: contents(external_files(w.method)),
+            settings=lambda w: slice_of(PLAN.external[w.method]),
+            named_by={t: f"attribution.external.{m}" for t, m in PLAN.named_by.items()},
+            contents=lambda w: contents(PLAN.external_files(w.method)),
             code=fingerprint("attribution/read_external"),
         log:
-            "logs/{experiment}/read_external/{model}/{method}.log",
+            paths.log("read_external/{model}/{method}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/read_external/{model}/{method}.benchmark.tsv"
+            paths.benchmark("read_external/{model}/{method}")
         resources:
             **RESOURCES["read_external"],
         script:
@@ -130,20 +131,20 @@ rule gather_attributions:
     message:
         "Gathering {wildcards.method} attributions of {wildcards.model}"
     input:
-        shards=lambda w: shard_files(w.model, w.method, w.method),
-        train="results/{experiment}/data/train.parquet",
+        shards=lambda w: shard_files(w.model, w.method),
+        train=paths.TRAIN,
     output:
-        "results/{experiment}/{model}/attributions/{method}.parquet",
+        paths.matrix(),
     wildcard_constraints:
-        method=either(m for m in CONFIG.attribution.methods if m not in EXTERNAL),
+        method=either(PLAN.computed),
     params:
         code=fingerprint("attribution/gather_attributions"),
     log:
-        "logs/{experiment}/gather_attributions/{model}/{method}.log",
+        paths.log("gather_attributions/{model}/{method}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/gather_attributions/{model}/{method}.benchmark.tsv"
+        paths.benchmark("gather_attributions/{model}/{method}")
     resources:
         **RESOURCES["gather_attributions"],
     script:
@@ -155,19 +156,19 @@ rule score:
     message:
         "Scoring examples of {wildcards.model} by {wildcards.method}"
     input:
-        "results/{experiment}/{model}/attributions/{method}.parquet",
+        paths.matrix(),
     output:
-        "results/{experiment}/{model}/scores/{method}.parquet",
+        paths.scores(),
     params:
-        aggregator=lambda w: CONFIG.attribution.aggregators.get(w.method, "mean"),
+        aggregator=lambda w: PLAN.aggregator(w.method),
         allow_missing=lambda w: METHODS[w.method].may_skip,
         code=fingerprint("attribution/score"),
     log:
-        "logs/{experiment}/score/{model}/{method}.log",
+        paths.log("score/{model}/{method}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/score/{model}/{method}.benchmark.tsv"
+        paths.benchmark("score/{model}/{method}")
     resources:
         **RESOURCES["score"],
     script:
@@ -179,4 +180,4 @@ rule attributions:
     message:
         "{CONFIG.experiment}: all attribution matrices are there"
     input:
-        each_model_and_method("attributions/{method}.parquet"),
+        each_model_and_method(paths.matrix()),

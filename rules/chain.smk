@@ -1,16 +1,14 @@
-# The chain of the paper's argument, icp ~ one_step ~ influence: one_step at several step sizes, the table, the figure.
+# The chain of the paper's argument, icp ~ one_step ~ influence: one_step at several step sizes, and the table.
 #
 # Each step size is a job of its own, so that one more repeats none of the others. What they could share, the example's
 # backward pass, is a fifth of the work for 12 tasks and a thirtieth for 100; the rest is the tasks' likelihoods.
 
-STEP = "results/{experiment}/{model}/attributions/one_step/learning_rate-{learning_rate}"
-
 
 wildcard_constraints:
-    learning_rate=either(STEPS),
+    learning_rate=either(PLAN.step_sizes),
 
 
-if CHAIN:
+if PLAN.chain:
 
     rule attribute_step:
         message:
@@ -20,22 +18,22 @@ if CHAIN:
             model=model_of,
             manifest=manifest_of,
         output:
-            matrix=f"{STEP}/{{scatteritem}}.parquet",
+            matrix=paths.shard(paths.STEP),
         params:
             methods=["one_step"],
             module=METHODS["one_step"].module,
             per_task=True,
-            settings=lambda w: attribution_settings("one_step") | {"learning_rate": STEPS[w.learning_rate]},
+            settings=lambda w: PLAN.method_settings("one_step") | {"learning_rate": PLAN.step_sizes[w.learning_rate]},
             execution=METHODS["one_step"].execution,
-            templates=text_settings(),
+            templates=PLAN.text_settings(),
             seed=None,
             code=fingerprint("attribution/attribute", METHODS["one_step"].module),
         log:
-            "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.log",
+            paths.log("attribute_step/{model}/{learning_rate}/{scatteritem}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/attribute_step/{model}/{learning_rate}/{scatteritem}.benchmark.tsv"
+            paths.benchmark("attribute_step/{model}/{learning_rate}/{scatteritem}")
         threads: THREADS
         resources:
             **RESOURCES["attribute_step"],
@@ -48,18 +46,18 @@ if CHAIN:
         message:
             "Gathering one_step attributions of {wildcards.model} at step size {wildcards.learning_rate}"
         input:
-            shards=lambda w: shard_files(w.model, f"one_step/learning_rate-{w.learning_rate}", "one_step"),
-            train="results/{experiment}/data/train.parquet",
+            shards=lambda w: shard_files(w.model, "one_step", paths.STEP.format(learning_rate=w.learning_rate)),
+            train=paths.TRAIN,
         output:
-            f"{STEP}.parquet",
+            paths.matrix(paths.STEP),
         params:
             code=fingerprint("attribution/gather_attributions"),
         log:
-            "logs/{experiment}/gather_steps/{model}/{learning_rate}.log",
+            paths.log("gather_steps/{model}/{learning_rate}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/gather_steps/{model}/{learning_rate}.benchmark.tsv"
+            paths.benchmark("gather_steps/{model}/{learning_rate}")
         resources:
             **RESOURCES["gather_attributions"],
         script:
@@ -69,53 +67,30 @@ if CHAIN:
         message:
             "Following the chain icp ~ one_step ~ influence of {wildcards.model}"
         input:
-            icp="results/{experiment}/{model}/attributions/icp.parquet",
-            influence="results/{experiment}/{model}/attributions/influence.parquet",
+            icp=paths.matrix("icp"),
+            influence=paths.matrix("influence"),
             one_step=[
-                "results/{experiment}/{model}/attributions/one_step.parquet",
-                *(f"{STEP}.parquet".replace("{learning_rate}", name) for name in STEPS),
+                paths.matrix("one_step"),
+                *(paths.matrix(paths.STEP.format(learning_rate=size)) for size in PLAN.step_sizes),
             ],
-            tasks="results/{experiment}/data/tasks.parquet",
+            tasks=paths.TASKS,
         output:
             table=table("chain", "Agreement of the methods", "the chain icp, one_step, influence"),
-            sentence="results/{experiment}/{model}/tables/weak_link.txt",
+            sentence=paths.table("weak_link.txt"),
         params:
-            learning_rates=[OWN_STEP, *STEPS.values()],
-            aggregators={m: CONFIG.attribution.aggregators.get(m, "mean") for m in ("icp", "influence", "one_step")},
+            learning_rates=[CONFIG.attribution.one_step.learning_rate, *PLAN.step_sizes.values()],
+            aggregators={m: PLAN.aggregator(m) for m in ("icp", "influence", "one_step")},
             settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
             seed=CONFIG.seed,
             dtype=CONFIG.attribution.dtype,
             code=fingerprint("chain/chain"),
         log:
-            "logs/{experiment}/chain/{model}.log",
+            paths.log("chain/{model}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/chain/{model}.benchmark.tsv"
+            paths.benchmark("chain/{model}")
         resources:
             **RESOURCES["chain"],
         script:
             "../workflow/scripts/chain/chain.py"
-
-    rule plot_chain:
-        localrule: True
-        message:
-            "Drawing the chain icp ~ one_step ~ influence of {wildcards.model}"
-        input:
-            "results/{experiment}/{model}/tables/chain.csv",
-        output:
-            **figure("chain", "Agreement of the methods", "the chain icp, one_step, influence"),
-        params:
-            colors=CONFIG.figures.colors,
-            caption=package_files("figures/captions/chain.rst"),
-            code=fingerprint("chain/plot_chain"),
-        log:
-            "logs/{experiment}/plot_chain/{model}.log",
-        conda:
-            "../envs/icprobe.yaml"
-        benchmark:
-            "logs/{experiment}/plot_chain/{model}.benchmark.tsv"
-        resources:
-            **LIGHT,
-        script:
-            "../workflow/scripts/chain/plot_chain.py"

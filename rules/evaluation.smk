@@ -2,13 +2,15 @@
 
 from icprobe.evaluation.judges import JUDGES
 
+JUDGED_TABLES = [f"tables/{name}" for name in PLAN.judged_tables]
+
 
 rule win_rates:
     localrule: True
     message:
         "{CONFIG.experiment}: win rates are in tables/win_rates.csv of each model"
     input:
-        each_model("tables/win_rates.csv"),
+        expand(paths.table("win_rates.csv"), **EACH_MODEL),
 
 
 if CONFIG.evaluation.base_responses == "generate":
@@ -19,22 +21,22 @@ if CONFIG.evaluation.base_responses == "generate":
         input:
             base=model_of,
             base_manifest=manifest_of,
-            prompts="results/{experiment}/data/eval.parquet",
-            lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",
+            prompts=paths.EVAL,
+            lengths=paths.PROMPT_LENGTHS,
         output:
-            "results/{experiment}/{model}/responses/base.jsonl",
+            paths.BASE_RESPONSES,
         params:
             settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
-            templates=text_settings("query"),
+            templates=PLAN.text_settings("query"),
             generator="{model}",
-            results=lambda w: f"results/{w.experiment}",
+            results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
             code=fingerprint("evaluation/generate"),
         log:
-            "logs/{experiment}/generate_base/{model}.log",
+            paths.log("generate_base/{model}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/generate_base/{model}.benchmark.tsv"
+            paths.benchmark("generate_base/{model}")
         threads: THREADS
         resources:
             **RESOURCES["generate_base"],
@@ -49,18 +51,18 @@ else:
         message:
             "Taking the base responses that the eval table gives"
         input:
-            prompts="results/{experiment}/data/eval.parquet",
+            prompts=paths.EVAL,
         output:
-            "results/{experiment}/{model}/responses/base.jsonl",
+            paths.BASE_RESPONSES,
         params:
             generator="{model}",
             code=fingerprint("evaluation/take_base_responses"),
         log:
-            "logs/{experiment}/take_base_responses/{model}.log",
+            paths.log("take_base_responses/{model}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/take_base_responses/{model}.benchmark.tsv"
+            paths.benchmark("take_base_responses/{model}")
         threads: 1
         resources:
             **RESOURCES["take_base_responses"],
@@ -75,25 +77,25 @@ rule generate:
     input:
         base=model_of,
         base_manifest=manifest_of,
-        checkpoint=ancient(CHECKPOINT),
-        checkpoint_manifest=manifest(CHECKPOINT),
-        prompts="results/{experiment}/data/eval.parquet",
+        checkpoint=ancient(paths.CHECKPOINT),
+        checkpoint_manifest=paths.manifest(paths.CHECKPOINT),
+        prompts=paths.EVAL,
         # Read by no one; what it holds was checked when it was made.
-        lengths="results/{experiment}/{model}/data/prompt_lengths.parquet",
+        lengths=paths.PROMPT_LENGTHS,
     output:
-        "results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
+        paths.RESPONSES,
     params:
         settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
-        templates=text_settings("query"),
+        templates=PLAN.text_settings("query"),
         generator="{model}/{method}/{bin}/seed-{seed}",
-        results=lambda w: f"results/{w.experiment}",
+        results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
         code=fingerprint("evaluation/generate"),
     log:
-        "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.log",
+        paths.log("generate/{model}/{method}/{bin}/seed-{seed}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/generate/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
+        paths.benchmark("generate/{model}/{method}/{bin}/seed-{seed}")
     threads: THREADS
     resources:
         **RESOURCES["generate"],
@@ -102,33 +104,33 @@ rule generate:
         "../workflow/scripts/evaluation/generate.py"
 
 
-if ANNOTATIONS:
+if PLAN.annotations:
 
     rule read_annotations:
         localrule: True
         message:
             "Reading the annotations {wildcards.method}, bin {wildcards.bin}, seed {wildcards.seed}"
         input:
-            lambda wildcards: annotation_of(wildcards).files,
+            lambda w: PLAN.annotation(w.method, w.bin, w.seed).files,
         output:
-            "results/{experiment}/{model}/judgements/{method}/{bin}/seed-{seed}.jsonl",
+            paths.JUDGEMENTS,
         params:
-            generator=lambda wildcards: annotation_of(wildcards).generator,
+            generator=lambda w: PLAN.annotation(w.method, w.bin, w.seed).generator,
             contents=lambda wildcards, input: contents(input),
             code=fingerprint("evaluation/read_annotations"),
         log:
-            "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.log",
+            paths.log("read_annotations/{model}/{method}/{bin}/seed-{seed}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/read_annotations/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
+            paths.benchmark("read_annotations/{model}/{method}/{bin}/seed-{seed}")
         threads: 1
         resources:
             **LIGHT,
         script:
             "../workflow/scripts/evaluation/read_annotations.py"
 
-else:
+elif CONFIG.evaluation.judge in JUDGES:
 
     # One judge job at a time asks: `concurrency` is then that of all, and what one job was answered the next one knows.
     workflow.register_resource("judging", 1)
@@ -140,23 +142,23 @@ else:
             "Judging responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
             "seed {wildcards.seed}"
         input:
-            prompts="results/{experiment}/data/eval.parquet",
-            checked=PROMPTS_CHECKED,
-            base="results/{experiment}/{model}/responses/base.jsonl",
-            responses="results/{experiment}/{model}/responses/{method}/{bin}/seed-{seed}.jsonl",
+            prompts=paths.EVAL,
+            checked=paths.EVAL_CHECKED,
+            base=paths.BASE_RESPONSES,
+            responses=paths.RESPONSES,
         output:
-            "results/{experiment}/{model}/judgements/{method}/{bin}/seed-{seed}.jsonl",
+            paths.JUDGEMENTS,
         params:
             settings=CONFIG.evaluation.judge_settings,
-            cache="results/{experiment}/.cache/llm_judge",
+            cache=paths.JUDGE_ANSWERS,
             templates=(package_files("evaluation/judges/templates/*") if CONFIG.evaluation.judge == "llm" else []),
             code=fingerprint("evaluation/judge", JUDGES[CONFIG.evaluation.judge]),
         log:
-            "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.log",
+            paths.log("judge/{model}/{method}/{bin}/seed-{seed}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            "logs/{experiment}/judge/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
+            paths.benchmark("judge/{model}/{method}/{bin}/seed-{seed}")
         threads: 1
         resources:
             **RESOURCES["judge"],
@@ -170,21 +172,21 @@ rule tabulate_win_rates:
     message:
         "Tabulating win rates of {wildcards.model}"
     input:
-        lambda wildcards: of_fine_tuned(wildcards.model, "judgements", ".jsonl", JUDGED),
+        lambda w: of_conditions(paths.JUDGEMENTS, w.model, PLAN.judged),
     output:
         csv=table("win_rates", "Fine-tuned models", "win rates"),
-        markdown="results/{experiment}/{model}/tables/win_rates.md",
-        latex="results/{experiment}/{model}/tables/win_rates.tex",
+        markdown=paths.table("win_rates.md"),
+        latex=paths.table("win_rates.tex"),
         differences=table("differences", "Fine-tuned models", "differences between methods"),
     params:
-        conditions=JUDGED,
+        conditions=PLAN.judged,
         code=fingerprint("evaluation/win_rates"),
     log:
-        "logs/{experiment}/tabulate_win_rates/{model}.log",
+        paths.log("tabulate_win_rates/{model}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/tabulate_win_rates/{model}.benchmark.tsv"
+        paths.benchmark("tabulate_win_rates/{model}")
     threads: 1
     resources:
         **LIGHT,

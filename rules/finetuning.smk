@@ -6,7 +6,7 @@ rule checkpoints:
     message:
         "{CONFIG.experiment}: all models are fine-tuned"
     input:
-        [of_fine_tuned(model, "checkpoints", "") for model in CONFIG.models],
+        [of_conditions(paths.CHECKPOINT, model, PLAN.fine_tuned) for model in CONFIG.models],
 
 
 rule subset:
@@ -14,23 +14,22 @@ rule subset:
     message:
         "Choosing bin {wildcards.bin} of {wildcards.method} on {wildcards.model}"
     input:
-        examples="results/{experiment}/data/train.parquet",
-        scores=lambda wildcards: (
-            [] if wildcards.method == "all" else "results/{experiment}/{model}/scores/{method}.parquet"
-        ),
-        reference=lambda wildcards: (
-            [] if wildcards.method == "all" else "results/{experiment}/{model}/scores/icp.parquet"
-        ),
+        examples=paths.TRAIN,
+        scores=lambda wildcards: ([] if wildcards.method == "all" else paths.scores()),
+        reference=lambda wildcards: paths.scores("icp") if PLAN.by_icp(wildcards.bin) else [],
+        checked=BINS_CHECKED,
     output:
-        "results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
+        subset=paths.SUBSET,
+        messages=paths.MESSAGES,
     params:
+        templates=PLAN.text_settings("query", "target"),
         code=fingerprint("finetuning/subset"),
     log:
-        "logs/{experiment}/subset/{model}/{method}/{bin}.log",
+        paths.log("subset/{model}/{method}/{bin}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/subset/{model}/{method}/{bin}.benchmark.tsv"
+        paths.benchmark("subset/{model}/{method}/{bin}")
     threads: 1
     resources:
         **RESOURCES["subset"],
@@ -44,10 +43,10 @@ rule fine_tune:
     input:
         base=model_of,
         base_manifest=manifest_of,
-        subset="results/{experiment}/{model}/subsets/{method}/{bin}.jsonl",
+        subset=paths.SUBSET,
     output:
-        checkpoint=directory(CHECKPOINT),
-        manifest=manifest(CHECKPOINT),
+        checkpoint=directory(paths.CHECKPOINT),
+        manifest=paths.manifest(paths.CHECKPOINT),
     params:
         settings=slice_of(
             CONFIG.finetune,
@@ -63,15 +62,15 @@ rule fine_tune:
             "device",
             "lora",
         ),
-        templates=text_settings("query", "target"),
-        results=lambda w: f"results/{w.experiment}",
+        templates=PLAN.text_settings("query", "target"),
+        results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
         code=fingerprint("finetuning/fine_tune"),
     log:
-        "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.log",
+        paths.log("fine_tune/{model}/{method}/{bin}/seed-{seed}"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/fine_tune/{model}/{method}/{bin}/seed-{seed}.benchmark.tsv"
+        paths.benchmark("fine_tune/{model}/{method}/{bin}/seed-{seed}")
     threads: THREADS
     resources:
         **RESOURCES["fine_tune"],

@@ -1,4 +1,25 @@
-# The HTML report: one file that shows what was found, and how.
+# The HTML reports, each one file that shows what was found, and how: of all, and of the scores alone.
+
+REPORT_INPUTS = dict(
+    train=paths.TRAIN.format(experiment=CONFIG.experiment),
+    tasks=paths.TASKS.format(experiment=CONFIG.experiment),
+    lengths=expand(paths.LENGTHS, **EACH_MODEL),
+    scores=each_model_and_method(paths.scores()),
+    attributions=each_model_and_method(paths.matrix()),
+)
+REPORT_PARAMS = dict(
+    experiment=CONFIG.experiment,
+    models=CONFIG.models,
+    methods=CONFIG.attribution.methods,
+    labels=CONFIG.data.labels,
+    sound_labels=CONFIG.data.sound_labels,
+    examples=CONFIG.report.examples,
+    colors=CONFIG.figures.colors,
+    asked={method: [METHODS[method].asks, score_unit(method)] for method in CONFIG.attribution.methods},
+    # W&B's options change no result, so they are no part of the record.
+    config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
+    templates=package_files("report/templates/report.*"),
+)
 
 
 rule report:
@@ -6,39 +27,56 @@ rule report:
     message:
         "Writing the report of {CONFIG.experiment}"
     input:
-        train=results("data/train.parquet"),
-        tasks=results("data/tasks.parquet"),
-        tables=[each_model(path) for path in [*TABLES, *evaluation_tables()]],
-        figures=[each_model(path) for path in [*analysis_figures(), *evaluation_figures()]],
+        **REPORT_INPUTS,
+        tables=[each_model(path) for path in [*TABLES, *JUDGED_TABLES]],
+        figures=[each_model(path) for path in model_figures()],
         sweep=sweep_figures(),
-        lengths=each_model("data/lengths.parquet"),
-        scores=each_model_and_method("scores/{method}.parquet"),
-        attributions=each_model_and_method("attributions/{method}.parquet"),
     # No wildcards: it is a target, too.
     output:
-        results("report.html"),
+        paths.REPORT.format(experiment=CONFIG.experiment),
     params:
-        experiment=CONFIG.experiment,
-        models=CONFIG.models,
-        methods=CONFIG.attribution.methods,
-        tables=[*TABLES, *evaluation_tables()],
-        figures=[*analysis_figures(), *evaluation_figures()],
-        labels=CONFIG.data.labels,
-        sound_labels=CONFIG.data.sound_labels,
-        examples=CONFIG.report.examples,
-        colors=CONFIG.figures.colors,
+        **REPORT_PARAMS,
+        tables=[*TABLES, *JUDGED_TABLES],
+        figures=model_figures(),
         rules=lambda w: provenance.behind("report", workflow.dag),
-        # W&B's options change no result, so they are no part of the record.
-        config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
-        templates=package_files("report/templates/report.*"),
         code=fingerprint("report/report"),
     log:
-        f"logs/{CONFIG.experiment}/report.log",
+        paths.log("report", CONFIG.experiment),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        f"logs/{CONFIG.experiment}/report.benchmark.tsv"
+        paths.benchmark("report", CONFIG.experiment)
     resources:
         **RESOURCES["report"],
     script:
         "../workflow/scripts/report/report.py"
+
+
+# The same page without tables and figures: what it has not is no section of it.
+use rule report as report_scores with:
+    message:
+        "Writing the report of the scores of {CONFIG.experiment}"
+    input:
+        **REPORT_INPUTS,
+        sweep=[],
+    output:
+        paths.SCORES_REPORT.format(experiment=CONFIG.experiment),
+    params:
+        **REPORT_PARAMS,
+        tables=[],
+        figures=[],
+        rules=lambda w: provenance.behind("report_scores", workflow.dag),
+        code=fingerprint("report/report"),
+    log:
+        paths.log("report_scores", CONFIG.experiment),
+    benchmark:
+        paths.benchmark("report_scores", CONFIG.experiment)
+
+
+rule scores:
+    localrule: True
+    message:
+        "{CONFIG.experiment}: every example's scores are in tables/scores.csv of each model, and in scores.html"
+    input:
+        [each_model(path) for path in SCORE_TABLES],
+        paths.SCORES_REPORT.format(experiment=CONFIG.experiment),

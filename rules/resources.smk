@@ -2,11 +2,12 @@
 # formulas are in icprobe.workflow.resources; partition, account and CPUs come from the profile. Resources are no params: another
 # estimate reruns nothing.
 
-from icprobe.workflow.resources import Needs, directives
+from icprobe.workflow.resources import Needs, Sizes, directives
+from icprobe.workflow.work import rows_there
 
-SIZES = sizes_of(CONFIG)
+SIZES = Sizes.of(CONFIG)
 DEVICE = CONFIG.attribution.device
-OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_of(local_files(CONFIG.data.train), SIZES.examples)))
+OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_there(local_files(CONFIG.data.train), SIZES.examples)))
 OF_MATRIX = directives(lambda w, input: SIZES.matrix())
 OF_EXTERNAL = directives(lambda w, input: Needs(1000 + 4e-6 * sum(map(os.path.getsize, input.scores))))
 OF_RESPONSES = directives(lambda w, input: SIZES.tables(SIZES.prompts))
@@ -16,7 +17,7 @@ RESOURCES = {
     "prepare_model": directives(lambda w, input: SIZES.prepare_model(w.model)),
     "fetch_gguf": directives(lambda w, input: SIZES.prepare_model(w.quantised)),
     "select_tasks": directives(
-        lambda w, input: SIZES.select_tasks(rows_of(local_files(CONFIG.data.tasks), SIZES.tasks))
+        lambda w, input: SIZES.select_tasks(rows_there(local_files(CONFIG.data.tasks), SIZES.tasks))
     ),
     "prepare_train": OF_TRAIN,
     "measure_lengths": OF_TRAIN,
@@ -31,9 +32,10 @@ RESOURCES = {
     "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
     "score": OF_MATRIX,
     "correlate": directives(lambda w, input: SIZES.correlate()),
+    "tell_labels": directives(lambda w, input: SIZES.tell_labels()),
     "subset": OF_TRAIN,
     "fine_tune": directives(
-        lambda w, input: SIZES.fine_tune(w.model, rows_of([input.subset], SIZES.examples)), CONFIG.finetune.device
+        lambda w, input: SIZES.fine_tune(w.model, rows_there([input.subset], SIZES.examples)), CONFIG.finetune.device
     ),
     "generate": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
     "generate_base": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),

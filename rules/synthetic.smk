@@ -5,8 +5,9 @@ SYNTHETIC_FIGURES = {
     "dimension": "agreement against dimension",
     "learning": "what the transformer has learned",
 }
-SYNTHETIC = [results("synthetic", f"{table}.csv") for table in ("correlations", "learning")] + [
-    results("synthetic", "figures", f"{figure}.svg") for figure in SYNTHETIC_FIGURES
+SYNTHETIC = [
+    paths.synthetic(file).format(experiment=CONFIG.experiment)
+    for file in ["correlations.csv", "learning.csv", *(f"figures/{figure}.svg" for figure in SYNTHETIC_FIGURES)]
 ]
 # What the transformer is, which those who load it need as well.
 REGRESSOR = ["dimensions", "points", "width", "layers", "heads"]
@@ -24,18 +25,18 @@ rule train_regressor:
     message:
         "Training a transformer on random linear functions"
     output:
-        directory("results/{experiment}/synthetic/transformer"),
+        directory(paths.TRANSFORMER),
     params:
         settings=slice_of(CONFIG.synthetic, *REGRESSOR, "noise", "steps", "batch_size", "learning_rate"),
         seed=CONFIG.seed,
-        results=lambda w: f"results/{w.experiment}",
+        results=paths.EXPERIMENT,
         code=fingerprint("synthetic/train_regressor"),
     log:
-        "logs/{experiment}/train_regressor.log",
+        paths.log("train_regressor"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/train_regressor.benchmark.tsv"
+        paths.benchmark("train_regressor")
     threads: 1
     resources:
         **RESOURCES["train_regressor"],
@@ -47,20 +48,20 @@ rule value_points:
     message:
         "Valuing the points of held-out linear functions"
     input:
-        "results/{experiment}/synthetic/transformer",
+        paths.TRANSFORMER,
     output:
-        values="results/{experiment}/synthetic/values.parquet",
-        learning="results/{experiment}/synthetic/learning.csv",
+        values=paths.synthetic("values.parquet"),
+        learning=paths.synthetic("learning.csv"),
     params:
         settings=slice_of(CONFIG.synthetic, *REGRESSOR, "noise", "functions"),
         seed=CONFIG.seed,
         code=fingerprint("synthetic/value_points"),
     log:
-        "logs/{experiment}/value_points.log",
+        paths.log("value_points"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/value_points.benchmark.tsv"
+        paths.benchmark("value_points")
     threads: 1
     resources:
         **RESOURCES["value_points"],
@@ -72,19 +73,19 @@ rule correlate_points:
     message:
         "Correlating the values of points"
     input:
-        "results/{experiment}/synthetic/values.parquet",
+        paths.synthetic("values.parquet"),
     output:
-        "results/{experiment}/synthetic/correlations.csv",
+        paths.synthetic("correlations.csv"),
     params:
         resamples=CONFIG.analysis.resamples,
         seed=CONFIG.seed,
         code=fingerprint("synthetic/correlate_points"),
     log:
-        "logs/{experiment}/correlate_points.log",
+        paths.log("correlate_points"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/correlate_points.benchmark.tsv"
+        paths.benchmark("correlate_points")
     resources:
         **RESOURCES["correlate_points"],
     script:
@@ -96,31 +97,31 @@ rule plot_points:
     message:
         "Drawing the correlations of the values of points, and what the transformer has learned"
     input:
-        correlations="results/{experiment}/synthetic/correlations.csv",
-        learning="results/{experiment}/synthetic/learning.csv",
+        correlations=paths.synthetic("correlations.csv"),
+        learning=paths.synthetic("learning.csv"),
     output:
         **{
             figure: report(
-                f"results/{{experiment}}/synthetic/figures/{figure}.svg",
+                paths.synthetic(f"figures/{figure}.svg"),
                 category="Synthetic check",
                 labels={"what": what, "kind": "figure"},
                 caption=f"../src/icprobe/figures/captions/synthetic_{figure}.rst",
             )
             for figure, what in SYNTHETIC_FIGURES.items()
         },
-        pdfs=[f"results/{{experiment}}/synthetic/figures/{figure}.pdf" for figure in SYNTHETIC_FIGURES],
-        tables=[f"results/{{experiment}}/synthetic/figures/{figure}.csv" for figure in SYNTHETIC_FIGURES],
+        pdfs=[paths.synthetic(f"figures/{figure}.pdf") for figure in SYNTHETIC_FIGURES],
+        tables=[paths.synthetic(f"figures/{figure}.csv") for figure in SYNTHETIC_FIGURES],
     params:
         titles=SYNTHETIC_FIGURES,
         colors=CONFIG.figures.colors,
         captions=package_files("figures/captions/synthetic_*.rst"),
         code=fingerprint("synthetic/plot_points"),
     log:
-        "logs/{experiment}/plot_points.log",
+        paths.log("plot_points"),
     conda:
         "../envs/icprobe.yaml"
     benchmark:
-        "logs/{experiment}/plot_points.benchmark.tsv"
+        paths.benchmark("plot_points")
     resources:
         **LIGHT,
     script:

@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import copy
+import functools
 import json
 import socket
 import subprocess
@@ -116,14 +117,23 @@ def silent_server():
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
+@pytest.fixture(scope="session")
+def capabilities(tiny_model):
+    """architecture → what the engines can do with its tiny model."""
+    from icprobe.engine.admission import capabilities_of
+
+    return functools.cache(lambda architecture: capabilities_of(tiny_model(architecture)))
+
+
 @pytest.fixture
-def inputs(few, prompts, tokenizer, tiny_model):
+def inputs(few, prompts, tokenizer, tiny_model, capabilities):
     """(architecture, dtype) → what a method is given, with a model of its own."""
     from icprobe.attribution.matrix import Inputs
 
     def make(architecture, dtype=None):
         train, tasks, lengths = few
         model = copy.deepcopy(tiny_model(architecture))
-        return Inputs(train, tasks, lengths, prompts, model.to(dtype) if dtype else model, tokenizer, seed=3)
+        model = model.to(dtype) if dtype else model
+        return Inputs(train, tasks, lengths, prompts, model, tokenizer, capabilities(architecture), seed=3)
 
     return make

@@ -115,11 +115,12 @@ class Project:
         environment: Mapping[str, str] | None = None,
         path: Sequence[Path] = (),
     ) -> "Running":
-        """`snakemake` with configs/tiny.yaml, SETTINGS and `config` over it, in a process group of its own.
+        """`snakemake` with the demo's configuration, configs/tiny.yaml, SETTINGS and `config`, each over those before.
 
         path: folders on PYTHONPATH before the copy's src.
         """
-        layers = ["configs/tiny.yaml", "settings.yaml"]
+        # Named, the demo's lies under them although SETTINGS bring a train file.
+        layers = ["config.yaml", "configs/tiny.yaml", "settings.yaml"]
         if config is not None:
             (self.path / "mine.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
             layers.append("mine.yaml")

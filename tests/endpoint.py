@@ -9,7 +9,7 @@ from icprobe.config.sections import Evaluation
 from icprobe.evaluation.judges import Pair
 
 PAIRS = [Pair(str(n), "s", f"Count to {n}.", "one " * (n + 1), "two " * (9 - n), "-") for n in range(8)]
-FAULTS = ["429", "500", "503", "cut", "half", "nonsense", "not json", "no choices"]
+FAULTS = ["429", "500", "503", "cut", "half", "nonsense", "not json", "no choices", "error in a 200"]
 
 
 class Endpoint:
@@ -64,6 +64,8 @@ class Endpoint:
                     self.close_connection = True
                 elif fault == "nonsense":
                     self.reply(200, b"<html>Welcome!</html>", "text/html")
+                elif fault == "error in a 200":
+                    self.reply(200, json.dumps({"error": {"code": 429, "message": "fault 429"}}).encode())
                 elif fault == "not json":
                     self.reply(200, b'{"choices": [')
                 else:

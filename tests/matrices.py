@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from icprobe.attribution.matrix import batches
+from icprobe.engine.batching import batches
 
 ARCHITECTURES = ["llama", "gpt_neox", "gpt2"]
 

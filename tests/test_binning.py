@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from icprobe.analysis.binning import bin_name, bins, check_thresholds, members, overlaps, threshold_of
+from icprobe.analysis.binning import bins, borders, check_bins, coarse, members, overlaps, ranks, size_of
 from icprobe.errors import ConfigError, ScoreError
+from icprobe.formatting import bin_label, bin_name, bin_of, bin_words, parse_bin
 
 THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
 
@@ -117,37 +118,55 @@ def test_an_empty_bin_is_empty_and_its_row_says_zero():
 
 @pytest.mark.parametrize(
     ("threshold", "name"),
-    [("<=0.5", "le-0.50"), (">0.85", "gt-0.85"), (">0.9", "gt-0.90"), (">0.875", "gt-0.875")],
+    [
+        *[("<=0.5", "le-0.50"), (">0.85", "gt-0.85"), (">0.9", "gt-0.90"), (">0.875", "gt-0.875")],
+        *[("top 20%", "top-20pct"), ("bottom 2.5%", "bottom-2.5pct"), ("top 0.05%", "top-0.05pct")],
+        *[("top 100%", "top-100pct"), ("top 1000", "top-1000"), ("bottom 10", "bottom-10")],
+    ],
 )
-def test_a_bins_name_leads_back_to_its_threshold(threshold, name):
+def test_a_bins_name_leads_back_to_it(threshold, name):
     assert bin_name(threshold) == name
-    assert threshold_of(name) == threshold
+    assert bin_of(name) == threshold
+    assert bin_label(name) == bin_label(threshold) == threshold
+    assert bin_words(name) == bin_words(threshold)
 
 
 @pytest.mark.parametrize(
-    ("threshold", "name"), [("<= 0.50", "le-0.50"), (">1", "gt-1.00"), ("<=0", "le-0.00"), (">.5", "gt-0.50")]
+    ("threshold", "name"),
+    [
+        *[("<= 0.50", "le-0.50"), (">1", "gt-1.00"), ("<=0", "le-0.00"), (">.5", "gt-0.50")],
+        *[("Top 20.0 %", "top-20pct"), ("top20%", "top-20pct"), (" bottom  010 ", "bottom-10")],
+    ],
 )
-def test_equal_thresholds_have_one_name(threshold, name):
+def test_equal_bins_have_one_name_however_they_are_written(threshold, name):
     assert bin_name(threshold) == name
+    assert str(parse_bin(threshold)) == bin_of(name)
 
 
 @pytest.mark.parametrize(
-    "threshold", ["0.5", ">=0.5", "<0.5", ">1.5", ">-0.1", ">", ">1e-1", ">0.5.1", ">nan", "", ">٠.٥"]
+    "threshold",
+    [
+        *["0.5", ">=0.5", "<0.5", ">1.5", ">-0.1", ">", ">1e-1", ">0.5.1", ">nan", "", ">٠.٥", ">20%", "first 20%"],
+        *["top 0%", "top 200%", "top 100.5%", "top 0.001%", "top 0", "top -3", "top 1.5", "top 1.0", "top 1e3", "top"],
+    ],
 )
-def test_what_is_no_threshold_is_refused(threshold):
+def test_what_is_no_bin_is_refused(threshold):
     with pytest.raises(ConfigError, match="bins:"):
         bin_name(threshold)
 
 
-@pytest.mark.parametrize("name", ["all", "gt-0.9", "ge-0.90", "gt-9.00", "gt-0.90/..", "gt--0.90"])
+@pytest.mark.parametrize(
+    "name",
+    ["all", "gt-0.9", "ge-0.90", "gt-9.00", "gt-0.90/..", "gt--0.90", "top-20%", "top-0pct", "top 20%", "le-20pct"],
+)
 def test_what_is_no_bins_name_is_refused(name):
     with pytest.raises(ConfigError):
-        threshold_of(name)
+        bin_of(name)
 
 
 def test_two_thresholds_of_one_name_are_refused():
     with pytest.raises(ConfigError, match="same bin"):
-        check_thresholds([">0.5", "<=0.5", ">0.50"])
+        check_bins([">0.5", "<=0.5", ">0.50"])
 
 
 def test_examples_that_differ_are_refused():
@@ -179,3 +198,117 @@ def test_an_example_that_was_not_evaluated_is_in_no_bin(threshold, best):
         members(short, threshold, icp)
     row = overlaps({"icp": icp.set_index("id")["score"], "x": short.set_index("id")["score"]}, [threshold]).iloc[0]
     assert (row["n"], row["n_overlap"], row["chance"]) == (1, int(threshold == ">0.5"), 0.5)
+
+
+# --- bins by share or number ----------------------------------------------------------------------------------------
+
+
+def naive_end(scores, effects, bin, k):
+    """The first k by the score, where the border falls among ties by the mean effect, then by the id."""
+    sign = -1 if bin.startswith("top") else 1
+    order = sorted(scores, key=lambda id_: (sign * scores[id_], id_))
+    if k and effects and len(order) > k and scores[order[k - 1]] == scores[order[k]]:
+        border = scores[order[k - 1]]
+        better = [id_ for id_ in order if sign * scores[id_] < sign * border]
+        tied = sorted((id_ for id_ in order if scores[id_] == border), key=lambda id_: (sign * effects[id_], id_))
+        order = better + tied
+    return order[:k]
+
+
+@given(scored, st.sampled_from(["top", "bottom"]), st.integers(1, 25), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_bins_by_number_are_those_of_sorted_lists(examples, end, k, with_effects):
+    k, bin = min(k, len(examples)), f"{end} {min(k, len(examples))}"
+    scores, effects = ({id_: pair[i] for id_, pair in examples.items()} for i in (1, 0))
+    one = table(scores.values(), list(scores))
+    if with_effects:
+        one = one.assign(mean_effect=list(effects.values()))
+    assert members(one, bin) == naive_end(scores, effects if with_effects else {}, bin, k)
+
+
+@pytest.mark.parametrize(
+    ("bin", "n", "size"),
+    [
+        *[("top 20%", 108, 22), ("bottom 20%", 24, 5), ("top 50%", 5, 3), ("top 0.1%", 24, 1), ("top 100%", 7, 7)],
+        *[("top 7", 7, 7), ("bottom 1", 7, 1), ("top 20%", 0, 0)],
+    ],
+)
+def test_a_share_is_rounded_half_up_and_holds_one_example_at_least(bin, n, size):
+    assert size_of(bin, n) == size
+
+
+def test_more_examples_than_there_are_is_refused_in_one_sentence():
+    with pytest.raises(ScoreError, match=r"^bins: 'top 8' asks for more examples than there are \(7\)\. Take fewer"):
+        members(table(range(7)), "top 8")
+
+
+def test_a_bin_by_share_needs_no_icp_and_a_threshold_does():
+    one = table([3.0, -1.0, 2.0, 0.5, 7.0])
+    assert bins(None, one, ["top 40%", "bottom 2"]) == {"top 40%": ["e4", "e0"], "bottom 2": ["e1", "e3"]}
+    with pytest.raises(ScoreError, match=r"Bin >0\.5 is a threshold on the icp score, which is absent"):
+        members(one, ">0.5")
+
+
+def test_every_method_is_compared_with_icps_own_bin_of_the_same_share():
+    scores = {
+        "icp": pd.Series([1.0, 0.5, 0.0, 0.25], list("abcd")),
+        "x": pd.Series([9.0, -1.0, 3.0, 2.0], list("abcd")),
+    }
+    found = overlaps(scores, ["top 50%", "bottom 1"]).set_index("bin")
+    assert found["n"].tolist() == [2, 1]
+    assert found["n_overlap"].tolist() == [1, 0]
+    assert found["chance"].tolist() == [0.5, 0.25]
+
+
+def test_ties_at_a_border_go_by_mean_effect_and_no_others():
+    icp = table([1.0, 1.0, 1.0, 1.0, 0.0]).assign(mean_effect=[0.1, 0.4, 0.3, 0.4, 0.0])
+    assert members(icp, "top 3") == ["e1", "e3", "e2"]
+    assert members(icp, "top 4") == ["e0", "e1", "e2", "e3"], "the border falls between two scores: the order is by id"
+    assert members(icp, "bottom 3") == ["e4", "e0", "e2"]
+    assert members(icp.drop(columns="mean_effect"), "top 3") == ["e0", "e1", "e2"]
+    # Another method's bin of a threshold has icp's size, and its border may fall among ties.
+    reference = table([0.9, 0.9, 0.1, 0.1, 0.1])
+    assert members(icp, ">0.5", reference) == ["e1", "e3"]
+    scores = {"icp": reference, "one_step": icp}
+    found = overlaps(
+        {method: one.set_index("id")["score"] for method, one in scores.items()},
+        [">0.5"],
+        mean_effects={"one_step": icp.set_index("id")["mean_effect"]},
+    )
+    assert found["n_overlap"].tolist() == [1]
+
+
+def test_examples_of_one_score_have_one_rank():
+    score = pd.Series([1.0, 0.5, 1.0, np.nan, 0.0])
+    assert ranks(score).tolist()[:3] == [1, 3, 1]
+    assert np.isnan(ranks(score)[3])
+    assert ranks(pd.Series([1.0] * 16 + [0.5] * 4)).value_counts().to_dict() == {1: 16, 17: 4}
+
+
+def test_a_score_that_is_too_coarse_for_a_bin_is_warned_of():
+    ids = [f"e{i:02}" for i in range(20)]
+    scores = {"icp": pd.Series([1.0] * 16 + [0.5] * 4, ids), "influence": pd.Series(np.arange(20.0), ids)}
+    found = borders(scores, ["bottom 20%", "top 20%", ">0.8"]).set_index(["method", "bin"])
+    assert found.loc[("icp", "top 20%")].tolist() == [4, 1.0, 16, 4, 2]
+    assert found.loc[("icp", "bottom 20%")].tolist() == [4, 0.5, 4, 4, 2], "all that are tied are in it"
+    assert found.loc[("influence", "top 20%")].tolist() == [4, 16.0, 1, 1, 20]
+    assert found.loc[("influence", ">0.8"), "n"] == 16
+    (warning,) = coarse(found.reset_index())
+    assert warning.startswith(
+        "icp, bin top 20%: 16 examples share the score 1 at its border, and 4 of them are among its 4"
+    )
+    assert "few tasks" in warning
+
+
+def test_ties_of_a_few_at_the_border_of_a_large_bin_are_not_warned_of():
+    score = pd.Series([*np.arange(100.0), 80.0], [f"e{i:03}" for i in range(101)])
+    found = borders({"length": score}, ["top 20"])
+    assert found.loc[0, ["n_tied", "n_tied_inside"]].tolist() == [2, 1]
+    assert coarse(found) == []
+
+
+def test_an_empty_bin_has_no_border():
+    icp = pd.Series([0.1, 0.2], ["a", "b"])
+    row = borders({"icp": icp}, [">0.9"]).iloc[0]
+    assert (row["n"], row["n_tied"], row["n_tied_inside"]) == (0, 0, 0)
+    assert np.isnan(row["border"])

@@ -198,13 +198,15 @@ def test_a_chain_of_nothing_has_no_weak_link_and_no_warning():
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
 def test_as_the_step_shrinks_one_step_approaches_influence_until_rounding(
-    architecture, few, prompts, tokenizer, tiny_model
+    architecture, few, prompts, tokenizer, tiny_model, capabilities
 ):
     from icprobe.attribution import influence, one_step
-    from icprobe.attribution.matrix import Inputs, batches, to_table
+    from icprobe.attribution.matrix import Inputs, to_table
+    from icprobe.engine.batching import batches
 
     train, tasks, lengths = few
-    inputs = Inputs(train, tasks, lengths, prompts, copy.deepcopy(tiny_model(architecture)), tokenizer)
+    model = copy.deepcopy(tiny_model(architecture))
+    inputs = Inputs(train, tasks, lengths, prompts, model, tokenizer, capabilities(architecture))
     runs = batches(lengths, 200)
 
     def matrix(module, method, **settings):

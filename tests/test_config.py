@@ -1,6 +1,7 @@
 """What a configuration may say, what is told of one that says something else, and that its documentation is true."""
 
 import copy
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from icprobe.attribution import METHODS
-from icprobe.config import Config, load, schema
+from icprobe.config import SMOLLM2, Config, load, schema, stands_alone
 from icprobe.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -60,11 +61,51 @@ def test_every_configuration_of_the_repository_is_valid():
         assert load(laid_over(raw(), other), METHODS).experiment == other.get("experiment", "demo"), path.name
 
 
+@pytest.mark.parametrize(
+    ("given", "alone"),
+    [
+        ({}, False),
+        ({"data": {"train": {"sample": {"n": 5}}, "tasks": {"select": "first:4"}}}, False),
+        ({"data": {"eval": {"subsets": {"mine": "my_prompts.jsonl"}}}}, True),
+        ({"data": {"train": {"path": "mine.csv"}}}, True),
+        ({"data": {"tasks": {"path": None, "hub": "me/mine"}}}, True),
+        ({"data": {"train": {"url": "https://example.org/mine.csv"}}}, True),
+        ({"attribution": {"external": {"theirs": {"path": "scores.csv", "orientation": "scores"}}}}, True),
+        ({"data": ["mine.csv"], "attribution": None}, False),
+    ],
+)
+def test_the_demo_lies_under_what_brings_no_data_of_its_own(given, alone):
+    assert stands_alone(given) == alone
+
+
+def test_an_experiment_of_ones_own_holds_nothing_of_the_demo():
+    own = {"experiment": "mine", "data": {"train": {"path": "mine.csv"}, "tasks": {"path": "tasks.jsonl"}}}
+    config = load(own, METHODS)
+    assert (config.data.labels, config.data.eval, config.finetune.methods, config.finetune.all_data) == (
+        [],
+        None,
+        [],
+        False,
+    )
+    assert config.models == [SMOLLM2] == list(config.model_sources)
+    assert config.model_sources[SMOLLM2].model_dump() == raw()["model_sources"][SMOLLM2]
+
+
+@pytest.mark.parametrize("section", ["finetune", "evaluation"])
+def test_null_means_none_of_it(section):
+    config = load(changed(section, None), METHODS)
+    if section == "finetune":
+        assert (config.finetune.methods, config.finetune.all_data) == ([], False)
+    else:
+        assert config.evaluation.judge == "none"
+
+
 def test_config_yaml_spells_out_the_defaults_that_change_results():
     spelled = raw()
-    for section in ("templates", "bins"):
-        default = Config.model_fields[section].default
-        assert spelled[section] == (default if isinstance(default, list) else default.model_dump())
+    assert spelled["templates"] == Config.model_fields["templates"].default.model_dump()
+    assert spelled["bins"] == load(changed("bins", None), METHODS).bins
+    # As it is written; the default is those of these three that are scored.
+    assert spelled["finetune"]["methods"] == load(changed("finetune.methods", None), METHODS).finetune_methods
 
 
 def test_null_takes_a_key_away_before_anything_is_validated():
@@ -111,7 +152,7 @@ def test_the_configuration_given_is_left_as_it_was():
             [1e-5, 1e-5],
             "config: analysis.chain: learning_rates: 1e-05 stands there twice",
         ),
-        ("attribution.aggregators.icp", "mean", "config: bins: they are thresholds on the icp score"),
+        ("attribution.aggregators.icp", "mean", "config: bins: '<=0.5' is a threshold on the icp score"),
         ("data.train", {}, 'config: data.train: exactly one of "path", '),
         ("data.train.path", "a/{x}.jsonl", "config: data.train.path: a path is needed, without braces"),
         ("data.labels", ["output"], "config: data: labels: 'output' is what the scorers see"),
@@ -119,18 +160,67 @@ def test_the_configuration_given_is_left_as_it_was():
         ("evaluation.judge", "llm", "config: evaluation: the judge llm needs a mapping llm"),
         ("bins", [">1.5"], 'config: bins.0: a bin is "<=x" or ">x"'),
         ("bins", [">0.٨"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 0%"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 200%"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 1.5"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", [">0.875"], 'config: bins.0: a bin is "<=x" or ">x"'),
+        ("bins", ["top 20%", "top 20.0%"], "config: bins: 'top 20%' stands there twice"),
     ],
 )
 def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
     assert message(key, value).startswith(said)
 
 
-def test_bins_need_icp_and_without_bins_nothing_does():
+@pytest.mark.parametrize(
+    ("table", "columns", "said"),
+    [
+        ("train", {"response": "output"}, "'response' is none of our columns .*write {output: response}"),
+        (
+            "train",
+            {"quality": "stars"},
+            "'quality' is none of our columns .*, planted.*; a label is listed in data.labels",
+        ),
+        ("eval", {"instructon": "prompt"}, "'instructon' is none .*subset, generator.*did you mean \"instruction\""),
+        ("tasks", {"planted": "quality"}, "'planted' is none of our columns"),
+    ],
+)
+def test_a_mapping_of_columns_names_ours_first(table, columns, said):
+    assert re.search(rf"{table}\.columns: {said}", message(f"data.{table}.columns", columns))
+
+
+@pytest.mark.parametrize("label", ["row_number", "n_target", "score_icp", "rank_mine"])
+def test_a_label_is_called_as_no_other_column_of_the_table_of_scores(label):
+    assert f"labels: '{label}' is a column of our own" in message("data.labels", [label])
+
+
+def test_thresholds_need_icp_and_the_message_is_what_to_write():
     whole = changed("attribution.methods", ["influence", "random"])
-    whole["finetune"].update(methods=["influence"], bins=None)
-    with pytest.raises(ConfigError, match="config: bins: they are thresholds on the icp score"):
+    with pytest.raises(ConfigError) as error:
         load(whole, METHODS)
+    assert str(error.value) == (
+        "config: bins: '<=0.5' is a threshold on the icp score, so attribution.methods needs icp and "
+        'attribution.aggregators needs icp: fraction_positive; or write bins: ["bottom 20%", "top 20%"] and finetune: '
+        "{methods: null, bins: null}"
+    )
+    whole["bins"] = ["bottom 20%", "top 20%"]
+    whole["finetune"].update(methods=None, bins=None)
+    assert load(whole, METHODS).finetune_bins == ["bottom 20%", "top 20%"]
     assert load({**whole, "bins": []}, METHODS).finetune_bins == []
+
+
+@pytest.mark.parametrize(
+    ("attribution", "bins", "fine_tuned"),
+    [
+        ({}, ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"], ["icp", "influence", "random"]),
+        ({"methods": ["random", "influence"]}, ["bottom 20%", "top 20%"], ["influence", "random"]),
+        ({"methods": ["one_step", "length"]}, ["bottom 20%", "top 20%"], ["one_step", "length"]),
+        ({"methods": ["icp"], "aggregators": {"icp": "mean"}}, ["bottom 20%", "top 20%"], ["icp"]),
+    ],
+)
+def test_what_is_not_said_names_no_method_that_is_not_scored(attribution, bins, fine_tuned):
+    whole = laid_over(raw(), {"attribution": attribution, "bins": None, "finetune": {"methods": None, "bins": None}})
+    config = load(whole, METHODS)
+    assert (config.bins, config.finetune_bins, config.finetune_methods) == (bins, bins, fine_tuned)
 
 
 def test_a_sweep_needs_the_two_methods_that_it_shows():

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import kendalltau, pearsonr, rankdata, spearmanr
 
 from icprobe.analysis import correlations as module
-from icprobe.analysis.correlations import correlations, fisher_interval, resample_counts
+from icprobe.analysis.correlations import correlations, fisher_interval, label_correlations, resample_counts
 from icprobe.errors import ScoreError
 
 
@@ -74,7 +74,7 @@ def test_intervals_do_not_depend_on_how_resamples_are_cut(monkeypatch):
     scores, n_target = score_set(30)
     whole = correlations(scores, n_target, resamples=50)
     monkeypatch.setattr(module, "ELEMENTS_AT_ONCE", 1000)
-    monkeypatch.setattr(module, "KENDALL_BLOCK", 7)
+    monkeypatch.setattr(module, "KENDALL_ROWS_AT_ONCE", 7)
     pd.testing.assert_frame_equal(whole, correlations(scores, n_target, resamples=50), rtol=0, atol=1e-12)
 
 
@@ -186,3 +186,27 @@ def test_scores_of_other_examples_are_refused():
         correlations({"m0": scores["m0"], "m1": scores["m1"].replace(scores["m1"].max(), np.inf)}, None)
     with pytest.raises(ScoreError, match="No scores of m7"):
         correlations(scores, None, pairs=[("m0", "m7")])
+
+
+# --- with labels that are numbers
+
+
+@pytest.mark.parametrize("lengths", [True, False])
+def test_rank_correlations_with_labels_are_those_of_scipy_over_labelled_and_evaluated_examples(lengths):
+    scores, n_target = score_set(40, methods=2)
+    scores["m1"] = scores["m1"].where(np.arange(40) > 3)
+    stars = pd.Series(np.random.default_rng(5).integers(1, 6, 40).astype(float), index=scores["m0"].index)
+    stars = stars.where(np.arange(40) < 36).sample(frac=1, random_state=1)
+    table = label_correlations(scores, {"m0": stars}, n_target if lengths else None, resamples=50, seed=1)
+    assert list(table) == ["label", "method", "statistic", "value", "low", "high", "interval", "n"]
+    assert table["label"].tolist() == ["m0"] * (4 if lengths else 2), "a label may have a method's name"
+    for row in table.itertuples():
+        both = pd.DataFrame({"a": scores[row.method], "b": stars, "t": n_target}).dropna()
+        assert row.n == len(both) == {"m0": 36, "m1": 32}[row.method]
+        assert abs(row.value - NAIVE[row.statistic](both["a"], both["b"], both["t"])) < 1e-12, row
+        assert row.low <= row.value <= row.high
+
+
+def test_without_labels_that_are_numbers_the_table_is_empty():
+    scores, n_target = score_set(5)
+    assert label_correlations(scores, {}, n_target).empty

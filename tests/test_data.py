@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from icprobe import jsonl
-from icprobe.errors import ArtifactError, DataError
-from icprobe.tables import checking, parquet, selecting
-from icprobe.training import subsets
+from icprobe.errors import ArtifactError, ConfigError, DataError
+from icprobe.tables import checking, parquet, reading, selecting
 
 ROWS = [
     {"id": "007", "instruction": "Add.", "input": "1 2", "output": "3"},
@@ -60,11 +59,42 @@ def test_line_ends_and_byte_order_mark_are_no_part_of_a_row(kind, tmp_path):
     assert read(path).to_dict("records") == ROWS[:1]
 
 
-def test_missing_ids_are_row_numbers_of_equal_width_and_missing_texts_are_empty(tmp_path):
-    rows = [{"instruction": "a", "output": "b", "input": None}] * 11
+def test_rows_without_ids_keep_theirs_wherever_they_stand_and_whatever_stands_beside_them(tmp_path):
+    rows = [{"instruction": f"a{n}", "output": "b", "input": None if n else ""} for n in range(11)]
+    found = read(written(tmp_path, "jsonl", rows))
+    assert found["row_number"].tolist() == list(range(11))
+    assert set(found["input"]) == {""}
+    assert found["id"].is_unique
+    assert found["id"].str.fullmatch("x[0-9a-f]{12}").all(), found["id"].tolist()
+    # Fewer rows, in another order, in another format, with a label more: the same ids.
+    fewer = [row | {"label": "l"} for row in rows[:7][::-1]]
+    again = read(written(tmp_path, "csv", fewer))
+    assert again["id"].tolist() == found["id"].tolist()[:7][::-1]
+
+
+def test_rows_that_repeat_another_are_numbered_and_each_text_counts(tmp_path):
+    row = {"instruction": "a", "input": "b", "output": "c"}
+    others = [row | {name: "other"} for name in row]
+    ids = read(written(tmp_path, "jsonl", [row, *others, row, row]))["id"].tolist()
+    assert ids[4:] == [f"{ids[0]}-2", f"{ids[0]}-3"]
+    assert len(set(ids)) == 6
+
+
+def test_rows_with_ids_have_no_row_numbers(tmp_path):
+    assert "row_number" not in read(written(tmp_path, "jsonl"))
+
+
+def test_tasks_without_ids_are_chosen_by_their_numbers_or_the_ids_made_for_them(tmp_path):
+    rows = [{"instruction": f"a{n}", "output": "b"} for n in range(12)]
     table = read(written(tmp_path, "jsonl", rows))
-    assert list(table["id"]) == [f"{i:02d}" for i in range(11)]
-    assert set(table["input"]) == {""}
+    for names in (["10", "2"], ["10", "02"], ["10", table["id"][2]]):
+        assert selecting.select_tasks(table, names, 0)["instruction"].tolist() == ["a10", "a2"], names
+    for names, message in ((["12"], "no task '12'; the first ids are 'x"), (["2", "02"], "a task stands there twice")):
+        with pytest.raises(DataError, match=message):
+            selecting.select_tasks(table, names, 0)
+    # With ids of their own, numbers are ids.
+    with pytest.raises(DataError, match="no task '0'"):
+        selecting.select_tasks(table.drop(columns="row_number"), ["0"], 0)
 
 
 def test_labels_are_texts_and_absent_ones_are_absent(tmp_path):
@@ -89,13 +119,67 @@ def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
     path = written(tmp_path, "jsonl", [{"output": "the question", "instruction": "the answer"}])
     table = read(path, source={"columns": {"instruction": "output", "output": "instruction"}})
     assert table.loc[0, ["instruction", "output"]].tolist() == ["the question", "the answer"]
-    assert "has no column 'z', which data columns names" in refused(path, source={"columns": {"output": "z"}})
+    assert "has no column 'z', which `columns` gives for our 'output'; it has 'output', 'instruction'." in refused(
+        path, source={"columns": {"output": "z"}}
+    )
+    assert 'did you mean "output"?' in refused(path, source={"columns": {"output": "outputs"}})
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+@pytest.mark.parametrize("missing", [{}, {"x": None}, {"x": " "}])
+def test_a_label_of_which_no_row_has_a_value_is_refused(kind, missing, tmp_path):
+    rows = [row | {"planted": "sound"} | missing for row in ROWS]
+    path = written(tmp_path, kind, rows)
+    assert values(read(path, labels=["planted"])["planted"]) == ["sound"] * 3
+    with pytest.raises(ConfigError, match=rf"data.labels: no row of {path} has a value in the column 'x'; correct"):
+        read(path, labels=["planted", "x"])
+    with pytest.raises(ConfigError, match=r"column 'plantd'; did you mean \"planted\"\? correct the name"):
+        read(path, labels=["plantd"])
+
+
+def test_a_label_that_is_no_number_and_without_good_values_is_told_with_the_key_to_write(tmp_path):
+    rows = [row | {"stars": n, "source": "ab"[n % 2]} for n, row in enumerate(ROWS)]
+    table = read(written(tmp_path, "jsonl", rows), labels=["stars", "source"])
+    assert checking.check_unmarked(table, ["stars", "source"], ["source"]) == []
+    (told,) = checking.check_unmarked(table, ["stars", "source"], [])
+    assert "data.sound_labels: {source: [VALUE]} (it holds 'a', 'b')" in told
+
+
+def test_labels_are_numbers_where_every_value_is_a_finite_one():
+    def numbers(*given):
+        found = checking.numbers(pd.Series(given, dtype=object))
+        return None if found is None else values(found)
+
+    assert numbers("1", "2.5", None) == [1, 2.5, None]
+    assert numbers("1e3", "-2") == [1000, -2]
+    for given in (("1", "2", "three"), ("1", "nan"), ("1", "inf"), ("1", "1"), (None, None), ("True", "False")):
+        assert numbers(*given) is None, given
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "complete"),
+    [(k, n, k != "json" or n < 9) for k in ("json", "csv", "parquet") for n in (3, 9000)]
+    + [("jsonl", 3, True), ("jsonl", 9000, False)],
+)
+def test_a_look_at_a_file_finds_its_columns(kind, size, complete, tmp_path):
+    rows = [{"instruction": f"Question {n}?", "response": "a" * 40} for n in range(size)]
+    found = reading.columns_of(written(tmp_path, kind, rows))
+    assert found == (["instruction", "response"] if complete or kind == "jsonl" else [], complete)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]\n", '"', "\udcff", '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "parquet", "txt"])
+def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content, tmp_path):
+    path = tmp_path / f"rows.{kind}"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    assert not reading.columns_of(path)[1] or kind == "csv"
+    assert reading.columns_of(tmp_path / f"none.{kind}") == ([], False)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"instruction": "a", "output": "b"', "broken JSON"),
+        ('{"instruction": "a", "output": "b"', "broken JSON (Expecting ',' delimiter, character 46)"),
         ('{"instruction": "a", "output": ""}', '"output" is empty'),
         ('{"instruction": "a", "output": "\\u2003 \\u00a0"}', '"output" is empty'),
         ('{"instruction": "a", "output": null}', '"output" is empty'),
@@ -107,7 +191,7 @@ def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
         ('{"instruction": "a", "output": NaN}', "NaN is not JSON"),
         ('{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair"),
         ('{"instruction": "a", "output": "b", "kind": "\\ud800"}', '"kind" holds half a surrogate pair'),
-        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is that of"),
+        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is taken already, by line 1"),
         ('{"id": 1.0, "instruction": "a", "output": "b"}', "\"id\" is '1.0' (float), not a text or a whole number"),
         ('{"id": true, "instruction": "a", "output": "b"}', "\"id\" is 'True' (bool)"),
         ('{"id": "a\\nb", "instruction": "a", "output": "b"}', "an id is one line"),
@@ -137,7 +221,11 @@ def test_empty_outputs_are_dropped_and_counted_on_request(tmp_path):
 def test_eval_prompts_need_no_output(tmp_path):
     path = written(tmp_path, "jsonl", [{"instruction": "a"}])
     assert read(path, needs_output=False)["output"].tolist() == [""]
-    assert "has no column 'output' (it has 'instruction')" in refused(path)
+    assert "has no column 'output' (it has 'instruction'); say which it is, such as columns: {output: NAME}." in (
+        refused(path)
+    )
+    path = written(tmp_path, "jsonl", [{"Prompt": "a", "completion": "b"}])
+    assert "such as columns: {instruction: Prompt}." in refused(path)
 
 
 @pytest.mark.parametrize(
@@ -211,90 +299,22 @@ def test_jsonl_gives_back_the_rows_and_has_no_nan(tmp_path):
     assert read(path).to_dict("records") == ROWS
 
 
-# --- choosing rows ----------------------------------------------------------------------------------------------
-
-
-def frame(n=30):
-    kinds = ["good", "bad", None]
-    return pd.DataFrame({"id": [f"{i:02d}" for i in range(n)], "kind": [kinds[i % 3] for i in range(n)]})
-
-
-def test_a_sample_is_in_file_order_of_the_asked_size_and_depends_on_the_seed_alone():
-    one, two, other = (selecting.sample(frame(), 10, seed=seed)["id"].tolist() for seed in (1, 1, 2))
-    assert one == two == sorted(one)
-    assert len(set(one)) == 10
-    assert one != other
-
-
-def test_strata_are_drawn_equally_and_rows_without_a_value_never():
-    drawn = selecting.sample(frame(), 7, stratify="kind", seed=0)
-    assert drawn["kind"].value_counts().to_dict() == {"bad": 4, "good": 3}
-    with pytest.raises(DataError, match="11 rows of 'bad' are wanted, but there are 10"):
-        selecting.sample(frame(), 21, stratify="kind")
-    with pytest.raises(DataError, match="no column 'x'"):
-        selecting.sample(frame(), 2, stratify="x")
-    with pytest.raises(DataError, match="no row has a value"):
-        selecting.sample(frame().assign(kind=None), 2, stratify="kind")
-
-
-def test_every_row_is_as_likely_to_be_sampled():
-    counts = np.zeros(30)
-    for seed in range(600):
-        counts[selecting.sample(frame(), 10, seed=seed)["id"].astype(int)] += 1
-    # 200 expected, standard deviation 11.5
-    assert abs(counts - 200).max() < 60, counts
-
-
-def test_tasks_are_selected_as_the_configuration_says():
-    table = frame(12)
-    assert selecting.select_tasks(table, "all", 0)["id"].tolist() == table["id"].tolist()
-    assert selecting.select_tasks(table, "first:3", 0)["id"].tolist() == ["00", "01", "02"]
-    assert selecting.select_tasks(table, ["07", "02"], 0)["id"].tolist() == ["07", "02"]
-    drawn = selecting.select_tasks(table, "random:5", 3)["id"].tolist()
-    assert drawn == sorted(drawn)
-    assert drawn == selecting.select_tasks(table, "random:5", 3)["id"].tolist() != table["id"].tolist()[:5]
-    for select, said in (
-        (["x"], "no task 'x'"),
-        (["01", "01"], "stands there twice"),
-        ("first:13", "13 tasks are wanted, but there are 12"),
-    ):
-        with pytest.raises(DataError, match=said):
-            selecting.select_tasks(table, select, 0)
-
-
-@pytest.mark.parametrize("name", ["id", "score"])
-def test_a_task_called_as_another_column_of_the_matrices_is_refused(name):
-    # The one task "score" of a domain would be taken for scores, and not be aggregated.
-    with pytest.raises(DataError, match=f'a task must not be called "{name}"'):
-        selecting.select_tasks(pd.DataFrame({"id": ["a", name]}), "all", 0)
-
-
-def test_kmeans_takes_the_row_nearest_to_each_centre():
-    centres = np.array([[0.0, 0], [10, 0], [0, 10]])
-    noise = np.random.default_rng(0).normal(size=(12, 2))
-    points = np.repeat(centres, 4, axis=0) + noise
-    chosen = selecting.select_tasks(frame(12), "kmeans:3", 0, lambda: points)["id"].astype(int).tolist()
-    expected = []
-    for k in range(3):
-        group = points[4 * k : 4 * k + 4]
-        expected.append(4 * k + int(((group - group.mean(axis=0)) ** 2).sum(axis=1).argmin()))
-    assert chosen == expected
-
-
-@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-def test_kmeans_gives_as_many_rows_as_asked_even_where_rows_coincide():
-    chosen = selecting.select_tasks(frame(6), "kmeans:4", 0, lambda: np.repeat([[0.0], [1.0], [2.0], [3.0]], 2, 0)[:6])
-    assert chosen["id"].is_unique
-    assert len(chosen) == 4
-
-
-@pytest.mark.parametrize("at_once", [1, 2, 100])
-def test_a_subset_has_its_rows_in_order_however_many_are_written_at_a_time(at_once, tmp_path):
-    texts = {"instruction": ["A", "B", "C"], "input": ["", "x", ""], "output": ["é", "b", "c"]}
-    table = pd.DataFrame({"id": ["a", "b", "c"], **texts, "label": "l"}).set_index("id", drop=False)
-    subsets.write_subset(table, ["c", "a"], {"c": 0.5}, tmp_path / "s.jsonl", at_once)
-    rows = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert rows == [
-        {"id": "c", "instruction": "C", "input": "", "output": "c", "score": 0.5},
-        {"id": "a", "instruction": "A", "input": "", "output": "é", "score": None},
+def test_a_label_without_a_row_of_its_good_values_is_refused_with_the_values_that_there_are(tmp_path):
+    rows = [
+        {"planted": "sound", "stars": 3},
+        {"planted": "trun cated", "stars": 5},
+        {"planted": " sound", "stars": None},
     ]
+    table = read(
+        written(tmp_path, "jsonl", [ROWS[0] | {"id": str(n)} | row for n, row in enumerate(rows)]), extra=rows[0]
+    )
+    good = {"planted": ["sound", "fine"], "stars": ["5"], "absent": ["yes"]}
+    assert checking.check_sound_labels(table, good) == {"planted": 2, "stars": 1, "absent": 0}
+    said = (
+        r"config: data\.sound_labels\.planted: no row .* has 'sond' or 'ok'; .* 'planted' holds 'sound', 'trun cated'\."
+    )
+    with pytest.raises(ConfigError, match=said):
+        checking.check_sound_labels(table, {"planted": ["sond", "ok"]})
+    with pytest.raises(ConfigError, match=r"holds '0', '1', '10', '11', .*, …\. Correct it"):
+        checking.check_sound_labels(pd.DataFrame({"n": [str(n) for n in range(20)]}), {"n": ["20"]})
+    assert checking.check_sound_labels(table.assign(planted=None), {"planted": ["sond"]}) == {"planted": 0}

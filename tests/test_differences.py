@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from judged import judgements
 from scipy.stats import kstest, permutation_test
+from statsmodels.stats.proportion import proportion_confint
 
 from icprobe.evaluation.win_rates import paired_differences, sign_flip_p_values
 
@@ -113,7 +114,20 @@ def test_holm_corrects_over_the_whole_table():
 def test_equal_methods_do_not_differ_and_unreadable_judgements_are_left_out():
     a, b = [2.0, 1.5, np.nan, 1.0], [2.0, 1.5, 1.0, np.nan]
     row = paired_differences(pd.concat([judgements(a), judgements(b, method="same")]), resamples=50).iloc[0]
-    assert (row["n"], row["difference"], row["p_value"], row["low"], row["high"]) == (2, 0, 1, 0, 0)
+    assert (row["n"], row["difference"], row["p_value"]) == (2, 0, 1)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_prompts_that_all_differ_alike_leave_open_how_others_would(seeds):
+    def interval(a, b, n):
+        parts = [judgements([a] * n, seed=seed) for seed in range(seeds)]
+        row = paired_differences(pd.concat([*parts, judgements([b] * n, method="other")]), resamples=50).iloc[0]
+        return [row["low"], row["high"]]
+
+    for n in (2, 6, 40):
+        unseen = 100 * proportion_confint(0, n, method="beta")[1]
+        assert interval(1.5, 1.5, n) == pytest.approx([-unseen, unseen])
+        assert interval(2.0, 1.0, n) == pytest.approx([100 - 2 * unseen, 100])
 
 
 def test_too_few_shared_prompts_are_no_difference():

@@ -125,7 +125,8 @@ def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
     assert ended.returncode == 0, ended.output[-3000:]
     assert "tiny: finished\n\nSpearman of icp and influence: " in ended.output
     assert "Report: results/tiny/report.html" in ended.output
-    assert "W&B" not in ended.output
+    assert "W&B" not in ended.output.split("tiny: finished")[1]
+    assert "Results: results/tiny; W&B: disabled" in ended.output
     for quiet in (["-n", "all"], ["all"], ["results/tiny/data/tasks.parquet", "--forcerun", "select_tasks"]):
         assert "tiny: finished" not in project.snakemake(*quiet, "--cores", "2").output
 

@@ -125,8 +125,9 @@ def test_scores_may_lie_in_a_row_a_column_or_a_list_column(tmp_path):
         assert np.array_equal(read(tmp_path / f"{name}.npy", "scores")["score"].astype(np.float32), values)
     frame = pd.DataFrame({"id": IDS, "text": "words", "score": values, "effects": MATRIX.tolist()})
     frame.to_parquet(tmp_path / "table.parquet")
-    scores = read(tmp_path / "table.parquet", "scores", key="score", join="id")
-    assert np.array_equal(scores["score"].astype(np.float32), values)
+    for key in ("score", None):  # the column that is called so, where none is named
+        scores = read(tmp_path / "table.parquet", "scores", key=key, join="id")
+        assert np.array_equal(scores["score"].astype(np.float32), values)
     matrix = read(tmp_path / "table.parquet", key="effects")
     assert np.array_equal(matrix[TASKS].to_numpy(), MATRIX)
 
@@ -148,6 +149,24 @@ def test_ids_join_whatever_the_order_and_leave_out_what_is_not_asked_for(tmp_pat
     frame[["3", "id", "0", "2", "1"]].to_csv(tmp_path / "scores.csv", index=False)
     found = read(tmp_path / "scores.csv", join="id", ids=["07", "01"], tasks=["2", "0"])
     assert np.array_equal(found[["2", "0"]].to_numpy(), MATRIX[[7, 1]][:, [2, 0]])
+
+
+@pytest.mark.parametrize("spelt", ["{}", "{:02d}"])
+def test_files_that_number_their_rows_join_with_examples_that_came_without_ids(spelt, tmp_path):
+    frame = pd.DataFrame({"id": [spelt.format(row) for row in range(N)], "s": MATRIX[:, 0]})
+    frame.sample(frac=1, random_state=0).to_csv(tmp_path / "s.csv", index=False)
+    np.save(tmp_path / "s.npy", MATRIX[:, 0])
+    ids, numbers = ["xf00d", "xbeef", "xbeef-2"], {"train": [7, 0, 11]}
+    for path in (tmp_path / "s.csv", tmp_path / "s.npy"):
+        found = attribution("given", section(path, "scores", join="id"), ids, [], row_numbers=numbers)
+        assert found["id"].tolist() == ids
+        assert np.array_equal(found["score"].astype(np.float32), MATRIX[[7, 0, 11], 0])
+    # By their ids where the files have these.
+    frame.assign(id=[*ids, *"abcdefghi"]).to_csv(tmp_path / "s.csv", index=False)
+    found = attribution("given", section(tmp_path / "s.csv", "scores", join="id"), ids, [], row_numbers=numbers)
+    assert np.array_equal(found["score"].astype(np.float32), MATRIX[:3, 0])
+    # Examples with ids of their own never join by place.
+    assert "3 of 3 are not in the files" in refusal(tmp_path / "s.npy", "scores", ids=["p", "q", "r"], join="id")
 
 
 def test_an_example_without_scores_is_named_or_not_a_number(tmp_path):
@@ -207,7 +226,7 @@ def test_values_that_are_no_numbers_are_refused_by_the_examples_ids(value, tmp_p
     values = MATRIX.astype(np.float64)
     values[7, 2] = value
     np.save(tmp_path / "m.npy", values)
-    assert "first of 07" in refusal(tmp_path / "m.npy")
+    assert "1 example with a value that is NaN, infinite or beyond float32: 07;" in refusal(tmp_path / "m.npy")
 
 
 BROKEN = {

@@ -45,6 +45,8 @@ icprobe.progress.Progress.update = counted
 READY_SECONDS = 600  # a busy machine may take long to begin a job
 
 ICP = dag.RESULTS / "attributions/icp/1-of-2.parquet"
+ONE_STEP = dag.RESULTS / "attributions/one_step/1-of-2.parquet"
+ICP_BUDGET = dag.RESULTS / "attributions/icp_budget/1-of-1.parquet"
 CHECKPOINT = dag.RESULTS / "checkpoints/all/all/seed-0"
 RESPONSES = dag.RESULTS / "responses/base.jsonl"
 JUDGEMENTS = dag.RESULTS / "judgements/all/all/seed-0.jsonl"
@@ -117,6 +119,25 @@ def attribute(project: dag.Project) -> None:
     attribute_saves_each_batch(project)
     log = "tiny/attribute/tiny-llama/icp/1-of-2.log"
     killed_twice(project, ICP, (2, 1), log, lambda text: "examples were finished before" in text)
+
+
+def one_step(project: dag.Project) -> None:
+    attribute_saves_each_batch(project)
+    log = "tiny/attribute/tiny-llama/one_step/1-of-2.log"
+    killed_twice(project, ONE_STEP, (5, 8), log, lambda text: "examples were finished before" in text)
+
+
+def icp_budget(project: dag.Project) -> None:
+    """Killed within its first round, and within a later one."""
+    attribute_saves_each_batch(project)
+    methods = "[icp, influence, influence_log, one_step, length, random, icp_budget]"
+    project.edit(
+        "settings.yaml", "attribution:\n", f"attribution:\n  methods: {methods}\n  icp_budget: {{round_tasks: 2}}\n"
+    )
+    made = project.snakemake(str(ICP_BUDGET), "--cores", "2")
+    assert made.returncode == 0, made.output
+    log = "tiny/attribute/tiny-llama/icp_budget/1-of-1.log"
+    killed_twice(project, ICP_BUDGET, (2, 5), log, lambda text: "and parts of others (" in text)
 
 
 def fine_tune(project: dag.Project) -> None:
@@ -313,6 +334,8 @@ FAULTS: dict[str, Callable[[dag.Project], None]] = {
     "the results of one core are those of two": one_core,
     "a killed fine_tune goes on": fine_tune,
     "a killed attribute goes on": attribute,
+    "a killed one_step goes on": one_step,
+    "a killed icp_budget goes on": icp_budget,
     "a killed generate goes on": generate,
     "a killed generate generates nothing twice": generated_once,
     "a killed judge runs again": judge,

@@ -55,7 +55,9 @@ def test_a_sample_is_drawn_from_rows_that_are_short_enough_and_equally_from_each
     pd.testing.assert_frame_equal(draw_from(frame), drawn)
     assert draw_from(frame, seed=2)["id"].tolist() != drawn["id"].tolist()
     assert draw(frame, None, None, [], "data.eval.sample") is frame
-    with pytest.raises(DataError, match=r"data\.eval\.sample: 9 rows of 'koala' are wanted, but there are 8"):
+    with pytest.raises(
+        DataError, match=r"data\.eval\.sample: 9 of the rows of 'koala' are wanted, but there are only 8"
+    ):
         draw_from(frame, n=27, max_tokens=None)
     with pytest.raises(DataError, match=r"data\.eval\.sample\.stratify: the data have no column 'subset'"):
         draw_from(frame.drop(columns="subset"))
@@ -82,7 +84,7 @@ def test_a_row_fits_up_to_the_last_token_and_not_one_further(prompts, reader, to
     rows = table(words(5), words(6))
     longest = max(count(tokenizer, prompts.document(row)) for row in rows.to_dict("records"))
     assert len(fit_tasks(rows, prompts, [reader(longest)], "error")) == 2
-    with pytest.raises(DataError, match=rf"first of r1: {longest} tokens where m takes {longest - 1}"):
+    with pytest.raises(DataError, match=rf"r1 needs {longest} tokens where m takes {longest - 1}"):
         fit_tasks(rows, prompts, [reader(longest - 1)], "error")
 
 
@@ -166,13 +168,13 @@ def test_examples_find_room_beside_a_task_that_is_cut(prompts, reader, tokenizer
 
 @pytest.mark.parametrize(("on_too_long", "ids"), [("drop", ["r0", "r2", "r3"]), ("truncate", ["r0", "r1", "r2", "r3"])])
 def test_kmeans_reads_no_candidate_that_is_longer_than_the_context(
-    on_too_long, ids, prompts, reader, tokenizer, tiny_model
+    on_too_long, ids, prompts, reader, tokenizer, tiny_model, capabilities
 ):
     candidates = table("one", "数" * 800, "three", "four")
     model = copy.deepcopy(tiny_model("gpt2"))  # its 1024 positions are a table, beyond which there is none
 
     def hidden_states(texts):
-        return mean_hidden_states(model, tokenizer, texts)
+        return mean_hidden_states(model, capabilities("gpt2"), tokenizer, texts)
 
     def choose(on_too_long, n):
         settings = f"kmeans:{n}", 0, prompts, [reader(1024)], on_too_long
@@ -181,7 +183,7 @@ def test_kmeans_reads_no_candidate_that_is_longer_than_the_context(
     chosen = choose(on_too_long, len(ids))
     assert chosen["id"].tolist() == ids
     assert chosen.attrs["too_long"] == 1
-    with pytest.raises(DataError, match=r"data\.tasks: 1 rows do not fit a model's context, first of r1"):
+    with pytest.raises(DataError, match=r"data\.tasks: 1 row too long for a model's context: r1; r1 needs"):
         choose("error", 2)
 
 
@@ -199,5 +201,5 @@ def test_eval_prompts_leave_room_for_the_response(prompts, reader, tokenizer):
     longest = max(counts)
     for limit in (longest + 7, None):
         assert prompt_lengths(rows, prompts, reader(limit), 7)["n_query"].tolist() == counts
-    with pytest.raises(DataError, match=r"the prompts r1 \(1 in all\) leave no room"):
+    with pytest.raises(DataError, match=r"1 prompt with no room for evaluation.max_new_tokens: .*: r1\. Shorten"):
         prompt_lengths(rows, prompts, reader(longest + 6), 7)

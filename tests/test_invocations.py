@@ -166,6 +166,7 @@ def test_an_invocation_is_one_run_with_what_ran_why_and_what_it_cost(project):
     rows = project.tables(log)
     assert [row[:4] for row in rows["rules"]] == [["write", 2, 2, 0], ["join", 1, 1, 0], ["all", 1, 1, 0]]
     names = [row[0] for row in rows["jobs"]]
+    # What is ready at once, Snakemake starts in the order of a set of objects: by their addresses in memory.
     assert [*sorted(names[:2]), *names[2:]] == ["write a", "write b", "join", "all"]
 
     # Only what is stale, and why.

@@ -200,6 +200,40 @@ def test_another_refusal_is_an_error_that_says_what_to_do(message, hint):
         judge("llm", PAIRS, settings(endpoint.url))
 
 
+WORDS = "Provider returned error: the model sk-much-too-secret is overloaded"
+
+
+def in_a_200(**error):
+    """An error as OpenRouter sends it."""
+    return 200, {"error": error, "user_id": "one"}
+
+
+@pytest.mark.parametrize("code", [429, "503", None])
+def test_an_error_in_a_successful_reply_is_retried_and_told_in_the_endpoints_words(code, tmp_path, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-much-too-secret")
+    fault = in_a_200(code=code, message=WORDS)
+    with Endpoint(prefers_two, [fault, fault]) as endpoint:
+        options = settings(endpoint.url, concurrency=1, attempts=3, key_variable="JUDGE_KEY")
+        assert None not in [row["preference"] for row in judge("llm", PAIRS[:2], options, tmp_path)]
+        assert len(endpoint.bodies) == 4, "two failed"
+        for tries in (1, 2):
+            endpoint.faults += [fault] * 3
+            with pytest.raises(JudgeError, match=rf"{code or 502}.*Provider returned error: the model \*\*\* is over"):
+                judge("llm", PAIRS[:3], options, tmp_path)
+            assert len(endpoint.bodies) == 4 + 3 * tries, "an error is no answer: it is asked for again"
+
+
+def test_an_error_in_a_successful_reply_that_no_retry_mends_is_told_at_once():
+    for code, hint in ((401, "Is the key in"), (400, "evaluation.llm.temperature: false")):
+        with Endpoint(prefers_two, [in_a_200(code=code, message="No temperature, no cookies.")] * 99) as endpoint:
+            with pytest.raises(JudgeError, match=f"No temperature, no cookies.*{hint}"):
+                judge("llm", PAIRS, settings(endpoint.url, concurrency=1))
+            assert len(endpoint.bodies) <= 2
+    with Endpoint(prefers_two, [in_a_200(**TOO_LONG["SGLang"])]) as endpoint:
+        rows = judge("llm", PAIRS[:2], settings(endpoint.url, concurrency=1))
+    assert [row["preference"] is None for row in rows] == [True, False]
+
+
 def test_temperature_and_schema_are_left_out_where_the_configuration_says_so():
     for nothing in (None, False):
         with Endpoint(lambda body: completion('{"better": "m"}')) as endpoint:

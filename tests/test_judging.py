@@ -1,13 +1,24 @@
+import importlib
 import math
 from collections import Counter
+from typing import get_args
 
 import pytest
 
+from icprobe.config.sections import Evaluation
 from icprobe.errors import ConfigError, DataError
-from icprobe.evaluation.judges import Pair, judge, pair_up, require_some_base_response
+from icprobe.evaluation.judges import JUDGES, Pair, judge, pair_up, require_some_base_response
 
 SETTINGS = {"draw_margin": 1.0}
 GOLD = "The cat sat on the mat."
+
+
+def test_every_judge_of_the_registry_can_be_chosen_and_has_a_module_with_its_function():
+    chosen = set(get_args(Evaluation.model_fields["judge"].annotation))
+    assert chosen == {*JUDGES, "annotations", "none"}  # the two that judge nothing
+    for name, module in JUDGES.items():
+        assert module.endswith(f".{name}")
+        assert callable(getattr(importlib.import_module(module), name))
 
 
 def naive_chrf(hypothesis, reference):
@@ -86,7 +97,7 @@ def test_pairs_follow_the_eval_table_and_an_empty_subset_has_none():
 def test_mistakes_are_one_clear_sentence():
     with pytest.raises(ConfigError, match="'refrence' is no judge; known are reference"):
         judge("refrence", [pair("", "")], SETTINGS)
-    with pytest.raises(DataError, match="'a' and 0 others have no gold answer"):
+    with pytest.raises(DataError, match=r"1 eval prompt without a gold answer to compare responses with: a\."):
         judge("reference", [pair("", "", gold=None)], SETTINGS)
 
 

@@ -10,7 +10,7 @@ from endpoint import Endpoint, prefers_two
 pytestmark = pytest.mark.timeout(1800)  # one test waits for the tiny experiment, on a machine that may be busy
 
 KEY = "ICPROBE_TEST_JUDGE_KEY"
-JUDGED = Counter(judge=5, tabulate_win_rates=1, plot_win_rates=1, report=1, all=1)
+JUDGED = Counter(judge=5, tabulate_win_rates=1, plot_judgements=1, report=1, all=1)
 
 
 def judged_by(url, **how):
@@ -34,7 +34,7 @@ def test_prompts_without_gold_answers_are_refused_before_any_model_is_run(tmp_pa
     project.edit("resources/demo/eval.jsonl", '"output": "', '"unused": "')
     ended = project.snakemake("all", "--cores", "1")
     assert ended.returncode
-    assert "and 0 others have no gold answer to compare responses with" in ended.output
+    assert "1 eval prompt without a gold answer to compare responses with" in ended.output
     assert not (tmp_path / "results/tiny/tiny-llama").exists()
     checked = "results/tiny/data/eval.checked.json"
     config = judged_by("http://127.0.0.1:9/v1")

@@ -10,8 +10,9 @@ from test_invocations import SNAKEFILE, Project
 from tracked import KEY, LIGHT, run_directories, run_tracked, settings
 
 from icprobe.attribution import METHODS
-from icprobe.config import load, modes
+from icprobe.config import load
 from icprobe.errors import ConfigError
+from icprobe.tracking import modes
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -53,7 +54,7 @@ def test_a_mode_that_is_none_is_refused():
 def test_wandb_null_is_off():
     raw = {"experiment": "x", "models": ["m"], "model_sources": {"m": {"source": "random"}}, "data": {}, "bins": []}
     raw |= {"attribution": {"methods": ["length"]}, "finetune": {"methods": [], "all_data": False}}
-    assert load(raw, METHODS).wandb.mode == "auto"
+    assert load(raw, METHODS).wandb.mode == "offline"
     assert load({**raw, "wandb": None}, METHODS).wandb.mode == "disabled"
 
 

@@ -1,15 +1,28 @@
 """Figures: that they show the numbers given, keep text apart, and are the same bytes for the same numbers."""
 
 import itertools
+import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, QuadMesh
+from matplotlib.colors import to_hex
 
-from icprobe.figures import plotting, plotting_sweeps
-from icprobe.figures.style import limits, look, number, tick
+from icprobe.figures.chain import chain_curves
+from icprobe.figures.distributions import distributions
+from icprobe.figures.drawing import save
+from icprobe.figures.heat_map import heat_map
+from icprobe.figures.lengths import length_scatter
+from icprobe.figures.overlaps import overlap_curve
+from icprobe.figures.scatter import scatter
+from icprobe.figures.style import limits, look, tick
+from icprobe.figures.sweep import sweep_points
+from icprobe.figures.win_rates import win_rate_points
+from icprobe.formatting import DIVERGING, OKABE_ITO, fixed
+from icprobe.report import charts
 
 METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random", "another_method", "judge"]
 AXES = {"icp": "icp score (share of tasks helped)", "influence": "influence score (nats² per task, mean)"}
@@ -83,14 +96,14 @@ def all_figures(n, methods):
     scores, n_target = score_set(n, methods)
     kinds = pd.Series(np.resize(["sound", "mismatched", None], n), index=n_target.index, name="planted")
     table = correlation_table(methods)
-    yield "scatter", plotting.scatter(scores, "icp", "influence", kinds, table, AXES)
-    yield "distributions", plotting.distributions(scores, AXES)
-    yield "length_scatter", plotting.length_scatter(scores, n_target, AXES, dict.fromkeys(scores, 0.5))
-    yield "heat_map", plotting.heat_map(table, above="spearman_partial_length")
-    yield "overlap_curve", plotting.overlap_curve(overlap_table(methods))
-    yield "win_rate_bars", plotting.win_rate_bars(win_rate_rows(methods))
-    yield "chain_curves", plotting_sweeps.chain_curves(chain_rows([1e-6, 1e-5, 1e-4, 1e-3][: methods - 1]))
-    yield "sweep_points", plotting_sweeps.sweep_points(sweep_rows(methods - 1, methods))
+    yield "scatter", scatter(scores, "icp", "influence", kinds, table, AXES)
+    yield "distributions", distributions(scores, AXES)
+    yield "length_scatter", length_scatter(scores, n_target, AXES, dict.fromkeys(scores, 0.5))
+    yield "heat_map", heat_map(table, above="spearman_partial_length")
+    yield "overlap_curve", overlap_curve(overlap_table(methods))
+    yield "win_rate_points", win_rate_points(win_rate_rows(methods))
+    yield "chain_curves", chain_curves(chain_rows([1e-6, 1e-5, 1e-4, 1e-3][: methods - 1]))
+    yield "sweep_points", sweep_points(sweep_rows(methods - 1, methods))
 
 
 def texts(figure):
@@ -135,7 +148,7 @@ def test_texts_lie_inside_the_figure_and_apart(n, methods):
 def test_the_same_figure_is_the_same_file_beside_its_numbers(tmp_path):
     numbers = overlap_table(4)
     for name in ("one", "two"):
-        plotting.save(plotting.overlap_curve(numbers), tmp_path / f"{name}.svg", numbers)
+        save(overlap_curve(numbers), tmp_path / f"{name}.svg", numbers)
     first = (tmp_path / "one.svg").read_bytes()
     assert first == (tmp_path / "two.svg").read_bytes()
     assert b"<dc:date>" not in first
@@ -147,10 +160,10 @@ def test_the_same_figure_is_the_same_file_beside_its_numbers(tmp_path):
 def test_missing_and_constant_scores_are_drawn_without_a_warning(n, tmp_path):
     scores = {"same": pd.Series(np.ones(n)), "none": pd.Series(np.full(n, np.nan)), "any": pd.Series(np.arange(n) / 7)}
     for pair in itertools.permutations(scores, 2):
-        plotting.save(plotting.scatter(scores, *pair), tmp_path / "scatter.svg", pd.DataFrame())
-    plotting.save(plotting.distributions(scores), tmp_path / "distributions.svg", pd.DataFrame())
+        save(scatter(scores, *pair), tmp_path / "scatter.svg", pd.DataFrame())
+    save(distributions(scores), tmp_path / "distributions.svg", pd.DataFrame())
     lengths = pd.Series(np.full(n, 7))
-    plotting.save(plotting.length_scatter(scores, lengths), tmp_path / "lengths.svg", pd.DataFrame())
+    save(length_scatter(scores, lengths), tmp_path / "lengths.svg", pd.DataFrame())
     assert len(list(tmp_path.glob("*.svg"))) == len(list(tmp_path.glob("*.csv"))) == 3
 
 
@@ -163,10 +176,10 @@ def test_empty_tables_are_drawn_without_a_warning(tmp_path):
         chain_rows([]).iloc[:0],
         sweep_rows(0, 0),
     )
-    drawn = (plotting.heat_map, plotting.overlap_curve, plotting.win_rate_bars)
-    for draw, table in zip((*drawn, plotting_sweeps.chain_curves, plotting_sweeps.sweep_points), empty, strict=True):
+    drawn = (heat_map, overlap_curve, win_rate_points)
+    for draw, table in zip((*drawn, chain_curves, sweep_points), empty, strict=True):
         assert table.empty
-        plotting.save(draw(table), tmp_path / f"{draw.__name__}.svg", table)
+        save(draw(table), tmp_path / f"{draw.__name__}.svg", table)
     assert len(list(tmp_path.glob("*.svg"))) == 5
 
 
@@ -174,7 +187,7 @@ def test_a_dense_scatter_counts_every_example():
     scores, _ = score_set(3000, 2)
     scores["influence"] = pd.Series(np.arange(3000.0), index=scores["icp"].index)
     scores["influence"].iloc[:500] = np.nan
-    axes = plotting.scatter(scores, "icp", "influence").axes[0]
+    axes = scatter(scores, "icp", "influence").axes[0]
     (cells,) = [artist for artist in axes.collections if isinstance(artist, QuadMesh)]
     assert cells.get_array().sum() == 2500
 
@@ -182,7 +195,7 @@ def test_a_dense_scatter_counts_every_example():
 def test_a_sparse_scatter_shows_every_example_with_its_label():
     scores, _ = score_set(96, 2)
     kinds = pd.Series(["sound"] * 60 + [None] * 36, index=scores["icp"].index, name="planted")
-    figure = plotting.scatter(scores, "icp", "influence", kinds, colors=["#123456"])
+    figure = scatter(scores, "icp", "influence", kinds, colors=["#123456"])
     points = [artist for artist in figure.axes[0].collections if isinstance(artist, PathCollection)]
     assert sorted(len(artist.get_offsets()) for artist in points) == [36, 60]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["unlabelled (36)", "sound (60)"]
@@ -196,7 +209,7 @@ def test_the_pairs_correlations_stand_under_the_title():
         np.nan,
     ]
     for a, b in (("icp", "influence_log"), ("influence_log", "icp")):
-        notes = " ".join(texts(plotting.scatter(scores, a, b, correlations=table)))
+        notes = " ".join(texts(scatter(scores, a, b, correlations=table)))
         assert "Spearman −0.12 [0.10, 0.95], given length –" in notes
 
 
@@ -204,7 +217,7 @@ def test_a_long_tail_is_cut_and_counted():
     rng = np.random.default_rng(0)
     values = np.append(rng.uniform(-1, 1, 1000), [1e6, -1e6, 3e5])
     scores = {"x": pd.Series(values), "y": pd.Series(rng.uniform(-1, 1, 1003))}
-    for figure in (plotting.scatter(scores, "x", "y"), plotting.distributions(scores)):
+    for figure in (scatter(scores, "x", "y"), distributions(scores)):
         assert figure.axes[0].get_xlim()[1] < 10
         assert any("3 outside" in text for text in texts(figure))
     assert limits(values[:1000]) == (values[:1000].min(), values[:1000].max())
@@ -212,29 +225,29 @@ def test_a_long_tail_is_cut_and_counted():
 
 def test_a_histogram_of_few_levels_has_a_bar_for_each():
     scores = {"icp": pd.Series(np.repeat([0.0, 0.25, 1.0], [5, 3, 2]))}
-    bars = plotting.distributions(scores).axes[0].patches
+    bars = distributions(scores).axes[0].patches
     assert [bar.get_height() for bar in bars] == [5, 3, 2]
     assert np.allclose([bar.get_x() + bar.get_width() / 2 for bar in bars], [0, 0.25, 1])
 
 
 def test_the_heat_map_puts_each_number_in_its_cells():
     table = correlation_table(4)
-    axes = plotting.heat_map(table, methods=["length", "icp", "one_step"][1:], above="spearman_partial_length").axes[0]
+    axes = heat_map(table, methods=["length", "icp", "one_step"][1:], above="spearman_partial_length").axes[0]
     value = table[(table["method_a"] == "icp") & (table["method_b"] == "one_step")]["value"].iloc[0]
     assert {(text.get_position(), text.get_text()) for text in axes.texts} == {
-        ((0, 1), number(value)),
-        ((1, 0), number(value)),
+        ((0, 1), fixed(value)),
+        ((1, 0), fixed(value)),
     }
     table.loc[table["statistic"] == "spearman", "value"] = np.nan
-    axes = plotting.heat_map(table, methods=["one_step", "icp"], above="spearman_partial_length").axes[0]
+    axes = heat_map(table, methods=["one_step", "icp"], above="spearman_partial_length").axes[0]
     assert {text.get_position(): text.get_text() for text in axes.texts} == {
         (0, 1): "–",
-        (1, 0): number(value),
+        (1, 0): fixed(value),
     }
 
 
 def test_overlap_curves_leave_empty_bins_out():
-    axes = plotting.overlap_curve(overlap_table(3)).axes[0]
+    axes = overlap_curve(overlap_table(3)).axes[0]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
     assert list(lines) == ["influence", "influence_log", "chance"]
     assert np.allclose(lines["influence"], [0.9, 0.8, 0.7, 0.6, 0.5, np.nan], equal_nan=True)
@@ -242,10 +255,46 @@ def test_overlap_curves_leave_empty_bins_out():
     assert [text.get_text() for text in axes.get_xticklabels()][::5] == ["≤ 0.5\n90", "> 1\n0"]
 
 
-def test_win_rate_bars_show_the_chosen_subset_and_say_what_is_empty():
-    axes = plotting.win_rate_bars(win_rate_rows(2)).axes[0]
-    bars = [bar.get_height() for container in axes.containers for bar in getattr(container, "patches", [])]
-    assert np.allclose(bars, [40, 43, np.nan] * 2, equal_nan=True)
+def test_equal_bins_are_one_place_on_the_axis():
+    table = overlap_table(3)
+    table.loc[table["bin"] == ">0.85", ["n", "chance"]] = table.loc[table["bin"] == ">0.8", ["n", "chance"]].to_numpy()
+    axes = overlap_curve(table).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()][2:4] == ["> 0.8\n> 0.85\n70", "> 0.9\n50"]
+
+
+def test_a_method_looks_alike_in_every_figure():
+    table, methods = overlap_table(4), METHODS[:4]
+    axes = (
+        overlap_curve(table, methods=methods).axes[0],
+        win_rate_points(win_rate_rows(4).query("method != 'icp'"), known=methods).axes[0],
+    )
+    scores, lengths = score_set(30, 4)
+    for k, method in enumerate(methods[1:], start=1):
+        expected = look(k, OKABE_ITO)
+        (curve,) = [line for line in axes[0].lines if line.get_label() == method]
+        (points,) = [bar.lines[0] for bar in axes[1].containers if bar.get_label() == method]
+        for line in (curve, points):
+            assert {"color": line.get_color(), "marker": line.get_marker()} == expected
+        panel = length_scatter(scores, lengths).axes[k].collections[0]
+        assert to_hex(panel.get_facecolor()[0]).upper() == expected["color"]
+
+
+def test_the_report_has_the_colours_and_shapes_of_the_figures():
+    rows = pd.DataFrame({"method": ["influence", "all"], "condition": ["i", "all data"], "win_rate": 50.0})
+    chart = json.dumps(charts.win_rates(rows.assign(low=40.0, high=60.0), METHODS, "m"))
+    expected = look(1, OKABE_ITO)
+    assert {expected["color"], "square"} <= set(re.findall(r'"([^"]*)"', chart))
+    assert (expected["marker"], OKABE_ITO[0] in chart) == ("s", False)
+    map_ = charts.heat_map(correlation_table(3), METHODS[:3], "m")
+    assert map_["layer"][0]["encoding"]["color"]["scale"]["range"] == list(DIVERGING)
+    image = heat_map(correlation_table(3)).axes[0].images[0]
+    assert [to_hex(image.cmap(image.norm(value))) for value in (-1, 1)] == [DIVERGING[0], DIVERGING[-1]]
+
+
+def test_win_rates_show_the_chosen_subset_and_say_what_is_empty():
+    axes = win_rate_points(win_rate_rows(2)).axes[0]
+    rates = [rate for points in axes.containers for rate in points.lines[0].get_ydata()]
+    assert np.allclose(rates, [40, 43, np.nan] * 2, equal_nan=True)
     assert [text.get_text() for text in axes.texts] == ["empty", "empty"]
     segments = [line.get_segments() for line in axes.collections]
     assert np.allclose(segments[0][0][:, 1], [35, 47])
@@ -253,12 +302,12 @@ def test_win_rate_bars_show_the_chosen_subset_and_say_what_is_empty():
         50,
         55,
     ]
-    koala = plotting.win_rate_bars(win_rate_rows(2), subset="koala").axes[0]
-    assert koala.containers[0].patches[0].get_height() == 1
+    koala = win_rate_points(win_rate_rows(2), subset="koala").axes[0]
+    assert koala.containers[0].lines[0].get_ydata()[0] == 1
 
 
 def test_the_chain_is_drawn_by_step_size_with_intervals_and_the_error_on_log_axes():
-    by_cells, by_scores, error = plotting_sweeps.chain_curves(chain_rows([1e-4, 1e-6, 1e-5])).axes
+    by_cells, by_scores, error = chain_curves(chain_rows([1e-4, 1e-6, 1e-5])).axes
     for axes in (by_cells, by_scores):
         drawn = {bar.get_label(): bar.lines[0].get_xydata() for bar in axes.containers}
         assert np.allclose(drawn["icp – one_step"], [[1e-6, 0.5], [1e-5, 0.5], [1e-4, 0.5]])
@@ -272,7 +321,7 @@ def test_the_chain_is_drawn_by_step_size_with_intervals_and_the_error_on_log_axe
 
 
 def test_a_sweep_tells_in_domain_tasks_from_others_by_colour_and_marker():
-    figure = plotting_sweeps.sweep_points(sweep_rows(2, 4))
+    figure = sweep_points(sweep_rows(2, 4))
     assert [axes._left_title.get_text().split("\n")[0] for axes in figure.axes] == [
         f"model-with-a-name-{m}" for m in (0, 1)
     ]
@@ -307,4 +356,4 @@ def test_ticks_are_short(value, largest, text):
 
 
 def test_a_tiny_negative_correlation_is_no_minus_zero():
-    assert (number(-0.001), number(-0.25), number(np.nan)) == ("0.00", "−0.25", "–")
+    assert (fixed(-0.001), fixed(-0.25), fixed(np.nan)) == ("0.00", "−0.25", "–")

@@ -11,8 +11,9 @@ from matrices import matrices
 from torch import nn
 
 from icprobe.attribution import contraction, icp, influence, influence_mean
-from icprobe.attribution.matrix import batches, encode_tasks
+from icprobe.attribution.matrix import encode_tasks
 from icprobe.engine import gradients, likelihood, matmul, models
+from icprobe.engine.batching import batches
 
 BFLOAT16 = 2.0**-8  # relative rounding
 FLOAT32 = 1e-5
@@ -39,14 +40,14 @@ def test_the_mean_over_equal_tasks_is_that_of_one_however_many_packs_hold_them(i
     (task,), taken, consumers = encode_tasks(replace(ours, tasks=ours.tasks.iloc[:1])), [], []
     collect_gradients, loss_backward = influence_mean.collect_gradients, influence_mean.loss_backward
 
-    def tap(network, layers, consume):
+    def tap(layers, consume):
         consumers.append(consume)
 
         def noted(*of_layer):
             taken.append(of_layer)
             consume(*of_layer)
 
-        return collect_gradients(network, layers, noted)
+        return collect_gradients(layers, noted)
 
     def backward(network, sequences):
         if list(sequences) == [task] and taken:
@@ -67,7 +68,7 @@ def test_a_mean_over_tasks_does_not_depend_on_how_many_packs_hold_them(inputs):
     assert np.abs(alone - together).max() <= 4 * BFLOAT16 * np.abs(together).max()
 
 
-@pytest.mark.parametrize("length", [64, 1000, 3 * contraction.CHUNK + 16, 5001])
+@pytest.mark.parametrize("length", [64, 1000, 3 * contraction.CHUNK_ELEMENTS + 16, 5001])
 @pytest.mark.parametrize("name", ["influence", "influence_log"])
 def test_terms_of_bfloat16_gradients_are_rounded_as_float32(name, length):
     x, y = noise(3, length) + 0.5, noise(2, length, seed=1) + 0.5

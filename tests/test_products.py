@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.engine.matmul import matmul, use_onednn_matmul
+from icprobe.engine.matmul import matmul, onednn_forwards, use_forwards
 
 
 @pytest.fixture(autouse=True)
@@ -38,17 +38,26 @@ def test_layers_compute_as_before(make, packed):
     x, delta = torch.randn(1, 9, 8, requires_grad=True), torch.randn(1, 9, 6)
     before = layer(x)
     (gradient,) = torch.autograd.grad(before, x, delta)
-    use_onednn_matmul([layer], packed)
-    torch.testing.assert_close(layer(x), before)
-    torch.testing.assert_close(torch.autograd.grad(layer(x), x, delta)[0], gradient)
-    with torch.no_grad():
+    with use_forwards(onednn_forwards([layer], packed)):
         torch.testing.assert_close(layer(x), before)
+        torch.testing.assert_close(torch.autograd.grad(layer(x), x, delta)[0], gradient)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), before)
 
 
 def test_a_changed_weight_counts_unless_it_is_packed():
     layer, x = nn.Linear(8, 6).requires_grad_(False), torch.randn(3, 8)
-    use_onednn_matmul([layer])
-    before = layer(x)
-    layer.weight = nn.Parameter(2 * layer.weight, requires_grad=False)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(x) - layer.bias, 2 * (before - layer.bias))
+    with use_forwards(onednn_forwards([layer])):
+        before = layer(x)
+        layer.weight = nn.Parameter(2 * layer.weight, requires_grad=False)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x) - layer.bias, 2 * (before - layer.bias))
+
+
+def test_a_layer_with_a_forward_pass_of_its_own_keeps_it():
+    layer, other, x = nn.Linear(8, 6).requires_grad_(False), nn.Linear(8, 6), torch.randn(3, 8)
+    layer.forward = own = lambda x: other(x) + 1
+    with use_forwards(onednn_forwards([layer, other.requires_grad_(False)])):
+        torch.testing.assert_close(layer(x), other(x) + 1)
+    assert layer.forward is own
+    assert "forward" not in vars(other)

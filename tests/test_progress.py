@@ -11,32 +11,37 @@ import termios
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from icprobe import artifacts
 from icprobe.attribution import icp, icp_budget, influence, influence_mean, one_step
-from icprobe.attribution.matrix import batches
 from icprobe.attribution.shards import compute
 from icprobe.config.sections import Finetune
+from icprobe.engine.batching import batches
 from icprobe.evaluation.generation import responses
 from icprobe.progress import Progress
+from icprobe.texts.prompts import encode
 from icprobe.training.fine_tune import fine_tune
 
 
 @pytest.fixture
 def lines(caplog, monkeypatch):
-    """Log lines of a bar that is moved on by (units, seconds), on a clock that stands still otherwise."""
+    """Log lines of a bar that is moved on by (units, seconds, work), on a clock that stands still otherwise."""
     clock = [1000.0]
     monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
 
-    def run(steps, **options):
+    def run(steps, work=None, **options):
         caplog.clear()
         with caplog.at_level(logging.INFO), Progress(**{"desc": "icp", "unit": "example", **options}) as progress:
             progress._time = lambda: clock[0]
             progress.start_t = progress.last_print_t = clock[0]
-            for units, seconds in steps:
+            if work is not None:
+                progress.expect(progress.total, progress.unit, work)
+            for units, seconds, *of_units in steps:
                 clock[0] += seconds
-                progress.update(units)
+                progress.update(units, *of_units)
         return [record.getMessage() for record in caplog.records]
 
     return run
@@ -55,6 +60,60 @@ def test_slow_work_is_told_in_seconds_per_unit(lines):
 
 def test_what_an_earlier_try_finished_counts_as_done_but_not_for_the_rate(lines):
     assert lines([(10, 10)], total=100, initial=80) == ["icp: 90/100 examples, 1 examples/s, 10 s left"]
+
+
+def test_the_time_left_is_right_where_units_take_longer_and_longer(lines):
+    """Examples come by length, from 10 tokens to 1,000; each goes with tasks of 300 tokens."""
+    tokens = [round(10 * 100 ** (n / 107)) + 300 for n in range(108)]
+    found = lines([(12, 0.02 * work, work) for work in tokens], total=108 * 12, work=sum(tokens))
+    total, told = 0.02 * sum(tokens), []
+    for line in found:
+        done, left = map(int, re.match(r"icp: ([\d,]+)/.* (\d+) s left", line.replace(",", "")).groups())
+        truly_left = 0.02 * sum(tokens[done // 12 :])
+        if total / 3 <= total - truly_left < total:
+            told.append((left, truly_left))
+    assert len(told) > 10
+    assert all(left == pytest.approx(truly_left, rel=0.25, abs=1) for left, truly_left in told), told
+
+
+def test_what_was_found_and_what_remains_change_the_time_left(caplog):
+    with caplog.at_level(logging.INFO), Progress(desc="icp", log_seconds=5) as progress:
+        progress.expect(100, "pair", work=1000)
+        progress.found(50, 100)
+        begun = progress.start_t
+        progress._time = lambda: begun + 10
+        progress.update(10, 200)
+        assert caplog.messages == ["icp: 60/100 pairs, 1 pairs/s, 35 s left"]
+        progress._time = lambda: begun + 20
+        progress.remains(20, 100)
+        progress.update(10, 50)
+        assert caplog.messages[-1] == "icp: 70/80 pairs, 1 pairs/s, 4 s left"
+        assert "<00:04" in str(progress)
+
+
+def test_icp_tells_the_time_left_by_tokens(inputs, caplog, monkeypatch):
+    """On a clock that goes on with the tokens that go through the model; examples are longer and longer."""
+    ours, clock = inputs("llama"), [0.0]
+    texts = [{"instruction": "Say it.", "input": "", "output": "word " * n} for n in (1, 2, 4, 8, 16, 32, 64, 128, 256)]
+    ours.train = pd.DataFrame([{"id": f"{n}", **text} for n, text in enumerate(texts)])
+    encoded = [encode(ours.tokenizer, ours.prompts.query(text), ours.prompts.target(text)) for text in texts]
+    counts = {"n_query": [one.n_context for one in encoded], "n_target": [one.n_target for one in encoded]}
+    ours.lengths = pd.DataFrame({"id": ours.train["id"], **counts})
+
+    def likelihoods(network, groups, base=None):
+        clock[0] += sum(len(prefix) + sum(len(suffix.ids) for suffix in suffixes) for prefix, suffixes in groups)
+        return [torch.zeros(len(suffixes)) for _, suffixes in groups]
+
+    monkeypatch.setattr(icp, "packed_log_likelihoods", likelihoods)
+    with caplog.at_level(logging.INFO), Progress(desc="icp", log_seconds=30) as progress:
+        progress._time = lambda: clock[0]
+        ours.progress, told = progress, []
+        for _ in icp.attribute(ours, "icp", [np.array([row]) for row in range(len(texts))], batch_tokens=10):
+            told.append((clock[0], int(re.search(r"(\d+) s left", caplog.messages[-1])[1])))
+    end = told[-1][0]
+    late = [(left, end - at) for at, left in told if end / 3 <= at < end]
+    assert late
+    assert all(left == pytest.approx(truly_left, rel=0.25) for left, truly_left in late), late
 
 
 def test_lines_are_seconds_apart_and_the_end_is_told_once(lines):
@@ -176,6 +235,7 @@ import logging, time
 from types import SimpleNamespace
 from icprobe.workflow.jobs import job
 from icprobe.progress import Progress
+from icprobe.texts.prompts import encode
 
 snakemake = SimpleNamespace(rule="r", wildcards={}, params={}, input=[], output=[], log=["r.log"], threads=1)
 with job(snakemake):

@@ -12,12 +12,13 @@ import pytest
 from reports import CONTROLS, HOSTILE, experiment, figure, with_texts
 
 from icprobe.errors import DataError, ScoreError
-from icprobe.figures import plotting
+from icprobe.figures.drawing import caption, save
+from icprobe.figures.overlaps import overlap_curve
+from icprobe.formatting import number
 from icprobe.report.build import build
-from icprobe.report.findings import ModelInputs
+from icprobe.report.findings import Findings, ModelInputs
 from icprobe.report.page import embedded_json, visible
 from icprobe.report.provenance import HOW, RuleRun, artifacts, behind, rule_runs
-from icprobe.report.wording import number
 from icprobe.tracking.environment import measured
 
 
@@ -26,6 +27,10 @@ def page(directory, **changes):
     arguments = experiment(directory) | changes
     build(directory / "report.html", **arguments)
     return (directory / "report.html").read_text(encoding="utf-8")
+
+
+def plain(text):
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
 
 
 class Addresses(HTMLParser):
@@ -82,21 +87,29 @@ def test_the_headline_says_what_the_interval_includes(tmp_path):
     assert "Given response length it is 0.10 (95% interval −0.08 to 0.27). The interval includes 0" in text
 
 
-def test_a_table_that_is_absent_or_empty_is_said_to_be_absent(tmp_path):
+def sections(text):
+    return re.findall(r'<section id="([^"]+)"', text)
+
+
+def test_the_page_explains_before_it_shows_and_its_links_follow_it(tmp_path):
+    text = page(tmp_path, asked={"icp": ("By how many nats?", "share of tasks helped")})
+    assert sections(text) == [
+        *("asked", "found", "examples", "explorer", "correlations", "overlaps", "labels", "win-rates", "figures"),
+        "making",
+    ]
+    links = re.findall(r'<a href="#([^"]+)">', text[text.index("<nav") : text.index("</nav>")])
+    assert links == sections(text)
+    assert "By how many nats? Score: share of tasks helped. A nat is" in plain(text)
+
+
+def test_a_table_that_is_absent_or_empty_leaves_no_section(tmp_path):
     inputs = experiment(tmp_path)["models"]["smollm2"]
     for win_rates in (None, inputs.win_rates.iloc[:0], inputs.win_rates.assign(model="another")):
-        bare = ModelInputs(scores=inputs.scores, win_rates=win_rates)
+        bare = ModelInputs(scores={"icp": inputs.scores["icp"]}, win_rates=win_rates)
         text = page(tmp_path, models={"smollm2": bare}, labels=[], environment=None, dag=None)
-        for sentence in (
-            "No AUC:",
-            "No correlations of smollm2",
-            "No overlaps of smollm2",
-            "No win rates of smollm2",
-            "No figures of smollm2",
-            "No environment was recorded.",
-            "No times of the workflow",
-        ):
-            assert text.count(sentence) == 1, sentence
+        assert sections(text) == ["found", "examples", "explorer", "making"]
+        assert "no labels with good values and no fine-tuned models" in text
+        assert "<h3>Environment" not in text
 
 
 def test_the_best_and_worst_are_those_of_the_scores_with_their_texts_whole(tmp_path):
@@ -122,11 +135,11 @@ def test_a_figure_is_named_by_its_title_or_its_file(tmp_path):
 
 def test_a_figure_that_was_saved_brings_its_caption(tmp_path):
     table = pd.DataFrame({"bin": [">0.8"], "method": ["influence"], "n": [3], "overlap": [0.5], "chance": [0.2]})
-    plotting.save(plotting.overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
+    save(overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
     inputs = experiment(tmp_path)["models"]["smollm2"]
     text = page(tmp_path, models={"smollm2": ModelInputs(scores=inputs.scores, figures=[tmp_path / "o.svg"])})
     said = html.unescape(re.search(r"<figcaption>(.*?)</figcaption>", text)[1])
-    assert said == f"<strong>Overlap & chance</strong>. {plotting.caption('overlaps')}"
+    assert said == f"<strong>Overlap & chance</strong>. {caption('overlaps')}"
 
 
 def test_a_job_is_timed_by_the_file_beside_its_log(tmp_path):
@@ -142,9 +155,15 @@ def test_a_rule_without_a_sentence_of_its_own_is_told_by_its_message(tmp_path):
     drawn = RuleRun(
         "plot_odd", makes="results/{experiment}/{model}/figures/odd.svg", message="Drawing {wildcards.model} oddly"
     )
-    (row,) = artifacts(rule_runs([drawn]))
+    (row,) = artifacts(rule_runs([drawn]), "demo")
     assert (row["makes"], row["how"]) == ("{model}/figures/odd.svg", "Drawing {model} oddly")
-    assert artifacts(rule_runs([RuleRun("score")]))[0]["how"] == HOW["score"]
+    assert artifacts(rule_runs([RuleRun("score")]), "demo")[0]["how"] == HOW["score"]
+
+
+@pytest.mark.parametrize("makes", ["results/{experiment}/report.html", "results/demo/report.html"])
+def test_what_a_rule_makes_is_told_below_the_experiments_folder(makes, tmp_path):
+    text = page(tmp_path, experiment="demo", dag=[RuleRun("report", makes=makes)])
+    assert re.findall(r'<code>report</code></th><td class="path">([^<]*)<', text) == ["report.html"]
 
 
 def test_the_report_rests_on_the_jobs_of_the_present_dag_alone():
@@ -181,6 +200,20 @@ def test_an_auc_is_computed_where_no_table_gives_it(tmp_path):
     assert re.search(r'<th scope="row">oracle</th><td class="n">1.00 <span class="interval">\[0.9\d, 1.00\]', text)
 
 
+def test_examples_of_one_score_share_a_rank_and_stand_by_their_mean_effect():
+    train = pd.DataFrame({"id": list("abcde"), **dict.fromkeys(("instruction", "input", "output"), "text")})
+    scores = pd.DataFrame(
+        {"id": list("edcba"), "score": [1.0, 1.0, 1.0, 0.5, np.nan], "mean_effect": [2, 7, 7, 9, np.nan]}
+    )
+    bins = pd.DataFrame({"method": ["icp"], "bin": ["top 40%"]})
+    found = Findings("m", ModelInputs(scores={"icp": scores}, bins=bins), train, [], {}, top=3)
+    assert found.best["icp"] == [2, 3, 4]
+    assert found.worst["icp"] == [1, 4, 3]
+    assert [found.example(row, "icp")["rank"] for row in (2, 3, 4, 1)] == [1, 1, 1, 4]
+    whole = Findings("m", ModelInputs(scores={"icp": scores.fillna(0)}, bins=bins), train, [], {}, top=3)
+    assert whole.explorer(np.arange(5), pd.DataFrame({"id": []}))["bins"] == {"top 40%": {"icp": [2, 3]}}
+
+
 def test_overlaps_and_aucs_stand_with_their_intervals(tmp_path):
     inputs = experiment(tmp_path)["models"]["smollm2"]
     where = {"model": "smollm2", "domain": "all", "method": "influence"}
@@ -193,7 +226,7 @@ def test_overlaps_and_aucs_stand_with_their_intervals(tmp_path):
         overlaps=shares.assign(low=0.48, high=0.81),
         label_aucs=aucs.assign(low=0.51, high=0.89),
     )
-    text = " ".join(re.sub(r"<[^>]*>", " ", page(tmp_path, models={"smollm2": changed})).split())
+    text = plain(page(tmp_path, models={"smollm2": changed}))
     assert "influence 67% [48, 81] 20 of 30" in text
     assert "others 81 against 7 influence 0.74 [0.51, 0.89]" in text
 
@@ -201,8 +234,8 @@ def test_overlaps_and_aucs_stand_with_their_intervals(tmp_path):
 def test_the_charts_have_the_colours_of_the_configuration(tmp_path):
     text = page(tmp_path, colors=["#112233", "#445566"])
     charts = json.loads(re.search(r'id="specifications">(.*?)</script>', text)[1])
-    ours = {name: json.dumps(chart) for name, chart in charts.items() if name.startswith(("scatter", "effects", "win"))}
-    assert len(ours) == 3
+    ours = {name: json.dumps(chart) for name, chart in charts.items() if name.startswith(("scatter", "win"))}
+    assert len(ours) == 2
     for name, chart in ours.items():
         assert "#112233" in chart, name
         assert "#0072B2" not in chart, name
@@ -211,10 +244,19 @@ def test_the_charts_have_the_colours_of_the_configuration(tmp_path):
 def test_a_continuous_label_neither_fills_the_report_nor_colours_its_plot(tmp_path):
     train = experiment(tmp_path)["train"].assign(quality=np.linspace(0, 1, 96))
     text = page(tmp_path, train=train, labels=["quality", "planted"], sound_labels={"quality": ["0.0", "1.0"]})
-    section = text[text.index('<section id="labels"') : text.index('<section id="correlations"')]
+    section = text[text.index('<section id="labels"') :]
+    section = section[: section.index("</section>")]
     assert re.findall(r"AUC by <em>(\w+)</em>", section) == ["quality"]
     assert section.count("against 94") == 1
     assert json.loads(re.search(r'id="data">(.*?)</script>', text)[1])["kinds"] == "planted"
+    assert re.findall(r'data-label="(\w+)"', text) == ["planted"], "no one chooses one number out of 96"
+
+
+def test_few_numbers_and_many_words_are_chosen_among(tmp_path):
+    train = experiment(tmp_path)["train"]
+    train = train.assign(stars=np.arange(96) % 5, source=[f"site-{n % 20}" for n in range(96)])
+    text = page(tmp_path, train=train, labels=["stars", "source"])
+    assert re.findall(r'data-label="(\w+)"', text) == ["stars", "source"]
 
 
 def test_a_method_that_tells_how_many_tasks_it_tried_has_its_place_in_the_report(tmp_path):

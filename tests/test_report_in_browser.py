@@ -44,7 +44,7 @@ class Opened:
         self.page = browser.new_page(viewport={"width": width, "height": 900})
         self.complaints = []
         self.requests = []
-        self.page.set_default_timeout(5_000)
+        self.page.set_default_timeout(20_000)  # on a machine that is busy
         self.page.on("console", lambda message: self.complaints.append(message.text))
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -238,6 +238,35 @@ def test_a_bare_report_opens_without_complaint(browser, tmp_path):
     assert report.page.evaluate("document.documentElement.scrollWidth") <= 400
     report.page.locator("#example-table tbody button").last.click()
     assert "none per task" in report.page.locator("#detail").inner_text()
+    assert report.complaints == []
+    report.close()
+
+
+def test_titles_and_heat_maps_are_whole_on_a_narrow_screen(browser, tmp_path):
+    build(tmp_path / "report.html", **experiment(tmp_path))
+    report = Opened(browser, tmp_path / "report.html", width=400)
+    report.page.locator("#heat-map-0 svg").wait_for()
+    assert report.page.evaluate("document.documentElement.scrollWidth") <= 400
+    reach = "(node) => node.getBoundingClientRect().right"
+    titles = "section:not(#explorer) caption > span"
+    for place in ("#heat-map-0 svg", "#win-rates-0 svg", "h2", ".finding", titles):
+        shown = [node.evaluate(reach) for node in report.page.locator(place).all()]
+        assert 0 < max(shown) <= 400, place
+    report.close()
+
+
+@pytest.mark.parametrize("labels", [0, 1, 3, 6])
+def test_instructions_can_be_read_in_the_explorer_however_many_labels_there_are(labels, browser, tmp_path):
+    arguments = experiment(tmp_path)
+    names = [f"label-{n}" for n in range(labels)]
+    train = arguments["train"].assign(**dict.fromkeys(names, "some value"))
+    build(tmp_path / "report.html", **arguments | {"train": train, "labels": names})
+    report = Opened(browser, tmp_path / "report.html")
+    width = report.page.locator("#example-table td.long").first.evaluate("(cell) => cell.getBoundingClientRect().width")
+    assert width > 150
+    assert report.page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    for heading in report.page.locator("#example-table thead th.label").all():
+        assert heading.evaluate("(cell) => cell.getBoundingClientRect().width") > 80
     assert report.complaints == []
     report.close()
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import test_chain
 from reports import experiment, figure
-from test_report import page
+from test_report import page, plain
 
 from icprobe.analysis.chain import chain, weak_link
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
@@ -44,10 +44,6 @@ def arguments(tmp_path):
     return made | {"sweep": tmp_path / "sweep.svg"}, table
 
 
-def plain(text):
-    return " ".join(re.sub(r"<[^>]*>", " ", text).split())
-
-
 def test_the_chain_is_told_in_words_and_by_step_size(arguments, tmp_path):
     made, table = arguments
     text = plain(page(tmp_path, **made))
@@ -80,7 +76,8 @@ def test_differences_and_length_control_stand_beside_the_win_rates(arguments, tm
     assert "<strong>0.0120</strong>" in text
     assert "influence − random 1 – – –" in plain(text)
     assert "Length-controlled, %" in text
-    assert '<td class="n">41.4</td>' in text
+    assert "41.4 † " in plain(text)
+    assert plain(text).count("† Caution: made from fewer than 100 prompts.") == 2  # overall, and by subset and seed
 
 
 def test_an_experiment_without_them_says_nothing_of_them(tmp_path):

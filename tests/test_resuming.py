@@ -1,11 +1,14 @@
 """What a killed job has computed it does not compute again: blocks that take minutes are kept in pieces."""
 
+import logging
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from icprobe.attribution import icp, icp_budget, one_step, shards
-from icprobe.attribution.matrix import packed, packs
+from icprobe.engine.batching import packed, packs
 
 SETTINGS = {
     "icp": {},
@@ -48,11 +51,13 @@ def attribute(inputs, monkeypatch):
 
 
 @pytest.mark.parametrize("module", [icp, icp_budget, one_step])
-def test_a_killed_job_goes_on_within_a_batch_and_gives_the_same_bits(module, attribute, tmp_path):
+def test_a_killed_job_goes_on_within_a_batch_and_gives_the_same_bits(module, attribute, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     undisturbed, whole = attribute(module, tmp_path / "undisturbed")
     nothing, some = attribute(module, tmp_path / "partial", most=2 * whole // 3)
     assert nothing is None
     resumed, rest = attribute(module, tmp_path / "partial")
+    assert re.search(r"resumed: 0 of \d+ examples were finished before, and parts of others \([1-9]\d*\)", caplog.text)
     pd.testing.assert_frame_equal(resumed, undisturbed, check_exact=True)
     # One pass may be lost; one_step sets out with the tasks before the step, and loses one example at most.
     lost = 1 if module is not one_step else 2 * len(undisturbed.columns)
@@ -71,7 +76,7 @@ def test_a_budgeted_job_killed_after_each_pass_ends_in_the_same_bits(attribute, 
 
 def test_no_more_texts_are_tokenised_before_a_pass_than_it_takes(inputs, monkeypatch):
     ours = inputs("llama")
-    ours.train = pd.concat([ours.train] * 20, ignore_index=True)
+    ours.train, ours.lengths = (pd.concat([table] * 20, ignore_index=True) for table in (ours.train, ours.lengths))
     probe, tokenizer, texts, at_passes = icp.Probe(ours, 1), ours.tokenizer, [], []
 
     def counting(text, **options):

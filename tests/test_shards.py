@@ -1,7 +1,9 @@
 """Work cut into shards and put together again is the work: no row lost, doubled or moved, no number changed."""
 
 import itertools
+import logging
 import os
+import re
 import resource
 import sys
 import tempfile
@@ -15,7 +17,8 @@ import pytest
 
 from icprobe.attribution import shards
 from icprobe.attribution.gathering import gather
-from icprobe.attribution.matrix import Inputs, batches, shard_of, to_table
+from icprobe.attribution.matrix import Inputs, to_table
+from icprobe.engine.batching import batches, shard_of
 from icprobe.errors import ArtifactError, ScoreError
 from icprobe.tables import parquet
 
@@ -221,7 +224,8 @@ def written(tables, folder):
     return {name: (folder / f"{name}.parquet").read_bytes() for name in tables}
 
 
-def test_an_interrupted_shard_goes_on_where_it_was_and_gives_the_same_bytes(method, inputs, tmp_path):
+def test_an_interrupted_shard_goes_on_where_it_was_and_gives_the_same_bytes(method, inputs, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     whole = written(compute(inputs, method, tmp_path / "undisturbed"), tmp_path)
     all_runs, method.computed[:] = list(method.computed), []
     method.stop_after = 5
@@ -229,11 +233,12 @@ def test_an_interrupted_shard_goes_on_where_it_was_and_gives_the_same_bytes(meth
         compute(inputs, method, tmp_path / "partial")
     assert len(method.computed) == 5
     # A writer that was killed in the middle of a block leaves its file aside, which is not read.
-    (tmp_path / "partial" / ".blocks-000099.npz.1.partial.npz").write_bytes(b"half")
+    (tmp_path / "partial" / ".pieces-000099.npz.1.partial.npz").write_bytes(b"half")
     method.stop_after = None
     assert written(compute(inputs, method, tmp_path / "partial"), tmp_path) == whole
     # The generator was stopped before its sixth batch, so that five were saved whole.
     assert method.computed == all_runs
+    assert re.search(r"resumed: [1-9]\d* of 60 examples were finished before$", caplog.text, re.MULTILINE)
 
 
 def test_pieces_of_blocks_outlive_an_interruption(method, inputs, tmp_path):
@@ -285,7 +290,7 @@ def test_a_shard_without_batches_is_an_empty_table_with_the_same_columns(method,
 
 
 def test_nan_is_refused_by_the_id_of_its_example(method, inputs, tmp_path):
-    with pytest.raises(ScoreError, match=r"one: the attributions of 60 examples are NaN or infinite, first of z"):
+    with pytest.raises(ScoreError, match=r"one: 60 examples with attributions that are NaN or infinite: z.*, …;"):
         compute(inputs, method, tmp_path / "nan", scale=float("nan"))
 
 
@@ -294,7 +299,7 @@ def test_a_damaged_file_of_finished_blocks_is_computed_again_and_harms_no_other(
     for index in range(3):
         saved[f"icp/{index}"] = np.full((2, 2), index, np.float32)
         saved.write()
-    first = tmp_path / "blocks-000000.npz"
+    first = tmp_path / "pieces-000000.npz"
     first.write_bytes(first.read_bytes()[:40])
     again = shards.Saved(tmp_path)
     assert sorted(again) == ["icp/1", "icp/2"]

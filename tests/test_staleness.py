@@ -19,18 +19,17 @@ from icprobe.artifacts import show_manifest, write_manifest
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the tiny experiment, on a machine that may be busy
 
 END = Counter(report=1, all=1)
-# Both scatter plots read the table of correlations, as the figure over models and domains does.
-CORRELATION = Counter(correlate=1, plot_heat_map=1, plot_scatter=2, plot_sweep=1) + END
-CHAIN = Counter(chain=1, plot_chain=1)
+# One process draws all figures of the scores and their tables.
+FIGURES = Counter(plot_scores=1)
+ALL_FIGURES = FIGURES + Counter(plot_sweep=1, plot_judgements=1)
+CORRELATION = Counter(correlate=1, plot_sweep=1) + FIGURES + END
+CHAIN = Counter(chain=1)
 # one_step at a step size of the chain's own, in two shards.
 STEPS = Counter(attribute_step=2, gather_steps=1)
 # Every figure and table that reads all scores.
-ANALYSIS = (
-    Counter(correlate=1, compare_bins=1, tell_labels=1, plot_scatter=2, plot_sweep=1)
-    + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps"])
-    + END
-)
-TABULATION = Counter(tabulate_win_rates=1, plot_win_rates=1) + END
+ANALYSIS = Counter(["correlate", "tabulate_bins", "compare_bins", "tell_labels", "tabulate_scores", "plot_sweep"])
+ANALYSIS += FIGURES + END
+TABULATION = Counter(tabulate_win_rates=1, plot_judgements=1) + END
 JUDGING = Counter(judge=5) + TABULATION
 GENERATION = Counter(generate=5) + JUDGING
 TRAINING = Counter(fine_tune=5) + GENERATION
@@ -123,7 +122,8 @@ def method_added(project: dag.Project) -> dict:
     project.edit(
         "src/icprobe/attribution/__init__.py",
         '    "random": Method(',
-        '    "other": Method("icprobe.attribution.other", "tokens", needs_model=False, per_task=False, whole=True),\n'
+        '    "other": Method("icprobe.attribution.other", "tokens", "How long?", needs_model=False, per_task=False,\n'
+        "        whole=True),\n"
         '    "random": Method(',
     )
     baselines = project.path / "src/icprobe/attribution/baselines.py"
@@ -151,10 +151,16 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION,
     ),
     "a bin is no longer fine-tuned on": (config(finetune={"bins": [">0.8"]}), TABULATION),
-    "bins": (config(bins=["<=0.5", ">0.5", ">0.8"]), Counter(compare_bins=1, plot_overlaps=1) + END),
+    "bins": (config(bins=["<=0.5", ">0.5", ">0.8"]), Counter(tabulate_bins=1, compare_bins=1) + FIGURES + END),
     "the aggregator of one_step": (
         config(attribution={"aggregators": {"one_step": "mean"}}),
         Counter(score=1) + ANALYSIS + CHAIN,
+    ),
+    "attribution.dtype": (
+        config(attribution={"dtype": "bfloat16"}),
+        Counter(check_dtype=1, attribute=2, attribute_influence=2, gather_attributions=3, score=3)
+        + (ANALYSIS | OF_FINE_TUNED_SCORES)
+        + CHAIN,
     ),
     "attribution.one_step.learning_rate": (
         config(attribution={"one_step": {"learning_rate": 1e-3}}),
@@ -162,7 +168,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "a step size of the chain is added": (
         config(analysis={"chain": {"learning_rates": [1e-5, 1e-6]}}),
-        STEPS + CHAIN + END,
+        STEPS + CHAIN + FIGURES + END,
     ),
     "how jobs compute": (
         config(attribution={"memory_budget_gb": 2}, finetune={"checkpoint_minutes": 5}),
@@ -175,24 +181,30 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "evaluation.draw_margin": (config(evaluation={"draw_margin": 2.0}), JUDGING),
     "analysis.resamples": (
         config(analysis={"resamples": 10}),
-        CORRELATION + CHAIN,
+        CORRELATION + CHAIN + Counter(tell_labels=1),
     ),
     "figures.colors": (
         config(figures={"colors": ["#112233"]}),
-        Counter(plot_scatter=2, plot_chain=1, plot_sweep=1)
-        + Counter(["plot_distributions", "plot_lengths", "plot_overlaps", "plot_win_rates"])
-        + END,
+        ALL_FIGURES + END,
     ),
     "data.special_tokens": (
         config(data={"special_tokens": "token"}),
-        OF_TRAIN + Counter(["select_tasks", "prepare_train", "measure_prompts", "generate_base"]),
+        OF_TRAIN + Counter(["select_tasks", "prepare_train", "count_repeated", "measure_prompts", "generate_base"]),
+    ),
+    "data.sound_labels": (
+        config(data={"sound_labels": {"planted": ["sound", "scrambled"]}}),
+        Counter(check_labels=1, tell_labels=1) + END,
     ),
     "data.in_domain": (config(data={"in_domain": ["code"]}), Counter(plot_sweep=1) + END),
     "report.examples": (config(report={"examples": 3}), END),
     "wandb.project": (config(wandb={"project": "another", "mode": "offline"}), NOTHING),
     # Of the methods random alone draws; the first tasks of a file are chosen without a seed, resamples with one.
     "seed": (config(seed=1), OF_RANDOM),
-    "a method is added": (method_added, Counter(attribute_without_model=1, gather_attributions=1, score=1) + ANALYSIS),
+    # A figure's looks go by the place of a method among all: that of the win rates is drawn anew, too.
+    "a method is added": (
+        method_added,
+        Counter(["attribute_without_model", "gather_attributions", "score", "plot_judgements"]) + ANALYSIS,
+    ),
     "a model is added": (
         model_added,
         # Jobs of that model alone, and what shows all models.
@@ -201,23 +213,26 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     # --- files
     "a row of the train file": (
         replaced("train.jsonl", '"output": "', '"output": "Well, '),
-        OF_TRAIN + Counter(prepare_train=1),
+        OF_TRAIN + Counter(prepare_train=1, count_repeated=1, check_labels=1),
     ),
-    "an older file in the place of the train file": (older_file, OF_TRAIN + Counter(prepare_train=1)),
+    "an older file in the place of the train file": (
+        older_file,
+        OF_TRAIN + Counter(prepare_train=1, count_repeated=1, check_labels=1),
+    ),
     "the train file, written anew with the same content": (rewritten, NOTHING),
     "every source, configuration and demo file, touched": (touched, NOTHING),
     "a row of the task file": (
         replaced("resources/demo/tasks.jsonl", '"output": "', '"output": "Well, '),
-        OF_TRAIN + Counter(prepare_train=1, select_tasks=1),
+        OF_TRAIN + Counter(prepare_train=1, select_tasks=1, count_repeated=1),
     ),
     "a row of the eval file": (
         replaced("resources/demo/eval.jsonl", '"output": "', '"output": "Well, '),
-        Counter(prepare_eval=1, check_prompts=1, measure_prompts=1, generate_base=1) + GENERATION,
+        Counter(prepare_eval=1, count_repeated=1, check_prompts=1, measure_prompts=1, generate_base=1) + GENERATION,
     ),
     "the times of all results, shuffled": (times_shuffled, NOTHING),
     "the times of all results, shuffled, and a row of the train file": (
         times_shuffled_and_a_row_edited,
-        OF_TRAIN + Counter(prepare_train=1),
+        OF_TRAIN + Counter(prepare_train=1, count_repeated=1, check_labels=1),
     ),
     "another model in the place of the first": (
         model_made_anew,
@@ -232,7 +247,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "the method registry's line of influence": (
         replaced("src/icprobe/attribution/__init__.py", '"nats²"', '"squared nats"'),
         # Names of axes alone.
-        Counter(plot_distributions=1, plot_lengths=1, plot_scatter=1) + END,
+        FIGURES + END,
     ),
     "attribution/icp.py": (
         module("attribution/icp"),
@@ -262,7 +277,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         OF_TRAIN
         + Counter(generate_base=1)
         + Counter(
-            ["select_tasks", "prepare_train", "prepare_eval", "check_prompts", "prepare_model", "measure_prompts"]
+            [
+                *("select_tasks", "prepare_train", "prepare_eval", "count_repeated", "check_prompts"),
+                *("prepare_model", "measure_prompts"),
+            ]
         ),
     ),
     "attribution/gathering.py": (
@@ -270,27 +288,20 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         Counter(gather_attributions=6, gather_steps=1, score=6) + OF_SCORES + CHAIN,
     ),
     "statistics.py": (module("analysis/statistics"), Counter(score=6) + OF_SCORES + CHAIN),
-    "correlations.py": (module("analysis/correlations"), CORRELATION + CHAIN),
+    "correlations.py": (module("analysis/correlations"), CORRELATION + CHAIN + Counter(tell_labels=1)),
     "domains.py": (
         module("analysis/domains"),
-        CORRELATION + CHAIN + Counter(compare_bins=1, plot_overlaps=1, tell_labels=1),
+        CORRELATION + CHAIN + Counter(compare_bins=1, tell_labels=1),
     ),
-    "chain.py": (module("analysis/chain"), CHAIN + END),
+    "chain.py": (module("analysis/chain"), CHAIN + FIGURES + END),
     "headline.py": (
         module("analysis/headline"),
         # What logs, draws or shows numbers of it; the scores and the bins stand.
-        CORRELATION
-        + CHAIN
-        + Counter(["compare_bins", "plot_overlaps", "tell_labels", "tabulate_win_rates", "plot_win_rates"])
-        + Counter(["plot_distributions", "plot_lengths"]),
+        CORRELATION + CHAIN + Counter(["compare_bins", "tell_labels", "tabulate_win_rates", "plot_judgements"]),
     ),
-    "plotting_sweeps.py": (module("figures/plotting_sweeps"), Counter(plot_chain=1, plot_sweep=1) + END),
-    "plotting.py": (
-        module("figures/plotting"),
-        Counter(plot_scatter=2, plot_chain=1, plot_sweep=1)
-        + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps", "plot_win_rates"])
-        + END,
-    ),
+    "figures/scatter.py": (module("figures/scatter"), FIGURES + END),
+    "figures/sweep.py": (module("figures/sweep"), Counter(plot_sweep=1) + END),
+    "figures/drawing.py": (module("figures/drawing"), ALL_FIGURES + END),
     "finetuning.py": (module("training/fine_tune"), TRAINING),
     "generation.py": (module("evaluation/generation"), Counter(generate_base=1) + GENERATION),
     "judging.py": (module("evaluation/judges/__init__"), JUDGING + Counter(check_prompts=1)),
@@ -308,10 +319,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "progress.py": (module("progress"), NOTHING),
     "errors.py": (module("errors"), NOTHING),
     "the script of score": (appended("workflow/scripts/attribution/score.py"), Counter(score=6) + OF_SCORES),
-    "the script of plot_lengths": (
-        appended("workflow/scripts/analysis/plot_lengths.py"),
-        Counter(plot_lengths=1) + END,
-    ),
+    "the script that draws": (appended("workflow/scripts/figures/plot.py"), ALL_FIGURES + END),
     "a comment in every module and script": (commented, NOTHING),
     "a docstring": (replaced("src/icprobe/attribution/icp.py", '"""', '"""Said otherwise. '), NOTHING),
     "the message of an error": (
@@ -372,7 +380,7 @@ def test_a_table_made_anew_with_the_same_rows_repeats_nothing(tmp_path_factory, 
     """Snakemake compares contents once a file is there, not while it plans: the tables first, then the rest."""
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
     appended("workflow/scripts/data/prepare_train.py")(project)
-    assert project.snakemake("all", "-n").jobs == OF_TRAIN + Counter(prepare_train=1)
+    assert project.snakemake("all", "-n").jobs == OF_TRAIN + Counter(prepare_train=1, count_repeated=1)
     made = project.snakemake("results/tiny/data/train.parquet", "--cores", "1")
     assert made.returncode == 0, made.output
     assert project.snakemake("all", "-n").jobs == NOTHING

@@ -32,6 +32,13 @@ def test_an_effect_of_zero_does_not_count_as_positive():
     assert table["score"].dtype == np.float64
 
 
+def test_a_share_of_tasks_has_the_mean_effect_beside_it():
+    effects = matrix([[3, 1, -1, 2], [1, 1, 1, -0.5]])
+    table = aggregate([effects[:1], effects[1:]], "fraction_positive")
+    assert table.to_dict("list") == {"id": ["e0", "e1"], "score": [0.75, 0.75], "mean_effect": [1.25, 0.625]}
+    assert list(aggregate(effects, "mean")) == ["id", "score"]
+
+
 def test_a_share_of_tasks_meets_the_threshold_of_the_same_name():
     values = np.where(np.arange(100)[None] < np.arange(101)[:, None], 1, -1)
     scores = aggregate(matrix(values), "fraction_positive")["score"]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(90)
 def sync(directory: Path, server: str, *options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "icprobe.tracking.syncing", "sync", "results/demo", *options]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
-    environment["PYTHONPATH"] = str(Path(syncing.__file__).parents[1])
+    environment["PYTHONPATH"] = str(Path(syncing.__file__).parents[2])
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=80)
 
 
@@ -156,7 +156,7 @@ def test_runs_of_jobs_that_the_workflow_no_longer_has_are_superseded(tmp_path, m
         run = directory / f"offline-run-20260101_000000-{method}"
         run.mkdir(parents=True)
         (run / f"run-{method}.wandb").touch()
-        records.write(run, rule, {"method": method}, [], [{"name": FILE.format(method)}])
+        records.write(run, rule, {"method": method}, False, [], [{"name": FILE.format(method)}])
     everything = [run.parent.name.split("-")[-1] for run in syncing.pending(directory)]
     assert everything == ["failed", "gone", "icp", "noise"]
 

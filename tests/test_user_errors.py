@@ -58,7 +58,7 @@ CONFIGURATIONS = {
 
 # --- files, which jobs read ----------------------------------------------------------------------------------------
 
-ROW = {"id": "one", "instruction": "Say something.", "input": "", "output": "Something."}
+ROW = {"id": "one", "instruction": "Say something.", "input": "", "output": "Something.", "planted": "sound"}
 LONG = {**ROW, "id": "long", "output": "word " * 3000}  # the tiny model takes 2048 tokens
 
 
@@ -82,6 +82,22 @@ def encoder(project: dag.Project) -> dict:
 
 def no_directory(project: dag.Project) -> dict:
     return {"models": ["mine"], "model_sources": {"mine": {"source": "local", "path": "nowhere"}}}
+
+
+def misspelt_label(project: dag.Project) -> dict:
+    (project.path / dag.RESULTS / "tables/label_aucs.csv").unlink()
+    return {"data": {"sound_labels": {"planted": ["sond"]}}}
+
+
+def refused_dtype(project: dag.Project) -> dict:
+    """A model that has come out wrong in bfloat16, and an experiment that asks for it."""
+    directory = project.path / dag.MODEL
+    facts = {key: value for key, value in artifacts.read_manifest(directory).items() if key != "files"}
+    wrong = {"bfloat16": "LlamaForCausalLM in bfloat16: the hidden states differ by 70%"}
+    artifacts.write_manifest(directory, **facts | {"refused_dtypes": wrong})
+    artifacts.show_manifest(directory, directory.with_name(f"{directory.name}.manifest.json"))
+    (project.path / dag.RESULTS / "attributions/icp.parquet").unlink()
+    return {"attribution": {"dtype": "bfloat16"}}
 
 
 def unknown_word_vector(project: dag.Project) -> None:
@@ -142,7 +158,7 @@ MISTAKES = {
     "an empty output": Mistake(
         train_file({**ROW, "id": "two", "output": " "}), 'mine.jsonl, line 2: "output" is empty. .*data.on_empty: drop'
     ),
-    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is that of mine.jsonl, line 1 too"),
+    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is taken already, by line 1"),
     "a wrong type": Mistake(
         train_file({**ROW, "id": "two", "output": 7}), r'mine.jsonl, line 2: "output" is .*7.* \(int\), not a text'
     ),
@@ -152,7 +168,7 @@ MISTAKES = {
     "broken JSON": Mistake(train_file('{"id": "two", '), "mine.jsonl, line 2: broken JSON"),
     "a row longer than the context": Mistake(
         train_file(LONG),
-        r"data.train: 1 rows .* first of long: \d+ tokens where tiny-llama takes 2048",
+        r"data.train: 1 row too long .*: long; long needs \d+ tokens where tiny-llama takes 2048",
         target=f"{dag.RESULTS}/data/lengths.parquet",
         log="tiny/measure_lengths/tiny-llama.log",
         before_torch=False,
@@ -171,6 +187,18 @@ MISTAKES = {
         log="models/mine-*.log",
         before_torch=False,
     ),
+    "a dtype that the model cannot be used in": Mistake(
+        refused_dtype,
+        r"LlamaForCausalLM in bfloat16: .*; set attribution\.dtype: float32\.",
+        target=f"{dag.RESULTS}/attributions/icp.parquet",
+        log="tiny/check_dtype/tiny-llama.log",
+    ),
+    "good values that no row's label has": Mistake(
+        misspelt_label,
+        "data.sound_labels.planted: no row of data.train has 'sond'; the column 'planted' holds .*'sound'",
+        target=f"{dag.RESULTS}/tables/label_aucs.csv",
+        log="tiny/check_labels.log",
+    ),
     "a NaN in a matrix": Mistake(
         nan_score,
         "NaN.*{nan_row}|{nan_row}.*NaN",
@@ -179,7 +207,7 @@ MISTAKES = {
     ),
     "a NaN in a model": Mistake(
         unknown_word_vector,
-        "icp: the attributions of {nan_count} examples are NaN or infinite, first of {nan_ids}",
+        "icp: {nan_count} examples? with attributions that are NaN or infinite: {nan_ids}",
         target=f"{dag.RESULTS}/attributions/icp.parquet",
         log="tiny/attribute/tiny-llama/icp/*.log",
         before_torch=False,

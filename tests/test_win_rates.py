@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from judged import judgements
+from scipy.stats import binom
 from scipy.stats import t as student
+from statsmodels.stats.proportion import proportion_confint
 
 from icprobe.errors import DataError
 from icprobe.evaluation.tabulation import latex, markdown, readable, significantly_best
@@ -59,6 +61,34 @@ def test_no_judgements_and_one_judgement_have_no_error():
     assert one["win_rate"] == 100
     assert np.isnan(one["standard_error"])
     assert np.isnan(one["low"])
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("n", [2, 12, 50])
+def test_prompts_that_all_end_alike_leave_open_how_others_would(n, seeds):
+    def interval(*preferences):
+        parts = [judgements(np.resize(preferences, n), seed=seed) for seed in range(seeds)]
+        row = win_rate_table(pd.concat(parts)).set_index(["subset", "seed"]).loc[("overall", "all")]
+        return [row["low"], row["high"]]
+
+    # Clopper and Pearson's, of none that n prompts have shown.
+    unseen = 100 * proportion_confint(0, n, method="beta")[1]
+    assert interval(1.0) == pytest.approx([0, unseen])
+    assert interval(2.0) == pytest.approx([100 - unseen, 100])
+    assert interval(1.5) == pytest.approx([50 - unseen / 2, 50 + unseen / 2])
+    # A judge that never is quite sure.
+    low, high = interval(1.0, 1.0 + 1e-6)
+    assert (low, high) == pytest.approx((0, unseen), abs=1e-3)
+
+
+@pytest.mark.parametrize("truth", [0.005, 0.02, 0.98])
+def test_a_win_rate_near_a_border_lies_in_its_interval_as_often_as_it_says(truth):
+    n = 50
+    held = 0.0
+    for wins in range(n + 1):
+        found = win_rate(np.where(np.arange(n) < wins, 2.0, 1.0))
+        held += binom.pmf(wins, n, truth) * (found["low"] <= 100 * truth <= found["high"])
+    assert held > 0.9
 
 
 @given(st.lists(st.floats(1, 2), min_size=2, max_size=20))

@@ -30,16 +30,6 @@ def loaded(*names, **sections):
     return config.load(merged(raw, sections), METHODS)
 
 
-def sizes(configuration):
-    """As rules/resources.smk makes them."""
-    tables = [getattr(configuration.data, name) for name in ("train", "tasks", "eval")]
-    examples, tasks, prompts = (
-        work.rows(table, artifacts.matching([table.path] if table.path else [])) for table in tables
-    )
-    shards = {model: work.shards(configuration, model, examples, tasks) for model in configuration.models}
-    return Sizes(configuration, examples, tasks, prompts, shards)
-
-
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
@@ -64,10 +54,10 @@ def test_rows_of_parquet_are_estimated_within_a_factor_of_three(tmp_path):
 
 def test_what_the_configuration_chooses_is_known_exactly():
     chosen = loaded(data={"train": {"sample": {"n": 24}}, "tasks": {"select": "random:7"}})
-    found = sizes(chosen)
+    found = Sizes.of(chosen)
     assert (found.examples, found.tasks) == (24, 7)
-    assert sizes(loaded(data={"tasks": {"select": ["a", "b", "c"]}})).tasks == 3
-    assert sizes(loaded(data={"eval": {"sample": {"n": 5}}})).prompts == 5
+    assert Sizes.of(loaded(data={"tasks": {"select": ["a", "b", "c"]}})).tasks == 3
+    assert Sizes.of(loaded(data={"eval": {"sample": {"n": 5}}})).prompts == 5
 
 
 @pytest.mark.parametrize(
@@ -101,13 +91,13 @@ def test_the_size_of_a_random_model_is_that_of_its_layers(tmp_path, tokenizer):
 
 
 def test_a_number_that_is_given_is_taken():
-    found = sizes(loaded("configs/tiny.yaml"))
+    found = Sizes.of(loaded("configs/tiny.yaml"))
     assert found.shards == {"tiny-llama": 2}
 
 
 def test_small_experiments_are_one_shard():
-    assert set(sizes(loaded()).shards.values()) == {1}
-    assert set(sizes(loaded("configs/tiny.yaml", attribution={"shards": "auto"})).shards.values()) == {1}
+    assert set(Sizes.of(loaded()).shards.values()) == {1}
+    assert set(Sizes.of(loaded("configs/tiny.yaml", attribution={"shards": "auto"})).shards.values()) == {1}
 
 
 def paper(**attribution):
@@ -115,7 +105,7 @@ def paper(**attribution):
 
 
 def test_the_papers_shards_take_about_half_an_hour_each():
-    found = sizes(paper(device="cuda"))
+    found = Sizes.of(paper(device="cuda"))
     tokens = work.ROW_TOKENS
     seconds = work.operations(1e9, found.examples, tokens * found.examples, tokens * found.tasks) / work.SPEED["cuda"]
     (shards,) = found.shards.values()
@@ -141,7 +131,7 @@ def test_more_work_is_never_cut_into_fewer_shards_nor_into_more_than_a_cluster_t
 
 
 def test_shards_do_not_move_with_what_attributions_do_not_read(tmp_path, monkeypatch):
-    before = sizes(paper()).shards
+    before = Sizes.of(paper()).shards
     others = {
         "methods": paper(methods=["icp", "influence", "influence_log", "random"]),
         "budget": paper(memory_budget_gb=1),
@@ -152,18 +142,18 @@ def test_shards_do_not_move_with_what_attributions_do_not_read(tmp_path, monkeyp
         ),
     }
     for name, other in others.items():
-        assert sizes(other).shards == before, name
+        assert Sizes.of(other).shards == before, name
     two = loaded(
         "configs/paper.yaml",
         attribution={"shards": "auto"},
         models=["pythia-1b-deduped", "large"],
         model_sources={"large": {"source": "hub", "id": "x/y-70b"}},
     )
-    assert sizes(two).shards["pythia-1b-deduped"] == before["pythia-1b-deduped"]
+    assert Sizes.of(two).shards["pythia-1b-deduped"] == before["pythia-1b-deduped"]
     # Nor with what the experiment has made: nothing but the configured files is looked at.
     monkeypatch.chdir(tmp_path)
     artifacts.write_text(tmp_path / "results/paper/data/train.parquet", "x" * 1000)
-    assert sizes(paper()).shards == before
+    assert Sizes.of(paper()).shards == before
 
 
 # --- resources ----------------------------------------------------------------------------------------------------
@@ -191,14 +181,14 @@ def asked(found):
 @pytest.mark.parametrize("attempt", [1, 2, 3])
 @pytest.mark.parametrize("names", [(), ("configs/tiny.yaml",), ("configs/paper.yaml",)])
 def test_no_job_asks_for_less_than_snakemake_itself_needs(names, attempt):
-    for rule, needs in asked(sizes(loaded(*names))).items():
+    for rule, needs in asked(Sizes.of(loaded(*names))).items():
         assert needs.memory(attempt) >= LEAST_MB, rule
         assert needs.minutes(attempt) >= 10, rule
 
 
 @pytest.mark.parametrize("names", [(), ("configs/paper.yaml",)])
 def test_each_attempt_asks_for_more(names):
-    for rule, needs in asked(sizes(loaded(*names))).items():
+    for rule, needs in asked(Sizes.of(loaded(*names))).items():
         for attempt in (1, 2):
             assert needs.memory(attempt + 1) > needs.memory(attempt), rule
             assert needs.minutes(attempt + 1) > needs.minutes(attempt), rule
@@ -206,18 +196,18 @@ def test_each_attempt_asks_for_more(names):
 
 def test_more_work_asks_for_more():
     large_check = {"width": 256, "dimensions": list(range(1, 9)), "functions": 4000, "steps": 20_000}
-    small, large = asked(sizes(loaded())), asked(sizes(loaded("configs/paper.yaml", synthetic=large_check)))
+    small, large = asked(Sizes.of(loaded())), asked(Sizes.of(loaded("configs/paper.yaml", synthetic=large_check)))
     for rule in small:
         assert large[rule].memory(1) > small[rule].memory(1), rule
     for rule in set(small) - {"matrix", "report", "correlate", "select_tasks"}:
         assert large[rule].minutes(1) > small[rule].minutes(1), rule
     for change, method in (({"memory_budget_gb": 30}, "influence"), ({"batch_tokens": 8192}, "one_step")):
-        assert asked(sizes(loaded(attribution=change)))[method].memory(1) > small[method].memory(1)
+        assert asked(Sizes.of(loaded(attribution=change)))[method].memory(1) > small[method].memory(1)
 
 
 def test_what_was_measured_fits_into_what_is_asked_for():
     """docs/performance.md: SmolLM2-135M, batches of 1,024 tokens, a budget of 3 GB; peak of the script alone, in MB."""
-    found = asked(sizes(loaded()))
+    found = asked(Sizes.of(loaded()))
     for method, measured in {"icp": 1130, "influence": 3770, "one_step": 2130}.items():
         assert measured + 350 <= found[method].memory(1) <= 3 * measured, method
 
@@ -229,10 +219,10 @@ def test_a_gpu_is_asked_for_where_the_configuration_says_cuda_and_nowhere_else()
 
 
 def test_a_shard_of_short_examples_has_more_rows_and_more_time(tmp_path, monkeypatch):
-    from icprobe.attribution.matrix import batches, shard_of
+    from icprobe.engine.batching import batches, shard_of
 
     configuration = loaded("configs/paper.yaml")
-    found = sizes(configuration)
+    found = Sizes.of(configuration)
     monkeypatch.chdir(tmp_path)
     lengths = pd.DataFrame({"id": [f"z{i:05d}" for i in range(2000)], "n_query": 5, "n_target": range(1, 2001)})
     before = found.shard("pythia-1b-deduped", "1-of-8")

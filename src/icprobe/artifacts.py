@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from icprobe import paths
 from icprobe.errors import ArtifactError
 
 PACKAGE = Path(__file__).parent
@@ -37,11 +38,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial{path.suffix}")
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         os.replace(aside, path)
-        _sync(path.parent, inside=False)
+        sync(path.parent, inside=False)
     finally:
         _remove(aside)
 
@@ -77,10 +78,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sync(path: Path, inside: bool = True) -> None:
+def sync(path: Path, inside: bool = True) -> None:
+    """Waits until a file, or a directory and (inside) all that is in it, is on disk."""
     if inside and path.is_dir():
         for child in path.iterdir():
-            _sync(child)
+            sync(child)
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -113,7 +115,7 @@ def read_csv(path: str | Path) -> Any:
     import pandas as pd  # not above: most who import this module read no tables
 
     columns = pd.read_csv(path, nrows=0).columns
-    names = NAME_COLUMNS | ({"value"} if "label" in columns else set())  # a label's value; elsewhere a number
+    names = NAME_COLUMNS | ({"value"} if "auc" in columns else set())  # a label's value; elsewhere a number
     return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(names & {*columns}, str))
 
 
@@ -210,7 +212,7 @@ def partial_directory(experiment_directory: str | Path, *identity: Any) -> Path:
 
     identity: plain values that the work depends upon (digests of inputs, params); another identity is another folder.
     """
-    directory = Path(experiment_directory) / ".partial" / digest(identity)[:32]
+    directory = Path(experiment_directory) / paths.PARTIAL / digest(identity)[:32]
     directory.mkdir(parents=True, exist_ok=True)
     return directory
 

@@ -3,6 +3,8 @@
 Jobs and the Snakefile show these without a traceback. Any other exception is a bug, and is shown as one.
 """
 
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from icprobe.masking import mask
@@ -40,6 +42,10 @@ class ArtifactError(IcprobeError):
     """A computed file is truncated, changed or missing."""
 
 
+class ClusterError(IcprobeError):
+    """A batch system cannot be reached."""
+
+
 class JudgeError(IcprobeError):
     """A judge cannot be reached or refuses the request."""
 
@@ -52,6 +58,22 @@ def shown(value: Any) -> str:
         return "a number of thousands of digits"  # Python refuses to write it out
     text = str(value) if isinstance(value, str | bytes) else repr(value)
     return repr(text if len(text) <= 60 else text[:59] + "…")
+
+
+def several(count: int, noun: str) -> str:
+    """A number of things in words: "1 row", "2,000 rows"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first of many names, and dots where there are more."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A suggestion, to follow a message on an unknown word; empty where nothing is close."""
+    close = difflib.get_close_matches(word[:60], list(known), n=1)
+    return f'; did you mean "{close[0]}"?' if close else ""
 
 
 def reason(error: Exception) -> str:

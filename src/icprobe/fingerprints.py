@@ -1,10 +1,11 @@
-"""Which code made a result: a digest of what a script and all that it reaches do."""
+"""Which code and files made a result: digests of what a script and all that it reaches do, and of what is in files."""
 
 import ast
 import atexit
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,8 +16,16 @@ from icprobe.artifacts import PACKAGE, digest, file_digest, write_json
 # What watches a job, or says what is wrong with it, but cannot change its result; an edit here must not repeat a month
 # of GPU work.
 OBSERVERS = frozenset(
-    {"icprobe.tracking.runs", "icprobe.workflow.jobs", "icprobe.progress", "icprobe.errors", "icprobe.engine.admission"}
+    {
+        *("icprobe.tracking.runs", "icprobe.workflow.jobs", "icprobe.progress", "icprobe.errors"),
+        # What they find out of a model is in its manifest, an input of every job that computes with it.
+        *("icprobe.engine.admission", "icprobe.engine.trials"),
+        # A rule's inputs and outputs say where files lie.
+        "icprobe.paths",
+    }
 )
+
+LARGE_BYTES = 2e8  # hashing such a file each time that Snakemake starts would take too long
 
 
 def fingerprint(script: str | Path, modules: Iterable[str] = ()) -> str:
@@ -45,6 +54,23 @@ def closure(modules: Iterable[str]) -> set[str]:
             found.add(name)
             waiting += _source(_module_path(name)).imports
     return found
+
+
+def contents(files: Iterable[str]) -> dict[str, str | int]:
+    """Digest of each file that a user brings, its size if it is large.
+
+    By time alone, one that is older than what was made from the file before it would pass for unchanged.
+    """
+    size = os.path.getsize
+    return {file: file_digest(file) if size(file) < LARGE_BYTES else size(file) for file in files}
+
+
+def package_files(pattern: str) -> list[str]:
+    """Digests of files of the package that are no modules, such as templates: no fingerprint of code covers them."""
+    found = sorted(PACKAGE.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"{pattern}: the package has no such file")
+    return [file_digest(path) for path in found]
 
 
 class _Source(NamedTuple):

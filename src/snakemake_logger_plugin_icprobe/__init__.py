@@ -7,6 +7,7 @@ Snakemake; where that process dies, the workflow goes on without it.
 """
 
 import json
+import os
 import subprocess
 import sys
 from logging import LogRecord
@@ -15,10 +16,29 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from icprobe.config import modes
+from icprobe.tracking import modes
 
 WAIT_SECONDS = 20  # at most, for the last uploads, once the workflow has ended
 TOUCH = {"--touch", "-t"}
+
+
+def misplaced(arguments: list[str]) -> str | None:
+    """What stands in the list of `--configfile` and is no file: mostly a target, which Snakemake takes for one."""
+    files = False
+    for argument in arguments:
+        if argument.startswith("-"):
+            files = argument in ("--configfile", "--configfiles")
+        elif files and not os.path.exists(argument):
+            return argument
+    return None
+
+
+# Snakemake itself ends in a traceback; this module is what of ours it reads first.
+if (_absent := misplaced(sys.argv[1:])) and os.path.basename(sys.argv[0]) in ("snakemake", "__main__.py"):
+    sys.exit(
+        f"{_absent}: no such configuration file. A target stands before --configfile: "
+        f"`snakemake --cores 2 {_absent} --configfile mine.yaml`."
+    )
 
 
 class LogHandler(LogHandlerBase):

@@ -47,12 +47,13 @@ COMPARED = {".parquet", ".csv", ".md", ".tex", ".jsonl", ".safetensors"}
 BASE = "results/tiny/tiny-llama/responses/base.jsonl"
 
 END = Counter(report=1, all=1)
-TABULATION = Counter(tabulate_win_rates=1, plot_win_rates=1) + END
+TABULATION = Counter(tabulate_win_rates=1, plot_judgements=1) + END
 GENERATION = Counter(generate=1, judge=1) + TABULATION
 ICP = (
-    Counter(attribute=2, gather_attributions=1, score=1, correlate=1, compare_bins=1, tell_labels=1, plot_scatter=2)
-    + Counter(["plot_distributions", "plot_lengths", "plot_heat_map", "plot_overlaps", "subset", "fine_tune"])
-    + Counter(["chain", "plot_chain", "plot_sweep"])
+    Counter(attribute=2, gather_attributions=1, score=1, correlate=1, compare_bins=1, tell_labels=1, plot_scores=1)
+    + Counter(tabulate_scores=1)
+    + Counter(["tabulate_bins", "subset", "fine_tune"])
+    + Counter(["chain", "plot_sweep"])
     + GENERATION
 )
 SUBMITTED = Counter(

@@ -1,103 +1,95 @@
-"""Bins: ICP's by threshold, and for any other method the same number of examples from the same end."""
+"""Puts examples into bins, and says where a bin's border falls among examples of one score.
 
-import re
+A bin is one end of a method's ranking. Its size k is a share or number of all examples (`top 20%`, `bottom 1000`), or
+by a threshold on the icp score (`>0.85`) the number of examples whose icp score meets it, whatever the method.
+"""
+
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 import pandas as pd
 
 from icprobe.errors import ConfigError, ScoreError
+from icprobe.formatting import bin_name, number, parse_bin
 
-PREFIXES = {"<=": "le", ">": "gt"}
 OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance", "low", "high"]
+BORDER_COLUMNS = ["method", "bin", "n", "border", "n_tied", "n_tied_inside", "n_values"]
+COARSE = 0.1  # of a bin that was chosen among examples of one score: a larger share is warned of
 
 
-def parse_threshold(threshold: str) -> tuple[str, float]:
-    """`>0.85` as (">", 0.85). Raises ConfigError unless it is `<=` or `>` and a decimal in [0, 1]."""
-    match = re.fullmatch(r"\s*(<=|>)\s*(\d+(?:\.\d+)?|\.\d+)\s*", threshold, re.ASCII)
-    if not match or float(match[2]) > 1:
-        raise ConfigError(
-            f"bins: {threshold!r} is no bin. Write '<=' or '>' and a share of tasks in [0, 1], as in '>0.85'."
-        )
-    return match[1], float(match[2])
-
-
-def bin_name(threshold: str) -> str:
-    """The bin's name in paths: `<=0.5` is `le-0.50`, `>0.85` is `gt-0.85`. At least two decimals, more if
-    needed."""
-    sign, _ = parse_threshold(threshold)
-    number = Decimal(threshold.split(sign)[1].strip()).normalize()
-    decimals = max(2, -number.as_tuple().exponent)
-    return f"{PREFIXES[sign]}-{number:.{decimals}f}"
-
-
-def threshold_of(name: str) -> str:
-    """The threshold that a bin's name stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other
-    names."""
-    signs = {prefix: sign for sign, prefix in PREFIXES.items()}
-    prefix, _, number = name.partition("-")
-    if prefix not in signs or not re.fullmatch(r"\d\.\d{2,}", number, re.ASCII):
-        raise ConfigError(f"{name!r} is no bin's name. Bins are called as in 'le-0.50' and 'gt-0.85'.")
-    threshold = f"{signs[prefix]}{Decimal(number).normalize():f}"
-    parse_threshold(threshold)
-    return threshold
-
-
-def check_thresholds(thresholds: Sequence[str]) -> None:
-    """Raises ConfigError where a threshold cannot be read or two of them name the same bin."""
+def check_bins(bins: Sequence[str]) -> None:
+    """Raises ConfigError where a bin cannot be read or two of them are the same."""
     names = {}
-    for threshold in thresholds:
-        name = bin_name(threshold)
+    for bin in bins:
+        name = bin_name(bin)
         if name in names:
-            raise ConfigError(f"bins: {names[name]!r} and {threshold!r} are the same bin; keep one of them.")
-        names[name] = threshold
+            raise ConfigError(f"bins: {names[name]!r} and {bin!r} are the same bin; keep one of them.")
+        names[name] = bin
 
 
-def members(scores: pd.DataFrame, threshold: str, reference: pd.DataFrame) -> list[str]:
-    """The ids in a method's bin, best fitting first.
+def size_of(bin: str, n: int) -> int:
+    """How many of n examples a bin by share or number holds: a share rounded half up, one at least.
 
-    scores: the method's `id`, `score` [N]; reference: those of ICP (share of tasks helped), of the same
-    examples. k is how many ICP scores meet the threshold; the bin is the first k by (score, id) for `<=`,
-    by (−score, id) for `>`, ids compared as strings. For ICP itself that is the threshold. Raises
-    ScoreError where the examples differ, an ICP score is missing, or the method has evaluated fewer than k
-    examples.
+    Raises ScoreError where there are fewer examples than the bin asks for.
     """
-    return bins(reference, scores, [threshold])[threshold]
+    asked = parse_bin(bin)
+    if asked.percent:
+        share = (asked.number * n / 100).quantize(Decimal(1), ROUND_HALF_UP)
+        return min(max(int(share), 1), n)
+    if asked.number > n:
+        raise ScoreError(f"bins: {bin!r} asks for more examples than there are ({n}). Take fewer, or a share of them.")
+    return int(asked.number)
+
+
+def members(scores: pd.DataFrame, bin: str, reference: pd.DataFrame | None = None) -> list[str]:
+    """Finds the ids in a method's bin, best fitting first.
+
+    scores: the method's `id`, `score` [N], and `mean_effect` where it has one. reference: the same of ICP (share of
+    tasks helped), of the same examples; needed for thresholds alone. The bin is the first k by (score, id) where it
+    is of the lowest scores (`<=`, `bottom`), else by (−score, id), ids compared as strings; where its border falls
+    among examples of one score, those of the mean effect that is nearest to its end are in it, and of equal ones those
+    that are first by id. For ICP itself a threshold is just that. Raises ScoreError where the examples differ, an ICP
+    score is missing, there are fewer examples than the bin asks for, or the method has evaluated fewer than k.
+    """
+    return bins(reference, scores, [bin])[bin]
 
 
 def bins(
-    scores_icp: pd.DataFrame, scores_other: pd.DataFrame | None, thresholds: Sequence[str]
+    scores_icp: pd.DataFrame | None, scores_other: pd.DataFrame | None, names: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Threshold -> the ids of its bin in rank order, as `members` defines it.
-
-    Without scores_other: ICP's own bins.
-    """
-    check_thresholds(thresholds)
+    """Finds the ids of each bin in rank order, as `members` defines it: {bin: ids}. Without scores_other: ICP's own."""
+    check_bins(names)
     scores = scores_icp if scores_other is None else scores_other
-    icp = scores_icp["score"].to_numpy(dtype=np.float64)
-    ids, values = scores["id"].to_numpy(), scores["score"].to_numpy(dtype=np.float64)
-    by_id = _by_id(scores["id"])
-    _aligned(scores["id"], by_id, scores_icp["id"], "the other method")
-    ranking = _Ranking(values, by_id)
+    table = scores.set_index("id")
+    icp = None if scores_icp is None else scores_icp.set_index("id")["score"]
+    ranking = Ranking(table["score"], table.get("mean_effect"))
+    if icp is not None:
+        _aligned(table.index, ranking.by_id, icp.index, "the other method")
     result = {}
-    for threshold, k in _sizes(icp, thresholds).items():
+    for name, k in _sizes(icp, names, len(table)).items():
         if k > ranking.evaluated:
+            asked = f"holds {k} examples" + (" of ICP" if parse_bin(name).is_threshold else "")
             raise ScoreError(
-                f"Bin {threshold} holds {k} examples of ICP, but the other method has evaluated "
-                f"{ranking.evaluated} of {len(ids)}. Raise its budget, or leave it out of finetune.methods."
+                f"Bin {name} {asked}, but the other method has evaluated "
+                f"{ranking.evaluated} of {len(table)}. Raise its budget, or leave it out of finetune.methods."
             )
-        result[threshold] = ids[ranking.first(threshold, k)].tolist()
+        result[name] = table.index[ranking.first(name, k)].tolist()
     return result
 
 
-def overlaps(scores: Mapping[str, pd.Series], thresholds: Sequence[str], reference: str = "icp") -> pd.DataFrame:
-    """How many examples of each method's bins lie in the reference's bin of the same name.
+def overlaps(
+    scores: Mapping[str, pd.Series],
+    names: Sequence[str],
+    reference: str = "icp",
+    mean_effects: Mapping[str, pd.Series] | None = None,
+) -> pd.DataFrame:
+    """Counts how many examples of each method's bins lie in the reference's bin of the same name.
 
-    scores: method -> score [N] indexed by id. Returns `method` (all but the reference), `bin` (the
-    threshold as given), `n` (the bin's size), `n_overlap`, `overlap` = n_overlap/n (NaN when n is 0),
-    `chance` = n_reference/N, what a random bin would reach, and `low`, `high`, the overlap's 95% interval for other
-    examples of the same kind. A method that has evaluated fewer examples than the bin holds shows its smaller n.
+    scores: method -> score [N] indexed by id; mean_effects: the same of the methods that have them. Returns `method`
+    (all but the reference), `bin` (as given), `n` (the bin's size), `n_overlap`, `overlap` = n_overlap/n (NaN when n
+    is 0), `chance` = n_reference/N, what a random bin would reach, and `low`, `high`, the overlap's 95% interval for
+    other examples of the same kind. A method that has evaluated fewer examples than the bin holds shows its smaller n.
     Raises ScoreError where the reference is absent, a score of it is missing, or the examples differ.
 
     The interval is Wilson's for n draws. Other examples would give another bin of the reference, each member of which
@@ -107,27 +99,65 @@ def overlaps(scores: Mapping[str, pd.Series], thresholds: Sequence[str], referen
     A bootstrap over examples that forms both bins anew, the other candidate, is as good for large bins, but covers it
     in 63 to 95% of cases for bins of 8; drawing from the bin's members alone would call a share of 0 or 1 certain.
     """
-    check_thresholds(thresholds)
+    check_bins(names)
     if reference not in scores:
         known = ", ".join(scores) or "nothing"
         raise ScoreError(f"Bins need the scores of {reference}; there are those of {known}.")
+    effects = mean_effects or {}
     target = scores[reference]
-    values = target.to_numpy(dtype=np.float64)
-    sizes = _sizes(values, thresholds)
-    inside = {threshold: _meets(values, threshold) for threshold in thresholds}  # bool [N]
+    of_reference = Ranking(target, effects.get(reference))
+    sizes = {name: min(k, of_reference.evaluated) for name, k in _sizes(target, names, len(target)).items()}
+    inside = {name: np.isin(np.arange(len(target)), of_reference.first(name, k)) for name, k in sizes.items()}
     rows = []
     for method, score in scores.items():
         if method == reference:
             continue
-        by_id = _by_id(score.index)
-        place = _aligned(score.index, by_id, target.index, method)
-        ranking = _Ranking(score.to_numpy(dtype=np.float64), by_id)
-        for threshold, size in sizes.items():
-            chosen = ranking.first(threshold, min(size, ranking.evaluated))
-            n, n_overlap = len(chosen), int(inside[threshold][place[chosen]].sum())
-            share, chance = n_overlap / n if n else np.nan, size / max(len(values), 1)
-            rows.append((method, threshold, n, n_overlap, share, chance, *_wilson(n_overlap, n)))
+        ranking = Ranking(score, effects.get(method))
+        place = _aligned(score.index, ranking.by_id, target.index, method)
+        for name, size in sizes.items():
+            chosen = ranking.first(name, min(size, ranking.evaluated))
+            n, n_overlap = len(chosen), int(inside[name][place[chosen]].sum())
+            share, chance = n_overlap / n if n else np.nan, size / max(len(target), 1)
+            rows.append((method, name, n, n_overlap, share, chance, *_wilson(n_overlap, n)))
     return pd.DataFrame(rows, columns=OVERLAP_COLUMNS)
+
+
+def borders(scores: Mapping[str, pd.Series], names: Sequence[str]) -> pd.DataFrame:
+    """Says of each method's bins where they end, and how many examples are tied there.
+
+    scores: method -> score [N] indexed by id, with those of icp where a bin is a threshold on them. Returns `method`,
+    `bin`, `n`, `border` (the score of the last example in the bin; NaN where it is empty), `n_tied` (examples of that
+    score), `n_tied_inside` (those of them that are in the bin) and `n_values` (different scores). Where `n_tied` is
+    more than `n_tied_inside`, the score does not say which of them belong in. A method that has evaluated fewer
+    examples than the bin holds shows its smaller n.
+    """
+    check_bins(names)
+    rows = []
+    for method, score in scores.items():
+        ranking = Ranking(score)
+        for name, size in _sizes(scores.get("icp"), names, len(score)).items():
+            k = min(size, ranking.evaluated)
+            tied = ranking.tied(name, k)
+            inside = int(np.isin(tied, ranking.first(name, k)).sum())
+            rows.append((method, name, k, score.iloc[tied[0]] if k else np.nan, len(tied), inside, score.nunique()))
+    return pd.DataFrame(rows, columns=BORDER_COLUMNS)
+
+
+def coarse(table: pd.DataFrame) -> list[str]:
+    """Warns, a sentence each, of bins of which ties decide more than COARSE; table: as `borders` makes it."""
+    decided = table[(table["n_tied"] > table["n_tied_inside"]) & (table["n_tied_inside"] > COARSE * table["n"])]
+    return [
+        f"{row.method}, bin {row.bin}: {row.n_tied} examples share the score {number(row.border)} at its border, and "
+        f"{row.n_tied_inside} of them are among its {row.n}, by mean effect where there is one, then by id. The score "
+        f"is too coarse for this bin: it takes {row.n_values} values, as a share of few tasks does. Take more tasks, "
+        "or the mean over them (attribution.aggregators)."
+        for row in decided.itertuples()
+    ]
+
+
+def ranks(score: pd.Series) -> pd.Series:
+    """Ranks of scores [N]: 1 is the highest, equal scores share the best of their ranks; NaN where not evaluated."""
+    return score.rank(ascending=False, method="min")
 
 
 def _wilson(count: int, n: int) -> tuple[float, float]:
@@ -142,29 +172,48 @@ def _wilson(count: int, n: int) -> tuple[float, float]:
     return float(low) if count else 0.0, float(high) if count < n else 1.0
 
 
-class _Ranking:
-    """Examples [N] from the lowest and from the highest score on, ids breaking ties; NaN is last in both."""
+class Ranking:
+    """Examples [N] from the lowest and from the highest score on, ids breaking ties; NaN is last in both.
 
-    def __init__(self, values: np.ndarray, by_id: np.ndarray):
+    score: [N] indexed by id; mean_effect: the same, which breaks the ties that a bin's border falls among.
+    """
+
+    def __init__(self, score: pd.Series, mean_effect: pd.Series | None = None):
+        self.by_id = _by_id(score.index)
+        self._values = score.to_numpy(dtype=np.float64)
+        self._effects = None if mean_effect is None else mean_effect.to_numpy(dtype=np.float64)
         # A stable sort of what is in the order of ids leaves ties in that order.
-        self._ascending = by_id[np.argsort(values[by_id], kind="stable")]
-        self._descending = by_id[np.argsort(-values[by_id], kind="stable")]
-        self.evaluated = int((~np.isnan(values)).sum())
+        self._ascending, self._descending = (
+            self.by_id[np.argsort(outward[self.by_id], kind="stable")] for outward in (self._values, -self._values)
+        )
+        self.evaluated = int((~np.isnan(self._values)).sum())
 
-    def first(self, threshold: str, k: int) -> np.ndarray:
-        """Positions [k] of the bin's members in rank order."""
-        sign, _ = parse_threshold(threshold)
-        return (self._ascending if sign == "<=" else self._descending)[:k]
+    def first(self, bin: str, k: int) -> np.ndarray:
+        """Finds the positions [k] of a bin's members in rank order."""
+        order, tied = self._order(bin), self.tied(bin, k)
+        inside = np.isin(tied, order[:k]).sum()
+        if self._effects is None or inside == len(tied):
+            return order[:k]
+        effects = self._effects[tied]
+        nearest = np.argsort(-effects if parse_bin(bin).is_best else effects, kind="stable")
+        return np.concatenate([order[: k - inside], tied[nearest][:inside]])
+
+    def tied(self, bin: str, k: int) -> np.ndarray:
+        """Finds the positions of all examples, in rank order, that have the score of the last of a bin's k members."""
+        order = self._order(bin)
+        return order[self._values[order] == self._values[order[k - 1]]] if k else order[:0]
+
+    def _order(self, bin: str) -> np.ndarray:
+        return self._descending if parse_bin(bin).is_best else self._ascending
 
 
 def _by_id(ids: pd.Series | pd.Index) -> np.ndarray:
-    """Positions [N] in the order of the ids as strings."""
+    """Sorts positions [N] by their ids as strings."""
     return pd.Series(ids.array).astype(str).argsort(kind="stable").to_numpy()
 
 
-def _aligned(ids: pd.Series | pd.Index, by_id: np.ndarray, reference: pd.Series | pd.Index, method: str) -> np.ndarray:
-    """Where each of ids [N] stands in the reference, compared in sorted order: that is faster."""
-    ids, reference = pd.Index(ids), pd.Index(reference)
+def _aligned(ids: pd.Index, by_id: np.ndarray, reference: pd.Index, method: str) -> np.ndarray:
+    """Finds where each of ids [N] is in the reference; compares them in sorted order, which is faster."""
     if ids.equals(reference):
         return np.arange(len(ids))
     reference_by_id = _by_id(reference)
@@ -178,12 +227,19 @@ def _aligned(ids: pd.Series | pd.Index, by_id: np.ndarray, reference: pd.Series 
     return place
 
 
+def _sizes(icp: pd.Series | None, names: Sequence[str], n: int) -> dict[str, int]:
+    """The size of each bin of n examples; icp: [n], whose scores decide on thresholds."""
+    thresholds = [name for name in names if parse_bin(name).is_threshold]
+    if thresholds and icp is None:
+        raise ScoreError(f"Bin {thresholds[0]} is a threshold on the icp score, which is absent.")
+    if thresholds and icp.isna().any():
+        raise ScoreError(f"{icp.isna().sum()} of {len(icp)} ICP scores are NaN. Bins need all of them.")
+    return {
+        name: int(_meets(icp.to_numpy(dtype=np.float64), name).sum()) if name in thresholds else size_of(name, n)
+        for name in names
+    }
+
+
 def _meets(values: np.ndarray, threshold: str) -> np.ndarray:
-    sign, limit = parse_threshold(threshold)
-    return values <= limit if sign == "<=" else values > limit
-
-
-def _sizes(values: np.ndarray, thresholds: Sequence[str]) -> dict[str, int]:
-    if np.isnan(values).any():
-        raise ScoreError(f"{np.isnan(values).sum()} of {len(values)} ICP scores are NaN. Bins need all of them.")
-    return {threshold: int(_meets(values, threshold).sum()) for threshold in thresholds}
+    limit = parse_bin(threshold)
+    return values > float(limit.number) if limit.is_best else values <= float(limit.number)

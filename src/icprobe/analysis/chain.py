@@ -1,4 +1,4 @@
-"""The chain of the paper's argument, link by link: in-context probing ~ one step of fine-tuning ~ influence.
+"""Tests the chain of the paper's argument, link by link: in-context probing ~ one step of fine-tuning ~ influence.
 
 ll(t; θ − η·g_z) − ll(t; θ) = η·⟨g_z, g_t⟩ + O(η²): one_step/η approaches influence as η → 0, until the effects drown in
 the rounding of float32. So the second link can be checked against what it must be; the first is the paper's claim.
@@ -14,12 +14,13 @@ from scipy.stats import t as student
 from icprobe.analysis.correlations import estimates, percentiles, resample_counts
 from icprobe.analysis.statistics import aggregate
 from icprobe.errors import ScoreError
+from icprobe.formatting import estimate, link_words
 
 COLUMNS = ["link", "level", "task", "learning_rate", "statistic", "value", "low", "high", "interval", "n"]
 FIRST, SECOND, ENDS = "icp~one_step", "one_step~influence", "icp~influence"
 DIFFERENCE = f"{SECOND} - {FIRST}"
 STATISTICS = ("spearman", "pearson")
-GROUPS = 50  # of examples, for the jackknife
+JACKKNIFE_GROUPS = 50  # of examples
 
 
 def chain(
@@ -31,7 +32,7 @@ def chain(
     seed: int = 0,
     analytic_above: int = 20_000,
 ) -> pd.DataFrame:
-    """Correlations of each link, and how far one_step/η is from influence, each with its 95% interval.
+    """Computes the correlations of each link, and how far one_step/η is from influence, with their 95% intervals.
 
     icp, influence: attribution matrices [N, M], `id` and one column for each task; one_step: step size η -> its matrix.
     aggregators: method -> how its scores reduce the matrix. Returns rows `link`, `level`, `task`, `learning_rate` (η;
@@ -50,48 +51,68 @@ def chain(
     frames = [_aligned(matrix, icp) for matrix in (icp, influence, *(one_step[step] for step in steps))]
     tasks = list(icp.columns.drop("id"))
     cells = np.stack([frame[tasks].to_numpy(dtype=np.float64) for frame in frames])  # [2 + steps, N, M]
-    sample = Resampling.of(len(icp), resamples, seed, analytic_above)
-    links = [(ENDS, np.nan, 0, 1)]
-    for k, step in enumerate(steps, start=2):
-        links += [(FIRST, step, 0, k), (SECOND, step, k, 1)]
+    n_examples, n_cells = len(icp), cells[0].size
+    rows = _Rows(steps, Resampling.of(n_examples, resamples, seed, analytic_above))
+    rows.add("element", rows.correlations(cells.reshape(len(cells), -1)), n_cells)
+    rows.add_errors(cells)
+    of_tasks = [rows.correlations(cells[:, :, j]) for j in range(len(tasks))]
+    for task, found in zip(tasks, of_tasks, strict=True):
+        rows.add("task", found, n_examples, task)
+    rows.add("task_mean", {s: _mean([found[s] for found in of_tasks]) for s in STATISTICS}, n_cells)
+    scores = [aggregate(frame, aggregators[m])["score"] for frame, m in zip(frames, methods, strict=True)]
+    rows.add("example", rows.correlations(np.stack(scores)), n_examples)
+    rows.add("example_mean", rows.correlations(cells.mean(axis=2)), n_examples)
+    return pd.DataFrame(rows.found, columns=COLUMNS)
 
-    def draws(values: np.ndarray) -> dict[str, np.ndarray]:
-        """statistic -> [1 + resamples, links] of values [2 + steps, n]; the first row is of the data themselves."""
-        found = estimates(values, None, [(a, b) for *_, a, b in links], sample.counts)
+
+class _Rows:
+    """The rows of the chain's table, one statistic of a link each, as `chain` describes them.
+
+    Values stand in the order icp, influence, one_step at each step size.
+    """
+
+    def __init__(self, steps: Sequence[float], sample: "Resampling") -> None:
+        self.found: list[tuple] = []
+        self._steps, self._sample = steps, sample
+        # (link, step size, places of the two methods)
+        self._links = [(ENDS, np.nan, 0, 1)]
+        for k, step in enumerate(steps, start=2):
+            self._links += [(FIRST, step, 0, k), (SECOND, step, k, 1)]
+
+    def correlations(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """Computes {statistic: [1 + resamples, links]} of values [2 + steps, n]; the first row is of the data."""
+        found = estimates(values, None, [(a, b) for *_, a, b in self._links], self._sample.counts)
         return {statistic: found[statistic] for statistic in STATISTICS}
 
-    rows: list[tuple] = []
-
-    def add(level: str, found: Mapping[str, np.ndarray], n: int, task: str = "") -> None:
-        for k, (link, step, *_) in enumerate(links):
+    def add(self, level: str, found: Mapping[str, np.ndarray], n: int, task: str = "") -> None:
+        """Adds the links' correlations at a level, and by how much the second link's exceeds the first's."""
+        for k, (link, step, *_) in enumerate(self._links):
             for statistic in STATISTICS:
-                bounds = sample.interval(found[statistic][:, k], np.arctanh, np.tanh)
-                rows.append((link, level, task, step, statistic, *bounds, n))
-        for k, step in enumerate(steps):
+                bounds = self._sample.interval(found[statistic][:, k], np.arctanh, np.tanh)
+                self.found.append((link, level, task, step, statistic, *bounds, n))
+        for k, step in enumerate(self._steps):
             first, second = found["spearman"][:, 1 + 2 * k], found["spearman"][:, 2 + 2 * k]
-            rows.append((DIFFERENCE, level, task, step, "spearman_difference", *sample.interval(second - first), n))
+            bounds = self._sample.interval(second - first)
+            self.found.append((DIFFERENCE, level, task, step, "spearman_difference", *bounds, n))
 
-    n_cells = cells[0].size
-    add("element", draws(cells.reshape(len(cells), -1)), n_cells)
-    for step, matrix in zip(steps, cells[2:], strict=True):
-        distance = ((matrix / step - cells[1]) ** 2).sum(axis=1)
+    def add_errors(self, cells: np.ndarray) -> None:
+        """Adds how far one_step/η is from influence over all cells [2 + steps, N, M], at each step size η."""
+        counts = self._sample.counts
         size = (cells[1] ** 2).sum(axis=1)
-        total = sample.counts @ size
-        error = np.sqrt((sample.counts @ distance) / np.where(total > 0, total, np.nan))
-        rows.append((SECOND, "element", "", step, "relative_error", *sample.interval(error, np.log, np.exp), n_cells))
-    of_tasks = [draws(cells[:, :, j]) for j in range(len(tasks))]
-    for task, found in zip(tasks, of_tasks, strict=True):
-        add("task", found, len(icp), task)
-    add("task_mean", {s: _mean([found[s] for found in of_tasks]) for s in STATISTICS}, n_cells)
-    scores = [aggregate(frame, aggregators[m])["score"] for frame, m in zip(frames, methods, strict=True)]
-    add("example", draws(np.stack(scores)), len(icp))
-    add("example_mean", draws(cells.mean(axis=2)), len(icp))
-    return pd.DataFrame(rows, columns=COLUMNS)
+        total = counts @ size
+        for step, matrix in zip(self._steps, cells[2:], strict=True):
+            distance = ((matrix / step - cells[1]) ** 2).sum(axis=1)
+            error = np.sqrt((counts @ distance) / np.where(total > 0, total, np.nan))
+            bounds = self._sample.interval(error, np.log, np.exp)
+            self.found.append((SECOND, "element", "", step, "relative_error", *bounds, matrix.size))
 
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made. counts: how often each example counts, [1 + resamples, N]; the first row is all ones."""
+    """Makes intervals from resamples.
+
+    counts: how often each example is in each, [1 + resamples, N]; the first row is all ones. kind: their name.
+    """
 
     counts: np.ndarray
     kind: str
@@ -101,14 +122,14 @@ class Resampling:
         if n <= analytic_above:
             counts, kind = resample_counts(n, resamples, seed), "bootstrap"
         else:
-            group = np.random.default_rng(seed).permutation(n) % GROUPS
-            counts, kind = (group[None] != np.arange(GROUPS)[:, None]).astype(np.float32), "jackknife"
+            group = np.random.default_rng(seed).permutation(n) % JACKKNIFE_GROUPS
+            counts, kind = (group[None] != np.arange(JACKKNIFE_GROUPS)[:, None]).astype(np.float32), "jackknife"
         return cls(np.vstack([np.ones((1, n), dtype=np.float32), counts]), kind)
 
     def interval(
         self, values: np.ndarray, scale: Callable = np.asarray, back: Callable = np.asarray
     ) -> tuple[float, float, float, str]:
-        """(value, low, high, kind) from the statistic [1 + resamples]; NaN where it is undefined.
+        """Forms (value, low, high, kind) from the statistic [1 + resamples]; NaN where it is undefined.
 
         scale, back: to where the jackknife's draws are about normal, and from there. Its variance is
         (G − 1)/G·Σ(z_g − mean)² (Efron and Stein 1981), with Student's t of G − 1 degrees of freedom.
@@ -120,13 +141,13 @@ class Resampling:
             return value, *percentiles(draws), self.kind
         with np.errstate(divide="ignore", invalid="ignore"):
             z, middle = scale(draws), scale(np.float64(value))
-            half = student.ppf(0.975, GROUPS - 1) * np.sqrt((GROUPS - 1) * z.var())
+            half = student.ppf(0.975, JACKKNIFE_GROUPS - 1) * np.sqrt((JACKKNIFE_GROUPS - 1) * z.var())
             low, high = (float(back(middle + side)) for side in (-half, half))
         return value, low, high, self.kind
 
 
 def weak_link(table: pd.DataFrame) -> str:
-    """Which link of the chain is the weak one, in sentences made from the rows that `chain` gives over all tasks.
+    """Says which link of the chain is the weak one, in sentences from the rows that `chain` gives over all tasks.
 
     A link is called weaker at a step size where the interval of the two links' difference excludes 0. The numbers are
     those at the step size whose one_step/η is nearest to influence, which is where the second link is what it says.
@@ -146,7 +167,9 @@ def weak_link(table: pd.DataFrame) -> str:
     n_examples = links("example")[0].n
     where = f"element by element ({n_examples} examples × {links('element')[0].n // n_examples} tasks, η = {best:g})"
     gap = _shown(rows["element", DIFFERENCE, "spearman_difference", best])
-    opening = f"The weak link is {_named(weak[best])}" if weak[best] else "Which link is weak these data do not tell"
+    opening = (
+        f"The weak link is {link_words(weak[best])}" if weak[best] else "Which link is weak these data do not tell"
+    )
     sentences = [
         f"{opening}: {where} the Spearman correlation of icp and one_step is {first}, that of one_step and influence "
         f"{second}, which is {gap} more."
@@ -160,7 +183,7 @@ def weak_link(table: pd.DataFrame) -> str:
         for link, etas in others.items():
             if etas and link != weak[best]:
                 at = ", ".join(f"{eta:g}" for eta in etas)
-                sentences.append(f"At η = {at} it is {_named(link)}." if link else f"At η = {at} they do not tell.")
+                sentences.append(f"At η = {at} it is {link_words(link)}." if link else f"At η = {at} they do not tell.")
     by_score = " and ".join(_shown(row) for row in links("example"))
     by_mean = " and ".join(_shown(row) for row in links("example_mean"))
     sentences.append(f"Example by example the two are {by_score} for the scores, {by_mean} for means over tasks.")
@@ -174,16 +197,12 @@ def _weaker(difference) -> str | None:
     return SECOND if difference.high < 0 else None
 
 
-def _named(link: str) -> str:
-    return " – ".join(link.split("~"))
-
-
 def _shown(row) -> str:
-    return f"{row.value:.2f} [{row.low:.2f}, {row.high:.2f}]".replace("-", "−")
+    return estimate(row.value, row.low, row.high)
 
 
 def _error_sentence(errors: Mapping[float, float], best: float) -> str:
-    """How the relative error goes with η; errors: η, ascending -> its error."""
+    """Says how the relative error goes with η; errors: η, ascending -> its error."""
     share = {eta: f"{float(f'{100 * error:.2g}'):g}%" for eta, error in errors.items()}
     least = f"one_step/η is {share[best]} off influence at η = {best:g}"
     smallest, largest = min(errors), max(errors)
@@ -197,7 +216,7 @@ def _error_sentence(errors: Mapping[float, float], best: float) -> str:
 
 
 def _aligned(matrix: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """The matrix with the examples and tasks of another one, in its order."""
+    """Puts the examples and tasks of a matrix into the order of another one's."""
     if set(matrix["id"]) != set(reference["id"]) or set(matrix.columns) != set(reference.columns):
         raise ScoreError(
             f"The chain needs matrices of the same examples and tasks; one is {len(matrix)} × {matrix.shape[1] - 1}, "
@@ -207,7 +226,7 @@ def _aligned(matrix: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
 
 
 def _mean(stacks: Sequence[np.ndarray]) -> np.ndarray:
-    """Over tasks, without those in which a statistic is undefined; NaN where it is so in all."""
+    """Averages over tasks, without those in which a statistic is undefined; NaN where it is so in all."""
     values = np.stack(stacks)
     defined = (~np.isnan(values)).sum(axis=0)
     return np.where(defined, np.nansum(values, axis=0) / np.maximum(defined, 1), np.nan)

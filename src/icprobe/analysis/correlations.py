@@ -1,13 +1,14 @@
-"""How much two methods agree: four correlations, each with a 95% interval.
+"""Estimates how much two methods agree: four correlations, each with a 95% interval.
 
-A bootstrap resample is kept as how often each example was drawn. With these counts, ranks need no second
-sort (a cumulative sum over the tie groups), Spearman and Pearson of all pairs are one matrix product per
-resample, and Kendall is a bilinear form in the counts, exact in whole numbers.
+A bootstrap resample is stored as how often each example was drawn. With these counts, ranks need no second sort (a
+cumulative sum over the tie groups), Spearman and Pearson of all pairs are one matrix product per resample, and Kendall
+is bilinear in the counts, exact in whole numbers.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +18,9 @@ from icprobe.errors import ScoreError
 
 STATISTICS = ("spearman", "pearson", "kendall", "spearman_partial_length")
 COLUMNS = ["method_a", "method_b", "statistic", "value", "low", "high", "interval", "n"]
+LABEL_COLUMNS = ["label", "method", *COLUMNS[2:]]
 ELEMENTS_AT_ONCE = 20_000_000  # of [resamples, methods, examples]: 160 MB
-KENDALL_BLOCK = 512
+KENDALL_ROWS_AT_ONCE = 512  # of the [n, n] signs of differences
 PARTIAL_IS_UNDEFINED = 1e-12  # 1 - r² below this: a method that orders as length does
 
 
@@ -29,20 +31,21 @@ def correlations(
     resamples: int = 1000,
     seed: int = 0,
     analytic_above: int = 20_000,
+    statistics: Sequence[str] = STATISTICS,
 ) -> pd.DataFrame:
-    """Every statistic of every pair of methods, with its 95% interval.
+    """Computes the statistics of every pair of methods, with its 95% interval.
 
-    scores: method -> score [N] indexed by id; the ids agree, their order need not. NaN = not evaluated: a
-    pair is computed over the n examples that both have. n_target: response length in tokens, indexed by id;
-    None leaves the partial correlation out. pairs: which ones (default all, a before b in the order of
-    `scores`).
+    scores: method -> score [N] indexed by id; the ids agree, their order need not. NaN = not evaluated: a pair is
+    computed over the n examples that both have. n_target: response length in tokens, indexed by id; None leaves the
+    partial correlation out. pairs: which ones (default all, a before b in the order of `scores`). statistics: which
+    ones.
 
-    Returns `method_a`, `method_b`, `statistic`, `value`, `low`, `high`, `interval`, `n`. Statistics:
-    spearman (average ranks), pearson, kendall (tau-b), and spearman_partial_length, the rank correlation
-    given length, (r_ab − r_at·r_bt) / √((1 − r_at²)(1 − r_bt²)). A constant input gives NaN. Intervals: up
-    to `analytic_above` examples, the percentile bootstrap over examples, re-ranked, the same resamples for
-    all pairs over the same examples, undefined ones dropped; above, `fisher_interval`. Raises ScoreError
-    where ids disagree, a score is infinite or a length is missing.
+    Returns `method_a`, `method_b`, `statistic`, `value`, `low`, `high`, `interval`, `n`. Statistics: spearman (average
+    ranks), pearson, kendall (tau-b), and spearman_partial_length, the rank correlation given length,
+    (r_ab − r_at·r_bt) / √((1 − r_at²)(1 − r_bt²)). A constant input gives NaN. Intervals: up to `analytic_above`
+    examples, the percentile bootstrap over examples, re-ranked, the same resamples for all pairs over the same
+    examples, undefined ones dropped; above, `fisher_interval`. Raises ScoreError where ids disagree, a score is
+    infinite or a length is missing.
     """
     pairs = list(combinations(scores, 2)) if pairs is None else list(pairs)
     if not pairs:
@@ -61,7 +64,7 @@ def correlations(
         rows = np.stack([values[method][complete] for method in methods])
         control = None if n_target is None else values[None][complete]
         numbered = [(methods.index(a), methods.index(b)) for a, b in members]
-        tables = _of_complete(rows, control, numbered, resamples, seed, analytic_above)
+        tables = _of_complete(rows, control, numbered, resamples, seed, analytic_above, statistics)
         found.update(zip(members, tables, strict=True))
     return pd.DataFrame(
         [(*pair, statistic, *row) for pair in pairs for statistic, row in found[pair].items()],
@@ -69,10 +72,29 @@ def correlations(
     )
 
 
+def label_correlations(
+    scores: Mapping[str, pd.Series], labels: Mapping[str, pd.Series], n_target: pd.Series | None, **settings: Any
+) -> pd.DataFrame:
+    """Computes the rank correlations of each method's scores with each label that is a number.
+
+    scores: method -> score [N] indexed by id; labels: label -> numbers [N] indexed by id, NaN = unlabelled, left out.
+    n_target and settings: as `correlations` takes them. Returns `label`, `method`, `statistic` (spearman, and
+    spearman_partial_length where lengths are known), `value`, `low`, `high`, `interval`, `n`.
+    """
+    tables = []
+    for label, values in labels.items():
+        name = f"the label {label}"  # no method's name has a blank
+        pairs = [(method, name) for method in scores]
+        by_rank = ("spearman", "spearman_partial_length")
+        table = correlations({**scores, name: values}, n_target, pairs, statistics=by_rank, **settings)
+        tables.append(table.assign(label=label).rename(columns={"method_a": "method"})[LABEL_COLUMNS])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=LABEL_COLUMNS)
+
+
 def _aligned(
     scores: Mapping[str, pd.Series], n_target: pd.Series | None, pairs: Iterable[tuple[str, str]]
 ) -> dict[str | None, np.ndarray]:
-    """Method -> float64 [N] in one order of ids; the key None holds the lengths."""
+    """Puts all scores into one order of ids: {method: float64 [N]}; the key None holds the lengths."""
     methods = dict.fromkeys(method for pair in pairs for method in pair)
     if unknown := [method for method in methods if method not in scores]:
         raise ScoreError(f"No scores of {', '.join(unknown)}; there are those of {', '.join(scores)}.")
@@ -103,10 +125,10 @@ def _aligned(
     return values
 
 
-def _of_complete(values, control, pairs, resamples, seed, analytic_above) -> list[dict[str, tuple]]:
-    """For each pair of rows of values [m, n] without NaN: statistic -> (value, low, high, interval, n)."""
+def _of_complete(values, control, pairs, resamples, seed, analytic_above, statistics) -> list[dict[str, tuple]]:
+    """Computes for each pair of rows of values [m, n] without NaN: {statistic: (value, low, high, interval, n)}."""
     n = values.shape[1]
-    names = STATISTICS if control is not None else STATISTICS[:3]
+    names = [name for name in statistics if control is not None or name != "spearman_partial_length"]
     bootstrap = n <= analytic_above
     interval = "bootstrap" if bootstrap else "analytic"
     if n < 2:
@@ -115,11 +137,13 @@ def _of_complete(values, control, pairs, resamples, seed, analytic_above) -> lis
 
     once = np.ones((1, n), dtype=np.float32)
     points = estimates(values, control, pairs, once)
-    points["kendall"] = np.array([[kendalltau(values[a], values[b]).statistic for a, b in pairs]])
+    if "kendall" in names:
+        points["kendall"] = np.array([[kendalltau(values[a], values[b]).statistic for a, b in pairs]])
     if bootstrap:
         counts = resample_counts(n, resamples, seed)
         draws = estimates(values, control, pairs, counts)
-        draws["kendall"] = _resampled_kendall(values, pairs, counts)
+        if "kendall" in names:
+            draws["kendall"] = _resampled_kendall(values, pairs, counts)
 
     tables = []
     for k in range(len(pairs)):
@@ -136,8 +160,7 @@ def _of_complete(values, control, pairs, resamples, seed, analytic_above) -> lis
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of n examples is drawn in each bootstrap resample: float32 [resamples, n], each row
-    sums to n."""
+    """Draws bootstrap resamples: how often each of n examples is in each, float32 [resamples, n]; rows sum to n."""
     rng = np.random.default_rng(seed)
     counts = np.empty((resamples, n), dtype=np.float32)
     for row in counts:
@@ -146,11 +169,10 @@ def resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:
 
 
 def fisher_interval(statistic: str, value: float, n: int) -> tuple[float, float]:
-    """The 95% interval of a correlation from its normal approximation on the scale z = artanh(r).
+    """Forms the 95% interval of a correlation from its normal approximation on the scale z = artanh(r).
 
-    Variance of z: 1/(n − 3) for Pearson (Fisher 1921), 1.06/(n − 3) for Spearman and 0.437/(n − 4) for
-    Kendall (Fieller, Hartley and Pearson 1957, Biometrika 44); a partial correlation loses one more (Fisher
-    1924).
+    Variance of z: 1/(n − 3) for Pearson (Fisher 1921), 1.06/(n − 3) for Spearman and 0.437/(n − 4) for Kendall
+    (Fieller, Hartley and Pearson 1957, Biometrika 44); a partial correlation loses one more (Fisher 1924).
     """
     variance, lost = {
         "pearson": (1.0, 3),
@@ -167,7 +189,7 @@ def fisher_interval(statistic: str, value: float, n: int) -> tuple[float, float]
 
 
 def percentiles(draws: np.ndarray) -> tuple[float, float]:
-    """The central 95% of bootstrap draws; undefined ones do not count."""
+    """Finds the bounds of the central 95% of bootstrap draws; undefined ones do not count."""
     defined = draws[~np.isnan(draws)]
     if not defined.size:
         return np.nan, np.nan
@@ -176,7 +198,7 @@ def percentiles(draws: np.ndarray) -> tuple[float, float]:
 
 
 def estimates(values, control, pairs, counts) -> dict[str, np.ndarray]:
-    """Spearman, Pearson and the partial [R, pairs] of values [m, n] in each resample of counts [R, examples].
+    """Computes Spearman, Pearson and the partial [R, pairs] of values [m, n] in each resample of counts [R, examples].
 
     An example is n / examples neighbouring values (the cells of its row of a matrix), which are drawn together.
     """
@@ -210,7 +232,7 @@ def estimates(values, control, pairs, counts) -> dict[str, np.ndarray]:
 
 
 def partial_correlation(r_ab: np.ndarray, r_at: np.ndarray, r_bt: np.ndarray) -> np.ndarray:
-    """The correlation of a and b given t, from the three plain ones; NaN where t determines a or b."""
+    """Computes the correlation of a and b given t, from the three plain ones; NaN where t determines a or b."""
     left_a, left_b = 1 - r_at**2, 1 - r_bt**2
     undefined = (left_a < PARTIAL_IS_UNDEFINED) | (left_b < PARTIAL_IS_UNDEFINED)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -219,8 +241,7 @@ def partial_correlation(r_ab: np.ndarray, r_at: np.ndarray, r_bt: np.ndarray) ->
 
 
 class TieGroups:
-    """The examples of one score [n] in ascending groups of equal values: what re-ranking a resample
-    needs."""
+    """The examples of one score [n] in ascending groups of equal values, by which a resample is ranked again."""
 
     def __init__(self, values: np.ndarray):
         self.order = np.argsort(values, kind="stable")
@@ -230,17 +251,16 @@ class TieGroups:
         self.group[self.order] = np.concatenate([[0], np.cumsum(changes)])
 
     def counts(self, drawn: np.ndarray) -> np.ndarray:
-        """How many draws fall in each group: [R, groups] from draws per example [R, n]."""
+        """Counts the draws that fall in each group: [R, groups] from draws per example [R, n]."""
         return np.add.reduceat(drawn[:, self.order], self.starts, axis=1)
 
     def ranks(self, counts: np.ndarray) -> np.ndarray:
-        """The average rank of each example within the resample: [R, n] from draws per group [R, groups]."""
+        """Finds the average rank of each example within the resample: [R, n] from draws per group [R, groups]."""
         return (np.cumsum(counts, axis=1) - (counts - 1) / 2)[:, self.group]
 
 
 def _weighted_correlations(centred: np.ndarray, weights: np.ndarray, defined: np.ndarray) -> np.ndarray:
-    """[r, k, k] from values [r, k, n] less their weighted means, weights [r, n] and which rows vary [r,
-    k]."""
+    """Computes correlations [r, k, k] of centred values [r, k, n], weights [r, n]; defined [r, k]: which rows vary."""
     weighted = centred * np.sqrt(weights)[:, None]
     covariance = weighted @ weighted.transpose(0, 2, 1)
     spread = np.sqrt(np.diagonal(covariance, axis1=1, axis2=2))
@@ -249,10 +269,10 @@ def _weighted_correlations(centred: np.ndarray, weights: np.ndarray, defined: np
 
 
 def _resampled_kendall(values: np.ndarray, pairs: Sequence[tuple[int, int]], counts: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b [R, pairs] of values [m, n] in each resample.
+    """Computes Kendall's tau-b [R, pairs] of values [m, n] in each resample.
 
-    Concordant less discordant pairs are Σ_i<j c_i·c_j·sign(a_i − a_j)·sign(b_i − b_j). The products with
-    the counts are whole numbers below 2^24 and so exact in float32.
+    Concordant less discordant pairs are Σ_i<j c_i·c_j·sign(a_i − a_j)·sign(b_i − b_j). The products with the counts are
+    whole numbers below 2^24 and so exact in float32.
     """
     n = values.shape[1]
     ties = [TieGroups(row) for row in values]
@@ -263,12 +283,12 @@ def _resampled_kendall(values: np.ndarray, pairs: Sequence[tuple[int, int]], cou
     codes = np.stack([tie.group for tie in ties]).astype(np.float32)
 
     difference = np.zeros((len(counts), len(pairs)))
-    for start in range(0, n, KENDALL_BLOCK):
-        stop = min(start + KENDALL_BLOCK, n)
-        signs = [np.sign(code[start:stop, None] - code[None, start:]) for code in codes]  # [block, n - start]
+    for start in range(0, n, KENDALL_ROWS_AT_ONCE):
+        stop = min(start + KENDALL_ROWS_AT_ONCE, n)
+        signs = [np.sign(code[start:stop, None] - code[None, start:]) for code in codes]  # [rows, n - start]
         for k, (a, b) in enumerate(pairs):
             agreement = np.triu(signs[a] * signs[b])
-            products = counts[:, start:] @ agreement.T  # [R, block]
+            products = counts[:, start:] @ agreement.T  # [R, rows]
             difference[:, k] += np.einsum("rb,rb->r", products, counts[:, start:stop], dtype=np.float64)
     first, second = (np.array(side) for side in zip(*pairs, strict=True))
     untied = np.stack(untied, axis=1)

@@ -1,21 +1,22 @@
-"""Domains of tasks: every table says what holds over all tasks, and over those of each domain alone."""
+"""Splits tasks by domain: every table says what holds over all tasks, and over those of each domain alone."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from icprobe.analysis.headline import ALL, of_pair
 from icprobe.analysis.statistics import aggregate
-from icprobe.tables.parquet import read_parquet, read_scores
+from icprobe.tables.parquet import read_parquet
 
 Scores = Mapping[str, pd.Series]  # method -> score [N] indexed by id
 
 
 def task_domains(tasks: pd.DataFrame) -> dict[str, list[str]]:
-    """Domain -> ids of its tasks, in the table's order; empty where that would say no more than all tasks do.
+    """Groups the tasks by domain: {domain: ids}, in the table's order; empty where they have no domain, or one.
 
-    tasks: `id` and, where the data have it, `domain` (null = of none). That is so where they have no domain, or one.
+    That would say no more than all tasks do. tasks: `id` and, where the data have it, `domain` (null = of none).
     """
     if "domain" not in tasks:
         return {}
@@ -23,7 +24,13 @@ def task_domains(tasks: pd.DataFrame) -> dict[str, list[str]]:
     return {} if any(len(ids) == len(tasks) for ids in found.values()) else found
 
 
-def score_sets(
+def score_sets(*arguments: Any, **options: Any) -> Iterator[tuple[str, Scores]]:
+    """Gives `score_tables` as mappings of methods to scores [N] indexed by id."""
+    for domain, tables in score_tables(*arguments, **options):
+        yield domain, {method: table["score"] for method, table in tables.items()}
+
+
+def score_tables(
     methods: Sequence[str],
     scores: Sequence[str | Path],
     matrices: Sequence[str | Path],
@@ -31,33 +38,32 @@ def score_sets(
     aggregators: Mapping[str, str],
     without_tasks: Sequence[str] = (),
     may_skip: Sequence[str] = (),
-) -> Iterator[tuple[str, Scores]]:
-    """("all", the scores), then for each domain its name and the scores over its tasks alone.
+) -> Iterator[tuple[str, dict[str, pd.DataFrame]]]:
+    """Gives ("all", the tables of scores), then for each domain its name and those over its tasks alone.
 
-    scores: files of all methods; matrices: those of the methods that `aggregators` names, which are aggregated here as
-    it says (may_skip: those whose NaN means "not evaluated"); tasks: file of the tasks. without_tasks: methods whose
-    score depends on no task; it stands in every domain. Any other method has one number over all tasks, of which
-    nothing can be said by domain: it is left out there.
+    A table is indexed by id, and has `score` and what `statistics.aggregate` gives beside it. scores: files of all
+    methods; matrices: those of the methods that `aggregators` names, which are aggregated here as it says (may_skip:
+    those whose NaN means "not evaluated"); tasks: file of the tasks. without_tasks: methods whose score depends on no
+    task; it stands in every domain. Any other method has one number over all tasks, of which nothing can be said by
+    domain: it is left out there.
     """
-    overall = read_scores(methods, scores)
+    overall = {m: read_parquet(path).set_index("id") for m, path in zip(methods, scores, strict=True)}
     yield ALL, overall
     matrix_of = dict(zip(aggregators, matrices, strict=True))
     for domain, ids in task_domains(read_parquet(tasks)).items():
         found = {}
-        for method, score in overall.items():
+        for method, table in overall.items():
             if method in without_tasks:
-                found[method] = score
+                found[method] = table
             elif method in matrix_of:
                 matrix = read_parquet(matrix_of[method], columns=["id", *ids])
                 own = aggregate(matrix, aggregators[method], allow_missing=method in may_skip)
-                found[method] = own.set_index("id")["score"]
+                found[method] = own.set_index("id")
         yield domain, found
 
 
-def by_domain(
-    model: str, sets: Iterable[tuple[str, Scores]], table_of: Callable[[Scores], pd.DataFrame]
-) -> pd.DataFrame:
-    """The tables of all domains, one below the other, with the columns `model` and `domain` before their own."""
+def by_domain(model: str, sets: Iterable[tuple[str, Any]], table_of: Callable[[Any], pd.DataFrame]) -> pd.DataFrame:
+    """Puts the tables of all domains one below the other, with the columns `model` and `domain` before their own."""
     tables = []
     for domain, scores in sets:
         table = table_of(scores)
@@ -71,7 +77,7 @@ def by_domain(
 def sweep_table(
     correlations: pd.DataFrame, tasks: pd.DataFrame, train: pd.DataFrame, in_domain: Sequence[str] | None = None
 ) -> pd.DataFrame:
-    """The rank correlation of icp and influence by model and domain, and which domains are those of the training data.
+    """Collects the rank correlation of icp and influence by model and domain, and says which domains are in-domain.
 
     correlations: rows of correlations.csv, of all models; tasks, train: the tables, `domain` where they have it.
     in_domain: domains that the training examples are of; None takes those that they carry. Returns `model`, `domain`,

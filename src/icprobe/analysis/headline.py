@@ -1,12 +1,15 @@
-"""The headline of one model, made from its tables once: W&B, the terminal, the report and the figures show these rows.
+"""Makes the headline of one model from its tables, once: W&B, the terminal, the report and figures show these rows.
 
 A table's rows over all tasks stand beside those of each domain, those over all prompts and seeds beside those of one.
 The headline is what holds over all.
 """
 
+import re
 from typing import Any
 
 import pandas as pd
+
+from icprobe.formatting import parse_bin
 
 ALL = "all"  # in the column `domain`: over all tasks, of whichever domain; in `seed`: over all seeds
 OVERALL = "overall"  # in the column `subset`: over all prompts
@@ -16,39 +19,53 @@ AGREEMENT = {"spearman": "spearman", "spearman_partial_length": "spearman_given_
 
 
 def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table that are over all tasks; every row where it knows no domains."""
+    """Takes the rows of a table that are over all tasks; every row where it knows no domains."""
     return table[table["domain"] == ALL] if "domain" in table else table
 
 
 def of_pair(correlations: pd.DataFrame, method_a: str = PAIR[0], method_b: str = PAIR[1]) -> pd.DataFrame:
-    """The rows of two methods, whichever of them stands first."""
+    """Takes the rows of two methods, whichever of them stands first."""
     pair = [method_a, method_b]
     return correlations[correlations["method_a"].isin(pair) & correlations["method_b"].isin(pair)]
 
 
 def agreement(correlations: pd.DataFrame) -> dict[str, Any]:
-    """Statistic -> row (value, low, high, interval, n) of icp and influence; empty where one of them was not scored."""
+    """Finds the rows of icp and influence, {statistic: row}; none where one of them was not scored."""
     return {row.statistic: row for row in over_all_tasks(of_pair(correlations)).itertuples()}
 
 
 def strictest_bin(overlaps: pd.DataFrame) -> pd.DataFrame:
-    """Each method's row of the bin `>x` with the highest x that is not empty; no row where there is none.
+    """Takes each method's row of the smallest bin of best examples that is not empty; no row where there is none.
 
-    However the bins are listed.
+    Of thresholds that is the highest: of two that hold the same examples, too.
     """
     rows = over_all_tasks(overlaps)
-    rows = rows[(rows["n"] > 0) & rows["bin"].str.startswith(">")]
-    limits = rows["bin"].str[1:].astype(float)
-    return rows[limits == limits.max()]
+    rows = rows[(rows["n"] > 0) & rows["bin"].map(lambda name: parse_bin(name).is_best).astype(bool)]
+    sizes = rows.groupby("bin")["n"].max()
+    return rows[rows["bin"] == min(sizes.index, key=lambda name: (sizes[name], -parse_bin(name).number), default="")]
 
 
-def labels_told(label_aucs: pd.DataFrame) -> pd.DataFrame:
-    """One row for each label and method: the good values against all others."""
+def distinct_bins(overlaps: pd.DataFrame) -> dict[str, list[str]]:
+    """Finds the bins that hold different examples: {the first of its kind: all bins that hold the same as it}.
+
+    Bins of one side, such as `>0.8` and `>0.9`, are cut from one ranking, so that those of one size are equal.
+    """
+    rows = over_all_tasks(overlaps)
+    sizes = rows.pivot_table(index="bin", columns="method", values=["n", "chance"], sort=False)
+    equal: dict[tuple, list[str]] = {}
+    for bin_ in dict.fromkeys(rows["bin"]):
+        side = re.match(r"[^\d.]*", bin_)[0].strip()
+        equal.setdefault((side, *sizes.loc[bin_].fillna(-1)), []).append(bin_)
+    return {bins[0]: bins for bins in equal.values()}
+
+
+def good_against_others(label_aucs: pd.DataFrame) -> pd.DataFrame:
+    """Takes one row for each label and method: the good values against all others."""
     return over_all_tasks(label_aucs).drop_duplicates(["label", "method"])
 
 
 def overall(win_rates: pd.DataFrame) -> pd.DataFrame:
-    """One row for each method and bin: over all prompts and seeds."""
+    """Takes one row for each method and bin: over all prompts and seeds."""
     rows = over_all_tasks(win_rates)
     return rows[(rows["subset"].astype(str) == OVERALL) & (rows["seed"].astype(str) == ALL)]
 
@@ -73,7 +90,7 @@ def of_overlaps(table: pd.DataFrame) -> dict[str, float]:
 
 def of_label_aucs(table: pd.DataFrame) -> dict[str, float]:
     """auc/{label}/{method}."""
-    return _defined({f"auc/{row.label}/{row.method}": row.auc for row in labels_told(table).itertuples()})
+    return _defined({f"auc/{row.label}/{row.method}": row.auc for row in good_against_others(table).itertuples()})
 
 
 def of_chain(table: pd.DataFrame) -> dict[str, float]:

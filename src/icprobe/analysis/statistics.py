@@ -1,14 +1,9 @@
-"""From an attribution matrix to one score per example, and how well scores find labelled examples."""
+"""Reduces an attribution matrix to one score per example, and tests how well scores find labelled examples."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
-from scipy.special import expit, logit
-from scipy.stats import norm
-from scipy.stats import t as student
-from statsmodels.stats.nonparametric import rank_compare_2indep
 
 from icprobe.errors import ConfigError, ScoreError
 
@@ -22,18 +17,17 @@ TAIL = 0.975
 def aggregate(
     attributions: pd.DataFrame | Iterable[pd.DataFrame], how: str, allow_missing: bool = False
 ) -> pd.DataFrame:
-    """One score per example: the attribution matrix reduced over its tasks, in float64.
+    """Reduces the attribution matrix over its tasks: one score per example, in float64.
 
     attributions: `id`, then one column per task [N, M], in nats or the method's own unit; or pieces of it, some rows at
-    a time, which change no bit of the result. how: `mean` keeps
-    the unit; `fraction_positive` is the share of tasks with A > 0 (strict), in [0, 1]. A matrix whose only
-    column is `score` is not reduced, whatever `how` says; a float32 in it widens by its shortest decimal,
-    so that 0.85 stays 0.85; `n_tasks` beside it, how many tasks an example got, is kept. Returns `id`, `score`
-    (float64) in the order of the rows.
+    a time, which change no bit of the result. how: `mean` keeps the unit; `fraction_positive` is the share of tasks
+    with A > 0 (strict), in [0, 1]. A matrix whose only column is `score` is not reduced, whatever `how` says; a float32
+    in it widens by its shortest decimal, so that 0.85 stays 0.85; `n_tasks` beside it, how many tasks an example got,
+    stays. Returns `id`, `score` (float64) in the order of the rows, and of shares `mean_effect`, the mean over tasks:
+    a share of few tasks takes few values, and bins break their ties by it.
 
-    Raises ScoreError where a value is NaN or infinite. With allow_missing, for methods that evaluate only
-    some examples, a row with a NaN scores NaN; an infinite value stays an error. Raises ConfigError for an
-    unknown `how`.
+    Raises ScoreError where a value is NaN or infinite. With allow_missing, for methods that evaluate only some
+    examples, a row with a NaN scores NaN; an infinite value stays an error. Raises ConfigError for an unknown `how`.
     """
     if how not in AGGREGATORS:
         raise ConfigError(f"attribution.aggregators: {how!r} is unknown; use one of {', '.join(AGGREGATORS)}.")
@@ -50,7 +44,7 @@ def aggregate(
 
 
 def _aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool) -> tuple[pd.DataFrame, list[tuple]]:
-    """The scores of some rows, and (id, value) of each that has a value which is refused."""
+    """Reduces some rows: their scores, and (id, value) of each that has a value which is refused."""
     if "id" not in attributions.columns or attributions.shape[1] < 2:
         raise ScoreError(
             f"An attribution matrix needs the column `id` and at least one task, but has the columns "
@@ -64,20 +58,21 @@ def _aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool) -> tup
         (attributions["id"].iloc[row], values[row][~np.isfinite(values[row])][0]) for row in np.flatnonzero(wrong)
     ]
 
-    kept = {}
+    beside = {}
     if list(tasks.columns) in (["score"], ["score", "n_tasks"]):
         score = widen(values[:, 0])
-        kept = {name: tasks[name].astype("int32") for name in tasks.columns[1:]}
+        beside = {name: tasks[name].astype("int32") for name in tasks.columns[1:]}
     elif how == "mean":
         score = values.mean(axis=1, dtype=np.float64)
     else:
         score = (values > 0).sum(axis=1) / values.shape[1]
-    scores = pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score), **kept})
+        beside = {"mean_effect": values.mean(axis=1, dtype=np.float64)}
+    scores = pd.DataFrame({"id": attributions["id"].array, "score": np.where(missing, np.nan, score), **beside})
     return scores, refused
 
 
 def widen(values: np.ndarray) -> np.ndarray:
-    """Values [N] as float64; floats narrower than that become the number that their shortest decimal names.
+    """Widens values [N] to float64; narrower floats become the number that their shortest decimal names.
 
     So float32 0.85 becomes 0.85, not 0.8500000238418579, and falls on the right side of a threshold.
     """
@@ -96,10 +91,11 @@ def _refuse(wrong: Sequence[tuple], n: int) -> None:
 
 
 def auc(labels_positive: np.ndarray, scores: np.ndarray) -> tuple[float, float, float]:
-    """The area under the ROC curve, and its 95% interval: how often a positive example scores above a negative one.
+    """Estimates how often a positive example scores above a negative one: the area under the ROC curve.
 
-    A tie counts half. labels_positive: bool [N]; scores: [N], NaN = not evaluated, left out. Returns (auc, low, high),
-    NaN where either class is empty; the interval is NaN where either has one example, or all scores are equal.
+    A tie counts half. labels_positive: bool [N]; scores: [N], NaN = not evaluated, left out. Returns (auc, low, high)
+    with its 95% interval, NaN where either class is empty; the interval is NaN where either has one example, or all
+    scores are equal.
 
     The variance is DeLong's (Biometrics 44, 1988), of positives and negatives apart, so that a class of few examples
     widens it, and ties count. The interval is formed on the scale log(auc/(1 − auc)), which keeps it within [0, 1],
@@ -108,6 +104,11 @@ def auc(labels_positive: np.ndarray, scores: np.ndarray) -> tuple[float, float, 
     interval does in 73 to 90%, a stratified percentile bootstrap in 78 to 89%. Where the scores separate the classes,
     or those of one are all equal, DeLong's variance lacks theirs, and the interval is `_by_formula`.
     """
+    # Here and below: scores are made in a process for each method, which needs none of this and would wait a second.
+    from scipy.special import expit, logit
+    from scipy.stats import t as student
+    from statsmodels.stats.nonparametric import rank_compare_2indep
+
     labels_positive, scores = np.asarray(labels_positive, dtype=bool), np.asarray(scores, dtype=np.float64)
     evaluated = ~np.isnan(scores)
     positive, negative = (scores[evaluated & side] for side in (labels_positive, ~labels_positive))
@@ -127,11 +128,14 @@ def auc(labels_positive: np.ndarray, scores: np.ndarray) -> tuple[float, float, 
 
 
 def _by_formula(value: float, n_positive: int, n_negative: int) -> tuple[float, float]:
-    """The 95% interval of an AUC whose examples do not show how much it varies.
+    """Forms the 95% interval of an AUC whose examples do not show how much it varies.
 
     The score interval of Newcombe (Statistics in Medicine 25, 2006, method 5): the AUCs a whose standard error, by
     Hanley and McNeil's formula at a itself, is 1/1.96 of their distance from the value.
     """
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
     mean = (n_positive + n_negative) / 2 - 1
 
     def excess(a: float) -> float:
@@ -147,7 +151,7 @@ def _by_formula(value: float, n_positive: int, n_negative: int) -> tuple[float, 
 def label_aucs(
     scores: Mapping[str, pd.Series], labels: pd.DataFrame, good: Mapping[str, str | Sequence[str]]
 ) -> pd.DataFrame:
-    """How well each method tells the good values of a label from the others.
+    """Tests how well each method tells the good values of a label from the others.
 
     scores: method -> score [N] indexed by id, NaN = not evaluated. labels: `id` and label columns; null =
     unlabelled, left out. good: label column -> the value (or values) that counts as positive; a column that the data
@@ -184,6 +188,12 @@ def label_aucs(
     return pd.DataFrame(rows, columns=LABEL_COLUMNS)
 
 
+def is_continuous(label: pd.Series) -> bool:
+    """Whether a label is a number, of more values than can be told apart one by one."""
+    known = label.dropna()
+    return known.nunique() > MOST_KINDS and bool(pd.to_numeric(known, errors="coerce").notna().all())
+
+
 def kinds(labels: pd.DataFrame, columns: Sequence[str]) -> pd.Series | None:
-    """The first of these columns that the table has and that tells few kinds of examples apart, for colours."""
+    """Finds, for colours, the first of these columns that the table has and that tells few kinds of examples apart."""
     return next((labels[name] for name in columns if name in labels and 0 < labels[name].nunique() <= MOST_KINDS), None)

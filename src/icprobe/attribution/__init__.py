@@ -4,26 +4,31 @@ Each module offers `attribute(inputs, batches, **settings)`; see icprobe.attribu
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from icprobe.config import Config
 from icprobe.errors import ConfigError
+
+if TYPE_CHECKING:  # jobs import this package too, and would wait 0.2 s for the classes of the configuration
+    from icprobe.config import Config
 
 
 @dataclass(frozen=True)
 class Method:
     """What the DAG has to know of a method.
 
-    module: where its `attribute` is. unit: of the matrix's entries, for axes. settings: keys of the configuration's
-    `attribution` section that it uses. execution: those of them that change no bit of the matrix (`values.how`).
-    together: the methods whose matrices come out of the same pass. needs_model: its job reads a model, tasks and texts
-    beside the examples' lengths. per_task: the matrix has a column for each task, not one named `score`. whole: it is
-    one job, however many shards the others have, for it needs all examples or costs nothing. seeded: it draws at
-    random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than
-    an error.
+    module: where its `attribute` is. unit: of the matrix's entries, for axes. asks: the question it puts to an
+    example ("it"), in one sentence with its unit, for readers of the report who know no method. settings: keys of
+    the configuration's `attribution` section that it uses. execution: those of them that change no bit of the
+    matrix (`values.how`). together: the methods whose matrices come out of the same pass. needs_model: its job
+    reads a model, tasks and texts beside the examples' lengths. per_task: the matrix has a column for each task,
+    not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
+    costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip:
+    NaN means "not evaluated" rather than an error.
     """
 
     module: str
     unit: str
+    asks: str
     settings: tuple[str, ...] = ()
     execution: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
@@ -41,25 +46,72 @@ _INFLUENCE = ("influence", "influence_log")
 _NO_MODEL = {"needs_model": False, "per_task": False, "whole": True}
 
 METHODS: dict[str, Method] = {
-    "icp": Method("icprobe.attribution.icp", "nats", _ENGINE),
-    "influence": Method("icprobe.attribution.influence", "nats²", _ENGINE, _BUDGET, together=_INFLUENCE),
-    "influence_log": Method("icprobe.attribution.influence", "signed log", _ENGINE, _BUDGET, together=_INFLUENCE),
-    "one_step": Method("icprobe.attribution.one_step", "nats", (*_ENGINE[1:], "one_step"), dtype="float32"),
-    "influence_mean": Method("icprobe.attribution.influence_mean", "nats²", _ENGINE, per_task=False),
+    "icp": Method(
+        "icprobe.attribution.icp",
+        "nats",
+        "Put into the prompt, by how many nats of log-likelihood does it make a task's answer likelier?",
+        _ENGINE,
+    ),
+    "influence": Method(
+        "icprobe.attribution.influence",
+        "nats²",
+        "Does training on it push the model's weights where training on a task would? "
+        "The product of their two loss gradients tells, in nats².",
+        _ENGINE,
+        _BUDGET,
+        together=_INFLUENCE,
+    ),
+    "influence_log": Method(
+        "icprobe.attribution.influence",
+        "signed log",
+        "What influence asks, by the formula of the paper's released code: the products of the gradients of each "
+        "weight matrix go into a sum of signed logs.",
+        _ENGINE,
+        _BUDGET,
+        together=_INFLUENCE,
+    ),
+    "one_step": Method(
+        "icprobe.attribution.one_step",
+        "nats",
+        "After one small step of fine-tuning on it, by how many nats of log-likelihood is a task's answer likelier?",
+        (*_ENGINE[1:], "one_step"),
+        dtype="float32",
+    ),
+    "influence_mean": Method(
+        "icprobe.attribution.influence_mean",
+        "nats²",
+        "Does training on it push the model's weights where training on all tasks together would? "
+        "The product of its loss gradient and the tasks' mean one tells, in nats².",
+        _ENGINE,
+        per_task=False,
+    ),
     "icp_budget": Method(
         "icprobe.attribution.icp_budget",
         "share of tasks helped",
+        "Put into the prompt, which share of the tasks does it help? Examples that are clearly neither among the best "
+        "nor among the worst are tried on some tasks only.",
         (*_ENGINE, "icp_budget"),
         per_task=False,
         whole=True,
         seeded=True,
     ),
-    "length": Method("icprobe.attribution.baselines", "tokens", **_NO_MODEL),
-    "random": Method("icprobe.attribution.baselines", "uniform", **_NO_MODEL, seeded=True),
+    "length": Method(
+        "icprobe.attribution.baselines",
+        "tokens",
+        "How many tokens long is its response? A rival that costs nothing and knows no task.",
+        **_NO_MODEL,
+    ),
+    "random": Method(
+        "icprobe.attribution.baselines",
+        "uniform",
+        "Nothing: its score is drawn at random, uniformly between 0 and 1, and shows what chance gives.",
+        **_NO_MODEL,
+        seeded=True,
+    ),
 }
 
 
-def methods_of(config: Config) -> dict[str, Method]:
+def methods_of(config: "Config") -> dict[str, Method]:
     """The methods that a configuration can name: the registry, and its external scores, which go before it.
 
     Raises ConfigError where a chosen method needs a model or texts that the configuration does not give.
@@ -68,6 +120,7 @@ def methods_of(config: Config) -> dict[str, Method]:
         name: Method(
             "icprobe.attribution.external",
             scores.unit,
+            f"What somebody else computed, read from a file (unit: {scores.unit}).",
             needs_model=False,
             per_task=scores.orientation != "scores",
             whole=True,

@@ -1,4 +1,4 @@
-"""How gradients of examples and tasks become terms of a matrix, parameter tensor by parameter tensor."""
+"""Contracts gradients of examples and tasks to terms of a matrix, parameter tensor by parameter tensor."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,10 +9,10 @@ from torch import Tensor
 
 from icprobe.engine.matmul import matmul_float32
 
-# Elements of gradients that are prepared and multiplied at a time, for all pairs of batches: they stay in the cache.
-CHUNK = 1 << 16
-# Vectors that ⟨x, y⟩ of a chunk is summed from, where its length allows.
-PARTS = 16
+# Of a gradient, prepared and multiplied at a time for all pairs of batches: they stay in a CPU's cache.
+CHUNK_ELEMENTS = 1 << 16
+# Shorter vectors that ⟨x, y⟩ of a chunk is split into, where its length allows.
+VECTORS_PER_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ CONTRACTIONS = {
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """⟨x_i, y_j⟩: [n, p], [m, p] → [n, m] float32.
+    """Computes ⟨x_i, y_j⟩: [n, p], [m, p] → [n, m] float32.
 
-    On a CPU a batch of products of shorter vectors: they read memory faster than one product does, and round less.
+    On a CPU as a batch of products of shorter vectors, which read memory faster than one product does, and round less.
     """
-    parts = math.gcd(x.shape[1], PARTS)
-    if x.device.type != "cpu" or parts == 1:
+    vectors = math.gcd(x.shape[1], VECTORS_PER_CHUNK)
+    if x.device.type != "cpu" or vectors == 1:
         return matmul_float32(x, y)
-    left, right = (v.view(len(v), parts, -1).transpose(0, 1) for v in (x, y))
+    left, right = (v.view(len(v), vectors, -1).transpose(0, 1) for v in (x, y))
     return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float32)
 
 
@@ -57,7 +57,7 @@ def contract(
     second: Mapping[int, Tensor],
     pairs: Iterable[tuple[int, int]],
 ) -> dict[str, dict[tuple[int, int], Tensor]]:
-    """Each contraction's term [n, m] float32 for each pair (i, j) of first[i] [n, p] and second[j] [m, p].
+    """Computes each contraction's term [n, m] float32 for each pair (i, j) of first[i] [n, p] and second[j] [m, p].
 
     A pair's bits depend on no other pair's: only the order in which chunks and pairs take turns does. On a CPU chunks
     of 16-bit gradients are widened before anything is done with them; CUDA's products widen what they sum.
@@ -65,14 +65,14 @@ def contract(
     (some, *_) = first.values()
     size = some.shape[1]
     on_cpu = some.device.type == "cpu"
-    chunk = CHUNK if on_cpu else size
+    chunk = CHUNK_ELEMENTS if on_cpu else size
     sums: dict[str, dict[tuple[int, int], Tensor]] = {name: {} for name in contractions}
     for start in range(0, size, chunk):
-        parts = [{key: g[:, start : start + chunk] for key, g in side.items()} for side in (first, second)]
+        sides = [{key: g[:, start : start + chunk] for key, g in side.items()} for side in (first, second)]
         if on_cpu:
-            parts = [{key: g.float() for key, g in side.items()} for side in parts]
+            sides = [{key: g.float() for key, g in side.items()} for side in sides]
         for name, contraction in contractions.items():
-            x, y = ({key: contraction.prepare(g) for key, g in side.items()} for side in parts)
+            x, y = ({key: contraction.prepare(g) for key, g in side.items()} for side in sides)
             for i, j in pairs:
                 term = dot(x[i], y[j])
                 sums[name][i, j] = term if start == 0 else sums[name][i, j].add_(term)

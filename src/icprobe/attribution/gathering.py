@@ -1,4 +1,4 @@
-"""Shards put together into one matrix, which is never held whole."""
+"""Puts shards together into one matrix, which is never whole in memory."""
 
 import os
 import shutil
@@ -12,39 +12,35 @@ import pyarrow.parquet as pq
 
 from icprobe.artifacts import atomic_path, temporary_directory
 from icprobe.errors import ArtifactError, shown
+from icprobe.tables import parquet
 
-BLOCK_BYTES = 256e6  # of the matrix in memory at a time
+PIECE_BYTES = 256e6  # of the matrix in memory at a time
+FLOAT_BYTES = 4  # of one of its values
 
 
 def gather(
-    shards: Sequence[str | Path], train: str | Path, output: str | Path, block_bytes: float = BLOCK_BYTES
+    shards: Sequence[str | Path], train: str | Path, output: str | Path, piece_bytes: float = PIECE_BYTES
 ) -> tuple[int, int]:
-    """Writes the rows of all shards in the order of `train`'s ids; returns (rows, columns beside id).
+    """Writes the rows of all shards in the order of `train`'s ids; returns (number of rows, columns beside id).
 
     One shard is open at a time; its rows are put in their places in a file in TMPDIR, as large as the matrix, from
-    which some rows at a time are written: memory stays at a few `block_bytes`, however many shards, rows and columns
+    which some rows at a time are written: memory stays at a few `piece_bytes`, however many shards, rows and columns
     there are. Raises ArtifactError naming a shard that cannot be read or does not belong, or an example that no shard
     holds, or more than one; also where TMPDIR has too little room.
     """
-    wanted = pd.read_parquet(train, columns=["id"])["id"]
+    ids = pd.read_parquet(train, columns=["id"])["id"]
     columns = _open(shards[0]).schema_arrow.names[1:]
-    n, row_bytes = len(wanted), 4 * len(columns)
-    height = max(1, int(block_bytes // row_bytes))
+    rows_at_once = parquet.rows_within(piece_bytes, len(columns))
     with temporary_directory() as folder:
-        _check_room(folder, n * row_bytes, output)
-        rows = Path(folder, "rows")
-        _put_in_order(shards, pd.Index(wanted), columns, rows, height)
-        schema = pa.schema([("id", pa.string()), *((column, pa.float32()) for column in columns)])
-        with atomic_path(output) as aside, _writer(aside, schema) as writer:
-            for start in range(0, n, height):
-                ids = wanted.iloc[start : start + height]
-                part = np.fromfile(rows, np.float32, len(ids) * len(columns), offset=start * row_bytes)
-                arrays = [pa.array(column) for column in part.reshape(len(ids), len(columns)).T]
-                writer.write_table(pa.Table.from_arrays([pa.array(ids, type=pa.string()), *arrays], schema=schema))
-    return n, len(columns)
+        _check_room(folder, FLOAT_BYTES * len(ids) * len(columns), output)
+        in_order = Path(folder, "rows")
+        _put_in_order(shards, pd.Index(ids), columns, in_order, rows_at_once)
+        _write(in_order, ids, columns, output, rows_at_once)
+    return len(ids), len(columns)
 
 
 def _check_room(folder: str, needed: int, output: str | Path) -> None:
+    """Raises ArtifactError where the disk of `folder` has less than the needed bytes."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ArtifactError(
@@ -53,15 +49,17 @@ def _check_room(folder: str, needed: int, output: str | Path) -> None:
         )
 
 
-def _put_in_order(shards: Sequence[str | Path], wanted: pd.Index, columns: list[str], rows: Path, height: int) -> None:
-    """Writes each row of the shards, `height` at a time, to its place in the file `rows`: float32 [N, columns]."""
+def _put_in_order(
+    shards: Sequence[str | Path], wanted: pd.Index, columns: list[str], in_order: Path, rows_at_once: int
+) -> None:
+    """Writes each row of the shards to its place in the file `in_order`: float32 [N, columns]."""
     holder = np.full(len(wanted), -1, dtype=np.int32)  # which shard an example came from
-    with open(rows, "wb") as file:
+    with open(in_order, "wb") as file:
         for number, path in enumerate(shards):
             opened = _open(path)
             if opened.schema_arrow.names != ["id", *columns]:
                 raise ArtifactError(f"{path}: has other columns than {shards[0]}; remove both.")
-            for ids, values in _pieces(path, opened, height):
+            for ids, values in _pieces(path, opened, rows_at_once):
                 places = wanted.get_indexer(ids)
                 _check(places, ids, holder, path, shards)
                 holder[places] = number
@@ -89,30 +87,37 @@ def _check(
         )
 
 
-def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+def _write(in_order: Path, ids: pd.Series, columns: list[str], output: str | Path, rows_at_once: int) -> None:
+    """Writes the file `in_order`, float32 [N, columns], as a table with these ids."""
+    schema = pa.schema([("id", pa.string()), *((column, pa.float32()) for column in columns)])
+    with (
+        atomic_path(output) as aside,
+        pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for start in range(0, len(ids), rows_at_once):
+            some = ids.iloc[start : start + rows_at_once]
+            offset = FLOAT_BYTES * start * len(columns)
+            values = np.fromfile(in_order, np.float32, len(some) * len(columns), offset=offset)
+            arrays = [pa.array(column) for column in values.reshape(len(some), len(columns)).T]
+            writer.write_table(pa.Table.from_arrays([pa.array(some, type=pa.string()), *arrays], schema=schema))
 
 
 def _open(path: str | Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True)
     except (OSError, pa.ArrowInvalid) as error:
-        raise _damaged(path, error) from None
+        raise parquet.damaged(path, error) from None
 
 
-def _pieces(path: str | Path, file: pq.ParquetFile, height: int) -> Iterator[tuple[pd.Series, np.ndarray]]:
-    """(ids, values [rows, columns] float32) of a shard, at most `height` rows at a time."""
-    batches = file.iter_batches(batch_size=height)
+def _pieces(path: str | Path, file: pq.ParquetFile, rows_at_once: int) -> Iterator[tuple[pd.Series, np.ndarray]]:
+    """(ids, values [rows, columns] float32) of a shard, some rows at a time."""
+    batches = file.iter_batches(batch_size=rows_at_once)
     while True:
         try:
             batch = next(batches, None)
         except (OSError, pa.ArrowInvalid) as error:
-            raise _damaged(path, error) from None
+            raise parquet.damaged(path, error) from None
         if batch is None:
             return
         columns = [batch.column(index).to_numpy(zero_copy_only=False) for index in range(1, batch.num_columns)]
         yield batch.column(0).to_pandas(), np.stack(columns, axis=1, dtype=np.float32, casting="same_kind")
-
-
-def _damaged(path: str | Path, error: Exception) -> ArtifactError:
-    return ArtifactError(f"{path}: is damaged ({' '.join(str(error).split())[:150]}); remove it, it will be made anew.")

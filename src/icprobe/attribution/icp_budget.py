@@ -1,63 +1,78 @@
 """In-context probing for those who want the best and the worst, and cannot pay for every example with every task."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.stats import norm
 
 from icprobe.attribution.icp import Probe
-from icprobe.attribution.matrix import Blocks, Inputs, check_finite
+from icprobe.attribution.matrix import Inputs, Pieces, check_finite
 
 logger = logging.getLogger(__name__)
 
-# (rows, tasks) → effects [rows, tasks]
+# (examples, tasks), as numbers from 0, → effects [examples, tasks]
 Evaluate = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
 
 def attribute(
     inputs: Inputs,
     method: str,
-    runs: Sequence[np.ndarray],
+    batches: Sequence[np.ndarray],
     batch_tokens: int = 1024,
     share: float = 0.1,
     round_tasks: int = 10,
     confidence: float = 0.95,
-) -> Blocks:
+) -> Pieces:
     """Columns `score` (share of the tried tasks that the example helps) and `n_tasks` (how many were tried).
 
-    Needs all examples at once: it is one shard. See `eliminate`. Each round, and what a round has so far, is kept among
-    `inputs.pieces`.
+    Needs all examples at once: it is one shard. See `eliminate`.
     """
-    probe = Probe(inputs, batch_tokens)
-    place = {row: number for number, row in enumerate(np.concatenate(runs))}
-    order = np.concatenate(runs)
-
-    progress, pieces = inputs.progress, inputs.pieces
-    progress.expect(len(order) * len(inputs.tasks), "pair")
-    waiting = len(inputs.tasks)
-
-    def evaluate(rows: Sequence[int], tasks: Sequence[int]) -> np.ndarray:
-        nonlocal waiting
-        # What is left at most: examples that have stopped are tried no more.
-        progress.total = progress.n + len(rows) * waiting
-        waiting -= len(tasks)
-        name = f"{method}/round/{tasks[0]}"
-        if name in pieces:
-            progress.found(pieces[name].size)
-        else:
-            effects = probe.effects(order[rows], name, tasks)
-            # Of NaN no sign could be counted: it would pass for a task that the example does not help.
-            check_finite(method, list(inputs.lengths["id"].iloc[order[rows]]), effects)
-            pieces[name] = effects
-        return pieces[name]
-
-    scores, tried = eliminate(len(order), len(inputs.tasks), evaluate, share, round_tasks, confidence, inputs.seed)
-    progress.total = progress.n
-    logger.info("%.0f%% of the cost of all pairs", 100 * tried.sum() / (len(order) * len(inputs.tasks)))
-    for rows in runs:
+    order = np.concatenate(batches)
+    rounds = _Rounds(inputs, method, order, batch_tokens)
+    n, m = len(order), len(inputs.tasks)
+    scores, tried = eliminate(n, m, rounds.effects, share, round_tasks, confidence, inputs.seed)
+    inputs.progress.remains(0, 0.0)
+    logger.info("%.0f%% of the cost of all pairs", 100 * tried.sum() / (n * m))
+    place = {row: number for number, row in enumerate(order)}
+    for rows in batches:
         at = [place[row] for row in rows]
         yield method, rows, np.stack([scores[at], tried[at]], axis=1).astype(np.float32)
+
+
+class _Rounds:
+    """Effects of the examples that are left on the tasks of a round.
+
+    A round that is finished, and what one has so far, is among `inputs.pieces`. order: rows of the examples, by the
+    numbers that `eliminate` gives them.
+    """
+
+    def __init__(self, inputs: Inputs, method: str, order: np.ndarray, batch_tokens: int) -> None:
+        self._inputs, self._method, self._order = inputs, method, order
+        self._probe = Probe(inputs, batch_tokens)
+        self._tasks_left = [*range(len(inputs.tasks))]
+        inputs.progress.expect(len(order) * len(inputs.tasks), "pair", self._probe.tokens(order))
+
+    def effects(self, examples: Sequence[int], tasks: Sequence[int]) -> np.ndarray:
+        """Computes A[z, t] of some examples and tasks, or finds it: [examples, tasks] float32, in nats."""
+        progress, pieces = self._inputs.progress, self._inputs.pieces
+        rows = self._order[examples]
+        # At most what is left: examples that have stopped are tried no more, the others anew in each round.
+        later = [task for task in self._tasks_left if task not in tasks]
+        again = math.ceil(len(later) / len(tasks)) * self._probe.tokens(rows, [])
+        tokens = again + self._probe.tokens(rows, self._tasks_left)
+        progress.remains(len(examples) * len(self._tasks_left), tokens)
+        self._tasks_left = later
+        name = f"{self._method}/round/{tasks[0]}"
+        if name in pieces:
+            progress.found(pieces[name].size, self._probe.tokens(rows, tasks))
+        else:
+            effects = self._probe.effects(rows, name, tasks)
+            # Of NaN no sign could be counted: it would pass for a task that the example does not help.
+            check_finite(self._method, list(self._inputs.lengths["id"].iloc[rows]), effects)
+            pieces[name] = effects
+        return pieces[name]
 
 
 def eliminate(
@@ -69,7 +84,7 @@ def eliminate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores [n] (share of tried tasks with an effect > 0) and numbers of tried tasks [n], by successive elimination.
+    """Scores n examples by successive elimination: (share of tried tasks with an effect > 0, number of them), each [n].
 
     Tasks come in random order, `round_tasks` at a time. After each round an example stops if its interval (Wilson's,
     narrowed for drawing without replacement) reaches neither the best nor the worst `share` of all examples: if fewer
@@ -94,7 +109,7 @@ def eliminate(
 
 
 def wilson(positive: np.ndarray, tried: np.ndarray, of: int, z: float) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds [n] of the share of positives among `of` tasks, from `tried` ones drawn without replacement."""
+    """Bounds the share of positives among `of` tasks, from `tried` ones drawn without replacement: (low, high), [n]."""
     remaining = (of - tried) / max(of - 1, 1)  # finite population correction of the variance
     z2 = z**2 * remaining
     share = positive / tried

@@ -7,84 +7,152 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from icprobe.attribution.contraction import CONTRACTIONS
-from icprobe.attribution.holding import GradientCache, Plan, SequenceBatches, split_by_size
-from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.engine.execution import Network
+from icprobe.attribution.gradient_cache import GradientCache
+from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
+from icprobe.attribution.memory_plan import Plan, SequenceBatches
+from icprobe.engine.batching import packed, packs
 from icprobe.engine.gradients import layers_of
+from icprobe.engine.network import Network
 from icprobe.engine.stepping import activations_per_token
 
 logger = logging.getLogger(__name__)
 
-# Batches in step are parted so that no group takes much longer than two minutes, which is what a killed job may lose:
-# by the rate at which gradients to be held were made, without the second forward pass, a third more.
+# Groups of batches in step are split so that none takes much longer than two minutes, which is what a killed job may
+# lose. The rate is that at which gradients to be held were made; in step a second forward pass comes on top, a third.
 GROUP_SECONDS = 90.0
 
 
 def attribute(
     inputs: Inputs,
     method: str,
-    runs: Sequence[np.ndarray],
+    batches: Sequence[np.ndarray],
     batch_tokens: int = 1024,
     memory_budget_gb: float = 3.0,
     methods: Sequence[str] = ("influence", "influence_log"),
-) -> Blocks:
+) -> Pieces:
     """A[z, t] = ⟨g_z, g_t⟩, and with signed logarithms per parameter tensor, from one pass over examples and tasks.
 
     influence: TracIn (arXiv 2002.08484) with one checkpoint, first order. influence_log: Σ_p sign(d_p)·ln|d_p| with
     d_p = ⟨clamp(g_z,p), clamp(g_t,p)⟩, 0 where d_p = 0: what the code released with arXiv 2407.12259 computes.
 
-    One side's gradients are held within the budget, the other's stream past; `Plan` chooses. Whatever it chooses, the
-    same pairs of batches are multiplied layer by layer in the same order: the budget changes no bit of the result.
-    What a pair of batches gives is a piece of `inputs.pieces`, so that a killed job loses no more than a group's work.
+    One side's gradients are held within the budget, the other's stream past; `memory_plan.Plan` chooses. Whatever it
+    chooses, the same pairs of batches are multiplied layer by layer in the same order: the budget changes no bit of the
+    result.
     """
-    network = Network(inputs.model)
-    layers = layers_of(network)
-    documents, tasks = encode_documents(inputs, runs), encode_tasks(inputs)
-    examples = SequenceBatches([[documents[row] for row in run] for run in runs])
-    targets = SequenceBatches([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
-    alone = len(tasks) if set(methods) == {"influence"} else None
-    itemsize = network.model.dtype.itemsize
-    per_token = activations_per_token(network, layers)
-    plan = Plan.cheapest(examples, targets, layers, memory_budget_gb * 1e9, itemsize, alone is not None, per_token)
-    logger.info("%s", plan.sentence(memory_budget_gb))
-    contractions = {method: CONTRACTIONS[method] for method in methods}
-    by_example, pieces = plan.hold == "examples", inputs.pieces
-    kept, streamed = (examples, targets) if by_example else (targets, examples)
+    yield from _Influence(inputs, batches, batch_tokens, memory_budget_gb, methods).pieces()
 
-    def piece(method: str, i: int, other: int) -> str:
-        run, pack = (i, other) if by_example else (other, i)
-        return f"{method}/{runs[run][0]}/{pack}"
 
-    def finished(run: int) -> Blocks:
-        for method in methods:
-            names = [piece(method, *((run, n) if by_example else (n, run))) for n in range(len(targets.batches))]
-            yield method, runs[run], np.concatenate([pieces.pop(name) for name in names], axis=1)
+class _Influence:
+    """The products of all examples' gradients with all tasks', tile by tile and group by group of a plan.
 
-    def waiting(tile: list[int], group: Iterable[int]) -> list[int]:
-        return [n for n in group if not all(piece(m, i, n) in pieces for m in methods for i in tile)]
+    What a pair of batches gives is put into `inputs.pieces`, so that a killed job loses no more than a group's work; it
+    is named by the example batch and the tasks' pack, so that a job goes on under another plan, too.
+    """
 
-    passes = [(tile, waiting(tile, range(len(streamed.batches)))) for tile in plan.tiles]
-    of_passes = (sum(map(kept.tokens, tile)) + sum(map(streamed.tokens, others)) for tile, others in passes if others)
-    inputs.progress.expect(sum(of_passes), "token")
-    for number, tile in enumerate(plan.tiles):
-        held, tokens = None, 0.0
-        for group in plan.groups:
-            left = waiting(tile, group)
-            if left and held is None:
-                begun = time.monotonic()
-                batches = [kept.batches[i] for i in tile]
-                held = GradientCache(network, layers, batches, plan.dense, alone, inputs.progress.update)
-                tokens = GROUP_SECONDS * sum(map(kept.tokens, tile)) / (time.monotonic() - begun)
-            for part in split_by_size([streamed.tokens(n) for n in left], tokens):
-                others = [left[place] for place in part]
-                rows = held.stream([streamed.batches[n] for n in others], contractions, by_example)
-                for n, row in zip(others, rows, strict=True):
-                    for i, products in zip(tile, row, strict=True):
-                        for method, product in products.items():
-                            pieces[piece(method, i, n)] = product.cpu().numpy()
-            if not by_example and number == len(plan.tiles) - 1:
-                for run in group:
-                    yield from finished(run)
-        if by_example:
-            for run in tile:
-                yield from finished(run)
+    def __init__(
+        self,
+        inputs: Inputs,
+        batches: Sequence[np.ndarray],
+        batch_tokens: int,
+        memory_budget_gb: float,
+        methods: Sequence[str],
+    ) -> None:
+        self.inputs, self.batches, self.methods = inputs, batches, methods
+        self.network = Network(inputs.model, inputs.capabilities)
+        self.layers = layers_of(self.network)
+        documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
+        self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
+        self.tasks = SequenceBatches([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
+        # Gram matrices serve where influence is wanted alone: influence_log needs the elements of gradients.
+        self.all_tasks = len(tasks) if set(methods) == {"influence"} else None
+        self.plan = Plan.cheapest(
+            self.examples,
+            self.tasks,
+            self.layers,
+            memory_budget_gb * 1e9,
+            self.network.model.dtype.itemsize,
+            self.all_tasks is not None,
+            activations_per_token(self.network, self.layers),
+        )
+        logger.info("%s", self.plan.sentence(memory_budget_gb))
+        self.holds_examples = self.plan.hold == "examples"
+        sides = (self.examples, self.tasks)
+        self.held, self.streamed = sides if self.holds_examples else reversed(sides)
+
+    def pieces(self) -> Pieces:
+        """The matrix, batch by batch of examples, each as soon as all its products are there."""
+        self._expect_tokens()
+        for tile in self.plan.tiles:
+            for group in self._groups_done(tile):
+                if not self.holds_examples and tile is self.plan.tiles[-1]:
+                    yield from self._finished(group)
+            if self.holds_examples:
+                yield from self._finished(tile)
+
+    def _expect_tokens(self) -> None:
+        """Tells the progress how many tokens are to go through the model."""
+        tokens = 0
+        for tile in self.plan.tiles:
+            waiting = self._waiting(tile, range(len(self.streamed.batches)))
+            if waiting:
+                tokens += sum(map(self.held.tokens, tile)) + sum(map(self.streamed.tokens, waiting))
+        self.inputs.progress.expect(tokens, "token")
+
+    def _groups_done(self, tile: list[int]) -> Iterable[list[int]]:
+        """Multiplies the held batches of a tile with all streamed ones; gives each group when it is done."""
+        cache = None
+        for group in self.plan.groups:
+            waiting = self._waiting(tile, group)
+            if waiting:
+                if cache is None:
+                    cache, tokens_per_second = self._cached(tile)
+                for part in packed(waiting, self.streamed.tokens, GROUP_SECONDS * tokens_per_second):
+                    self._multiply(cache, tile, part)
+            yield group
+
+    def _cached(self, tile: list[int]) -> tuple[GradientCache, float]:
+        """The gradients of a tile, and at which rate they were made, in tokens per second."""
+        started = time.monotonic()
+        cache = GradientCache(
+            self.network,
+            self.layers,
+            [self.held.batches[i] for i in tile],
+            self.plan.dense,
+            self.all_tasks,
+            self.inputs.progress.update,
+        )
+        return cache, sum(map(self.held.tokens, tile)) / (time.monotonic() - started)
+
+    def _multiply(self, cache: GradientCache, tile: list[int], streamed: list[int]) -> None:
+        """Keeps the products of a tile with some streamed batches, which go through the model in step."""
+        contractions = {method: CONTRACTIONS[method] for method in self.methods}
+        products = cache.stream([self.streamed.batches[n] for n in streamed], contractions, self.holds_examples)
+        for n, of_batch in zip(streamed, products, strict=True):
+            for i, of_pair in zip(tile, of_batch, strict=True):
+                for method, product in of_pair.items():
+                    self.inputs.pieces[self._name(method, *self._pair(i, n))] = product.cpu().numpy()
+
+    def _waiting(self, tile: list[int], group: Iterable[int]) -> list[int]:
+        """Those streamed batches of a group whose products with a tile are not all kept yet."""
+
+        def done(n: int) -> bool:
+            names = (self._name(method, *self._pair(i, n)) for method in self.methods for i in tile)
+            return all(name in self.inputs.pieces for name in names)
+
+        return [n for n in group if not done(n)]
+
+    def _pair(self, held: int, streamed: int) -> tuple[int, int]:
+        """(batch of examples, pack of tasks) of a held and a streamed batch."""
+        return (held, streamed) if self.holds_examples else (streamed, held)
+
+    def _name(self, method: str, batch: int, pack: int) -> str:
+        """The name among `inputs.pieces` of what a batch of examples and a pack of tasks give."""
+        return f"{method}/{self.batches[batch][0]}/{pack}"
+
+    def _finished(self, example_batches: Iterable[int]) -> Pieces:
+        """Puts the products of these batches of examples with all packs of tasks side by side."""
+        for batch in example_batches:
+            for method in self.methods:
+                names = [self._name(method, batch, pack) for pack in range(len(self.tasks.batches))]
+                products = [self.inputs.pieces.pop(name) for name in names]
+                yield method, self.batches[batch], np.concatenate(products, axis=1)

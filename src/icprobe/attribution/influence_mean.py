@@ -6,48 +6,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.engine.execution import Network
-from icprobe.engine.gradients import collect_gradients, layers_of, loss_backward, spans
+from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
+from icprobe.engine.batching import packs, spans
+from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.matmul import matmul_float32
+from icprobe.engine.network import Network
+from icprobe.texts.prompts import Encoded
 
 
-def attribute(inputs: Inputs, method: str, runs: Sequence[np.ndarray], batch_tokens: int = 1024) -> Blocks:
+def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_tokens: int = 1024) -> Pieces:
     """score[z] = mean_t ⟨g_z, g_t⟩ = ⟨g_z, Σ_t g_t⟩ / M, one column.
 
     The tasks' summed gradient V is one vector, whatever M is. No example's gradient is formed: in each layer
     ⟨δᵀa, V⟩ = Σ_s δ_s·(V a_s), as many operations as an ordinary weight gradient. (A forward-mode derivative along V
     costs as many again, for it too multiplies with W twice and with V once, and needs attention kernels that have one.)
-    V is summed in float32 and rounded to the model's dtype once: 16 bits would lose a task beside a hundred others.
     """
-    network = Network(inputs.model)
+    network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
-    documents, tasks = encode_documents(inputs, runs), encode_tasks(inputs)
-    weights = [torch.zeros(layer.d_out, layer.d_in, device=network.device) for layer in layers]
-    biases = [torch.zeros(layer.d_out, device=network.device) for layer in layers]
-
-    def add(index: int, a: Tensor, delta: Tensor) -> None:
-        weights[index] += matmul_float32(delta.T, a.T)
-        if layers[index].bias:
-            biases[index] += delta.sum(dim=0, dtype=torch.float32)
-
-    tokens = [len(task.ids) for task in tasks]
-    inputs.progress.expect(sum(tokens) + sum(len(document.ids) for document in documents.values()), "token")
-    with collect_gradients(network, layers, add):
-        for pack in packs(tokens, batch_tokens):
-            loss_backward(network, tasks[pack])
-            inputs.progress.update(sum(tokens[pack]))
-    for index, weight in enumerate(weights):
-        weights[index] = weight.to(network.model.dtype)
-    for rows in runs:
+    documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
+    task_tokens = sum(len(task.ids) for task in tasks)
+    inputs.progress.expect(task_tokens + sum(len(document.ids) for document in documents.values()), "token")
+    summed = _SummedGradient(network, layers)
+    for pack in packs([len(task.ids) for task in tasks], batch_tokens):
+        summed.add(tasks[pack])
+        inputs.progress.update(sum(len(task.ids) for task in tasks[pack]))
+    summed.round_weights()
+    for rows in batches:
         sequences = [documents[row] for row in rows]
-        per_token = torch.zeros(sum(len(s.ids) for s in sequences), device=network.device)
-
-        def contract(index: int, a: Tensor, delta: Tensor, per_token: Tensor = per_token) -> None:
-            per_token += (matmul_float32(a, weights[index], biases[index]) * delta).sum(dim=1, dtype=torch.float32)
-
-        with collect_gradients(network, layers, contract):
-            loss_backward(network, sequences)
-        inputs.progress.update(len(per_token))
-        scores = torch.stack([per_token[span].sum() for span in spans(sequences)]) / len(tasks)
+        scores = summed.products(sequences) / len(tasks)
+        inputs.progress.update(sum(len(sequence.ids) for sequence in sequences))
         yield method, rows, scores.cpu().numpy()[:, None].astype(np.float32)
+
+
+class _SummedGradient:
+    """The gradient V of the summed loss of many sequences, weights and biases layer by layer."""
+
+    def __init__(self, network: Network, layers: Sequence[Layer]) -> None:
+        self._network, self._layers = network, layers
+        self._weights = [torch.zeros(layer.d_out, layer.d_in, device=network.device) for layer in layers]
+        self._biases = [torch.zeros(layer.d_out, device=network.device) for layer in layers]
+
+    def add(self, sequences: Sequence[Encoded]) -> None:
+        """Adds the gradients of some sequences, in float32: 16 bits would lose one beside a hundred others."""
+
+        def add_layer(index: int, a: Tensor, delta: Tensor) -> None:
+            self._weights[index] += matmul_float32(delta.T, a.T)
+            if self._layers[index].bias:
+                self._biases[index] += delta.sum(dim=0, dtype=torch.float32)
+
+        with collect_gradients(self._layers, add_layer):
+            loss_backward(self._network, sequences)
+
+    def round_weights(self) -> None:
+        """Rounds the weights' sums to the model's dtype, once, when all is added; one by one, to save memory."""
+        for index, weight in enumerate(self._weights):
+            self._weights[index] = weight.to(self._network.model.dtype)
+
+    def products(self, sequences: Sequence[Encoded]) -> Tensor:
+        """⟨g_z, V⟩ of each of some sequences: [n] float32."""
+        per_token = torch.zeros(sum(len(sequence.ids) for sequence in sequences), device=self._network.device)
+
+        def add_layer(index: int, a: Tensor, delta: Tensor) -> None:
+            along = matmul_float32(a, self._weights[index], self._biases[index])
+            per_token.add_((along * delta).sum(dim=1, dtype=torch.float32))
+
+        with collect_gradients(self._layers, add_layer):
+            loss_backward(self._network, sequences)
+        return torch.stack([per_token[span].sum() for span in spans(sequences)])

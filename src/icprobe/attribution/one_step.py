@@ -8,96 +8,120 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.attribution.matrix import Blocks, Inputs, encode_documents, encode_tasks, packs
-from icprobe.engine.execution import Network
-from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward, spans
+from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
+from icprobe.engine.batching import packs, spans
+from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.matmul import matmul
+from icprobe.engine.network import Network
+from icprobe.texts.prompts import Encoded
 
-Factors = list[tuple[Tensor, Tensor]]  # per layer: inputs [T, d_in], output gradients [T, d_out]
+GRADIENT_COST = 3  # of a token's forward and backward pass; 1 is a forward pass
+
+Factors = list[tuple[Tensor, Tensor]]  # of a gradient, per layer: inputs [T, d_in], output gradients [T, d_out]
 
 
 def attribute(
     inputs: Inputs,
     method: str,
-    runs: Sequence[np.ndarray],
+    batches: Sequence[np.ndarray],
     batch_tokens: int = 1024,
     learning_rate: float = 1e-4,
-) -> Blocks:
+) -> Pieces:
     """A[z, t] = ll(t; θ − η·g_z) − ll(t; θ), in nats, zero-shot; the one-step check of arXiv 2407.12259.
 
     The update of a linear layer by one example has rank T (its tokens): it is added to the layer's output, or to a
     copy of its weight where that is cheaper; the model's own weights never change. Needs a float32 model.
     """
-    network = Network(inputs.model)
+    network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
-    documents = encode_documents(inputs, runs)
-    encoded = encode_tasks(inputs)
-    # Rows of tasks are fixed, so that before and after differ by the update alone.
-    suffixes = [Suffix(e.ids, e.n_context) for e in encoded]
-    rows_of_tasks = [suffixes[pack] for pack in packs([len(s.ids) for s in suffixes], batch_tokens)]
-    before = torch.cat(list(_task_likelihoods(network, rows_of_tasks)))
-    inputs.progress.expect(len(documents) * len(encoded), "pair")
-    for rows in runs:
+    documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
+    task_rows = _rows_of_tasks(tasks, batch_tokens)
+    before = torch.cat(list(_log_likelihoods(network, task_rows)))
+    row_tokens = [sum(len(suffix.ids) for suffix in row) for row in task_rows]
+    # What a token of an example costs with each row of tasks: its update, and a share of its gradient.
+    update_cost = _update_cost(layers, row_tokens[0]) + GRADIENT_COST / len(task_rows)
+    tokens_of = {row: len(document.ids) for row, document in documents.items()}
+    work = len(documents) * sum(row_tokens) + len(task_rows) * update_cost * sum(tokens_of.values())
+    inputs.progress.expect(len(documents) * len(tasks), "pair", work)
+    for rows in batches:
         names = [f"{method}/{rows[0]}/{place}" for place in range(len(rows))]
-        sequences = [documents[row] for row in rows]
-        where = spans(sequences)
-        taken: dict[int, tuple[Tensor, Tensor]] = {}
-        with collect_gradients(network, layers, lambda index, a, delta, taken=taken: taken.update({index: (a, delta)})):
-            loss_backward(network, sequences)
-        for name, span in zip(names, where, strict=True):
+        gradients = _gradients(network, layers, [documents[row] for row in rows])
+        for row, name, factors in zip(rows, names, gradients, strict=True):
+            of_update = update_cost * tokens_of[row]
             if name in inputs.pieces:
-                inputs.progress.found(len(encoded))
+                inputs.progress.found(len(tasks), sum(row_tokens) + len(task_rows) * of_update)
                 continue
-            factors = [(taken[index][0][span], taken[index][1][span]) for index in range(len(layers))]
             after = []
-            with updated(layers, factors, learning_rate, sum(len(s.ids) for s in rows_of_tasks[0])):
-                for likelihoods in _task_likelihoods(network, rows_of_tasks):
-                    after.append(likelihoods)
-                    inputs.progress.update(len(likelihoods))
+            with updated(layers, factors, learning_rate, row_tokens[0]):
+                for n, of_row in zip(row_tokens, _log_likelihoods(network, task_rows), strict=True):
+                    after.append(of_row)
+                    inputs.progress.update(len(of_row), n + of_update)
             inputs.pieces[name] = (torch.cat(after) - before).numpy().astype(np.float32)
         yield method, rows, np.stack([inputs.pieces.pop(name) for name in names])
 
 
-def _task_likelihoods(network: Network, rows: Sequence[Sequence[Suffix]]) -> Iterator[Tensor]:
-    """Of the tasks in each row [tasks], one pass each."""
-    for row in rows:
+def _update_cost(layers: Sequence[Layer], tokens: int) -> float:
+    """What a token of an example costs a pass of so many tokens, as `updated` lets layers compute; 1 is a forward pass.
+
+    Its term of the update is added to each output, or once to the weight.
+    """
+    costs = [min(tokens * (layer.d_in + layer.d_out), layer.weight_size) for layer in layers]
+    return sum(costs) / sum(layer.weight_size for layer in layers)
+
+
+def _rows_of_tasks(tasks: Sequence[Encoded], batch_tokens: int) -> list[list[Suffix]]:
+    """Puts the tasks into packed rows, the same before and after a step, so that these differ by the update alone."""
+    suffixes = [Suffix(task.ids, task.n_context) for task in tasks]
+    return [suffixes[pack] for pack in packs([len(suffix.ids) for suffix in suffixes], batch_tokens)]
+
+
+def _log_likelihoods(network: Network, task_rows: Sequence[Sequence[Suffix]]) -> Iterator[Tensor]:
+    """Log-likelihoods [tasks] of the tasks in each row, one pass each."""
+    for row in task_rows:
         yield packed_log_likelihoods(network, [((), row)])[0]
+
+
+def _gradients(network: Network, layers: Sequence[Layer], sequences: Sequence[Encoded]) -> Iterator[Factors]:
+    """The gradient of each sequence as its factors, from one backward pass over all of them."""
+    of_row: dict[int, tuple[Tensor, Tensor]] = {}
+    with collect_gradients(layers, lambda index, a, delta: of_row.update({index: (a, delta)})):
+        loss_backward(network, sequences)
+    for span in spans(sequences):
+        yield [(a[span], delta[span]) for a, delta in (of_row[index] for index in range(len(layers)))]
 
 
 @contextmanager
 def updated(layers: Sequence[Layer], factors: Factors, learning_rate: float, tokens: int) -> Iterator[None]:
-    """Within the block the layers compute with W − η·δᵀa and b − η·Σδ.
+    """Lets the layers compute with W − η·δᵀa and b − η·Σδ, as long as the context is open.
 
     tokens: how many go through each forward pass. Adding x aᵀ δ costs T·(d_in + d_out) for each of them, forming δᵀa
-    once T·d_in·d_out; the cheaper way is taken, layer by layer.
+    once T·d_in·d_out; each layer takes what is cheaper.
     """
     widest = max(layer.weight_size for layer in layers)
     scratch = torch.empty(widest, device=factors[0][0].device)
     handles = []
-    kept: list[tuple[nn.Module, nn.Parameter]] = []
+    weights: list[tuple[nn.Module, nn.Parameter]] = []
     for layer, (a, delta) in zip(layers, factors, strict=True):
-        if tokens * (layer.d_in + layer.d_out) > layer.weight_size:
-            kept.append((layer.module, layer.module.weight))
-            handles.append(
-                layer.module.register_forward_pre_hook(_materialise(layer, a, delta, learning_rate, scratch))
-            )
-            handles.append(layer.module.register_forward_hook(_restore(layer.module.weight)))
-            low_rank = False
-        else:
-            low_rank = True
+        module = layer.module
+        low_rank = tokens * (layer.d_in + layer.d_out) <= layer.weight_size
+        if not low_rank:
+            weights.append((module, module.weight))
+            handles.append(module.register_forward_pre_hook(_materialise(layer, a, delta, learning_rate, scratch)))
+            handles.append(module.register_forward_hook(_restore(module.weight)))
         if low_rank or layer.bias:
-            handles.append(layer.module.register_forward_hook(_add(layer, a, delta, learning_rate, low_rank)))
+            handles.append(module.register_forward_hook(_add(layer, a, delta, learning_rate, low_rank)))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for module, weight in kept:
+        for module, weight in weights:
             module.weight = weight
 
 
 def _materialise(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, scratch: Tensor):
+    """A hook that puts the updated weight, formed in `scratch`, into the layer before it computes."""
     transposed = isinstance(layer.module, Conv1D)
     left, right = (a, delta) if transposed else (delta, a)
 
@@ -110,6 +134,8 @@ def _materialise(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, s
 
 
 def _restore(weight: nn.Parameter):
+    """A hook that puts the model's own weight back when the layer has computed."""
+
     def hook(module: nn.Module, _inputs: tuple, output: Tensor) -> None:
         module.weight = weight
 
@@ -117,6 +143,7 @@ def _restore(weight: nn.Parameter):
 
 
 def _add(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, low_rank: bool):
+    """A hook that adds to the layer's output what the update of the bias, and where `low_rank` of the weight, gives."""
     shift = delta.sum(dim=0).mul_(learning_rate) if layer.bias else None
 
     def hook(_module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 
 from icprobe.artifacts import atomic_path
-from icprobe.attribution.matrix import Inputs, batches, check_finite, shard_of, to_table
+from icprobe.attribution.matrix import Inputs, check_finite, to_table
+from icprobe.engine import batching
 from icprobe.progress import Progress
 
 logger = logging.getLogger(__name__)
 
-SAVE_SECONDS = 20.0  # a killed job loses about this much work
+SAVE_SECONDS = 20.0  # between two saves; a killed job loses about this much work
 
 
 def compute(
@@ -32,82 +33,102 @@ def compute(
     partial: Path,
     per_task: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """{method: rows of its attribution matrix} of one shard, in (length, id) order.
+    """Computes one shard: {method: rows of its attribution matrix}, in (length, id) order.
 
     module: where the method's `attribute` is; settings: its keyword arguments. shard: from 1 to shards. partial: a
-    folder for finished batches, which belongs to exactly these inputs and settings. per_task: the matrix has a column
+    folder for finished pieces, which belongs to exactly these inputs and settings. per_task: the matrix has a column
     for each task, not `score` (and, of budgeted methods, `n_tasks`). Raises ScoreError for NaN.
     """
-    runs = batches(inputs.lengths, batch_tokens)
-    mine = shard_of(runs, inputs.lengths, shard, shards)
+    batches = batching.batches(inputs.lengths, batch_tokens)
+    mine = batching.shard_of(batches, inputs.lengths, shard, shards)
     saved = Saved(partial)
-    position = {tuple(runs[index]): index for index in mine}
     waiting = [index for index in mine if not all(f"{method}/{index}" in saved for method in methods)]
-    total = sum(len(runs[index]) for index in mine)
-    done = total - sum(len(runs[index]) for index in waiting)
     if saved:
-        logger.info("resumed: %d of %d examples were finished before", done, total)
+        total, left = (sum(len(batches[index]) for index in indices) for indices in (mine, waiting))
+        finished = {str(batches[index][0]) for index in {*mine}.difference(waiting)}
+        names = [key.split("/") for key in saved]
+        parts = sum(len(name) > 2 and name[0] == methods[0] and name[1] not in finished for name in names)
+        also = f", and parts of others ({parts})" if parts else ""
+        logger.info("resumed: %d of %d examples were finished before%s", total - left, total, also)
+    # A method sets out with work of its own (zero-shot, the tasks' gradients), for nothing where nothing waits.
+    if waiting:
+        _attribute(module, methods, inputs, settings, {index: batches[index] for index in waiting}, saved)
+    saved.write()
+    rows = np.concatenate([batches[index] for index in mine]) if mine else np.array([], dtype=int)
+    ids = inputs.lengths["id"].iloc[rows]
+    tasks = list(inputs.tasks["id"]) if per_task else None
+    return {method: _table(method, [saved[f"{method}/{index}"] for index in mine], ids, tasks) for method in methods}
+
+
+def _attribute(
+    module: str,
+    methods: Sequence[str],
+    inputs: Inputs,
+    settings: dict[str, Any],
+    batches: dict[int, np.ndarray],
+    saved: "Saved",
+) -> None:
+    """Computes the matrix of some batches, by their indices, and saves it as "method/index"."""
+    index_of = {tuple(rows): index for index, rows in batches.items()}
     attribute = importlib.import_module(module).attribute
     with Progress(desc="+".join(methods)) as progress:
         inputs = replace(inputs, pieces=saved, progress=progress)
-        # A method sets out with work of its own (zero-shot, the tasks' gradients), for nothing where nothing waits.
-        computed = attribute(inputs, methods[0], [runs[i] for i in waiting], **settings) if waiting else ()
-        for method, rows, block in computed:
-            saved[f"{method}/{position[tuple(rows)]}"] = block
-    saved.write()
-    rows = np.concatenate([runs[index] for index in mine]) if mine else np.array([], dtype=int)
-    tables = {}
-    for method in methods:
-        blocks = [saved[f"{method}/{index}"] for index in mine]
-        columns = list(inputs.tasks["id"]) if per_task else ["score", "n_tasks"][: blocks[0].shape[1] if blocks else 1]
-        values = np.concatenate(blocks) if blocks else np.empty((0, len(columns)), dtype=np.float32)
-        ids = inputs.lengths["id"].iloc[rows]
-        check_finite(method, list(ids), values)
-        tables[method] = to_table(ids, columns, values)
-    return tables
+        for method, rows, values in attribute(inputs, methods[0], list(batches.values()), **settings):
+            saved[f"{method}/{index_of[tuple(rows)]}"] = values
+
+
+def _table(method: str, pieces: list[np.ndarray], ids: pd.Series, tasks: list[str] | None) -> pd.DataFrame:
+    """Puts pieces, one below the other, into a table of these examples; tasks: None where the matrix has none."""
+    columns = ["score", "n_tasks"][: pieces[0].shape[1] if pieces else 1] if tasks is None else tasks
+    values = np.concatenate(pieces) if pieces else np.empty((0, len(columns)), dtype=np.float32)
+    check_finite(method, list(ids), values)
+    return to_table(ids, columns, values)
 
 
 class Saved(MutableMapping[str, np.ndarray]):
-    """Finished blocks ("method/batch") and a method's own pieces of some, on disk in files of seconds of work."""
+    """The pieces of a matrix that are finished, on disk in files of SAVE_SECONDS of work each.
+
+    Keys: "method/batch" for what all tasks give in a batch, and a method's own names for smaller pieces.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._arrays: dict[str, np.ndarray] = {}
-        self._fresh: dict[str, np.ndarray] = {}
-        self._written = time.monotonic()
-        self._number = 0  # of the next file
-        for path in sorted(folder.glob("blocks-*.npz")):
-            self._number = int(path.stem.removeprefix("blocks-")) + 1
+        self._pieces: dict[str, np.ndarray] = {}
+        self._unsaved: dict[str, np.ndarray] = {}
+        self._last_save = time.monotonic()
+        self._next_file = 0
+        for path in sorted(folder.glob("pieces-*.npz")):
+            self._next_file = int(path.stem.removeprefix("pieces-")) + 1
             try:
                 with np.load(path) as file:
-                    self._arrays |= {key: file[key] for key in file.files}
+                    self._pieces |= {key: file[key] for key in file.files}
             except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
                 logger.info("%s is damaged (%s); what it held is computed again", path, error)
                 path.unlink()
 
     def __getitem__(self, key: str) -> np.ndarray:
-        return self._arrays[key]
+        return self._pieces[key]
 
-    def __setitem__(self, key: str, array: np.ndarray) -> None:
-        self._arrays[key] = self._fresh[key] = array
-        if time.monotonic() - self._written > SAVE_SECONDS:
+    def __setitem__(self, key: str, piece: np.ndarray) -> None:
+        self._pieces[key] = self._unsaved[key] = piece
+        if time.monotonic() - self._last_save > SAVE_SECONDS:
             self.write()
 
     def __delitem__(self, key: str) -> None:
-        """Forgotten here, not on disk: what is taken apart is not written again."""
-        del self._arrays[key]
-        self._fresh.pop(key, None)
+        """Forgets a piece here, not on disk: what has gone into a larger one is not written again."""
+        del self._pieces[key]
+        self._unsaved.pop(key, None)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._pieces)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._pieces)
 
     def write(self) -> None:
-        if self._fresh:
-            with atomic_path(self.folder / f"blocks-{self._number:06d}.npz") as aside:
-                np.savez(aside, **self._fresh)
-            self._number += 1
-            self._fresh = {}
-        self._written = time.monotonic()
+        if self._unsaved:
+            with atomic_path(self.folder / f"pieces-{self._next_file:06d}.npz") as aside:
+                np.savez(aside, **self._unsaved)
+            self._next_file += 1
+            self._unsaved = {}
+        self._last_save = time.monotonic()

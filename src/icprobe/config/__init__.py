@@ -1,28 +1,44 @@
 """The configuration as a whole: what its sections must agree upon, and what is said of mistakes.
 
-`load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`.
+`load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`; `stands_alone` says
+whether that mapping is laid over config.yaml, the demo, at all.
 """
 
-import difflib
+import json
 from collections.abc import Iterable
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from icprobe import paths
 from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
-from icprobe.config.sources import Data, ModelSource, Templates
-from icprobe.config.types import Name, Section, Seed, Threshold
-from icprobe.errors import ConfigError, shown
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
+from icprobe.config.types import Bin, Name, Section, Seed
+from icprobe.errors import ConfigError, did_you_mean, several, shown
+from icprobe.formatting import parse_bin
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
 
 MAX_DEPTH = 30  # levels of the configuration; its own are 4
 MAX_SIZE = 100_000  # values in the configuration
-EXPERIMENT_FOLDERS = ("data", "figures", "synthetic", "wandb")  # under results/{experiment}/, where a model's is, too
 # Parameters of requests to a judge, which null leaves out: here it does not take the key away.
 NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
+
+NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "none"}}
+
+
+# The bins where none are said: the paper's, where the icp score is a share of tasks, and the two ends of a ranking.
+THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
+ENDS = ["bottom 20%", "top 20%"]
+# The methods that are fine-tuned on where none are said, as far as they are scored.
+FINE_TUNED = ("icp", "influence", "random")
+
+
+def _default_bins(known: dict[str, Any]) -> list[str]:
+    """The bins where none are said; known: the sections before them, of which a wrong one is absent."""
+    return THRESHOLDS if "attribution" in known and known["attribution"].icp_is_share else ENDS
 
 
 class Config(Section):
@@ -30,19 +46,45 @@ class Config(Section):
 
     experiment: Name = Field(description="Plain name; results are in results/{experiment}/.")
     seed: Seed = Field(0, description="Seed of everything that has no seed of its own.")
-    models: list[Name] = Field(min_length=1, description="Models to run, by their names in model_sources.")
-    model_sources: dict[Name, ModelSource] = Field(description="Where each model comes from.")
+    models: list[Name] = Field([SMOLLM2], min_length=1, description="Models to run, by their names in model_sources.")
+    model_sources: dict[Name, ModelSource] = Field(
+        {SMOLLM2: SMOLLM2_SOURCE},
+        description="Where each model comes from. The default is small, and needs no account.",
+    )
     data: Data
     templates: Templates = Templates()
     attribution: Attribution = Attribution()
-    bins: list[Threshold] = Field(["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"], description="Bins of the icp score.")
+    bins: list[Bin] = Field(
+        default_factory=_default_bins,
+        description="Bins. `top 20%`, `bottom 5%`, `top 1000`: a share of the examples (rounded to whole ones, one at "
+        "least), or so many of them, at one end of each method's own ranking. `>x` and `<=x`: the examples whose icp "
+        "score, the share of tasks that they help, is so; of every other method as many. Default: "
+        f"{json.dumps(THRESHOLDS)} where icp is such a share, else {json.dumps(ENDS)}.",
+    )
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
     synthetic: Synthetic = Synthetic()
-    finetune: Finetune = Finetune()
+    finetune: Finetune = Field(
+        Finetune(methods=[], all_data=False),
+        description="Fine-tuned models; without this key, or with `finetune: null`, there are none.",
+    )
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     wandb: Wandb = Wandb()
+
+    @model_validator(mode="after")
+    def _thresholds_have_their_score(self) -> "Config":
+        trained = self.finetune.bins if self.finetune_methods else None
+        of_icp = [name for name in [*self.bins, *(trained or [])] if parse_bin(name).is_threshold]
+        if of_icp and not self.attribution.icp_is_share:
+            unscored = set(self.finetune.methods or []) - set(self.attribution.methods)
+            away = [f"{key}: null" for key, wrong in (("methods", unscored), ("bins", trained)) if wrong]
+            raise ValueError(
+                f"bins: {of_icp[0]!r} is a threshold on the icp score, so attribution.methods needs icp and "
+                f"attribution.aggregators needs icp: fraction_positive; or write bins: {json.dumps(ENDS)}"
+                + (f" and finetune: {{{', '.join(away)}}}" if away else "")
+            )
+        return self
 
     @model_validator(mode="after")
     def _chosen_things_exist(self) -> "Config":
@@ -51,7 +93,7 @@ class Config(Section):
             ("attribution.methods", self.attribution.methods),
             ("bins", self.bins),
             ("data.labels", self.data.labels),
-            ("finetune.methods", self.finetune.methods),
+            ("finetune.methods", self.finetune.methods or []),
             ("finetune.bins", self.finetune.bins or []),
             ("finetune.seeds", self.finetune.seeds),
         ):
@@ -64,10 +106,11 @@ class Config(Section):
                     f"models: {model!r} is not defined in model_sources{did_you_mean(model, self.model_sources)}"
                 )
         methods = self.attribution.methods
-        for method in self.finetune.methods:
+        for method in self.finetune.methods or []:
             if method not in methods:
                 raise ValueError(
-                    f"finetune.methods: {method!r} is not scored; add it to attribution.methods or take it out here"
+                    f"finetune.methods: {method!r} is not scored; add it to attribution.methods or take it out here "
+                    "(null takes those that are scored)"
                 )
         for pair in [] if self.figures.scatter == "all" else self.figures.scatter:
             for method in pair:
@@ -75,23 +118,18 @@ class Config(Section):
                     raise ValueError(f"figures.scatter: {method!r} is not in attribution.methods")
         if self.figures.sweep and not {"icp", "influence"} <= set(methods):
             raise ValueError("figures.sweep: it shows icp against influence, so attribution.methods needs both")
-        for name in (self.finetune.bins or []) if self.finetune.methods else []:
+        for name in (self.finetune.bins or []) if self.finetune_methods else []:
             if name not in self.bins:
-                raise ValueError(f"finetune.bins: {name!r} is not among bins {self.bins}")
-        icp = self.attribution.external.get("icp")
-        shares = icp is not None and icp.orientation == "scores"
-        shares = shares or self.attribution.aggregators.get("icp") == "fraction_positive"
-        if self.bins and ("icp" not in methods or not shares):
-            raise ValueError(
-                "bins: they are thresholds on the icp score, so attribution.methods needs icp and "
-                "attribution.aggregators needs icp: fraction_positive; or set bins: []"
-            )
+                raise ValueError(
+                    f"finetune.bins: {name!r} is not among bins {self.bins}; choose of them, or take finetune.bins out "
+                    "(null) for all"
+                )
         return self
 
     @model_validator(mode="after")
     def _no_name_means_something_else(self) -> "Config":
         for model in self.models:
-            if model in EXPERIMENT_FOLDERS:
+            if model in paths.FOLDERS:
                 raise ValueError(f"models: {model!r} is a folder of the experiment; choose another name")
         if "all" in self.attribution.external:
             raise ValueError('attribution.external: "all" means all data in the tables; choose another name')
@@ -112,48 +150,74 @@ class Config(Section):
             raise ValueError(
                 f"data.tasks.select: {self.data.tasks.select!r} needs a model that is here, to read the candidates"
             )
-        judged = self.evaluation.judge != "annotations"
+        trained = self.evaluation.judge != "annotations" and (self.finetune_methods or self.finetune.all_data)
         absent = [
             what
             for what, there in (
                 ("data.train", self.data.train),
-                ("data.eval", self.data.eval),
+                ("data.eval", self.data.eval or self.evaluation.judge == "none"),
                 ("a model that is here", len(here) == len(self.models)),
             )
             if not there
         ]
-        if absent and judged and (self.finetune.methods or self.finetune.all_data):
-            raise ValueError(
-                f"finetune: fine-tuning needs {' and '.join(absent)}; or set finetune.methods: [] and "
-                "finetune.all_data: false"
-            )
+        if absent and trained:
+            ways = "`finetune: null` for none"
+            if absent == ["data.eval"]:
+                ways = (
+                    "data: {eval: {path: my_prompts.jsonl}}, or `evaluation: null` to keep the models unasked, or "
+                    + ways
+                )
+            raise ValueError(f"finetune: fine-tuning and its evaluation need {' and '.join(absent)}; write {ways}")
         return self
 
     @property
+    def finetune_methods(self) -> list[str]:
+        """Methods whose bins are fine-tuned on; by default those of FINE_TUNED that are scored, or all if none is."""
+        scored = self.attribution.methods
+        if self.finetune.methods is not None:
+            return self.finetune.methods
+        return [method for method in FINE_TUNED if method in scored] or scored
+
+    @property
     def finetune_bins(self) -> list[str]:
-        """Bins that are fine-tuned on, as thresholds."""
+        """Bins that are fine-tuned on."""
         return self.bins if self.finetune.bins is None else self.finetune.bins
 
     def model_directory(self, model: str) -> str:
         """Where a model is kept when it is prepared, by its name and its source."""
         source = self.model_sources[model].model_dump(mode="json", exclude_defaults=True)
-        return f"resources/models/{model}-{digest(source)[:12]}"
+        return paths.MODEL.format(model=model, source=digest(source)[:12])
 
     def as_yaml(self, exclude: set[str]) -> str:
         """The configuration as YAML, defaults spelled out, without some sections and without how jobs compute."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 
+def stands_alone(raw: Any) -> bool:
+    """Whether a configuration brings data or scores of its own: nothing of the demo belongs under it then.
+
+    raw: what was given besides config.yaml. Mistakes in it are left to `load`.
+    """
+
+    def within(value: Any, *keys: str) -> Any:
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
+    origins = [within(raw, "data", t, origin) for t in ("train", "tasks", "eval") for origin in EvalTable.origins]
+    return any([*origins, within(raw, "attribution", "external")])
+
+
 def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     """The validated configuration.
 
-    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS`, and `wandb:
-    null` as W&B switched off. known_methods: names that attribution.methods may choose. Raises ConfigError, one
+    raw: the merged YAML mapping; a key whose value is null counts as absent, but those of `NULL_SAYS` and
+    `NULL_SWITCHES_OFF`. known_methods: names that attribution.methods may choose. Raises ConfigError, one
     sentence for the first mistake and the number of others.
     """
-    if isinstance(raw, dict) and raw.get("wandb", {}) is None:
-        # Taken away, it would come back with its default, which sends.
-        raw = {**raw, "wandb": {"mode": "disabled"}}
+    if isinstance(raw, dict):
+        # Taken away, these would come back with their defaults, which send and judge.
+        raw = {**raw, **{key: off for key, off in NULL_SWITCHES_OFF.items() if raw.get(key, off) is None}}
     plain, _ = _Plain().of(raw)
     try:
         config = Config.model_validate(plain)
@@ -221,12 +285,6 @@ def _mistake(where: Iterable[str], what: str) -> ConfigError:
     return ConfigError(f"config: {place + ': ' if place else ''}{what}")
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A suggestion, to follow a message on an unknown word; empty where nothing is close."""
-    close = difflib.get_close_matches(word[:60], list(known), n=1)
-    return f'; did you mean "{close[0]}"?' if close else ""
-
-
 def _sentence(error: ValidationError, raw: Any) -> ConfigError:
     mistakes = error.errors(include_url=False)
     first = mistakes[0]
@@ -243,7 +301,7 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         # What stands where the name of a key's variable should is often the key itself.
         hidden = isinstance(seen, dict | BaseModel) or keys[-1:] == ["key_variable"]
         what += "" if hidden else f", not {shown(seen)}"
-    more = f" ({len(mistakes) - 1} more mistakes)" if len(mistakes) > 1 else ""
+    more = f" ({several(len(mistakes) - 1, 'more mistake')})" if len(mistakes) > 1 else ""
     return _mistake([key[:60] for key in keys], what + more)
 
 

@@ -21,10 +21,11 @@ INTRODUCTION = """\
 
 Generated from `src/icprobe/config/sections.py` and `sources.py` by `make schema`; do not edit.
 
-`config.yaml` is complete and runs. `--configfile other.yaml` is laid over it: mappings merge, lists replace, and a key
-whose value is `null` counts as absent, so that `null` takes away what `config.yaml` says (two keys of `evaluation.llm`
-say what null means there). Unknown keys are refused. A number such as `2e-7` is a text to YAML; here it is read as a
-number all the same. Editors that know JSON schemas read `config.schema.json`.
+`config.yaml` is the demo's. `--configfile other.yaml` overrides keys of it: mappings merge, lists replace, and `null`
+takes a key away (two keys of `evaluation.llm` say what null means there; `wandb: null` and `evaluation: null` switch
+off). A file that brings data of its own (a table of `data`, or `attribution.external`) stands alone: nothing of the
+demo is under it, unless `config.yaml` is named before it. Unknown keys are refused. A number such as `2e-7` is a text
+to YAML; here it is read as a number all the same. Editors that know JSON schemas read `config.schema.json`.
 """
 
 
@@ -89,6 +90,8 @@ def _table(fields: dict[str, Any], required: list[str], sections: dict[str, Any]
     for key, field in fields.items():
         if key in required:
             default = "required"
+        elif "default" not in field:
+            default = "as said"  # of other keys
         elif isinstance(field["default"], dict) and _references(field):
             default = "below"
         else:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from icprobe.config.types import (
+    Bin,
     Count,
     Device,
     Dtype,
@@ -19,9 +20,9 @@ from icprobe.config.types import (
     PositiveFloat,
     Section,
     Seed,
-    Threshold,
     how,
 )
+from icprobe.formatting import OKABE_ITO
 
 # --- attribution ------------------------------------------------------------------------------------------------
 
@@ -57,7 +58,8 @@ class ExternalScores(Section):
     parts: Literal["examples", "tasks"] = Field("examples", description="What the parts of several files divide.")
     join: Literal["order", "id"] = Field(
         "order",
-        description="order: row i is example i; id: by the file's ids (row numbers, zero-padded, where it has none).",
+        description="order: row i is example i; id: by the file's ids. Where the examples came without ids, files that "
+        "have none, or numbers, join by row number, from 0.",
     )
     id_column: str = Field("id", description="Column of a table that names its rows.")
     header: bool = Field(True, description="Whether the first line of a CSV file names its columns.")
@@ -104,6 +106,13 @@ class Attribution(Section):
         description="Score sets of others, each a method of its name; one named as a method here takes its place.",
     )
     icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
+
+    @property
+    def icp_is_share(self) -> bool:
+        """Whether the icp score is the share of tasks that an example helps, as thresholds take it to be."""
+        given = self.external.get("icp")
+        published = given is not None and given.orientation == "scores"
+        return "icp" in self.methods and (published or self.aggregators.get("icp") == "fraction_positive")
 
 
 # --- analysis ---------------------------------------------------------------------------------------------------
@@ -177,7 +186,7 @@ class Figures(Section):
         "where there are several models, or several domains in a local task file.",
     )
     colors: list[Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]] = Field(
-        ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"],
+        [*OKABE_ITO],
         min_length=1,
         description="Colour cycle, as #rrggbb; the default is Okabe and Ito's, safe for the colour-blind.",
     )
@@ -197,8 +206,12 @@ class Lora(Section):
 class Finetune(Section):
     """One fine-tuned model per method × bin × seed, with trl's SFTTrainer and completion-only loss."""
 
-    methods: list[Name] = Field(["icp", "influence", "random"], description="Methods whose bins are fine-tuned on.")
-    bins: list[Threshold] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
+    methods: list[Name] | None = Field(
+        None,
+        description="Methods whose bins are fine-tuned on; null means icp, influence and random, as far as "
+        "attribution.methods has them, and where it has none of them all that it has.",
+    )
+    bins: list[Bin] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
     seeds: list[Seed] = Field([0], min_length=1, description="One model for each seed.")
     all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
     learning_rate: PositiveFloat = Field(2e-7, description="Peak learning rate of AdamW.")
@@ -282,7 +295,7 @@ class Annotations(Section):
         None, description="Which generator_2 to take; needed where the files hold several models' responses."
     )
     method: Name | None = Field(None, description="Method in the table; null takes the annotations' own name.")
-    bin: Threshold | Literal["all"] = Field("all", description="Bin in the table.")
+    bin: Bin | Literal["all"] = Field("all", description="Bin in the table.")
     seed: Seed = Field(0, description="Seed in the table.")
 
     @property
@@ -300,10 +313,11 @@ class Annotations(Section):
 class Evaluation(Section):
     """Responses of each fine-tuned model, judged against those of the base model."""
 
-    judge: Literal["reference", "llm", "annotations"] = Field(
+    judge: Literal["reference", "llm", "annotations", "none"] = Field(
         "reference",
         description="reference: chrF against the gold answer of each eval prompt; llm: a language model; annotations: "
-        "judgements that exist already, so that nothing is fine-tuned for the table.",
+        "judgements that exist already, so that nothing is fine-tuned for the table; none, or `evaluation: null`: "
+        "fine-tuned models are kept, and not asked anything.",
     )
     base_responses: Literal["generate", "given"] = Field(
         "generate",
@@ -340,8 +354,8 @@ class Evaluation(Section):
     @property
     def judge_settings(self) -> dict[str, Any]:
         """What judgements of the chosen judge depend upon, as plain values, without other judges' settings."""
-        own = {"reference": "draw_margin", "llm": "llm", "annotations": "annotations"}[self.judge]
-        return self.model_dump(mode="json", include={"judge", own})
+        own = {"reference": {"draw_margin"}, "llm": {"llm"}, "annotations": {"annotations"}, "none": set()}[self.judge]
+        return self.model_dump(mode="json", include={"judge", *own})
 
 
 class Report(Section):
@@ -354,9 +368,14 @@ class Wandb(Section):
     """Weights & Biases; `wandb: null` switches it off. No result depends on it: a change here reruns nothing."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto",
+        "offline",
         description="auto is online where a key is found, else offline. The variable WANDB_MODE wins over all but "
         "disabled.",
     )
     project: Name = Field("icprobe", description="W&B project.")
     entity: str | None = Field(None, description="W&B user or team; null takes the key's default.")
+    texts: bool = Field(
+        False,
+        description="Whether runs hold texts of rows, too: examples, tasks, prompts, responses, the report. By default "
+        "they hold numbers and figures alone.",
+    )

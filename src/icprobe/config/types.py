@@ -1,10 +1,12 @@
-"""What values of the configuration may be: names, paths, thresholds, numbers; and what every section is."""
+"""What values of the configuration may be: names, paths, bins, numbers; and what every section is."""
 
 import re
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from icprobe.errors import ConfigError
+from icprobe.formatting import BIN_FORMS, parse_bin
 
 Dtype = Literal["float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -22,11 +24,14 @@ def _plain_name(name: str) -> str:
     return name
 
 
-def _threshold(text: str) -> str:
-    if not re.fullmatch(r"(<=|>) *(0(\.[0-9]{1,2})?|1(\.00?)?)", text):
-        raise ValueError('a bin is "<=x" or ">x" with x between 0 and 1 and at most two decimals, such as ">0.85"')
-    sign, number = re.fullmatch(r"(<=|>) *(.*)", text).groups()
-    return f"{sign}{Decimal(number).normalize():f}"  # ">0.50" is ">0.5", so that no bin has two names
+def _bin(text: str) -> str:
+    try:
+        found = parse_bin(text)
+    except ConfigError:
+        raise ValueError(BIN_FORMS) from None
+    if found.number.as_tuple().exponent < -2:
+        raise ValueError(BIN_FORMS)
+    return str(found)
 
 
 def _path(text: str) -> str:
@@ -48,7 +53,7 @@ def _none_for_false(value: Any) -> Any:
 
 Name = Annotated[str, AfterValidator(_plain_name)]
 FilePath = Annotated[str, AfterValidator(_path)]
-Threshold = Annotated[str, AfterValidator(_threshold)]
+Bin = Annotated[str, AfterValidator(_bin)]
 Float = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 OrLeftOut = Annotated[Float | Literal[False] | None, AfterValidator(_none_for_false)]  # of a parameter of a request
 PositiveFloat = Annotated[float, Field(gt=0), BeforeValidator(_number)]
@@ -77,3 +82,8 @@ class Section(BaseModel):
             elif isinstance(value, Section) and (within := value.execution()):
                 found[name] = within
         return found
+
+
+def slice_of(section: Section | None, *keys: str) -> dict[str, Any] | None:
+    """Some keys of a section (all, if none is named) as plain values: what a rule gives its job as params."""
+    return None if section is None else section.model_dump(mode="json", include=set(keys) or None)

@@ -1,9 +1,7 @@
 """Exact attention confined to a packed row's tree of segments, as an attention function of transformers."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,21 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from icprobe.engine.execution import Packed, under_way
 from icprobe.engine.rows import Row, Segment
 
 NAME = "icprobe_segments"
-
-current_row: ContextVar[Row | None] = ContextVar("current_row", default=None)
-
-
-@contextmanager
-def attention_context(row: Row) -> Iterator[None]:
-    """Within the block attention is confined to this row's tree."""
-    token = current_row.set(row)
-    try:
-        yield
-    finally:
-        current_row.reset(token)
 
 
 def segment_attention(
@@ -49,28 +36,29 @@ def segment_attention(
             raise NotImplementedError(f"segment attention has no {name}")
     if attention_mask is not None:  # transformers makes none of its own for this attention
         raise NotImplementedError("segment attention has no mask but the row's")
-    row = current_row.get()
-    if row.seen is not None:
-        row.seen[module.layer_idx] = (key, value)
+    execution: Packed = under_way()
+    row, visible = execution.row, execution.visible
+    if execution.caches is not None:
+        execution.caches[module.layer_idx] = (key, value)
     if row.base:
         key = torch.cat([row.base.keys[module.layer_idx], key], dim=2)
         value = torch.cat([row.base.values[module.layer_idx], value], dim=2)
     groups = query.shape[1] // key.shape[1]
-    if row.visible is not None and not isinstance(row.visible, Tensor):
-        out = flexible(query.is_cuda)(query, key, value, block_mask=row.visible, scale=scaling, enable_gqa=groups > 1)
+    if visible is not None and not isinstance(visible, Tensor):
+        out = flexible(query.is_cuda)(query, key, value, block_mask=visible, scale=scaling, enable_gqa=groups > 1)
         return out.transpose(1, 2), None
-    if groups > 1 and (row.visible is not None or torch.is_grad_enabled()):
+    if groups > 1 and (visible is not None or torch.is_grad_enabled()):
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if row.visible is not None:
-        out = scaled_dot_product_attention(query, key, value, attn_mask=row.visible, scale=scaling)
+    if visible is not None:
+        out = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scaling)
         return out.transpose(1, 2), None
     if torch.is_grad_enabled():
         parts = [
-            _within(query, *_seen(row, s, key, value), s, scaling, row.causal_mask(s, query.dtype))
+            _within(query, *_seen(row, s, key, value), s, scaling, execution.causal_mask(s, query.dtype))
             for s in row.segments
         ]
         return torch.cat(parts, dim=2).transpose(1, 2), None
-    return _attend_by_segment(row, query, key, value, scaling).transpose(1, 2), None
+    return _attend_by_segment(execution, query, key, value, scaling).transpose(1, 2), None
 
 
 @functools.cache
@@ -79,22 +67,6 @@ def flexible(compiled: bool) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention  # imports the compiler: seconds
 
     return torch.compile(flex_attention, dynamic=True) if compiled else flex_attention
-
-
-def visible_blocks(row: Row, device: torch.device) -> Any:
-    """What `Row.mask` says, as FlexAttention's BlockMask."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    offset, (owner, sees) = row.offset, (tensor.to(device) for tensor in row.tree())
-
-    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = (key - offset).clamp(min=0)
-        mine, its = owner[query], owner[own]
-        return (key < offset) | torch.where(mine == its, own <= query, sees[mine, its])
-
-    return create_block_mask(
-        visible, None, None, len(owner), offset + len(owner), device=device, _compile=device.type == "cuda"
-    )
 
 
 def _seen(row: Row, s: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,12 +79,13 @@ def _seen(row: Row, s: Segment, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     return torch.cat([key[:, :, span] for span in spans], 2), torch.cat([value[:, :, span] for span in spans], 2)
 
 
-def _attend_by_segment(row: Row, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+def _attend_by_segment(execution: Packed, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Attention of all segments [1, heads, S, d], each key copied once.
 
     A segment's tokens are written at their positions into one buffer; as segments come in preorder, what its ancestors
     wrote below its position still stands there when a segment reads it.
     """
+    row = execution.row
     heads, own, first = query.shape[1], key.shape[1], row.offset
     longest = max(s.position + s.end - s.start for s in row.segments)
     seen = query.new_empty(2, own, heads // own, longest, query.shape[3])
@@ -125,7 +98,7 @@ def _attend_by_segment(row: Row, query: Tensor, key: Tensor, value: Tensor, scal
         seen[0, :, :, s.position : end] = key[0, :, None, part]
         seen[1, :, :, s.position : end] = value[0, :, None, part]
         keys, values = seen.view(2, 1, heads, longest, -1)[:, :, :, :end]
-        out[:, :, s.start : s.end] = _within(query, keys, values, s, scaling, row.causal_mask(s, query.dtype))
+        out[:, :, s.start : s.end] = _within(query, keys, values, s, scaling, execution.causal_mask(s, query.dtype))
     return out
 
 

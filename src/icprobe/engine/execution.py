@@ -1,154 +1,134 @@
-"""A causal LM as the engines use it: packed rows of many token sequences go through it as one.
+"""One row on its way through a model: packed as it stands, or padded where the model cannot read it so.
 
-The row goes through any transformers model whose attention is pluggable: linear layers, norms and embeddings see one
-long sequence, `segment_attention` sees the tree. Other models take padded batches (`Network.packs` is False).
+Hooks of linear layers see tensors alone. What row these belong to is said by `under_way` while the model runs, and
+nowhere else; attention asks there, too, for a model with code of its own need not hand arguments of its call on to it.
 """
 
-import logging
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from icprobe.engine.attention import NAME, attention_context, visible_blocks
-from icprobe.engine.matmul import use_onednn_matmul
-from icprobe.engine.models import linear_layers
-from icprobe.engine.rows import PrefixCache, Row
-from icprobe.errors import ModelError
+from icprobe.engine.rows import PrefixCache, Row, Segment
 
-logger = logging.getLogger(__name__)
+# How attention goes through a packed row: segment by segment, or at once by FlexAttention or with a dense mask.
+Way = Literal["segments", "flex", "mask"]
 
-# How far two exact ways to the same states may lie apart, relative to their norm; a wrong way is off by all of it.
-ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+_under_way: ContextVar["Execution"] = ContextVar("under_way")
 
 
-class Network:
-    """A causal LM as the engines use it: final hidden states of packed or padded rows, and the LM head apart.
+class Execution(ABC):
+    """A row as the batch that a model sees: what the model is called with, and which of its tokens are the row's."""
 
-    model: in evaluation mode, parameters frozen. `packs` says whether packed rows give what separate sequences give
-    (tried out once, on a few tokens); if not, `hidden` works through padded batches instead and the log says so.
-    packed_weights: for forward passes alone; the model's weights must not change while the network is used.
+    row: Row
+
+    @abstractmethod
+    def arguments(self, embed: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """What the model is called with."""
+
+    @abstractmethod
+    def of_row(self, tensor: Tensor) -> Tensor:
+        """What a tensor of the batch [..., width] says of the row's tokens: [S, width]."""
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Within the block what the model computes is this row's."""
+        token = _under_way.set(self)
+        try:
+            yield
+        finally:
+            _under_way.reset(token)
+
+
+def under_way() -> Execution:
+    """The row that the model is computing. Raises LookupError where no row is under way."""
+    return _under_way.get()
+
+
+class Packed(Execution):
+    """A row as one sequence; `attention.segment_attention` lets a token see its own segment and those above it.
+
+    visible: for one attention call over the whole row, a dense mask or FlexAttention's blocks; None: segment by
+    segment. caches: keys and values [1, key heads, S, d] by layer, where they are asked for.
     """
 
-    def __init__(self, model: PreTrainedModel, packed_weights: bool = False) -> None:
-        self.model = model
-        self.device = model.device
-        self.head = model.get_output_embeddings()
-        self.embed = model.get_input_embeddings()
-        if self.packs_now():
-            model.set_attn_implementation("sdpa")  # a model that another Network has used
-        use_onednn_matmul(linear_layers(model).values(), packed_weights)
-        self._try_head()
-        # Where the row's tokens lie in the batch that the model sees (flattened); None where the batch is the row.
-        self.places: Tensor | None = None
-        # How attention goes through a packed row: segment by segment, or at once by FlexAttention or a dense mask.
-        ways = ("blocks", "mask") if self.device.type == "cuda" else ("segments",)
-        self.packs = any(self._try_packing(way) for way in ways)
-        if not self.packs:
-            logger.info("%s: its sequences are padded, not packed", type(model).__name__)
+    def __init__(self, row: Row, way: Way, device: torch.device, caches: bool = False) -> None:
+        self.row = row
+        self.ids = torch.tensor([row.ids], device=device)
+        self.positions = torch.tensor([row.positions()], device=device)
+        self.visible: Any = None
+        if way != "segments":
+            self.visible = visible_blocks(row, device) if way == "flex" else row.mask(device)[None, None]
+        self.caches: dict[int, tuple[Tensor, Tensor]] | None = {} if caches else None
+        self._causal_masks: dict[tuple[int, int], Tensor] = {}
 
-    @torch.no_grad()
-    def _try_head(self) -> None:
-        ids = torch.tensor([[5, 6, 7, 8]], device=self.device)
-        whole = self.model(input_ids=ids, use_cache=False).logits
-        states = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        if self.head is None or not torch.allclose(self.head(states), whole, rtol=1e-3, atol=1e-3):
-            raise ModelError(
-                f"{type(self.model).__name__}: its logits are not its output embedding of its last hidden state; "
-                "such a model is not supported."
-            )
+    def arguments(self, embed: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {"inputs_embeds": embed(self.ids), "position_ids": self.positions}
 
-    @torch.no_grad()
-    def _try_packing(self, way: str) -> bool:
-        self.attention = way
-        name = type(self.model).__name__
-        before = self.model.config._attn_implementation
-        a, b, c = [5, 6, 7], [8, 9], [7, 5, 6]
-        separate = [self._padded([a + b])[0], self._padded([a + c])[0]]
-        try:
-            self.model.set_attn_implementation(NAME)
-            if not self.packs_now():  # transformers leaves a model whose attention is its own as it was
-                raise NotImplementedError("its attention cannot be replaced")
-            row = Row()
-            root = row.add(a)
-            row.add(b, root), row.add(c, root)
-            packed = self.hidden(row)
-            right = torch.cat([separate[0], separate[1][3:]]).float()
-            # By the norm: two exact kernels of bfloat16 differ by a rounding, more than 1% of some elements.
-            same = (packed.float() - right).norm() <= ROUNDING[self.model.dtype] * right.norm()
-            # What few tokens do not show: segment attention sees all that comes before, however far away.
-            config = self.model.config
-            kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-            if same and not kinds and not getattr(config, "sliding_window", None):
-                return True
-            reason = "its attention has a window" if same else "packed and separate sequences differ"
-        except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-        self.model.set_attn_implementation(before)
-        logger.info("%s: its sequences cannot be packed by %s (%s)", name, way, reason)
-        return False
+    def of_row(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(0, -2)
 
-    @torch.no_grad()
-    def cache_prefix(self, ids: Sequence[int]) -> PrefixCache | None:
-        """The beginning of all sequences of later rows, computed once; None where the model cannot be packed."""
-        if not ids or not self.packs_now():
+    def prefix_cache(self) -> PrefixCache:
+        """The row's keys and values, for rows that begin with it."""
+        keys, values = zip(*(self.caches[layer] for layer in sorted(self.caches)), strict=True)
+        return PrefixCache(tuple(self.row.ids), list(keys), list(values))
+
+    def causal_mask(self, s: Segment, dtype: torch.dtype) -> Tensor | None:
+        """What a segment adds to its attention scores [length, position + length]; None where it sees but itself."""
+        if not s.position:
             return None
-        row = Row(seen={})
-        row.add(ids)
-        self.hidden(row)
-        layers = sorted(row.seen)
-        return PrefixCache(tuple(ids), [row.seen[n][0] for n in layers], [row.seen[n][1] for n in layers])
+        shape = (s.end - s.start, s.position + s.end - s.start)
+        if shape not in self._causal_masks:
+            self._causal_masks[shape] = torch.full(shape, -torch.inf, dtype=dtype).triu(s.position + 1)
+        return self._causal_masks[shape]
 
-    def hidden(self, row: Row) -> Tensor:
-        """Final hidden states [S, d] of a packed row, differentiable with respect to the layers' inputs."""
-        if not self.packs_now():
-            return self._unpacked(row)
-        device = self.device
-        ids = torch.tensor([row.ids], device=device)
-        positions = torch.tensor([row.positions()], device=device)
-        if self.attention == "blocks":
-            row.visible = visible_blocks(row, device)
-        elif self.attention == "mask":
-            row.visible = row.mask(device)[None, None]
-        with attention_context(row):
-            states = self.model.base_model(
-                inputs_embeds=self._embedded(ids), position_ids=positions, use_cache=False
-            ).last_hidden_state
-        return states[0]
 
-    def packs_now(self) -> bool:
-        """Whether the model at this moment runs with segment attention."""
-        return self.model.config._attn_implementation == NAME
+def visible_blocks(row: Row, device: torch.device) -> Any:
+    """What `Row.mask` says, as FlexAttention's BlockMask."""
+    from torch.nn.attention.flex_attention import create_block_mask  # imports the compiler: seconds
 
-    def _embedded(self, ids: Tensor) -> Tensor:
-        # Parameters are frozen; gradients flow from here on, to the linear layers' hooks.
-        embedded = self.embed(ids)
-        return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
+    offset, (owner, sees) = row.offset, (tensor.to(device) for tensor in row.tree())
 
-    def _unpacked(self, row: Row) -> Tensor:
-        """The same states as a packed row's, from a right-padded batch with one sequence for each segment."""
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = (key - offset).clamp(min=0)
+        mine, its = owner[query], owner[own]
+        return (key < offset) | torch.where(mine == its, own <= query, sees[mine, its])
+
+    return create_block_mask(
+        visible, None, None, len(owner), offset + len(owner), device=device, _compile=device.type == "cuda"
+    )
+
+
+class Padded(Execution):
+    """A right-padded batch with one sequence for each segment of the row, behind what it sees.
+
+    tokens: where the row's tokens lie in the batch, flattened [S].
+    """
+
+    def __init__(self, row: Row, device: torch.device) -> None:
+        self.row = row
         sequences = []
         for s in row.segments:
-            spans = [row.segments[a] for a in s.ancestors]
-            sequences.append([t for span in (*spans, s) for t in row.ids[span.start : span.end]])
-        states = self._padded(sequences)
+            seen = [*(row.segments[a] for a in s.ancestors), s]
+            sequences.append([t for o in seen for t in row.ids[o.start : o.end]])
         longest = max(map(len, sequences))
-        self.places = torch.tensor(
+        self.ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=device)
+        self.mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=device)
+        self.tokens = torch.tensor(
             [
-                number * longest + i
+                number * longest + place
                 for number, (s, sequence) in enumerate(zip(row.segments, sequences, strict=True))
-                for i in range(s.position, len(sequence))
+                for place in range(s.position, len(sequence))
             ],
-            device=self.device,
+            device=device,
         )
-        return torch.cat([h[s.position :] for h, s in zip(states, row.segments, strict=True)])
 
-    def _padded(self, sequences: list[list[int]]) -> list[Tensor]:
-        longest = max(map(len, sequences))
-        ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=self.device)
-        mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=self.device)
-        states = self.model.base_model(
-            inputs_embeds=self._embedded(ids), attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return [h[: len(s)] for h, s in zip(states, sequences, strict=True)]
+    def arguments(self, embed: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {"inputs_embeds": embed(self.ids), "attention_mask": self.mask}
+
+    def of_row(self, tensor: Tensor) -> Tensor:
+        return tensor.flatten(0, -2).index_select(0, self.tokens)

@@ -7,16 +7,17 @@ row of sequences. The gradient of sequence z is δ_zᵀ a_z (and Σδ_z for a bi
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.engine.execution import Network
+from icprobe.engine.batching import spans
+from icprobe.engine.execution import Execution, under_way
 from icprobe.engine.likelihood import loss_gradient
 from icprobe.engine.matmul import matmul, matmul_float32
 from icprobe.engine.models import linear_layers
+from icprobe.engine.network import Network
 from icprobe.engine.rows import Row
 from icprobe.texts.prompts import Encoded
 
@@ -50,44 +51,27 @@ class Layer:
         return self.weight_size + (self.d_out if self.bias else 0)
 
 
-@torch.no_grad()
 def layers_of(network: Network) -> list[Layer]:
     """The layers that gradients are taken for, in the model's order."""
-    modules = linear_layers(network.model)
-    inputs: dict[nn.Module, Tensor] = {}
-    row = Row()
-    row.add([5, 6])
-    hooks = [m.register_forward_pre_hook(lambda m, args: inputs.update({m: args[0]})) for m in modules.values()]
-    try:
-        network.hidden(row)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found, before = [], None
-    for name, module in modules.items():
+    found, sharing = [], set(network.capabilities.shares_input)
+    for name, module in linear_layers(network.model).items():
         d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
-        shares_input = module in inputs and inputs[module] is before
-        found.append(Layer(name, module, d_in, d_out, module.bias is not None, shares_input))
-        before = inputs.get(module)
+        found.append(Layer(name, module, d_in, d_out, module.bias is not None, name in sharing))
     return found
 
 
 @contextmanager
-def collect_gradients(network: Network, layers: Sequence[Layer], consume: Consumer) -> Iterator[None]:
+def collect_gradients(layers: Sequence[Layer], consume: Consumer) -> Iterator[None]:
     """Within the block every backward pass calls `consume` for each layer, from the last to the first."""
 
-    def of_row(tensor: Tensor) -> Tensor:
-        flat = tensor.flatten(0, -2)
-        return flat if network.places is None else flat[network.places]
-
-    def tap(index: int) -> Callable:
+    def collect(index: int) -> Callable:
         def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            a = inputs[0].detach()
+            a, of_row = inputs[0].detach(), under_way().of_row
             output.register_hook(lambda delta: consume(index, of_row(a), of_row(delta)))
 
         return forward_hook
 
-    handles = [layer.module.register_forward_hook(tap(index)) for index, layer in enumerate(layers)]
+    handles = [layer.module.register_forward_hook(collect(index)) for index, layer in enumerate(layers)]
     try:
         yield
     finally:
@@ -104,7 +88,7 @@ def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
     states.backward(delta)
 
 
-def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Row, Tensor, Tensor]:
+def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Execution, Tensor, Tensor]:
     """The packed row, its final hidden states [S, d], and the gradient of Σ −log p(target | context) by them."""
     row, predictors, targets = Row(), [], []
     for sequence, span in zip(sequences, spans(sequences), strict=True):
@@ -112,19 +96,11 @@ def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Row, Tensor, T
         predictors += range(span.start + sequence.n_context - 1, span.stop - 1)
         targets += sequence.ids[sequence.n_context :]
     with torch.enable_grad():
-        states = network.hidden(row)
+        execution, states = network.run(row)
     delta = torch.zeros_like(states)
     chosen = torch.tensor(predictors, device=states.device)
     delta[chosen] = loss_gradient(network, states.detach()[chosen], targets)
-    return row, states, delta
-
-
-def spans(sequences: Sequence[Encoded]) -> list[slice]:
-    """Where each sequence lies in a packed row."""
-    ends = [0]
-    for sequence in sequences:
-        ends.append(ends[-1] + len(sequence.ids))
-    return [slice(a, b) for a, b in pairwise(ends)]
+    return execution, states, delta
 
 
 def per_example_gradients(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icprobe.engine.execution import Network
 from icprobe.engine.matmul import matmul_float32
+from icprobe.engine.network import Network
 from icprobe.engine.rows import PrefixCache, Row
 
 # Words of the vocabulary whose logits are formed at a time: their weights and logits stay in a CPU's cache, while the

@@ -4,7 +4,8 @@ PyTorch's own `linear` and `mm` take oneDNN for 16-bit types alone; its operator
 float32 as well. Where there is no oneDNN, and on other devices, PyTorch's products are taken.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,10 @@ from transformers.pytorch_utils import Conv1D
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # Weights up to this size are also kept in the order in which oneDNN reads them; larger models pay with time.
 PACKED_BYTES = 1e9
+
+Forward = Callable[[Tensor], Tensor]
+# Forward passes that do no more than multiply.
+OWN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 
 def matmul(x: Tensor, weight: Tensor, bias: Tensor | None = None, out: Tensor | None = None) -> Tensor:
@@ -59,30 +64,45 @@ class _Linear(torch.autograd.Function):
         return matmul(delta, weight.T), None, None
 
 
-def use_onednn_matmul(modules: Iterable[nn.Module], packed: bool = False) -> None:
-    """Lets linear layers (nn.Linear, Conv1D; frozen) compute by `matmul`; a changed weight counts from then on.
+def onednn_forwards(modules: Iterable[nn.Module], packed: bool = False) -> dict[nn.Module, Forward]:
+    """Forward passes by `matmul` of linear layers (nn.Linear, Conv1D; frozen), for `use_forwards`.
 
-    A subclass with a forward pass of its own keeps it: it may do more than multiply.
-    packed: forward passes without gradients read a copy of the weights as they are now, in oneDNN's own order.
+    A layer with a forward pass of its own, of its class or itself, keeps it: it may do more than multiply.
+    packed: passes without gradients read a copy of the weights as they are now, in oneDNN's own order; else a changed
+    weight counts from then on.
     """
-    modules = [m for m in modules if type(m).forward in (nn.Linear.forward, Conv1D.forward)]
+    modules = [m for m in modules if type(m).forward in OWN_FORWARDS and "forward" not in vars(m)]
     if not AVAILABLE or any(m.weight.dtype != torch.float32 or m.weight.device.type != "cpu" for m in modules):
-        return
+        return {}
     packed = packed and sum(m.weight.nbytes for m in modules) <= PACKED_BYTES
-    for module in modules:
-        copy = torch.ops.mkldnn._reorder_linear_weight(_rows(module), None) if packed else None
-        module.forward = _forward(module, copy)
+    copies = [torch.ops.mkldnn._reorder_linear_weight(_weight(m), None) if packed else None for m in modules]
+    return {module: _forward(module, copy) for module, copy in zip(modules, copies, strict=True)}
 
 
-def _rows(module: nn.Module) -> Tensor:
+@contextmanager
+def use_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """Within the block the modules compute by these forward passes; after it as before."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward  # nn.Module's own way of setting an attribute takes ten times as long
+        yield
+    finally:
+        for module, forward in before.items():
+            vars(module).pop("forward", None)
+            if forward is not None:
+                vars(module)["forward"] = forward
+
+
+def _weight(module: nn.Module) -> Tensor:
     """The weight in nn.Linear's orientation, [d_out, d_in]."""
     return module.weight.T if isinstance(module, Conv1D) else module.weight
 
 
-def _forward(module: nn.Module, packed: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _forward(module: nn.Module, packed: Tensor | None) -> Forward:
     def forward(x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
-            return _Linear.apply(x, _rows(module), module.bias)
-        return matmul(x, _rows(module) if packed is None else packed, module.bias)
+            return _Linear.apply(x, _weight(module), module.bias)
+        return matmul(x, _weight(module) if packed is None else packed, module.bias)
 
     return forward

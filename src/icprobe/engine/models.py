@@ -38,6 +38,9 @@ GGUF_KEYS = {
     "attention.causal": True,
 }
 
+# The same, of which the configuration tells what the model computes with.
+GGUF_MADE_KEYS = ("attention.scale", "rope.dimension_count", "rope.freq_base")
+
 # `cached_file` gives None where a repository has no such file.
 IF_THERE = {
     "_raise_exceptions_for_gated_repo": False,
@@ -143,7 +146,7 @@ def check_gguf(path: Path, model: PreTrainedModel) -> None:
             f"leave some out, or make some up; {instead}"
         )
     fields = {name.partition(".")[2]: field for name, field in reader.fields.items()}
-    values = {key: fields[key].contents() for key in (*GGUF_KEYS, "rope.dimension_count") if key in fields}
+    values = {key: fields[key].contents() for key in (*GGUF_KEYS, *GGUF_MADE_KEYS) if key in fields}
     dropped = [f"{key} = {values[key]}" for key in _dropped(values, config)]
     if not _scaled(config):
         dropped += [f"the tensor {tensor.name}" for tensor in factors if (tensor.data != 1).any()]
@@ -162,11 +165,14 @@ def _dropped(values: dict[str, Any], config: Any) -> Iterator[str]:
         within = key == "attention.sliding_window" and value >= (max_positions(config) or math.inf)
         if value != idle and not known and not within:
             yield key
+    heads = getattr(config, "num_attention_heads", None) or 1
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    expected = {"attention.scale": width**-0.5}
     rope = getattr(config, "rope_parameters", None) or {}
-    if "rope.dimension_count" in values and "rope_theta" in rope:
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        if values["rope.dimension_count"] != int(width * rope.get("partial_rotary_factor", 1)):
-            yield "rope.dimension_count"
+    if "rope_theta" in rope:
+        turned = int(width * rope.get("partial_rotary_factor", 1))
+        expected |= {"rope.dimension_count": turned, "rope.freq_base": rope["rope_theta"]}
+    yield from (key for key, kept in expected.items() if not math.isclose(values.get(key, kept), kept, rel_tol=1e-6))
 
 
 def _scaled(config: Any) -> bool:
@@ -281,7 +287,7 @@ def check_causal(model: PreTrainedModel) -> None:
     if model.config.is_encoder_decoder:
         raise ModelError(f"{name} is an encoder-decoder, no causal language model; choose one that is.")
     model = model.eval()
-    both = (torch.tensor([[5, *later]]) for later in ((6, 7, 8), (9, 10, 11)))
+    both = (torch.tensor([[5, *later]], device=model.device) for later in ((6, 7, 8), (9, 10, 11)))
     first = [model(input_ids=ids, use_cache=False).logits[0, 0] for ids in both]
     if not all(logits.isfinite().all() for logits in first):
         raise ModelError(f"{name} predicts NaN or infinity: its weights are damaged; fetch it again.")
@@ -332,12 +338,6 @@ def opened(directory: str | Path, dtype: str, trusted: bool) -> PreTrainedModel:
     """The model in a directory that `prepare` wrote, on the CPU."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=trusted)
     return model.eval().requires_grad_(False)
-
-
-def refuse_dtype(directory: str | Path, dtype: str) -> None:
-    """Raises ModelError where the engines came out wrong in this dtype when the model was prepared."""
-    if said := artifacts.read_manifest(directory).get("refused_dtypes", {}).get(dtype):
-        raise ModelError(f"{said}; set attribution.dtype: float32.")
 
 
 def set_precision(tf32: bool) -> None:

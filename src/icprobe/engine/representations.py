@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from icprobe.engine.execution import Network
+from icprobe.engine.capabilities import Capabilities
+from icprobe.engine.network import Network
 from icprobe.engine.rows import Row
 from icprobe.progress import Progress
 from icprobe.texts.control_tokens import token_ids
 
 
 @torch.no_grad()
-def mean_hidden_states(model: Any, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
+def mean_hidden_states(model: Any, capabilities: Capabilities, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Mean of the final hidden states over the tokens of each text: [texts, d] float32."""
-    network = Network(model, packed_weights=True)
+    network = Network(model, capabilities, packed_weights=True)
     encoded = token_ids(tokenizer, texts)
     points = []
     for ids in Progress(encoded, desc="hidden states", unit="text"):

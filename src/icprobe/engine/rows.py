@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +35,6 @@ class Row:
     base: PrefixCache | None = None
     ids: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
-    visible: Any = None  # for one attention call over the whole row: `mask`, or FlexAttention's blocks
-    causal_masks: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    seen: dict[int, tuple[Tensor, Tensor]] | None = None  # filled with each layer's keys and values where it is a dict
 
     @property
     def offset(self) -> int:
@@ -93,15 +89,6 @@ class Row:
     def positions(self) -> list[int]:
         """Position of each token within its own sequence."""
         return [s.position + i for s in self.segments for i in range(s.end - s.start)]
-
-    def causal_mask(self, s: Segment, dtype: torch.dtype) -> Tensor | None:
-        """What a segment adds to its attention scores [length, position + length]; None where it sees but itself."""
-        if not s.position:
-            return None
-        shape = (s.end - s.start, s.position + s.end - s.start)
-        if shape not in self.causal_masks:
-            self.causal_masks[shape] = torch.full(shape, -torch.inf, dtype=dtype).triu(s.position + 1)
-        return self.causal_masks[shape]
 
     def tree(self) -> tuple[Tensor, Tensor]:
         """(segment of each token [S], which segment sees which [segments, segments])."""

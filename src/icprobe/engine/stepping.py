@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from icprobe.engine.attention import attention_context
-from icprobe.engine.execution import Network
-from icprobe.engine.gradients import Layer, collect_gradients, loss, loss_backward
+from icprobe.engine.execution import Execution
+from icprobe.engine.gradients import Layer, collect_gradients, loss
 from icprobe.engine.models import blocks
-from icprobe.engine.rows import Row
+from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
 # (layer index, of each row its inputs [S, d_in] and output gradients [S, d_out]) → None; called once per layer
@@ -27,15 +26,15 @@ Consumer = Callable[[int, list[tuple[Tensor, Tensor]]], None]
 class _Pass:
     """A row on its way back. calls: what each block was called with; delta: the gradient of the next block's output."""
 
-    row: Row
+    execution: Execution
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
     delta: Tensor
 
-    def back(self, block: nn.Module) -> None:
+    def backward(self, block: nn.Module) -> None:
         """Through the last block that is left; its layers' hooks see what a whole backward pass would show them."""
         (x, *others), named = self.calls.pop()
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), attention_context(self.row):
+        with torch.enable_grad(), self.execution.under_way():
             out = _states(block(x, *others, **named))
         (self.delta,) = torch.autograd.grad(out, x, self.delta)
 
@@ -47,16 +46,19 @@ def backward_in_step(
 
     Raises NotImplementedError for a model whose blocks do not hand their output straight to the next.
     """
-    passes = [_forward(network, batch) for batch in batches]
-    for block in reversed(blocks(network.model)):
-        taken: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        with collect_gradients(
-            network, layers, lambda index, a, delta, to=taken: to.setdefault(index, []).append((a, delta))
-        ):
-            for one in passes:
-                one.back(block)
-        for index in list(taken):
-            consume(index, taken.pop(index))
+    with network.in_use():
+        passes = [_forward(network, batch) for batch in batches]
+        for block in reversed(blocks(network.model)):
+            collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+            def collect(index: int, a: Tensor, delta: Tensor, to: dict = collected) -> None:
+                to.setdefault(index, []).append((a, delta))
+
+            with collect_gradients(layers, collect):
+                for one in passes:
+                    one.backward(block)
+            for index in list(collected):
+                consume(index, collected.pop(index))
 
 
 def _forward(network: Network, batch: Sequence[Encoded]) -> _Pass:
@@ -73,11 +75,11 @@ def _forward(network: Network, batch: Sequence[Encoded]) -> _Pass:
 
     handles = [block.register_forward_hook(cut, with_kwargs=True) for block in blocks(network.model)]
     try:
-        row, states, delta = loss(network, batch)
+        execution, states, delta = loss(network, batch)
     finally:
         for handle in handles:
             handle.remove()
-    return _Pass(row, calls, torch.autograd.grad(states, leaves[-1], delta)[0])
+    return _Pass(execution, calls, torch.autograd.grad(states, leaves[-1], delta)[0])
 
 
 def _states(output: Any) -> Tensor:
@@ -85,20 +87,8 @@ def _states(output: Any) -> Tensor:
 
 
 def activations_per_token(network: Network, layers: Sequence[Layer]) -> int | None:
-    """Elements that a token keeps in `backward_in_step`; None where a model cannot go in step (tried out on a few)."""
-    if not network.packs_now():
-        return None
-    batch = [Encoded((5, 6, 7, 8), 1), Encoded((9, 5, 6), 1)]
-    whole: dict[int, tuple[Tensor, Tensor]] = {}
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
-    with collect_gradients(network, layers, lambda index, a, delta: whole.update({index: (a, delta)})):
-        loss_backward(network, batch)
-    try:
-        backward_in_step(network, layers, [batch], lambda index, rows: parts.update({index: rows[0]}))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError):
-        return None
-    shown = [pair for index in whole for pair in zip(whole[index], parts.get(index, ()), strict=False)]
-    if list(whole) != list(parts) or not all(torch.allclose(x, y, rtol=1e-2, atol=1e-4) for x, y in shown):
+    """Elements that a token keeps in `backward_in_step`; None where a model cannot go in step."""
+    if not network.capabilities.in_step:
         return None
     number = len(blocks(network.model))
     return network.model.config.hidden_size * (number + 1) + -(-sum(layer.width for layer in layers) // number)

@@ -6,7 +6,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from icprobe.analysis import headline
-from icprobe.analysis.binning import threshold_of
+from icprobe.formatting import bin_words, fixed
 
 SIGNIFICANT = 0.05
 NOTE = "Best of a bin in bold where its difference to the next is significant (sign-flip test, Holm, 5%)."
@@ -51,18 +51,18 @@ def readable(table: pd.DataFrame, differences: pd.DataFrame, bold: Callable[[str
     for bin_ in dict.fromkeys(table["bin"]):
         for method in dict.fromkeys(table.loc[table["bin"] == bin_, "method"]):
             found = by_key[method, bin_, headline.OVERALL]
-            rate = "empty" if not found.n else _number(found.win_rate)
+            rate = "empty" if not found.n else _percent(found.win_rate)
             of_subsets = [by_key.get((method, bin_, subset)) for subset in subsets]
             rows.append(
                 [
-                    "all data" if bin_ == "all" else _threshold(bin_),
+                    bin_words(bin_),
                     method,
                     bold(rate) if (method, bin_) in best else rate,
-                    f"{_number(found.low)} to {_number(found.high)}",
-                    _number(found.standard_error),
-                    _number(getattr(found, "length_controlled_win_rate", float("nan"))),
-                    _number(found.discrete_win_rate),
-                    *(_number(row.win_rate) if row else "–" for row in of_subsets),
+                    f"{_percent(found.low)} to {_percent(found.high)}",
+                    _percent(found.standard_error),
+                    _percent(getattr(found, "length_controlled_win_rate", float("nan"))),
+                    _percent(found.discrete_win_rate),
+                    *(_percent(row.win_rate) if row else "–" for row in of_subsets),
                     str(found.n),
                 ]
             )
@@ -76,7 +76,7 @@ def left_out(table: pd.DataFrame) -> list[str]:
     table = headline.overall(table)
     notes = table.get("length_control_note", pd.Series("", index=table.index)).fillna("")
     return [
-        f"{method}, {'all data' if bin_ == 'all' else _threshold(bin_)}: {note}"
+        f"{method}, {bin_words(bin_)}: {note}"
         for method, bin_, note in zip(table["method"], table["bin"], notes, strict=True)
         if note
     ]
@@ -119,11 +119,5 @@ def _escaped(text: str) -> str:
     return "".join(marks.get(c) or ESCAPED.get(c, c) for c in text)
 
 
-def _number(value: float) -> str:
-    return "–" if value != value else f"{value:.1f}"
-
-
-def _threshold(name: str) -> str:
-    """`<=0.5`, or a bin's name in paths, as ≤ 0.5."""
-    text = threshold_of(name) if name.startswith(("le-", "gt-")) else name
-    return text.replace("<=", "≤ ").replace(">", "> ")
+def _percent(value: float) -> str:
+    return fixed(value, 1)

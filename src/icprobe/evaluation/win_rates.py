@@ -8,7 +8,7 @@ import pandas as pd
 from scipy.stats import t as student
 from statsmodels.stats.multitest import multipletests
 
-from icprobe.errors import DataError
+from icprobe.errors import DataError, several
 
 Z_95 = 1.96
 FEWEST = 6  # prompts: of fewer, all signs agree by chance in more than 5%
@@ -38,33 +38,57 @@ def win_rate(preferences: np.ndarray | pd.Series) -> dict[str, float | int]:
 
     preferences: [n] in [1, 2], above 1.5 a win of the fine-tuned model, 1.5 a draw; NaN (unreadable) is
     left out. win_rate = 100·mean(preference − 1); standard_error = 100·std(preference − 1, ddof=1)/√n, NaN
-    below two; low and high are win_rate ± 1.96 standard errors within [0, 100]; discrete_win_rate =
-    100·(n_wins + n_draws/2)/n. Without judgements every rate is NaN and every count 0. Raises DataError
-    outside of [1, 2]. Source: AlpacaEval (github.com/tatsu-lab/alpaca_eval, metrics/winrate.py).
+    below two; low and high are win_rate ± 1.96 standard errors within [0, 100], wider where all prompts end alike
+    (`_with_the_unseen`); discrete_win_rate = 100·(n_wins + n_draws/2)/n. Without judgements every rate is NaN and every
+    count 0. Raises DataError outside of [1, 2]. Source: AlpacaEval (github.com/tatsu-lab/alpaca_eval,
+    metrics/winrate.py).
     """
     preferences = np.asarray(preferences, dtype=np.float64)
     preferences = preferences[~np.isnan(preferences)]
     outside = preferences[(preferences < 1) | (preferences > 2)]
     if outside.size:
         raise DataError(
-            f"{outside.size} preferences lie outside of [1, 2], the first is {outside[0]}: "
+            f"{several(outside.size, 'preference')} outside of [1, 2], the first is {outside[0]}: "
             "1 means that the base model wins, 2 that the fine-tuned one does. Judge again."
         )
     n = len(preferences)
     n_wins, n_draws = int((preferences > 1.5).sum()), int((preferences == 1.5).sum())
     rate = 100 * float((preferences - 1).mean()) if n else np.nan
     error = 100 * float((preferences - 1).std(ddof=1)) / np.sqrt(n) if n > 1 else np.nan
-    return {
-        "n": n,
+    counts = {"n": n, "n_wins": n_wins, "n_wins_base": n - n_wins - n_draws, "n_draws": n_draws}
+    low, high = _with_the_unseen(rate - Z_95 * error, rate + Z_95 * error, rate, counts, n)
+    return counts | {
         "win_rate": rate,
         "standard_error": float(error),
-        "low": _within(rate - Z_95 * error),
-        "high": _within(rate + Z_95 * error),
+        "low": _within(low),
+        "high": _within(high),
         "discrete_win_rate": 100 * (n_wins + n_draws / 2) / n if n else np.nan,
-        "n_wins": n_wins,
-        "n_wins_base": n - n_wins - n_draws,
-        "n_draws": n_draws,
     }
+
+
+def _with_the_unseen(low: float, high: float, rate: float, counts: dict, prompts: int) -> tuple[float, float]:
+    """The interval [low, high] of a win rate, wider where all judgements are wins, all losses, or all draws.
+
+    Such judgements do not show how other prompts would end, and errors that are made of how they spread come out as
+    nothing. At 95%, up to `most_unlike(prompts)` of other prompts end otherwise: the interval reaches as far as these
+    would take the rate. prompts: how many were judged; seeds repeat them.
+    """
+    if prompts < 1 or np.isnan(low) or counts["n"] not in (counts["n_wins"], counts["n_wins_base"], counts["n_draws"]):
+        return low, high
+    unlike = most_unlike(prompts)
+    # Of prompts that are not lost the least is a draw, of those that are not won the most.
+    worst, best = 50.0 * (counts["n_wins_base"] > 0), 100 - 50.0 * (counts["n_wins"] > 0)
+    alike = (1 - unlike) * rate
+    return min(low, alike + unlike * worst), max(high, alike + unlike * best)
+
+
+def most_unlike(n: int) -> float:
+    """The largest share of others that n draws may leave unseen: the upper end of the 95% interval of 0 of n.
+
+    Exact (Clopper and Pearson, Biometrika 26, 1934), for graded values too: whatever these are, no more than that share
+    of them is of another kind than all that were drawn.
+    """
+    return 1 - 0.025 ** (1 / n)
 
 
 def win_rate_table(judgements: pd.DataFrame, conditions: Iterable[tuple[str, str, object]] = ()) -> pd.DataFrame:
@@ -76,8 +100,9 @@ def win_rate_table(judgements: pd.DataFrame, conditions: Iterable[tuple[str, str
 
     "all" is the mean over the seeds that have judgements, with their counts summed. With two seeds or more
     its standard error and interval are those of `crossed_error`, for other seeds and other prompts (of
-    seeds that share no two prompts: std over seeds (ddof=1)/√seeds, Student's t); with one seed both are
-    that seed's own. Raises DataError where a prompt is judged twice.
+    seeds that share no two prompts: std over seeds (ddof=1)/√seeds, Student's t), and the interval is as
+    `win_rate`'s where all prompts end alike; with one seed both are that seed's own. Raises DataError where a
+    prompt is judged twice.
     """
     judgements = _checked(judgements)
     conditions = [(method, bin_, str(seed)) for method, bin_, seed in conditions]
@@ -117,11 +142,12 @@ def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, fl
         error = float(each.std(ddof=1) / np.sqrt(len(each)))
         half = student.ppf(0.975, len(each) - 1) * error
     summed = {name: sum(rate[name] for rate in judged) for name in ["n", *COUNTS]}
+    low, high = _with_the_unseen(mean - half, mean + half, mean, summed, len(table))
     return summed | {
         "win_rate": mean,
         "standard_error": error,
-        "low": _within(mean - half),
-        "high": _within(mean + half),
+        "low": _within(low),
+        "high": _within(high),
         "discrete_win_rate": float(np.mean([rate["discrete_win_rate"] for rate in judged])),
     }
 
@@ -166,7 +192,8 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
     judgements: as for `win_rate_table`; a prompt's preference is its mean over seeds. Returns `bin`, `method_a`,
     `method_b`, `n` (prompts that both have), `difference` (a − b, in percentage points), `low`, `high` (95%
     percentile bootstrap over prompts; where a method has two seeds or more, the interval of `_over_seeds_too`; below
-    six prompts it holds 0 always, for no test could tell), `p_value` (two-sided, of `sign_flip_p_values`; where a
+    six prompts it holds 0 always, for no test could tell; where all prompts differ alike, what `most_unlike` of others
+    may do), `p_value` (two-sided, of `sign_flip_p_values`; where a
     method has two seeds or more, the larger of that and of `_over_seeds_too`) and `p_value_holm` (Holm's correction
     over the whole table). Below two shared prompts all of them are NaN but n. Raises DataError where a prompt is
     judged twice.
@@ -202,6 +229,10 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
                     p_value = max(p_value, over_seeds)
                 if len(shared) < FEWEST:
                     low, high = min(low, 0), max(high, 0)
+                if np.ptp(shared) < 1e-9:  # prompts that all differ alike do not show how others would
+                    unlike = most_unlike(len(shared))
+                    alike = (1 - unlike) * float(shared.mean())
+                    low, high = min(low, alike - 100 * unlike), max(high, alike + 100 * unlike)
                 row |= {"difference": shared.mean(), "low": low, "high": high, "p_value": p_value}
             rows.append(row)
     result = pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
@@ -280,7 +311,7 @@ def _checked(judgements: pd.DataFrame) -> pd.DataFrame:
         row = judgements[twice].iloc[0]
         raise DataError(
             f"Judgements of {row['method']}, {row['bin']}, seed {row['seed']}: prompt {row['id']!r} is "
-            f"judged twice ({twice.sum()} such rows). Give each prompt one judgement."
+            f"judged twice ({several(twice.sum(), 'such row')}). Give each prompt one judgement."
         )
     return judgements
 

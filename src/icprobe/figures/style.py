@@ -1,5 +1,4 @@
-"""The look that all figures share: paper widths, colours that the colour-blind can tell apart, ticks and
-titles."""
+"""The look that all figures share: paper widths, ticks and titles."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -13,10 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from icprobe import formatting
+from icprobe.formatting import GREY, SHAPES
+
 COLUMN, PAGE = 3.4, 7.0  # inches: one column of a paper, and the page
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-GREY = "#6E6E6E"
+MARKERS = tuple(SHAPES.values())
+BARS = {"elinewidth": 0.8, "capsize": 1.5}  # of errors, where points have an interval
 DENSITY_ABOVE = 2000  # examples; more points than that hide each other
 DENSITY_CELLS = 40
 FEW_LEVELS = 101  # shares of 100 tasks
@@ -91,8 +92,15 @@ def legend_below(figure: Figure, **options) -> Legend:
 
 
 def look(k: int, colors: Sequence[str]) -> dict[str, str]:
-    """Colour and marker of the k-th method; when the colours begin again, the markers do not."""
-    return {"color": colors[k % len(colors)], "marker": MARKERS[(k + k // len(colors)) % len(MARKERS)]}
+    """Colour and marker of the k-th method or label, those that it has in the report's charts too."""
+    color, shape = formatting.look(k, colors)
+    return {"color": color, "marker": SHAPES[shape]}
+
+
+def looks(methods: Sequence[str], known: Sequence[str], colors: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The look of each of these methods, which is that of its place among all known ones in every figure."""
+    places = list(dict.fromkeys([*known, *methods]))
+    return {method: look(places.index(method), colors) for method in methods}
 
 
 def plain_ticks(axis: Axis, most: int = 5, whole: bool = False) -> None:
@@ -116,11 +124,6 @@ def tick(value: float, largest: float) -> str:
         if value and largest >= max(size, 1e4):
             return f"{round(value / size, 10):g}{letter}".replace("-", "−")
     return f"{round(value, 10):g}".replace("-", "−")
-
-
-def number(value: float) -> str:
-    """A correlation in a figure: two decimals, a dash where it is undefined."""
-    return "–" if np.isnan(value) else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def levels_of(values: np.ndarray) -> np.ndarray | None:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.analysis.statistics import kinds
+from icprobe.analysis.statistics import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
-from icprobe.report import charts, page, provenance
+from icprobe.formatting import OKABE_ITO
+from icprobe.report import charts, page, provenance, sentences
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
 
@@ -39,7 +40,8 @@ def build(
     environment: Mapping[str, Any] | None = None,
     dag: Iterable[RuleRun | tuple] | None = None,
     sweep: str | Path | None = None,
-    colors: Sequence[str] = charts.COLORS,
+    colors: Sequence[str] = OKABE_ITO,
+    asked: Mapping[str, tuple[str, str]] | None = None,
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 
@@ -50,7 +52,8 @@ def build(
     dtype, threads, commit); mappings within it become rows of their own. dag: `RuleRun` rows, or tuples (rule, seconds,
     peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure
     (SVG) of icp against influence by model and domain, with its table beside it (.csv). colors: the cycle of #rrggbb
-    in which the charts are drawn.
+    in which the charts are drawn. asked: method -> the question it puts to an example, and what its score is with its
+    unit.
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
@@ -76,9 +79,11 @@ def build(
         "tasks": {"id": tasks["id"].tolist(), **{name: page.texts(tasks[name]).tolist() for name in TEXT_FIELDS}},
         "models": {model.name: model.explorer(explored, tasks) for model in experiments},
     }
-    specifications = {"scatter": charts.scatter(colors), "effects": charts.effects(colors)}
+    groups = ["example"] if coloured is None else [*map(page.visible, sorted(coloured.dropna().astype(str).unique()))]
+    specifications = {"scatter": charts.scatter(groups, colors), "effects": charts.effects()}
     for number, model in enumerate(experiments):
         specifications |= model.charts(number, colors)
+    methods = list(dict.fromkeys(method for model in experiments for method in model.methods))
     runs = provenance.rule_runs(dag)
     if runs is not None:
         specifications["dag"] = charts.dag(runs.drop(columns="needs"), provenance.edges(runs))
@@ -88,16 +93,21 @@ def build(
         specifications,
         experiment=experiment,
         models=experiments,
+        asked={method: asked[method] for method in methods if method in (asked or {})},
+        bins=sentences.bins(experiments, len(train), {method: unit for method, (_, unit) in (asked or {}).items()}),
+        found={model.name: sentences.found(model, sound_labels) for model in experiments},
+        few_prompts=sentences.FEW_PROMPTS,
         n_examples=len(train),
         n_explored=len(explored),
         n_tasks=len(tasks),
         sweep=None if sweep is None else Sweep(Path(sweep)),
         labels=labels,
+        chosen_by=[label for label in labels if not is_continuous(train[label])],
         sound_labels=sound_labels,
         top=top,
         config_text=config_text,
         environment=provenance.flat(environment or {}),
-        artifacts=provenance.artifacts(runs),
+        artifacts=provenance.artifacts(runs, experiment),
         has_dag=runs is not None,
         statistics=charts.STATISTICS,
     )

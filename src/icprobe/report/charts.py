@@ -4,19 +4,16 @@ Every view has a name of its own: Altair would number them through the process, 
 one build to the next. Texts of the data are values, never names of fields.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
 import networkx as nx
 import pandas as pd
 
+from icprobe.formatting import DIVERGING, GREY, OKABE_ITO, UNLABELLED, duration, look
 from icprobe.report.dag_layout import layers
-from icprobe.report.wording import duration
 
-# What `figures.colors` is by default: Okabe and Ito's. A shape stands beside each, so that no colour is needed.
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-SHAPES = ["circle", "diamond", "triangle-up", "square", "cross", "triangle-down", "triangle-right"]
 FADED, INK = "#c8c8c8", "#1b1b1b"
 STATISTICS = {
     "spearman": "Spearman",
@@ -51,6 +48,12 @@ def _specification(chart: alt.TopLevelMixin, description: str) -> dict[str, Any]
     return specification
 
 
+def _scales(looks: Mapping[str, tuple[str, str]]) -> tuple[alt.Scale, alt.Scale]:
+    """Scales of colour and shape for names with these looks."""
+    colors, shapes = zip(*looks.values(), strict=True)
+    return tuple(alt.Scale(domain=list(looks), range=list(ends)) for ends in (colors, shapes))
+
+
 def heat_map(correlations: pd.DataFrame, methods: Sequence[str], model: str) -> dict[str, Any]:
     """Methods × methods, coloured by the correlation that the parameter `statistic` names.
 
@@ -77,8 +80,7 @@ def heat_map(correlations: pd.DataFrame, methods: Sequence[str], model: str) -> 
     color = alt.Color(
         "value:Q",
         title="Correlation",
-        # Blue for agreement; the same distance from 0 is equally dark on both sides.
-        scale=alt.Scale(scheme="blueorange", domain=[-1, 1], reverse=True),
+        scale=alt.Scale(range=list(DIVERGING), domain=[-1, 1]),
         legend=alt.Legend(gradientLength=160, orient="right"),
     )
     cell = (
@@ -107,11 +109,14 @@ def heat_map(correlations: pd.DataFrame, methods: Sequence[str], model: str) -> 
     )
 
 
-def scatter(colors: Sequence[str] = COLORS) -> dict[str, Any]:
+def scatter(groups: Sequence[str], colors: Sequence[str] = OKABE_ITO) -> dict[str, Any]:
     """Score against score; the page fills the data set `examples` (i, id, x, y, group, shown) and the axis titles.
 
+    groups: what the label's values are called, in the order of their looks; beside them an example may be "unlabelled".
     Parameters: `brush`, the interval that the reader drags; `picked`, the row whose text is shown.
     """
+    looks = {group: look(k, colors) for k, group in enumerate(groups)}
+    color_scale, shape_scale = _scales(looks | {"unlabelled": (UNLABELLED, "circle")})
     brush = alt.selection_interval(name="brush", mark=alt.BrushConfig(fill=colors[0], fillOpacity=0.08, stroke=INK))
     picked = alt.param(name="picked", value=-1)
     chart = (
@@ -124,10 +129,12 @@ def scatter(colors: Sequence[str] = COLORS) -> dict[str, Any]:
             y=alt.Y("y:Q", scale=alt.Scale(zero=False, nice=True)),
             color=alt.condition(
                 "datum.shown",
-                alt.Color("group:N", title=None, scale=alt.Scale(range=list(colors)), legend=alt.Legend(orient="top")),
+                alt.Color(
+                    "group:N", title=None, scale=color_scale, legend=alt.Legend(orient="top", values=list(groups))
+                ),
                 alt.value(FADED),
             ),
-            shape=alt.Shape("group:N", title=None, scale=alt.Scale(range=SHAPES)),
+            shape=alt.Shape("group:N", title=None, scale=shape_scale),
             opacity=alt.condition("datum.shown || datum.i == picked", alt.value(0.75), alt.value(0.35)),
             size=alt.condition("datum.i == picked", alt.value(190), alt.value(40)),
             stroke=alt.condition("datum.i == picked", alt.value(INK), alt.value(None)),
@@ -148,7 +155,7 @@ def scatter(colors: Sequence[str] = COLORS) -> dict[str, Any]:
     )
 
 
-def effects(colors: Sequence[str] = COLORS) -> dict[str, Any]:
+def effects() -> dict[str, Any]:
     """One example's effect on every task, methods side by side; the page fills `effects` (task, text, method, column,
     effect, direction, order)."""
     bars = (
@@ -165,7 +172,7 @@ def effects(colors: Sequence[str] = COLORS) -> dict[str, Any]:
             color=alt.Color(
                 "direction:N",
                 title=None,
-                scale=alt.Scale(domain=["helps", "hurts"], range=[colors[0], colors[1 % len(colors)]]),
+                scale=alt.Scale(domain=["helps", "hurts"], range=[DIVERGING[-2], DIVERGING[1]]),
                 legend=alt.Legend(orient="top"),
             ),
             tooltip=[
@@ -184,11 +191,20 @@ def effects(colors: Sequence[str] = COLORS) -> dict[str, Any]:
     )
 
 
-def win_rates(rows: pd.DataFrame, methods: Sequence[str], model: str, colors: Sequence[str] = COLORS) -> dict[str, Any]:
-    """Win rate with its interval, one line for each condition. rows: condition, method, win_rate, low, high."""
+def win_rates(
+    rows: pd.DataFrame, methods: Sequence[str], model: str, colors: Sequence[str] = OKABE_ITO
+) -> dict[str, Any]:
+    """Win rate with its interval, one line for each condition.
+
+    rows: condition, method, win_rate, low, high. methods: all of the experiment, whose order gives the looks; the
+    baseline trained on all data is none of them.
+    """
+    known = list(dict.fromkeys([*methods, *rows["method"]]))
+    looks = {method: look(k, colors) for k, method in enumerate(known) if method in set(rows["method"])}
+    color_scale, shape_scale = _scales(looks | ({"all": (GREY, "circle")} if "all" in looks else {}))
     base = alt.Chart(rows).encode(
         y=alt.Y("condition:N", sort=list(rows["condition"]), title=None, axis=alt.Axis(labelLimit=170, grid=False)),
-        color=alt.Color("method:N", sort=list(methods), scale=alt.Scale(range=list(colors)), legend=None),
+        color=alt.Color("method:N", scale=color_scale, legend=None),
     )
     interval = (
         base.mark_rule(strokeWidth=2)
@@ -207,7 +223,7 @@ def win_rates(rows: pd.DataFrame, methods: Sequence[str], model: str, colors: Se
         base.mark_point(filled=True, size=80, opacity=1)
         .encode(
             x="win_rate:Q",
-            shape=alt.Shape("method:N", sort=list(methods), scale=alt.Scale(range=SHAPES), legend=None),
+            shape=alt.Shape("method:N", scale=shape_scale, legend=None),
             tooltip=[
                 "condition:N",
                 alt.Tooltip("win_rate:Q", title="win rate, %", format=".1f"),

@@ -12,13 +12,13 @@ import pandas as pd
 
 from icprobe import artifacts
 from icprobe.analysis import headline
-from icprobe.analysis.binning import bins
+from icprobe.analysis.binning import bins, ranks
 from icprobe.analysis.statistics import label_aucs, widen
 from icprobe.errors import DataError, ScoreError
-from icprobe.evaluation.tabulation import left_out
+from icprobe.evaluation.tabulation import left_out, significantly_best
+from icprobe.formatting import bin_label, bin_text
 from icprobe.report import charts
 from icprobe.report.page import text
-from icprobe.report.wording import bin_label, count, fixed
 from icprobe.tables.parquet import read_pieces
 
 Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
@@ -39,12 +39,14 @@ class ModelInputs:
     attributions: Mapping[str, Source] = field(default_factory=dict)  # method -> id, one column per task; or id, score
     lengths: Source | None = None  # id, n_query, n_target (tokens)
     correlations: Source | None = None  # [model], method_a, method_b, statistic, value, low, high, interval, n
+    bins: Source | None = None  # [model], method, bin, n, border, n_tied, n_tied_inside, n_values
     overlaps: Source | None = None  # [model], method, bin, n, n_overlap, overlap, chance
     win_rates: Source | None = None  # [model], method, bin, subset, seed, n, win_rate, ..., n_draws
     differences: Source | None = None  # [model], bin, method_a, method_b, n, difference, ..., p_value_holm
     chain: Source | None = None  # [model], link, level, task, learning_rate, statistic, value, low, high, interval, n
     weak_link: str | Path | None = None  # text file: which link of the chain is the weak one, in words
     label_aucs: Source | None = None  # [model], label, value, method, auc, n_positive, n_negative; absent: computed
+    label_correlations: Source | None = None  # [model], label, method, statistic, value, low, high, interval, n
     figures: Sequence[str | Path] = ()  # SVG files; the caption is the file's dc:title or name, and dc:description
 
 
@@ -64,16 +66,20 @@ class Findings:
         self.methods = list(inputs.scores)
         self._attributions = dict(inputs.attributions)
         self._train = train
-        self.scores = {
-            method: _scores(source, train["id"], f"{name}, {method}") for method, source in inputs.scores.items()
-        }
-        self.ranks = {method: _ranks(score) for method, score in self.scores.items()}
+        tables = {m: _scores(source, train["id"], f"{name}, {m}") for m, source in inputs.scores.items()}
+        self.scores = {method: table["score"] for method, table in tables.items()}
+        self.ranks = {method: ranks(score).reset_index(drop=True) for method, score in self.scores.items()}
+        self._tables = tables
         lengths = _table(inputs.lengths)
         if lengths is not None and lengths["n_target"].isna().all():
             lengths = None  # no texts, or no model to count their tokens
         self.lengths = None if lengths is None else lengths.astype({"id": str}).set_index("id").reindex(train["id"])
         self.correlations = self._own(inputs.correlations)
+        self.bins = self._own(inputs.bins)
         self.overlaps = self._own(inputs.overlaps)
+        distinct = {} if self.overlaps is None else headline.distinct_bins(self.overlaps)
+        # bin -> all bins that hold the same examples as it.
+        self.equal_bins = {bin_: equal for equal in distinct.values() for bin_ in equal}
         self.win_rates = self._own(inputs.win_rates)
         if self.win_rates is not None and "length_controlled_win_rate" not in self.win_rates:
             self.win_rates["length_controlled_win_rate"] = np.nan
@@ -85,12 +91,12 @@ class Findings:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
             aucs = label_aucs(self.scores, train[["id", *labels]], sound)
         self.aucs = aucs if len(aucs) else None
+        self.label_correlations = self._own(inputs.label_correlations)
         self.figures = [_figure(Path(path)) for path in inputs.figures]
         self.best, self.worst = {}, {}
-        for method, ranks in self.ranks.items():
-            evaluated = ranks.dropna().astype(int).sort_values()
-            self.best[method] = list(evaluated.index[:top])
-            self.worst[method] = list(evaluated.index[::-1][:top])
+        for method, table in tables.items():
+            order = _best_first(table)
+            self.best[method], self.worst[method] = order[:top], order[::-1][:top]
 
     def _own(self, source: Source | None) -> pd.DataFrame | None:
         """The rows of a table that are of this model and over all tasks; None where there are none."""
@@ -103,29 +109,6 @@ class Findings:
         return table.reset_index(drop=True) if len(table) else None
 
     # --- for the template
-
-    def headline(self) -> list[str]:
-        """The correlation of icp and influence in words, with what the interval says about it."""
-        found = {} if self.correlations is None else headline.agreement(self.correlations)
-        if "spearman" not in found:
-            return ["The correlation of icp and influence was not computed: this experiment lacks one of the two."]
-        plain = found["spearman"]
-        if plain.value != plain.value:
-            return ["The correlation of icp and influence is undefined: one of the two scores is constant."]
-        sentences = [
-            f"Over {count(plain.n)} examples, icp and influence have a Spearman correlation of "
-            f"{fixed(plain.value)} (95% interval {fixed(plain.low)} to {fixed(plain.high)}, {plain.interval}). "
-            + _reading(plain, "the two methods rank examples")
-        ]
-        partial = found.get("spearman_partial_length")
-        if partial is None or partial.value != partial.value:
-            sentences.append("How much of this is owed to the length of the responses was not computed.")
-        else:
-            sentences.append(
-                f"Given response length it is {fixed(partial.value)} (95% interval {fixed(partial.low)} to "
-                f"{fixed(partial.high)}). " + _reading(partial, "among responses of equal length they still rank")
-            )
-        return sentences
 
     def auc_tables(self) -> list[dict[str, Any]]:
         """One table for each label: methods × what stands against the good value."""
@@ -157,9 +140,16 @@ class Findings:
                 rows.setdefault(row.learning_rate, {})["error", ""] = row
         return dict(sorted(rows.items()))
 
+    def bin_names(self, bin_: str) -> str:
+        """A bin as people read it, with the bins that hold the same examples as it."""
+        return ", ".join(map(bin_label, self._equal_to(bin_)))
+
+    def _equal_to(self, bin_: str) -> list[str]:
+        return self.equal_bins.get(bin_text(str(bin_)), [str(bin_)])
+
     def overlap_bins(self) -> dict[str, float]:
-        """bin -> overlap expected by chance."""
-        return {row.bin: row.chance for row in self.overlaps.itertuples()}
+        """bin -> overlap expected by chance; equal bins once."""
+        return {row.bin: row.chance for row in self.overlaps.itertuples() if row.bin == self._equal_to(row.bin)[0]}
 
     def overlap_rows(self) -> dict[str, dict[str, Any]]:
         """method -> bin -> row of the table."""
@@ -168,9 +158,24 @@ class Findings:
             rows.setdefault(row.method, {})[row.bin] = row
         return rows
 
-    def overall_win_rates(self) -> list[Any]:
-        """The rows over all prompts and seeds."""
-        return list(headline.overall(self.win_rates).itertuples())
+    def win_rate_rows(self, overall: bool) -> list[Any]:
+        """The rows over all prompts and seeds, or all; of bins that hold the same examples those of one.
+
+        Each has `n_prompts` (seeds judge the same prompts again), and `leads`: whether it is significantly the best of
+        its bin.
+        """
+        rows = self.win_rates
+        first = rows["bin"].map(lambda bin_: self._equal_to(bin_)[0])
+        rows = rows[~rows[["method", "subset", "seed"]].assign(bin=first).duplicated()]
+        of_prompts = rows[rows["seed"].astype(str) != headline.ALL].groupby(["method", "bin", "subset"])["n"].max()
+        prompts = [of_prompts.get((row.method, row.bin, row.subset), row.n) for row in rows.itertuples()]
+        best = set() if self.differences is None else significantly_best(self.win_rates, self.differences)
+        over_all = rows.index.isin(headline.overall(rows).index)
+        leads = [
+            whole and (row.method, row.bin) in best for whole, row in zip(over_all, rows.itertuples(), strict=True)
+        ]
+        rows = rows.assign(n_prompts=prompts, leads=leads)
+        return list((rows[over_all] if overall else rows).itertuples())
 
     def without_length_control(self) -> list[str]:
         """Why there is no length-controlled win rate, method by method and bin by bin."""
@@ -184,15 +189,13 @@ class Findings:
             drawn = [method for method in self.methods if method in {*table["method_a"], *table["method_b"]}]
             found[f"heat-map-{number}"] = charts.heat_map(table, drawn, self.name)
         if self.win_rates is not None:
-            rows = headline.overall(self.win_rates).query("n > 0")
-            if len(rows):
+            rows = [row for row in self.win_rate_rows(overall=True) if row.n > 0]
+            if rows:
                 conditions = [
-                    "all data" if row.bin == "all" else f"{row.method} {bin_label(row.bin)}"
-                    for row in rows.itertuples()
+                    bin_label("all") if row.bin == "all" else f"{row.method} {self.bin_names(row.bin)}" for row in rows
                 ]
-                rows = rows[["method", "win_rate", "low", "high"]].round(3).assign(condition=conditions)
-                methods = list(dict.fromkeys(rows["method"]))
-                found[f"win-rates-{number}"] = charts.win_rates(rows, methods, self.name, colors)
+                drawn = pd.DataFrame(rows)[["method", "win_rate", "low", "high"]].round(3).assign(condition=conditions)
+                found[f"win-rates-{number}"] = charts.win_rates(drawn, self.methods, self.name, colors)
         return found
 
     def example(self, row: int, method: str) -> dict[str, Any]:
@@ -245,18 +248,19 @@ class Findings:
         }
 
     def _bins(self, explored: np.ndarray) -> dict[str, dict[str, list[int]]]:
-        """Bin -> method -> positions, among the explored, of its members; empty without overlaps or icp."""
-        if self.overlaps is None or "icp" not in self.scores or self.scores["icp"].isna().any():
+        """Bins, equal ones once -> method -> positions, among the explored, of its members; empty where no table names
+        bins."""
+        if self.bins is None:
             return {}
-        thresholds = [bin_label(name) for name in dict.fromkeys(self.overlaps["bin"])]
-        tables = {m: score.rename_axis("id").rename("score").reset_index() for m, score in self.scores.items()}
+        names = {self.bin_names(name): name for name in reversed([*map(bin_label, dict.fromkeys(self.bins["bin"]))])}
+        # Evaluated in part, a method's bins need not exist.
+        tables = {m: table.reset_index() for m, table in self._tables.items() if table["score"].notna().all()}
         position = {identity: i for i, identity in enumerate(self._train["id"].iloc[explored])}
-        found: dict[str, dict[str, list[int]]] = {threshold: {} for threshold in thresholds}
+        found: dict[str, dict[str, list[int]]] = {shown: {} for shown in reversed(names)}
         for method, table in tables.items():
-            if table["score"].isna().any():
-                continue  # evaluated in part: its bins need not exist
-            for threshold, ids in bins(tables["icp"], None if method == "icp" else table, thresholds).items():
-                found[threshold][method] = sorted(position[i] for i in ids if i in position)
+            members = bins(tables.get("icp"), table, list(names.values()))
+            for shown, name in names.items():
+                found[shown][method] = sorted(position[i] for i in members[name] if i in position)
         return found
 
 
@@ -268,24 +272,12 @@ class Sweep:
         self.rows = list(_table(path.with_suffix(".csv")).itertuples())
 
 
-def _reading(row: Any, what: str) -> str:
-    """What an interval says about 0, in a sentence."""
-    if row.low != row.low or row.high != row.high:
-        return "Its interval is undefined."
-    if row.low > 0:
-        return f"The interval excludes 0: {what} alike, more than chance would."
-    if row.high < 0:
-        return f"The interval excludes 0 from below: {what} in opposite ways."
-    return "The interval includes 0: these examples do not tell it from no correlation at all."
-
-
-def _scores(source: Source, ids: pd.Series, what: str) -> pd.Series:
-    """Scores in the order of the examples, indexed by id; NaN where an example has none."""
+def _scores(source: Source, ids: pd.Series, what: str) -> pd.DataFrame:
+    """A table of scores in the order of the examples, indexed by id; NaN where an example has none."""
     table = _table(source)
-    table = table.assign(id=table["id"].astype(str))
-    _refuse_unknown(table["id"], ids, what)
-    values = pd.Series(widen(table["score"].to_numpy()), index=pd.Index(table["id"], name="id"))
-    return values.reindex(ids)
+    table = table.assign(id=table["id"].astype(str), score=widen(table["score"].to_numpy())).set_index("id")
+    _refuse_unknown(table.index, ids, what)
+    return table.reindex(pd.Index(ids, name="id"))
 
 
 def _refuse_unknown(found: Iterable[str], ids: pd.Series, what: str) -> None:
@@ -296,11 +288,11 @@ def _refuse_unknown(found: Iterable[str], ids: pd.Series, what: str) -> None:
         )
 
 
-def _ranks(score: pd.Series) -> pd.Series:
-    """1 for the best by (−score, id), the order of the bins, by position; NaN where not evaluated."""
-    order = pd.DataFrame({"negative": -score.to_numpy(), "id": score.index.to_numpy()})
-    evaluated = order.dropna(subset="negative").sort_values(["negative", "id"], kind="stable").index
-    return pd.Series(np.arange(1, len(evaluated) + 1), index=evaluated, dtype=float).reindex(range(len(score)))
+def _best_first(table: pd.DataFrame) -> list[int]:
+    """Positions of the evaluated examples, the best first; equal scores by mean effect, where there is one, then id."""
+    known = [name for name in ("score", "mean_effect") if name in table]
+    order = (-table[known]).assign(id=table.index).reset_index(drop=True)
+    return order[table["score"].notna().to_numpy()].sort_values([*known, "id"], kind="stable").index.to_list()
 
 
 def _table(source: Source | None) -> pd.DataFrame | None:

@@ -17,7 +17,7 @@ import vl_convert
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from icprobe.report.wording import bin_label, count, duration, fixed, number
+from icprobe.formatting import bin_label, count, duration, fixed, number
 
 
 def render(data: Any, specifications: Any, **shown: Any) -> str:

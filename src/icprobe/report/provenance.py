@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from icprobe import paths
+
 
 class RuleRun(NamedTuple):
     """One job, or one rule: several rows of one rule are summed (seconds) and maximised (peak_mb)."""
@@ -24,6 +26,9 @@ HOW = {
     "prepare_model": "fetched, checked by SHA-256, saved as safetensors with tokenizer",
     "prepare_train": "read, checked, sampled as configured; ids unique",
     "prepare_eval": "read and checked",
+    "check_dtype": "whether the model can be used in the dtype of the attributions",
+    "check_labels": "whether labels have the values that mark good examples",
+    "check_bins": "whether there are as many examples as the bins ask for",
     "check_prompts": "whether the prompts hold what the judge needs, such as gold answers",
     "select_tasks": "the tasks that data.tasks.select chooses",
     "name_rows": "numbers for the rows of scores that come without texts",
@@ -35,13 +40,16 @@ HOW = {
     "gather_attributions": "the shards of a method, joined",
     "score": "the matrix reduced over tasks by the method's aggregator",
     "correlate": "correlations of every pair of methods with 95% intervals",
+    "tabulate_bins": "where each method's bins end, and how many examples are tied there",
     "compare_bins": "examples that each method's bins share with those of icp",
-    "tell_labels": "how well each method tells good examples from others",
+    "tell_labels": "how well each method tells good examples from others, and follows labels that are numbers",
     "attribute_step": "one_step at another step size, for the chain",
     "gather_steps": "the shards of a step size, joined",
     "chain": "correlations of icp, one_step and influence, link by link and by step size",
+    "plot_scores": "all figures of the scores and of the tables made from them",
+    "plot_judgements": "the win rates of all methods and bins, with their intervals",
     "plot_sweep": "icp against influence by model and by domain of task",
-    "subset": "the examples of a bin; as many as icp's bin of that name",
+    "subset": "the examples of a bin; of a threshold as many as icp's bin of that name",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",
     "generate": "the fine-tuned model's response to each prompt",
     "generate_base": "the base model's response to each eval prompt",
@@ -50,6 +58,7 @@ HOW = {
     "read_annotations": "preferences that others have collected",
     "tabulate_win_rates": "preferences averaged by method, bin, subset and seed",
     "report": "this page",
+    "report_scores": "this page, of the scores alone",
 }
 
 
@@ -108,13 +117,15 @@ def edges(runs: pd.DataFrame) -> list[tuple[str, str]]:
     return [(row.rule, need) for row in runs.itertuples() for need in row.needs]
 
 
-def artifacts(runs: pd.DataFrame | None) -> list[dict[str, Any]]:
+def artifacts(runs: pd.DataFrame | None, experiment: str) -> list[dict[str, Any]]:
     """Rows of the table of artifacts: those of the rules that ran; none where that is not known."""
+    # A rule without wildcards, such as the report's, names the experiment.
+    folder = re.compile(rf"^{paths.RESULTS}/(\{{experiment\}}|{re.escape(experiment)})/")
     return [
         {
             **row,
             "needs": list(row["needs"]),
-            "makes": re.sub(r"^results/\{experiment\}/", "", row["makes"]),
+            "makes": folder.sub("", row["makes"]),
             # "Drawing {wildcards.method_a} against …": a message names its wildcards.
             "how": HOW.get(row["rule"]) or re.sub(r"\{wildcards\.(\w+)\}", r"{\1}", row["message"]),
         }

@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from icprobe import artifacts
+from icprobe import artifacts, paths
 from icprobe.analysis import headline
-from icprobe.report.wording import bin_label, fixed
+from icprobe.formatting import bin_label, estimate, fixed
 from icprobe.tracking.syncing import pending
 
 WIDEST = 100  # characters, on a terminal that has them
@@ -26,17 +26,17 @@ def summary(experiment: str, models: Sequence[str], tracked: bool, width: int | 
     tracked: whether W&B is on. width: characters (default: the terminal's). What was not computed is left out.
     """
     width = width or terminal_width()
-    folder = Path("results", experiment)
+    folder = Path(paths.EXPERIMENT.format(experiment=experiment))
     blocks = [f"{experiment}: finished"]
     for model in models:
-        tables = folder / model / "tables"
+        tables = Path(paths.table("").format(experiment=experiment, model=model))
         lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(tables), *_overlap(tables), *_labels(tables)]
         blocks.append("\n".join(_wrapped(line, width) for line in lines))
         blocks.append(_win_rates(tables, width))
     # A path is not broken: it is there to be copied.
-    ends = [f"Report: {folder}/report.html"]
+    ends = [f"Report: {paths.REPORT.format(experiment=experiment)}"]
     if tracked:
-        waiting = len(pending(folder / "wandb"))
+        waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
         ends.append(_wrapped(f"W&B: {waiting} runs wait here; to upload them: {command}", width) if waiting else "")
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
@@ -71,8 +71,9 @@ def _agreement(tables: Path) -> list[str]:
 
 def _estimate(row: Any, value: float) -> str:
     """A value with its interval, where it has one: two examples of one score leave an AUC without."""
-    interval = f" [{fixed(row.low)}, {fixed(row.high)}]" if row.low == row.low else ""
-    return "undefined" if value != value else fixed(value) + interval
+    if value != value:
+        return "undefined"
+    return estimate(value, row.low, row.high) if row.low == row.low else fixed(value)
 
 
 def _overlap(tables: Path) -> list[str]:
@@ -90,13 +91,22 @@ def _overlap(tables: Path) -> list[str]:
 
 
 def _labels(tables: Path) -> list[str]:
-    """How well each method tells examples of a label's good values from all others: AUC with its 95% interval."""
+    """How well each method tells a label's good values from all others, and follows labels that are numbers."""
     table = _table(tables / "label_aucs.csv")
     lines = []
-    for label, rows in () if table is None else headline.labels_told(table).groupby("label", sort=False):
+    for label, rows in () if table is None else headline.good_against_others(table).groupby("label", sort=False):
         sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
         told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
         lines.append(f"AUC of {label}, {sizes}: {told}")
+    table = _table(tables / "label_correlations.csv")
+    found = (
+        ()
+        if table is None
+        else headline.over_all_tasks(table).query("statistic == 'spearman'").groupby("label", sort=False)
+    )
+    for label, rows in found:
+        told = ", ".join(f"{row.method} {_estimate(row, row.value)}" for row in rows.itertuples())
+        lines.append(f"Spearman with {label}, {rows['n'].max()} examples: {told}")
     return lines
 
 
@@ -109,7 +119,7 @@ def _win_rates(tables: Path, width: int) -> str:
         return ""
     shown = pd.DataFrame(
         {
-            "method": ["all data" if row.method == "all" else row.method for row in rows.itertuples()],
+            "method": [bin_label("all") if row.method == "all" else row.method for row in rows.itertuples()],
             "bin": ["" if row.bin == "all" else bin_label(str(row.bin)) for row in rows.itertuples()],
             "win rate, %": [fixed(row.win_rate, 1) for row in rows.itertuples()],
             "95% interval": [

@@ -8,7 +8,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icprobe.figures.style import OKABE_ITO, STYLE, grid, legend_below, look, name_axes, plain_ticks, title
+from icprobe.figures.style import STYLE, grid, legend_below, look, name_axes, plain_ticks, title
+from icprobe.formatting import OKABE_ITO
 from icprobe.synthetic.closed_forms import PAIRS
 
 NAMES = {"icp": "icp", "influence": "influence", "closed_form": "closed form"}

@@ -1,82 +1,147 @@
-"""Tables of examples, tasks and eval prompts, checked row by row."""
+"""Reads tables of examples, tasks and eval prompts, and checks them row by row."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import DataError, shown
+from icprobe.artifacts import digest
+from icprobe.errors import ConfigError, DataError, did_you_mean, shown
 from icprobe.tables.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
-WHOLE = {"domain": "all", "subset": "overall"}  # what tables call all of them
-TAKEN = {"id", "score"}  # columns of attribution matrices that are no tasks
-MAX_ID = 200  # characters
+ROW_NUMBER = "row_number"  # a column of tables whose rows came without ids: their places in the source, from 0
+NAME_OF_ALL = {"domain": "all", "subset": "overall"}  # what tables call all of them
+RESERVED = {"id", "score"}  # columns of attribution matrices that are no tasks: none is called so
+MAX_ID_CHARACTERS = 200
+ID_DIGITS = 12  # of an id that is made from a row's content: two of a million rows share one by chance in 0.2% of cases
+VALUES_SHOWN = 12  # of a column, in messages
+# What others call our columns, for a guess in messages.
+OFTEN_CALLED = {
+    "instruction": ("prompt", "question", "query", "problem", "user"),
+    "output": ("response", "completion", "answer", "target", "solution", "assistant"),
+}
 
 
 def read_table(
-    source: dict[str, Any], extra: Iterable[str] = (), on_empty: str = "error", needs_output: bool = True
+    source: dict[str, Any],
+    extra: Iterable[str] = (),
+    on_empty: str = "error",
+    needs_output: bool = True,
+    labels: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Checked rows: `id` (str, unique), `instruction`, `input`, `output` (str), then those of `extra` that are there.
+    """Reads and checks rows: `id` (str, unique), `instruction`, `input`, `output` (str), and of `extra` what is there.
+
+    Rows without ids take those of `content_ids`, and have the column `row_number` beside them.
 
     source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns). A row
     without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an output;
-    `frame.attrs["dropped_empty"]` counts these. Raises DataError for the first row that cannot be used, with its file
-    and line.
+    `frame.attrs["dropped_empty"]` counts these. labels: as `extra`, but some row must have a value of each. Raises
+    DataError for the first row that cannot be used, with its file and line, ConfigError for a label without a value.
     """
     frame, origin = read_source(source)
     places = frame.pop(WHERE)
-    renamed = {}
-    for ours, theirs in source.get("columns", {}).items():
-        if theirs not in frame:
-            raise DataError(f"{origin}: has no column {shown(theirs)}, which data columns names.")
-        renamed[ours] = frame[theirs]
-    frame = frame.assign(**renamed)
+    columns = source.get("columns", {})
+    check_columns(frame.columns, origin, columns, needs_output)
+    check_labels(labels, [name for name in frame if any(map(label, frame[name]))], origin, columns)
+    frame = _with_our_names(frame, columns)
+    texts = {column: _texts(frame, column, places) for column in TEXTS}
+    if "id" in frame and not all(map(_missing, frame["id"])):
+        result = pd.DataFrame({"id": _ids(frame, places), **texts})
+    else:
+        result = pd.DataFrame({"id": content_ids(zip(*texts.values(), strict=True)), **texts})
+        result[ROW_NUMBER] = np.arange(len(result))
+    for column in (*extra, *labels):
+        if column in frame:
+            result[column] = _labels(frame, column, places)
+    return _with_output(result, places, on_empty, origin) if needs_output else result
+
+
+def check_columns(names: Iterable[str], origin: str, columns: Mapping[str, str], needs_output: bool) -> None:
+    """Raises DataError where a table has not all columns that it needs, or that the configuration names.
+
+    names: its columns; origin: what it comes from; columns: {our name: theirs}.
+    """
+    names = list(names)
+    known = f"it has {_listed(names)}"
+    for ours, theirs in columns.items():
+        if theirs not in names:
+            hint = did_you_mean(theirs, names)
+            raise DataError(
+                f"{origin}: has no column {shown(theirs)}, which `columns` gives for our {ours!r}; {known}{hint or '.'}"
+            )
+    for ours in ["instruction", *(["output"] if needs_output else [])]:
+        if columns.get(ours, ours) not in names:
+            guess = next((name for name in names if name.lower() in OFTEN_CALLED[ours]), "NAME")
+            raise DataError(
+                f"{origin}: has no column {ours!r} ({known}); say which it is, such as columns: {{{ours}: {guess}}}."
+            )
+
+
+def check_labels(labels: Iterable[str], names: Sequence[str], origin: str, columns: Mapping[str, str]) -> None:
+    """Raises ConfigError for a label of which no row has a value. names: columns of which some row has one."""
+    for ours in labels:
+        theirs = columns.get(ours, ours)
+        if theirs not in names:
+            hint = did_you_mean(theirs, [name for name in names if name not in (*TEXTS, "id")])
+            raise ConfigError(
+                f"config: data.labels: no row of {origin} has a value in the column {shown(theirs)}{hint or ';'} "
+                "correct the name, or take it out of data.labels"
+            )
+
+
+def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Adds to a table its columns by our names. columns: {our name: theirs}."""
+    frame = frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
     if "subset" not in frame and "dataset" in frame:
         frame = frame.assign(subset=frame["dataset"])
-    for column in ["instruction", *(["output"] if needs_output else [])]:
-        if column not in frame:
-            known = ", ".join(shown(name) for name in frame.columns[:10])
-            raise DataError(f"{origin}: has no column {column!r} (it has {known}); name yours under `columns`.")
-    result = pd.DataFrame({"id": _ids(frame, places)})
-    for column in TEXTS:
-        values = frame[column] if column in frame else [None] * len(frame)
-        for where, value in zip(places, values, strict=True):
-            _check_text(where, column, value, required=column == "instruction")
-        result[column] = ["" if _missing(value) else value for value in values]
-    for column in extra:
-        if column in frame:
-            values = list(map(label, frame[column]))
-            for where, value in zip(places, values, strict=True):
-                _check_text(where, column, value)
-                check_group(where, column, value)
-            result[column] = values
-    if not needs_output:
-        return result
-    empty = np.array([not output.strip() for output in result["output"]])
+    return frame
+
+
+def _texts(frame: pd.DataFrame, column: str, places: pd.Series) -> list[str]:
+    """Checks a column of texts, and gives them; what is missing is an empty text."""
+    values = frame[column] if column in frame else [None] * len(frame)
+    for where, value in zip(places, values, strict=True):
+        _check_text(where, column, value, required=column == "instruction")
+    return ["" if _missing(value) else value for value in values]
+
+
+def _labels(frame: pd.DataFrame, column: str, places: pd.Series) -> list[str | None]:
+    """Checks a column of labels, domains or subsets, and gives them."""
+    values = list(map(label, frame[column]))
+    for where, value in zip(places, values, strict=True):
+        _check_text(where, column, value)
+        check_group(where, column, value)
+    return values
+
+
+def _with_output(table: pd.DataFrame, places: pd.Series, on_empty: str, origin: str) -> pd.DataFrame:
+    """Drops rows without an output, and counts them in `attrs`; raises DataError where on_empty is "error"."""
+    empty = np.array([not output.strip() for output in table["output"]])
     if empty.any() and on_empty == "error":
         raise DataError(
             f'{places[empty.argmax()]}: "output" is empty. An example needs a response; '
             "remove the line or set data.on_empty: drop."
         )
-    result = result[~empty].reset_index(drop=True)
-    result.attrs["dropped_empty"] = int(empty.sum())
-    if result.empty:
+    table = table[~empty].reset_index(drop=True)
+    table.attrs["dropped_empty"] = int(empty.sum())
+    if table.empty:
         raise DataError(f"{origin}: no row has an output.")
-    return result
+    return table
 
 
 def label(value: Any) -> str | None:
-    """A label, domain or subset as one line without blanks around it; None where there is none: null, NaN, or blank.
+    """Makes one line of a label, domain or subset, without blanks around it; None of null, NaN, or blanks.
 
-    White space within it is one space: a line break would cut the tables that it names rows of.
+    White space within it becomes one space: a line break would cut the tables that it names rows of.
     """
     return None if _missing(value) else " ".join(str(value).split()) or None
 
 
 def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
-    """The domains that files of tasks name; none of files that cannot be read. columns: {our name: theirs}."""
+    """Finds the domains that files of tasks name; none in files that cannot be read. columns: {our name: theirs}."""
     found: set[str | None] = set()
     for file in files:
         try:
@@ -87,14 +152,61 @@ def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
 
 
 def check_group(where: str, column: str, value: str | None) -> None:
-    """Raises DataError where a row's domain or subset is called what means all of them in the tables."""
-    if value is not None and value == WHOLE.get(column):
+    """Raises DataError where a row's domain or subset has the name that means all of them in the tables."""
+    if value is not None and value == NAME_OF_ALL.get(column):
         raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
+
+
+def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -> dict[str, int]:
+    """How many rows have a good value of each label that the table has; good: label -> its good values.
+
+    Raises ConfigError for a label of which no row has a good value: its AUC could not be told.
+    """
+    counts = {}
+    for name, wanted in good.items():
+        values = sorted(set(table[name].dropna())) if name in table else []
+        counts[name] = int(table[name].isin([*wanted]).sum()) if values else 0
+        if values and wanted and not counts[name]:
+            known = _listed(values)
+            raise ConfigError(
+                f"config: data.sound_labels.{name}: no row of data.train has {' or '.join(map(shown, wanted))}; the "
+                f"column {name!r} holds {known}. Correct it, or set it to [] for a label that marks no good examples."
+            )
+    return counts
+
+
+def check_unmarked(table: pd.DataFrame, labels: Iterable[str], good: Iterable[str]) -> list[str]:
+    """Says of each label that is no number and not among `good` which key of the configuration gives it an AUC."""
+    return [
+        f"data.labels: nothing says which values of {name!r} mark good examples, so it has no AUC; write "
+        f"data.sound_labels: {{{name}: [VALUE]}} (it holds {_listed(sorted(set(table[name].dropna())))}), or [] where "
+        "none does"
+        for name in labels
+        if name not in good and numbers(table[name]) is None
+    ]
+
+
+def numbers(label: pd.Series) -> pd.Series | None:
+    """Reads a label as numbers, null as NaN; None where a value is no finite number, or where all are equal."""
+    values = pd.to_numeric(label, errors="coerce").astype(float)
+    known = values[label.notna()]
+    return values if np.isfinite(known).all() and known.nunique() > 1 else None
+
+
+def numbered_labels(table: pd.DataFrame, labels: Iterable[str]) -> dict[str, pd.Series]:
+    """Finds the labels of a table that are numbers: label -> numbers [N] indexed by id."""
+    by_id = table.set_index("id")
+    found = {name: numbers(by_id[name]) for name in labels if name in by_id}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _listed(values: Sequence[str]) -> str:
+    return ", ".join(map(shown, values[:VALUES_SHOWN])) + (", …" if len(values) > VALUES_SHOWN else "")
 
 
 def check_tasks(ids: Iterable[str]) -> None:
     """Raises DataError for a task called as a column that means something else in the tables that follow."""
-    if taken := sorted({*ids} & TAKEN):
+    if taken := sorted({*ids} & RESERVED):
         raise DataError(f'tasks: a task must not be called "{taken[0]}", a column of other meaning; rename it.')
 
 
@@ -120,8 +232,7 @@ def _check_text(where: str, column: str, value: Any, required: bool = False) -> 
 
 
 def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
-    if "id" not in frame or all(map(_missing, frame["id"])):
-        return row_numbers(len(frame))
+    """Checks a column of ids, and gives them."""
     ids: dict[str, str] = {}
     for where, value in zip(places, frame["id"], strict=True):
         if _missing(value):
@@ -130,24 +241,59 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
             raise DataError(f'{where}: "id" is {shown(value)} ({type(value).__name__}), not a text or a whole number.')
         name = str(value)
         _check_text(where, "id", name, required=True)
-        if len(name) > MAX_ID or len(name.splitlines()) > 1 or any(ord(c) < 32 or ord(c) == 127 for c in name):
+        steers_terminal = any(ord(c) < 32 or ord(c) == 127 for c in name)
+        if len(name) > MAX_ID_CHARACTERS or len(name.splitlines()) > 1 or steers_terminal:
             raise DataError(
-                f'{where}: "id" is {shown(name)}; an id is one line of at most {MAX_ID} characters, '
+                f'{where}: "id" is {shown(name)}; an id is one line of at most {MAX_ID_CHARACTERS} characters, '
                 "none of which steers a terminal."
             )
         if name in ids:
-            raise DataError(f"{where}: the id {shown(name)} is that of {ids[name]} too; ids must be unique.")
+            earlier = ids[name].removeprefix(where.rpartition(", ")[0] + ", ")  # the file is named already
+            raise DataError(f"{where}: the id {shown(name)} is taken already, by {earlier}; ids must be unique.")
         ids[name] = where
     return list(ids)
 
 
+def content_ids(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Makes ids of rows that have none from their texts (instruction, input, output).
+
+    "x" and the first digits of the texts' SHA-256, so that a row keeps its id wherever it stands and whatever stands
+    beside it, and no table takes the id for a number. A row that repeats another is numbered: x1c0…, x1c0…-2.
+    """
+    seen: Counter[str] = Counter()
+    ids = []
+    for texts in rows:
+        name = f"x{digest(texts)[:ID_DIGITS]}"
+        seen[name] += 1
+        ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return ids
+
+
+def find_rows(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
+    """Finds the rows of a table that names mean: positions [names], -1 where there is none.
+
+    A name is an id or, where the rows came without ids, a number: the row's place in its source, from 0, zero-padded or
+    not.
+    """
+    found = pd.Index(table["id"]).get_indexer(list(names))
+    if ROW_NUMBER in table:
+        numbers = pd.Index(table[ROW_NUMBER]).get_indexer([int(name) if is_number(name) else -1 for name in names])
+        found = np.where(found < 0, numbers, found)
+    return found
+
+
+def is_number(name: str) -> bool:
+    """Whether a name can be the number of a row."""
+    return name.isascii() and name.isdigit() and len(name) < 19
+
+
 def row_numbers(count: int) -> list[str]:
-    """Ids of rows that have none: their numbers from 0, zero-padded so that their order as texts is the rows' order."""
+    """Makes ids of rows without texts: their numbers from 0, zero-padded so that they sort as texts in this order."""
     width = len(str(count - 1))
     return [f"{number:0{width}d}" for number in range(count)]
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries; what is missing is None, as JSON has it."""
+    """Makes dictionaries of rows; what is missing is None, as JSON has it."""
     plain = frame.astype(object)
     return plain.where(plain.notna(), None).to_dict("records")

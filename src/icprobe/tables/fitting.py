@@ -1,4 +1,4 @@
-"""Which rows fit the models' contexts, and what becomes of those that do not."""
+"""Decides which rows fit the models' contexts, and what becomes of those that do not."""
 
 import logging
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import DataError
+from icprobe.errors import DataError, several, some
 from icprobe.tables.checking import records
 from icprobe.tables.selecting import sample as draw_sample
 from icprobe.tables.selecting import select_tasks
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFrame:
-    """Table id, n_query, n_target: tokens of each row's query and target, in this model's tokens.
+    """Counts the tokens of each row's query and target, in this model's tokens: table id, n_query, n_target.
 
     Raises DataError for a row whose query or target has none: nothing could be said of its likelihood.
     """
@@ -26,7 +26,7 @@ def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFra
     queries = reader.counts([prompts.query(row) for row in rows])
     texts = [prompts.document(row) for row in rows]
     documents = reader.counts(texts)
-    reader.tell_control_tokens(texts)
+    reader.log_control_tokens(texts)
     targets = [whole - query for whole, query in zip(documents, queries, strict=True)]
     for row, query, target in zip(rows, queries, targets, strict=True):
         if query < 1 or target < 1:
@@ -38,7 +38,7 @@ def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFra
 
 
 def unknown_lengths(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table of `lengths` where there are no texts, or no model to count their tokens: its numbers are null."""
+    """Makes the table of `lengths` where no tokens can be counted, without texts or a model: its numbers are null."""
     unknown = pd.array([pd.NA] * len(frame), dtype="Int32")
     return pd.DataFrame({"id": frame["id"], "n_query": unknown, "n_target": unknown})
 
@@ -46,7 +46,7 @@ def unknown_lengths(frame: pd.DataFrame) -> pd.DataFrame:
 def draw(
     frame: pd.DataFrame, sample: dict[str, Any] | None, text: Callable[[dict], str], readers: list[Reader], where: str
 ) -> pd.DataFrame:
-    """The rows that a `sample` of the configuration (n, stratify, seed, max_tokens) draws; all where there is none.
+    """Draws the rows that a `sample` of the configuration (n, stratify, seed, max_tokens) asks for; all without one.
 
     text(row) is what max_tokens bounds, in the first reader's tokens; where: the configuration's key, for messages.
     """
@@ -59,7 +59,7 @@ def draw(
 
 
 def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
-    """The tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too.
+    """Takes the tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too.
 
     One that is cut is left half of the context, so that examples find room beside it.
     """
@@ -78,7 +78,7 @@ def choose_tasks(
     on_too_long: str,
     hidden_states: Callable[[list[str]], np.ndarray],
 ) -> pd.DataFrame:
-    """The tasks that `select` chooses (see `select_tasks`) and that fit every model's context (see `fit`).
+    """Takes the tasks that `select` chooses (see `select_tasks`) and that fit every model's context (see `fit`).
 
     hidden_states: the mean hidden state [texts, d] of each document. For "kmeans:n" the first model reads all
     candidates before any is chosen, so that there all of them must fit, or are cut or dropped.
@@ -95,7 +95,7 @@ def choose_tasks(
 def fit_train(
     train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str
 ) -> pd.DataFrame:
-    """The examples that fit every model's context together with the longest task; see `fit`."""
+    """Takes the examples that fit every model's context together with the longest task; see `fit`."""
     texts = [prompts.separator + prompts.document(task) for task in tasks.to_dict("records")]
     longest = {reader.model: max(reader.counts(texts), default=0) for reader in readers}
     return fit(train, readers, on_too_long, prompts.one_shot_prefix, longest, "train")
@@ -110,48 +110,26 @@ def fit(
     what: str,
     besides_cut: dict[str, int] | None = None,
 ) -> pd.DataFrame:
-    """Rows whose `text(row)` and `besides[model]` more tokens fit every model; one too long for one is so for all.
+    """Takes the rows whose `text(row)` and `besides[model]` more tokens fit every model, or makes them fit.
 
-    on_too_long: "error" raises DataError with the ids, "drop" drops these rows, "truncate" cuts their outputs behind
-    the last token with which they fit (besides_cut: tokens beside such a row, where these are more).
+    A row too long for one model is so for all. on_too_long: "error" raises DataError with the ids, "drop" drops these
+    rows, "truncate" cuts their outputs behind the last token with which they fit (besides_cut: tokens beside such a
+    row, where these are more).
     `frame.attrs["too_long"]` of the result counts them.
     """
     rows = frame.to_dict("records")
-    over: dict[int, tuple[Reader, int]] = {}
-    for reader in readers:
-        if reader.max_positions is None:
-            continue
-        room = reader.max_positions - besides[reader.model]
-        for place, count in enumerate(reader.counts([text(row) for row in rows])):
-            if count > room:
-                over.setdefault(place, (reader, count + besides[reader.model]))
+    over = _too_long(rows, readers, text, besides)
     if over and on_too_long == "error":
-        ids = ", ".join(rows[place]["id"] for place in list(over)[:5])
-        reader, count = next(iter(over.values()))
+        first, (reader, count) = next(iter(over.items()))
         raise DataError(
-            f"data.{what}: {len(over)} rows do not fit a model's context, first of {ids}: {count} tokens where "
-            f"{reader.model} takes {reader.max_positions}. Shorten them, or set data.on_too_long: truncate or drop."
+            f"data.{what}: {several(len(over), 'row')} too long for a model's context: "
+            f"{some([rows[place]['id'] for place in over])}; {rows[first]['id']} needs {count} tokens where "
+            f"{reader.model} takes {reader.max_positions}. Shorten what is too long, or set data.on_too_long: truncate "
+            "or drop."
         )
     if over and on_too_long == "truncate":
-        before, beside = sum(len(rows[place]["output"]) for place in over), besides_cut or besides
-        for place, (reader, _) in over.items():
-            rows[place]["output"] = _truncated(rows[place], reader, readers, text, beside)
-            if not rows[place]["output"]:
-                raise DataError(
-                    f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
-                    f"{reader.model}, not even with one token of output, beside {beside[reader.model]} that others "
-                    "take (the longest task, or an example); remove it, or shorten them."
-                )
-        after = sum(len(rows[place]["output"]) for place in over)
-        logger.warning(
-            "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",
-            what,
-            len(over),
-            len(rows),
-            before,
-            after,
-        )
-        result = frame.assign(output=[row["output"] for row in rows])
+        cutters = {place: reader for place, (reader, _) in over.items()}
+        result = frame.assign(output=_cut_outputs(rows, cutters, readers, text, besides_cut or besides, what))
     else:
         result = frame.drop(index=frame.index[list(over)]).reset_index(drop=True)
     if result.empty:
@@ -160,8 +138,51 @@ def fit(
     return result
 
 
+def _too_long(
+    rows: list[dict[str, Any]], readers: list[Reader], text: Any, besides: dict[str, int]
+) -> dict[int, tuple[Reader, int]]:
+    """Finds the rows that do not fit: place -> (the first model that it is too long for, tokens that it would need)."""
+    over: dict[int, tuple[Reader, int]] = {}
+    for reader in readers:
+        if reader.max_positions is None:
+            continue
+        for place, count in enumerate(reader.counts([text(row) for row in rows])):
+            if count + besides[reader.model] > reader.max_positions:
+                over.setdefault(place, (reader, count + besides[reader.model]))
+    return over
+
+
+def _cut_outputs(
+    rows: list[dict[str, Any]],
+    cutters: dict[int, Reader],
+    readers: list[Reader],
+    text: Any,
+    besides: dict[str, int],
+    what: str,
+) -> list[str]:
+    """Gives the outputs of all rows, those at the places of `cutters` cut so that they fit; says so in the log."""
+    outputs = [row["output"] for row in rows]
+    for place, reader in cutters.items():
+        outputs[place] = _truncated(rows[place], reader, readers, text, besides)
+        if not outputs[place]:
+            raise DataError(
+                f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
+                f"{reader.model}, not even with one token of output, beside {besides[reader.model]} that others "
+                "take (the longest task, or an example); remove it, or shorten them."
+            )
+    logger.warning(
+        "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",
+        what,
+        len(cutters),
+        len(rows),
+        sum(len(rows[place]["output"]) for place in cutters),
+        sum(len(outputs[place]) for place in cutters),
+    )
+    return outputs
+
+
 def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
-    """The row's output up to the last end of a token of `cutter` with which the row fits all models; may be empty."""
+    """Cuts the row's output at the last end of a token of `cutter` with which it fits all models; may leave nothing."""
     ends = [0, *cutter.token_ends(row["output"])]
 
     def cut(tokens: int) -> str:
@@ -179,22 +200,22 @@ def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text:
 
 
 def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_new_tokens: int) -> pd.DataFrame:
-    """Table id, n_query: tokens of each eval prompt's query, in this model's tokens.
+    """Counts the tokens of each eval prompt's query, in this model's tokens: table id, n_query.
 
     Raises DataError for a query that has none, or that leaves no room for max_new_tokens in the model's context.
     """
     texts = [prompts.query(row) for row in frame.to_dict("records")]
     counts = reader.counts(texts)
-    reader.tell_control_tokens(texts)
+    reader.log_control_tokens(texts)
     limit = reader.max_positions
     if 0 in counts:
         row_id = frame["id"].iloc[counts.index(0)]
         raise DataError(f"data.eval: the prompt {row_id} has no token of {reader.model}; remove it.")
     long = [i for i, n in enumerate(counts) if limit is not None and n + max_new_tokens > limit]
     if long:
-        ids = ", ".join(frame["id"].iloc[long[:5]])
         raise DataError(
-            f"data.eval: the prompts {ids} ({len(long)} in all) leave no room for evaluation.max_new_tokens: "
-            f"{max_new_tokens} within the {limit} tokens of {reader.model}; shorten or remove them."
+            f"data.eval: {several(len(long), 'prompt')} with no room for evaluation.max_new_tokens: {max_new_tokens} "
+            f"within the {limit} tokens of {reader.model}: {some(frame['id'].iloc[long].tolist())}. Shorten or remove "
+            "what is too long."
         )
     return pd.DataFrame({"id": frame["id"], "n_query": counts}).astype({"n_query": "int32"})

@@ -1,4 +1,4 @@
-"""Rows as they stand in files (JSON, JSONL, CSV, parquet), behind an address or on the hub, each with its place."""
+"""Reads rows as they are in files (JSON, JSONL, CSV, parquet), behind an address or on the hub, each with its place."""
 
 import csv
 import io
@@ -6,7 +6,7 @@ import json
 import shutil
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from icprobe.masking import reveal
 FORMATS = (".json", ".jsonl", ".csv", ".parquet")
 WHERE = "_where"  # the column that says where a row stands, for messages
 MAX_COLUMNS = 1000
+LOOKED_AT_BYTES = 300_000  # of a file, where its columns alone are asked for
 
 
 def read_file(path: str | Path) -> pd.DataFrame:
-    """Rows of a JSON, JSONL, CSV or parquet file as they are, plus `_where` (file and line or row, for messages).
+    """Reads the rows of a JSON, JSONL, CSV or parquet file as they are, and `_where`: file and line, for messages.
 
     Raises DataError naming the file and, where it can be told, the line.
     """
@@ -43,6 +44,31 @@ def read_file(path: str | Path) -> pd.DataFrame:
     return frame
 
 
+def columns_of(path: str | Path) -> tuple[list[str], bool]:
+    """Finds the columns of a file by its beginning: (their names, whether these are all).
+
+    Not all, where rows that are not looked at may have others. A file that cannot be read has none here: `read_file`
+    says what is wrong.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_schema(path).names, True
+        if path.suffix == ".csv":
+            with open(path, encoding="utf-8-sig", newline="") as file:
+                header = next((row for row in csv.reader(file, strict=True) if row), [])
+            return header, bool(header)
+        if path.stat().st_size <= LOOKED_AT_BYTES:
+            return [name for name in read_file(path) if name != WHERE], True
+        if path.suffix == ".jsonl":
+            with open(path, encoding="utf-8-sig") as file:
+                rows = [_parse(line) for line in file.readlines(LOOKED_AT_BYTES) if line.strip()]
+            return list(dict.fromkeys(key for row in rows for key in row)), False
+    except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException, DataError):
+        pass
+    return [], False
+
+
 def _text(path: Path) -> str:
     content = path.read_bytes()
     try:
@@ -56,7 +82,7 @@ def _parse(text: str) -> Any:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            raise ValueError(f"the key {shown(_first_double([key for key, _ in pairs]))} stands there twice")
+            raise ValueError(f"the key {shown(first_double([key for key, _ in pairs]))} stands there twice")
         return row
 
     def no_constant(name: str) -> None:
@@ -68,7 +94,8 @@ def _parse(text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def _first_double(names: Iterable[str]) -> str | None:
+def first_double(names: Iterable[str]) -> str | None:
+    """Finds the first name that stood there before; None where each stands there once."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)
 
@@ -82,6 +109,8 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         place = f"{path}, line {number}"
         try:
             row = _parse(line)
+        except json.JSONDecodeError as error:  # its own line number is that within the row
+            raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None
         except ValueError as error:
             raise DataError(f"{place}: broken JSON ({reason(error)}).") from None
         if not isinstance(row, dict):
@@ -94,6 +123,9 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 def _read_json(path: Path) -> pd.DataFrame:
     try:
         rows = _parse(_text(path))
+    except json.JSONDecodeError as error:
+        place = f"{path}, line {error.lineno}"
+        raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None
     except ValueError as error:
         raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -115,7 +147,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 continue
             if not header:
                 header = row
-                if (double := _first_double(header)) is not None:
+                if (double := first_double(header)) is not None:
                     raise DataError(f"{place}: the column {shown(double)} stands there twice; rename one.")
             elif len(row) != len(header):
                 raise DataError(
@@ -133,7 +165,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path).read()
-        if (double := _first_double(table.column_names)) is not None:
+        if (double := first_double(table.column_names)) is not None:
             raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
         # Not to_pandas: it makes 7.0 of the id 7 where another id is null.
         columns = {column: table[column].to_pylist() for column in table.column_names}
@@ -142,7 +174,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     return _table(columns, [f"{path}, row {number}" for number in range(1, table.num_rows + 1)])
 
 
-def _from_rows(path: Path, rows: list[dict[str, Any]], where: list[str]) -> pd.DataFrame:
+def _from_rows(path: Path | str, rows: list[Mapping[str, Any]], where: list[str]) -> pd.DataFrame:
     columns = dict.fromkeys(key for row in rows for key in row)
     if len(columns) > MAX_COLUMNS:
         raise DataError(f"{path}: its rows have {len(columns)} different keys; rows of one table share their keys.")
@@ -155,9 +187,39 @@ def _table(columns: dict[str, list[Any]], where: list[str]) -> pd.DataFrame:
     return pd.DataFrame({**table, WHERE: pd.Series(where, dtype=object)})
 
 
+def read_rows(rows: Any, name: str) -> pd.DataFrame:
+    """Takes rows that are in memory, a table or mappings, as they are, and `_where`: `train.iloc[3]` or `train[3]`.
+
+    name: of the table, for messages. Raises DataError for what are no rows.
+    """
+    if isinstance(rows, pd.DataFrame):
+        if (double := first_double(map(str, rows.columns))) is not None:
+            raise DataError(f"{name}: the column {shown(double)} stands there twice; rename one.")
+        plain = rows.astype(object).where(rows.notna(), None)
+        where = [f"{name}.iloc[{number}]" for number in range(len(rows))]
+        frame = _table({str(column): plain[column].tolist() for column in rows.columns}, where)
+    else:
+        if not isinstance(rows, Iterable):
+            raise DataError(f"{name}: rows are needed (a DataFrame, a list of mappings, a path), not {shown(rows)}.")
+        listed = list(rows)
+        where = [f"{name}[{number}]" for number in range(len(listed))]
+        for place, row in zip(where, listed, strict=True):
+            if not isinstance(row, Mapping):
+                raise DataError(f"{place}: a row must be a mapping, not {type(row).__name__}.")
+        frame = _from_rows(name, listed, where)
+    if frame.empty:
+        raise DataError(f"{name}: holds no rows.")
+    return frame
+
+
 def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
-    """(rows with `_where`, what they come from), of a file or several, an address, or the hub."""
+    """Reads the rows of a file or several, an address, or the hub: (rows with `_where`, what they come from).
+
+    `rows` of the source are in memory; its path is then their name.
+    """
     path = source.get("path") or []
+    if "rows" in source:
+        return read_rows(source["rows"], path), path
     if isinstance(path, str) and Path(path).is_file():
         return read_file(path), path
     named = [(file, None) for file in matching([path] if isinstance(path, str) else path)]
@@ -173,7 +235,7 @@ def read_source(source: dict[str, Any]) -> tuple[pd.DataFrame, str]:
 
 
 def _with_subset(frame: pd.DataFrame, file: str, subset: str | None, several: bool) -> pd.DataFrame:
-    """A file's rows with the column `subset`, where there are several files or the configuration names it."""
+    """Gives a file's rows the column `subset`, where there are several files or the configuration names it."""
     if subset is not None:
         return frame.assign(subset=subset)
     if not several or "subset" in frame:

@@ -1,4 +1,4 @@
-"""Which rows are taken: samples of a table, and the tasks that `select` names."""
+"""Chooses rows: samples of a table, and the tasks that `select` names."""
 
 from collections.abc import Callable
 
@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 
 from icprobe.errors import DataError, shown
-from icprobe.tables.checking import check_tasks
+from icprobe.tables.checking import check_tasks, find_rows
 
 
 def sample(
     frame: pd.DataFrame, n: int, stratify: str | None = None, seed: int = 0, where: str = "data.train.sample"
 ) -> pd.DataFrame:
-    """n random rows in file order; with `stratify` equally many from each value of that column (nulls excluded).
+    """Draws n random rows, in file order; with `stratify` equally many of each value of that column, nulls left out.
 
     where: the key of the configuration, for messages. Raises DataError where there are too few rows.
     """
@@ -33,7 +33,8 @@ def sample(
     for number, (value, rows) in enumerate(groups):
         wanted = share + (number < rest)
         if wanted > len(rows):
-            raise DataError(f"{where}: {wanted} rows of {shown(value)} are wanted, but there are {len(rows)}.")
+            of = "the rows" if stratify is None else f"the rows of {shown(value)}"
+            raise DataError(f"{where}: {wanted} of {of} are wanted, but there are only {len(rows)}.")
         chosen += generator.choice(rows, size=wanted, replace=False).tolist()
     return frame.iloc[sorted(chosen)].reset_index(drop=True)
 
@@ -41,21 +42,20 @@ def sample(
 def select_tasks(
     frame: pd.DataFrame, select: str | list[str], seed: int, hidden_states: Callable[[], np.ndarray] | None = None
 ) -> pd.DataFrame:
-    """The tasks that the configuration's data.tasks.select names, in its order (file order for all but a list of ids).
+    """Takes the tasks that data.tasks.select names, in its order where it is a list of ids, else in file order.
 
     hidden_states: gives the mean hidden state of each row's document [rows, d]; called for "kmeans:n" alone.
     Raises DataError for unknown ids, too few rows, or an id that `check_tasks` refuses.
     """
     if isinstance(select, list):
-        position = {row_id: row for row, row_id in enumerate(frame["id"])}
-        unknown = [row_id for row_id in select if row_id not in position]
-        if unknown:
-            raise DataError(
-                f"data.tasks.select: there is no task {shown(unknown[0])} (ids run {frame['id'].iloc[0]!r}, …)."
-            )
-        if len(set(select)) < len(select):
-            raise DataError("data.tasks.select: an id stands there twice.")
-        rows = [position[row_id] for row_id in select]
+        found = find_rows(frame, select)
+        if (found < 0).any():
+            unknown = select[int((found < 0).argmax())]
+            known = ", ".join(map(shown, frame["id"][:3]))
+            raise DataError(f"data.tasks.select: there is no task {shown(unknown)}; the first ids are {known}.")
+        rows = found.tolist()
+        if len(set(rows)) < len(rows):
+            raise DataError("data.tasks.select: a task stands there twice.")
     elif select == "all":
         rows = list(range(len(frame)))
     else:

@@ -1,7 +1,7 @@
-"""Texts as a model reads them: a control token that a template writes is a token, one in a row's words is text.
+"""Makes tokens of all texts: a control token that a template writes is a token, one in a row's words is text.
 
 A tokenizer makes a token of `<|endoftext|>` wherever it meets these letters. In a row that speaks of them they are
-letters; `data.special_tokens` says what becomes of them. All texts of rows are tokenised here.
+letters; `data.special_tokens` says what becomes of them.
 """
 
 import json
@@ -24,20 +24,20 @@ Change = Callable[[Any], Any]  # of a value of a row, before it is rendered
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a text: `render` gives it again with each value of its row changed; row: the row's id."""
+    """A part of a text. render: gives it again with each value of its row changed; row: the row's id."""
 
     render: Callable[[Change], str]
     row: str | None = None
 
     def words(self) -> str:
-        """The values of the row, as they are before a template renders them."""
+        """Gives the values of the row, as they are before a template renders them."""
         values: list[str] = []
 
-        def keep(value: Any) -> Any:
+        def collect(value: Any) -> Any:
             values.append(str(value))
             return value
 
-        self.render(keep)
+        self.render(collect)
         return "\n".join(values)
 
 
@@ -62,7 +62,7 @@ class Text(str):
         return Text(str(other) + str(self), _parts(other) + self.parts, self.special_tokens)
 
     def again(self, change: Change) -> str:
-        """The text with every value of its rows changed."""
+        """Renders the text again, with every value of its rows changed."""
         return "".join(part.render(change) for part in self.parts)
 
 
@@ -71,7 +71,7 @@ def _parts(text: str) -> tuple[Part, ...]:
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with no special tokens added.
+    """Tokenises texts: the token ids of each, with no special tokens added.
 
     Raises DataError where a row holds a control token that is to be refused, or that cannot be read as text.
     """
@@ -86,18 +86,18 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def count_control_tokens(tokenizer: Any, texts: Iterable[str]) -> tuple[int, list[str]]:
-    """(how many texts have control tokens in their rows' words, which ones, the most frequent first)."""
+    """Counts the texts with control tokens in their rows' words: (how many, which tokens, the most frequent first)."""
     control = control_tokens(tokenizer)
-    held = [control.in_words(text) for text in texts if isinstance(text, Text)] if control.ids else []
-    counts = Counter(content for contents in held for content in contents)
-    return sum(map(bool, held)), [content for content, _ in counts.most_common()]
+    found = [control.in_words(text) for text in texts if isinstance(text, Text)] if control.ids else []
+    counts = Counter(token for tokens in found for token in tokens)
+    return sum(map(bool, found)), [token for token, _ in counts.most_common()]
 
 
 _known: WeakKeyDictionary[Any, "ControlTokens"] = WeakKeyDictionary()
 
 
 def control_tokens(tokenizer: Any) -> "ControlTokens":
-    """The control tokens of a tokenizer, looked at once."""
+    """Gives the control tokens of a tokenizer, which is looked at once."""
     if tokenizer not in _known:
         _known[tokenizer] = ControlTokens(
             getattr(tokenizer, "backend_tokenizer", None), getattr(tokenizer, "added_tokens_decoder", {})
@@ -129,22 +129,23 @@ class ControlTokens:
         return bool(MARKUP.fullmatch(content.strip())) and not known
 
     def in_words(self, text: Text) -> set[str]:
-        """The control tokens in the words of the text's rows; what its templates write does not count."""
+        """Finds the control tokens in the words of the text's rows; what its templates write does not count."""
         if not self._pattern.search(text):
             return set()
         return {token for part in text.parts for token in self._pattern.findall(part.words())}
 
     def as_text(self, text: Text, ids: list[int]) -> list[int]:
-        """Token ids [n] of a text in which the control tokens of its rows are text; ids: what the tokenizer gives."""
-        held = self.in_words(text)
+        """Tokenises a text whose rows' control tokens are text: token ids [n]. ids: what the tokenizer gives."""
+        in_rows = self.in_words(text)
         # A token that breaks in the rows' words leave whole was written by a template alone.
         broken = text.again(self._break)
         readable = broken.replace(BREAK, "") == text and OPEN not in text
-        whole, written = (len(self._pattern.findall(each)) for each in (text, broken))
-        others = sum(number in self.ids for number in ids) > whole and self._made_of(text)
-        if written == whole and not others if readable else not held:
+        n_all, n_written = (len(self._pattern.findall(each)) for each in (text, broken))
+        others = sum(number in self.ids for number in ids) > n_all and self._made_of(text)
+        templates_alone = n_written == n_all and not others if readable else not in_rows
+        if templates_alone:
             return ids
-        found = self._read(broken, written, held) if readable and self._backend is not None else None
+        found = self._read(broken, n_written, in_rows) if readable and self._backend is not None else None
         if found == ids:
             return ids
         if text.special_tokens == "error":
@@ -173,34 +174,37 @@ class ControlTokens:
             self._backend.encode(words, add_special_tokens=False).ids
         )
 
-    def _read(self, broken: str, written: int, held: set[str]) -> list[int] | None:
-        """Token ids of a broken text in which templates write so many control tokens; None where it has no others."""
+    def _read(self, broken: str, n_written: int, in_rows: set[str]) -> list[int] | None:
+        """Tokenises a broken text; None where some control token of its rows cannot be read as letters.
+
+        n_written: control tokens that templates write; in_rows: those in the words of its rows.
+        """
         plain, true_id = self._plain
         text = self._pattern.sub(lambda token: self._alias[token[0]], broken).replace(BREAK, "")
         found = plain.encode(text, add_special_tokens=False).ids
         # A token that stands for itself as a whole word alone (single_word) is none beside a letter.
-        kept = sum(true_id.get(number) in self.ids for number in found) == written
-        other = {self._id_of[token] for token in held}.isdisjoint(set(found) - true_id.keys())
-        return [true_id.get(number, number) for number in found] if kept and other else None
+        all_tokens = sum(true_id.get(number) in self.ids for number in found) == n_written
+        as_letters = {self._id_of[token] for token in in_rows}.isdisjoint(set(found) - true_id.keys())
+        return [true_id.get(number, number) for number in found] if all_tokens and as_letters else None
 
     @cached_property
     def _plain(self) -> tuple[Any, dict[int, int]]:
-        """(the tokenizer with control tokens under names that no text has, its ids of added tokens -> the true ones).
+        """The tokenizer with control tokens under names that no text has, and its ids of added tokens -> the true ones.
 
-        So a control token's letters go the way of all letters, and what a template writes is a token as before.
+        With it a control token's letters become tokens as all letters do, and what a template writes one as before.
         """
         from tokenizers import Tokenizer  # not above: jobs without texts import this module, too
 
-        form = json.loads(self._backend.to_str())
-        for token in form["added_tokens"]:
+        tokenizer = json.loads(self._backend.to_str())
+        for token in tokenizer["added_tokens"]:
             token["content"] = self._alias.get(token["content"], token["content"])
-        form |= {"post_processor": None, "truncation": None, "padding": None}
-        plain = Tokenizer.from_str(json.dumps(form))
-        return plain, {plain.token_to_id(token["content"]): token["id"] for token in form["added_tokens"]}
+        tokenizer |= {"post_processor": None, "truncation": None, "padding": None}
+        plain = Tokenizer.from_str(json.dumps(tokenizer))
+        return plain, {plain.token_to_id(token["content"]): token["id"] for token in tokenizer["added_tokens"]}
 
     def _refused(self, text: Text, what: str) -> DataError:
         rows = [part.row for part in text.parts if self._pattern.search(part.words())]
         rows = rows or [part.row for part in text.parts if part.row is not None]
-        held = sorted(self.in_words(text))
-        token = f"{shown(held[0])}, a control token" if held else "letters that make a control token"
+        in_rows = sorted(self.in_words(text))
+        token = f"{shown(in_rows[0])}, a control token" if in_rows else "letters that make a control token"
         return DataError(f"row {next(iter(rows), None)}: holds {token} of the model; {what}.")

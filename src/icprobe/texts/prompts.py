@@ -1,4 +1,4 @@
-"""Texts of examples and tasks, from sandboxed Jinja2 templates. Data are rendered, never taken as templates."""
+"""Renders the texts of examples and tasks from sandboxed Jinja2 templates. Data are never run as templates."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ METHODS = {
 
 
 def flat(text: Any) -> str:
-    """Every run of white space becomes one space, ends stripped; null counts as empty."""
+    """Makes one space of every run of white space, and strips the ends; null counts as empty."""
     return "" if text is None or text != text else " ".join(str(text).split())
 
 
 def full_instruction(row: dict[str, Any]) -> str:
-    """Instruction and, where there is one, input below it, as AlpacaEval's files have it."""
+    """Joins the instruction with the input below it, where there is one, as AlpacaEval's files have it."""
     return row["instruction"] + (f"\n\n{row['input']}" if flat(row.get("input")) else "")
 
 
@@ -53,7 +53,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
 
 class Prompts:
-    """query, target, document and contexts of one experiment.
+    """The templates of one experiment: makes query, target, document and contexts of its rows.
 
     templates: the configuration's `templates` as a mapping, and `special_tokens` of its `data` (default: text). Raises
     ConfigError for a template that does not parse or names an unknown variable.
@@ -72,7 +72,7 @@ class Prompts:
 
     @classmethod
     def of_queries(cls, templates: dict[str, str]) -> "Prompts":
-        """Those of `query` alone: of other templates a job then knows nothing, so a change of them repeats nothing."""
+        """Knows `query` alone, so that a change of the other templates repeats no job that uses these."""
         return cls({"target": "", "one_shot_prefix": "", "separator": "", **templates})
 
     def _render(self, template: str, **values: Any) -> str:
@@ -88,25 +88,25 @@ class Prompts:
         return Text(render(_as_it_is), (Part(render, row.get("id")),), self._special_tokens)
 
     def query(self, row: dict[str, Any]) -> Text:
-        """What the model reads before the response; sees instruction and input alone."""
+        """Renders what the model reads before the response; sees instruction and input alone."""
         words = {"instruction": row["instruction"], "input": row.get("input")}
         return self._text(row, "query", lambda change: {name: change(value) for name, value in words.items()})
 
     def target(self, row: dict[str, Any]) -> Text:
-        """The response as it follows the query."""
+        """Renders the response as it follows the query."""
         return self._text(row, "target", lambda change: {"output": change(row["output"])})
 
     def document(self, row: dict[str, Any]) -> Text:
-        """query + target."""
+        """Renders query + target."""
         return self.query(row) + self.target(row)
 
     def one_shot_prefix(self, example: dict[str, Any]) -> Text:
-        """What precedes separator + query(task) when the example stands in the context."""
+        """Renders what precedes separator + query(task) when the example stands in the context."""
         document = self.document(example)
         return self._text(example, "one_shot_prefix", lambda change: {"document": document.again(change)})
 
     def one_shot(self, example: dict[str, Any], task: dict[str, Any]) -> Text:
-        """Context of a task given one example."""
+        """Renders the context of a task given one example."""
         return self.one_shot_prefix(example) + self.separator + self.query(task)
 
 
@@ -127,12 +127,12 @@ class Encoded:
 
 
 def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
-    """Token ids of a text, with no special tokens added; see `control_tokens.token_ids`."""
+    """Tokenises one text, with no special tokens added; see `control_tokens.token_ids`."""
     return tuple(control_tokens.token_ids(tokenizer, [text])[0])
 
 
 def encode(tokenizer: Any, context: str, target: str) -> Encoded:
-    """ids are those of the joint text; the context's length is the token count of the context alone.
+    """Tokenises context + target jointly; the context's length is the token count of the context alone.
 
     This is lm-evaluation-harness's convention. A tokenizer that merges across the border moves a token to one side.
     """

@@ -14,8 +14,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reader:
-    """A model as far as texts are concerned: its name and tokenizer, its longest sequence, and how many of the
-    tokenizer's tokens it knows (None: no limit, all of them).
+    """What a model makes of texts, without its weights.
+
+    max_positions: tokens of its longest sequence (None: no limit). vocabulary: how many of the tokenizer's tokens it
+    knows (None: all of them).
     """
 
     model: str
@@ -24,7 +26,7 @@ class Reader:
     vocabulary: int | None = None
 
     def counts(self, texts: list[str]) -> list[int]:
-        """Token count of each text. Raises DataError for a token that the model does not know."""
+        """Counts the tokens of each text. Raises DataError for a token that the model does not know."""
         found = token_ids(self.tokenizer, texts)
         if self.vocabulary is not None:
             for text, ids in zip(texts, found, strict=True):
@@ -42,8 +44,10 @@ class Reader:
         )
 
     def token_ends(self, text: str) -> list[int]:
-        """Where the tokens of a text end, as numbers of characters, those apart that end within a letter: its bytes,
-        or its marks (the vowels above a Thai consonant). Each character's end, where a tokenizer does not tell them.
+        """Finds where the tokens of a text end, as numbers of characters.
+
+        Left out are those that end within a letter: its bytes, or its marks (the vowels above a Thai consonant). Where
+        a tokenizer does not say where its tokens end, every character's end counts.
         """
         ends = range(1, len(text) + 1)
         if getattr(self.tokenizer, "is_fast", False):
@@ -51,7 +55,7 @@ class Reader:
             ends = sorted({end for _, end in pairs} - {0})
         return [end for end in ends if end == len(text) or unicodedata.category(text[end])[0] != "M"]
 
-    def tell_control_tokens(self, texts: Sequence[Text]) -> None:
+    def log_control_tokens(self, texts: Sequence[Text]) -> None:
         """Says in the log how many rows hold control tokens, and what becomes of them; nothing where none does."""
         count, tokens = count_control_tokens(self.tokenizer, texts)
         if count:

@@ -1,4 +1,4 @@
-"""Tokenizers: of prepared models, without loading torch where the tokenizer needs no code of its own, and new ones."""
+"""Loads the tokenizers of prepared models, without torch where they need no code of their own, and trains new ones."""
 
 import re
 import sys
@@ -28,7 +28,7 @@ PROBES = [*TEXTS, f" it's <s> {END}</s> [PAD]"]
 
 
 def load_tokenizer(directory: str | Path) -> Any:
-    """The tokenizer of a prepared model. Raises ArtifactError where a file is damaged (weights are not looked at)."""
+    """Loads the tokenizer of a prepared model. Raises ArtifactError where a file is damaged, weights apart."""
     manifest = artifacts.verify(directory, contents=lambda name: not name.endswith(".safetensors"))
     try:
         trusted = bool(manifest.get("source", {}).get("trust_remote_code"))
@@ -41,7 +41,7 @@ def load_tokenizer(directory: str | Path) -> Any:
 
 
 def open_tokenizer(directory: str | Path, plain: bool, trusted: bool) -> Any:
-    """The tokenizer in a directory that a model was saved in; plain: by its tokenizer.json alone, without torch."""
+    """Opens the tokenizer of a saved model in its directory; plain: from its tokenizer.json alone, without torch."""
     if plain:
         return PreTrainedTokenizerFast.from_pretrained(directory)
     from transformers import AutoTokenizer  # imports torch
@@ -65,7 +65,7 @@ def check_same_tokens(wanted: Callable[[str], Sequence[int]], tokenizer: Any, wh
 
 
 def ids_by_file(path: str | Path) -> Callable[[str], Sequence[int]]:
-    """What a tokenizer.json says by itself: text → ids, with no special tokens added."""
+    """Opens a tokenizer.json by itself: text → ids, with no special tokens added."""
     tokenizer = Tokenizer.from_file(str(path))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -73,7 +73,7 @@ def ids_by_file(path: str | Path) -> Callable[[str], Sequence[int]]:
 
 
 def is_plain(tokenizer: Any, directory: str | Path) -> bool:
-    """Whether tokenizer.json, saved in `directory`, gives the same tokens without the tokenizer's own class."""
+    """Tells whether tokenizer.json, saved in `directory`, gives the same tokens without the tokenizer's own class."""
     if not Path(directory, "tokenizer.json").is_file():
         return False
     bare = PreTrainedTokenizerFast.from_pretrained(directory)
@@ -83,7 +83,7 @@ def is_plain(tokenizer: Any, directory: str | Path) -> bool:
 
 
 def reader(directory: str | Path) -> Reader:
-    """A prepared model as far as texts are concerned; its weights are not loaded."""
+    """Opens a prepared model to read texts with; its weights are not loaded."""
     manifest = artifacts.read_manifest(directory)
     if "max_positions" not in manifest:
         raise ArtifactError(f"{directory}: is no prepared model. Remove it so that it is made anew.")
@@ -93,7 +93,7 @@ def reader(directory: str | Path) -> Reader:
 
 
 def train_tokenizer(corpus: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on a corpus; any text can be encoded and decoded with it."""
+    """Trains a byte-level BPE tokenizer on a corpus; any text can be encoded and decoded with it."""
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())

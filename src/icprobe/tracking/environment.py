@@ -15,15 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from icprobe import cores
+from icprobe import cores, paths
 from icprobe.artifacts import write_json
 
 PACKAGES = [
     *("icprobe", "torch", "transformers", "tokenizers", "peft", "trl", "numpy", "scipy", "pandas", "pyarrow"),
     "snakemake",
 ]
-# What lies beside a job's log: its record, and Snakemake's `benchmark:` file.
-SUFFIX, BENCHMARK = ".environment.json", ".benchmark.tsv"
 # Of these each rule has its own; the others ought to be the same in all jobs.
 OF_RULES = ("device", "dtype", "threads")
 
@@ -64,7 +62,7 @@ def commit() -> str:
 def record(
     path: str | Path, rule: str, inputs: Iterable[str], outputs: Iterable[str], threads: int, dtype: str | None
 ) -> None:
-    """Writes what a finished job read and made, and with what, to `path`, which ends with `SUFFIX`.
+    """Writes what a finished job read and made, and with what, to `path`, which ends with `paths.ENVIRONMENT`.
 
     threads: those that were given to the job; where it computed with torch, torch's own number stands in the record.
     dtype: of the arithmetic, where the job has one.
@@ -87,7 +85,7 @@ def _of_torch() -> dict[str, Any]:
 # --- all jobs ---------------------------------------------------------------------------------------------------
 
 
-def of_results(paths: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[str, Any]:
+def of_results(results: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[str, Any]:
     """With what these results, and all that they were made from, were computed.
 
     logs: those of the jobs that make them, one for each job, with the records beside them: of a file that other jobs
@@ -95,10 +93,10 @@ def of_results(paths: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[
     with the rules that it belongs to; device, dtype and threads stand for each rule. Results that no record speaks of
     are counted.
     """
-    beside = [Path(log).with_suffix(SUFFIX) for log in logs]
+    beside = [Path(log).with_suffix(paths.ENVIRONMENT) for log in logs]
     records = [json.loads(path.read_text(encoding="utf-8")) for path in beside if path.is_file()]
     makers = {output: number for number, made in enumerate(records) for output in made["outputs"]}
-    waiting, seen = [str(path) for path in paths], set()
+    waiting, seen = [str(path) for path in results], set()
     while waiting:
         path = waiting.pop()
         if path not in seen:
@@ -106,7 +104,7 @@ def of_results(paths: Iterable[str | Path], logs: Iterable[str | Path]) -> dict[
             waiting += records[makers[path]]["inputs"] if path in makers else []
     used = [records[number] for number in sorted({makers[path] for path in seen & makers.keys()})]
     facts = _agreed(used)
-    unknown = sum(path.startswith("results/") for path in seen - makers.keys())
+    unknown = sum(path.startswith(f"{paths.RESULTS}/") for path in seen - makers.keys())
     return {"jobs": len(used), **({"results without a record": unknown} if unknown else {}), **facts}
 
 
@@ -130,7 +128,7 @@ def _agreed(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def measured(log: str | Path) -> tuple[float, float]:
     """(seconds, peak MB) of a job, from the benchmark file beside its log."""
-    return benchmark(Path(log).with_suffix(BENCHMARK))
+    return benchmark(Path(log).with_suffix(paths.BENCHMARK))
 
 
 def benchmark(path: Path) -> tuple[float, float]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from icprobe import paths
 from icprobe.artifacts import content_digest, digest
 from icprobe.errors import IcprobeError
+from icprobe.formatting import bin_text
 
 # The x-axis of every training curve, so that all bins meet in one chart.
 STEP = "train/step"
@@ -20,23 +22,33 @@ DIGEST_BYTES = 2 * 10**9
 # A larger file is logged by name and digest alone, so that no run holds a second copy of a model or a big matrix.
 UPLOAD_BYTES = 50 * 10**6
 
-# Type of the W&B artifact that a path is, by the first pattern found in it.
-ARTIFACT_TYPES = (
-    ("resources/models/", "model"),
-    ("/checkpoints/", "model"),
-    ("/attributions/", "attribution"),
-    ("/scores/", "score"),
-    ("/subsets/", "subset"),
-    ("/responses/", "responses"),
-    ("/judgements/", "judgements"),
-    ("/tables/", "table"),
-    ("/figures/", "figure"),
-    ("/report", "report"),
-    ("/synthetic/transformer", "model"),
-    ("/synthetic/", "table"),
-    ("/data/", "dataset"),
-    ("resources/", "dataset"),
-)
+
+def _folder(pattern: str) -> str:
+    """What a path of this pattern has between its wildcards, such as "/scores/"."""
+    return pattern.removeprefix(paths.OF_MODEL).removeprefix(paths.EXPERIMENT).split("{")[0]
+
+
+# Type of the W&B artifact that a path is, by the first part found in it.
+ARTIFACT_TYPES = {
+    _folder(paths.MODEL): "model",
+    _folder(paths.CHECKPOINT): "model",
+    _folder(paths.matrix()): "attribution",
+    _folder(paths.scores()): "score",
+    _folder(paths.SUBSET): "subset",
+    _folder(paths.RESPONSES): "responses",
+    _folder(paths.JUDGEMENTS): "judgements",
+    _folder(paths.table("{file}")): "table",
+    _folder(paths.figure("{file}")): "figure",
+    _folder(paths.REPORT): "report",
+    _folder(paths.SCORES_REPORT): "report",
+    _folder(paths.TRANSFORMER): "model",
+    _folder(paths.synthetic("{file}")): "table",
+    _folder(paths.data("{table}")): "dataset",
+    "resources/": "dataset",
+}
+# Types of files that hold numbers alone. What holds texts, or may, leaves the machine only where `wandb.texts` says so.
+WITHOUT_TEXTS = {"attribution", "score", "table", "figure", "model"}
+TABLES_WITH_TEXTS = {"scores"}  # by their stems
 
 
 def named(values: Any) -> dict[str, Any]:
@@ -61,7 +73,7 @@ class Subject:
 def of_job(experiment: str, snakemake: Any) -> Subject:
     """A job as the subject of its run; snakemake: the object that a script has."""
     wildcards, params = named(snakemake.wildcards), plain(named(snakemake.params))
-    readable = {name: bin_words(value) if name == "bin" else value for name, value in wildcards.items()}
+    readable = {name: bin_text(value) if name == "bin" else value for name, value in wildcards.items()}
     return Subject(
         run_id(experiment, snakemake.rule, wildcards, params),
         run_name(snakemake.rule, wildcards),
@@ -82,7 +94,7 @@ def run_id(experiment: str, rule: str, wildcards: Mapping[str, Any], params: Map
 def run_name(rule: str, wildcards: Mapping[str, Any]) -> str:
     """A name to read, such as "fine-tune icp >0.8 seed 0"; the model is left to the tags where more is known."""
     words = dict(wildcards)
-    parts = [rule.replace("_", "-"), words.pop("method", ""), bin_words(words.pop("bin", ""))]
+    parts = [rule.replace("_", "-"), words.pop("method", ""), bin_text(words.pop("bin", ""))]
     for name in ("experiment", "source"):
         words.pop(name, None)
     model = words.pop("model", "")
@@ -94,20 +106,22 @@ def run_name(rule: str, wildcards: Mapping[str, Any]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def bin_words(name: str) -> str:
-    """`gt-0.80` in a path is ">0.8" to a reader."""
-    match = re.fullmatch(r"(gt|le)-(\d+(?:\.\d+)?)", name)
-    return f"{'>' if match[1] == 'gt' else '<='}{float(match[2]):g}" if match else name
-
-
 def artifact_type(path: str) -> str | None:
     """Type of the W&B artifact that a path is; None for what is no result, such as a log."""
-    return next((kind for pattern, kind in ARTIFACT_TYPES if pattern in f"/{path}"), None)
+    return next((kind for part, kind in ARTIFACT_TYPES.items() if part in f"/{path}"), None)
+
+
+def holds_texts(path: str) -> bool:
+    """Whether a file that is an artifact holds texts of rows, or may."""
+    kind = artifact_type(path)
+    of_rows = kind == "table" and Path(path).stem in TABLES_WITH_TEXTS
+    return kind is not None and (kind not in WITHOUT_TEXTS or of_rows)
 
 
 def artifact_name(path: str) -> str:
     """Name of the artifact: the path without results/ or resources/, with dots for slashes; the same for all jobs."""
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", re.sub(r"^(results|resources)/", "", path.strip("/")).replace("/", "."))
+    below = re.sub(rf"^({paths.RESULTS}|resources)/", "", path.strip("/"))
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", below.replace("/", "."))
     return name if len(name) <= 128 else f"{name[:111]}-{digest(path)[:16]}"
 
 

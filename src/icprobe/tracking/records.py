@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from icprobe import paths
 from icprobe.artifacts import content_digest, write_json
 from icprobe.errors import IcprobeError
-from icprobe.tracking.lineage import UPLOAD_BYTES, artifact_type
+from icprobe.tracking.lineage import UPLOAD_BYTES, artifact_type, holds_texts
 
 RECORD = "edges.json"  # in a run's directory
 PRESENT = "jobs.json"  # above all of them
@@ -24,13 +25,14 @@ Facts = Mapping[str, Any]  # name; of a finished job also bytes and digest (`lin
 
 @dataclass(frozen=True)
 class Record:
-    """One run: its log, its job, and what that read and makes."""
+    """One run: its log, its job, and what that read and makes. texts: whether it holds texts of rows."""
 
     log: Path
     rule: str | None = None
     wildcards: Mapping[str, str] = field(default_factory=dict)
     inputs: Sequence[Facts] = ()
     outputs: Sequence[Facts] = ()
+    texts: bool = False
 
     @property
     def job(self) -> tuple | None:
@@ -43,10 +45,17 @@ class Record:
         return self.log.parent.name.removeprefix("offline-").split("-")[1]
 
 
-def write(directory: Path, rule: str, wildcards: Mapping[str, str], inputs: Iterable, outputs: Iterable) -> None:
-    """A run's record; inputs, outputs: facts."""
-    facts = {"inputs": list(inputs), "outputs": list(outputs)}
-    write_json(directory / RECORD, {"rule": rule, "wildcards": dict(wildcards), **facts})
+def write(
+    directory: Path, rule: str, wildcards: Mapping[str, str], texts: bool, inputs: Iterable, outputs: Iterable
+) -> None:
+    """A run's record; texts: whether the run may hold texts, where its files do; inputs, outputs: facts."""
+    edges = {"inputs": list(inputs), "outputs": list(outputs)}
+    held = texts and _any_texts(edges)
+    write_json(directory / RECORD, {"rule": rule, "wildcards": dict(wildcards), "texts": held, **edges})
+
+
+def _any_texts(edges: Mapping[str, Iterable[Facts]]) -> bool:
+    return any(holds_texts(one["name"]) for side in edges.values() for one in side)
 
 
 def read(log: Path) -> Record:
@@ -58,7 +67,9 @@ def read(log: Path) -> Record:
             side: [{"name": one} if isinstance(one, str) else one for one in found[side]]
             for side in ("inputs", "outputs")
         }
-        return Record(log, found.get("rule"), found.get("wildcards") or {}, **edges)
+        # Before records said it, runs held all texts of their files.
+        texts = found["texts"] if "texts" in found else _any_texts(edges)
+        return Record(log, found.get("rule"), found.get("wildcards") or {}, **edges, texts=texts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return Record(log)
 
@@ -76,7 +87,7 @@ def tell_present(experiment: str, jobs: Iterable[tuple[str, Iterable[str]]], who
 
     jobs: (rule, outputs). whole: the jobs are all of the experiment; of a part, what was known before stays.
     """
-    path = Path("results", experiment, "wandb", PRESENT)
+    path = Path(paths.EXPERIMENT.format(experiment=experiment), paths.WANDB, PRESENT)
     before = _present(path)
     made: dict[str, set[str]] = defaultdict(set)
     for rule, outputs in jobs:
@@ -133,8 +144,9 @@ def lost(run: Record, sent: set[tuple[str, str]]) -> str | None:
     for facts in (*run.outputs, *run.inputs):
         name, digest = facts["name"], facts.get("digest")
         kind = artifact_type(name)
-        # Of a large file a card is sent, of a model its manifest.
+        # Of a large file, and of texts that stay here, a card is sent; of a model its manifest.
         by_content = kind is not None and (kind == "model" or facts.get("bytes", 0) <= UPLOAD_BYTES)
+        by_content = by_content and (run.texts or not holds_texts(name))
         if digest is None or not by_content or (name, digest) in sent:
             continue
         if not Path(name).exists():

@@ -1,6 +1,6 @@
 """W&B: one run for each job, with what it took, what it made and what it measured.
 
-Settings come from the environment (`icprobe.config.modes`), and not from a param: no result depends on them. Without
+Settings come from the environment (`icprobe.tracking.modes`), and not from a param: no result depends on them. Without
 them nothing is tracked. No failure of W&B fails a job or holds it for more than half a minute.
 """
 
@@ -16,11 +16,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from icprobe import paths
 from icprobe.artifacts import MANIFEST
-from icprobe.config import modes
 from icprobe.errors import ConfigError, reason
 from icprobe.masking import masked
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.tracking.lineage import (
     CLOCK,
     STEP,
@@ -29,6 +29,7 @@ from icprobe.tracking.lineage import (
     artifact_name,
     artifact_type,
     describe,
+    holds_texts,
     of_job,
     plain,
     scalar,
@@ -54,6 +55,7 @@ class Run:
         self._run: Any = None
         self._online = False
         self._complete = True
+        self._texts = False
         self._inputs: list[str] = []
         self._outputs: list[str] = []
         self._record: Callable[..., None] = lambda **_: None
@@ -87,10 +89,13 @@ class Run:
         self._attempt(f"the chart {name}", log)
 
     def table(self, name: str, table: Any, rows: int = TABLE_ROWS) -> None:
-        """The first `rows` rows of a DataFrame, as a table to sort and filter."""
+        """The first `rows` rows of a DataFrame, as a table to sort and filter; texts only with `wandb.texts`."""
 
         def log() -> None:
+            from icprobe.tables.checking import TEXTS  # with pandas, which light jobs do without
+
             head = table.head(rows).astype(object)
+            head = head if self._texts else head.drop(columns=TEXTS, errors="ignore")
             head = head.where(head.notna(), None)
             # Columns of numbers with gaps, or of several types, are fine to look at.
             columns, data = [str(column) for column in head.columns], head.values.tolist()
@@ -150,7 +155,8 @@ class Run:
         artifact = self._wandb.Artifact(artifact_name(path), type=kind, metadata=facts)
         # Of a directory the manifest, which holds the digests of all its files.
         contents = Path(path, MANIFEST) if Path(path).is_dir() else Path(path)
-        if contents.is_file() and contents.stat().st_size <= UPLOAD_BYTES:
+        allowed = self._texts or not holds_texts(path)
+        if allowed and contents.is_file() and contents.stat().st_size <= UPLOAD_BYTES:
             # Immutable: read where it lies when it is uploaded, for Snakemake owns it; no copy is staged.
             artifact.add_file(str(contents.absolute()), name=contents.name, policy="immutable", skip_cache=True)
         else:
@@ -204,9 +210,10 @@ def start(snakemake: Any) -> Run:
 def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
     """The subject's run, begun; one that does nothing where it cannot start. chosen: as `settings` gives them."""
     run = Run()
+    run._texts = chosen["texts"]
     # The manifest beside a directory is no artifact of its own: the directory's is that manifest.
     run._inputs, run._outputs = (
-        [path for path in paths if not path.endswith(f".{MANIFEST}")] for paths in (subject.inputs, subject.outputs)
+        [path for path in files if not path.endswith(paths.manifest(""))] for files in (subject.inputs, subject.outputs)
     )
     try:
         _begin(run, chosen, subject)
@@ -217,11 +224,11 @@ def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
 
 
 def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
-    root, why = _root(Path("results", chosen["experiment"]))
+    root, why = _root(Path(paths.EXPERIMENT.format(experiment=chosen["experiment"])))
     if why:
         logger.warning("W&B: %s; this run lies in %s and `make sync` does not find it", why, root)
-    _remove_old(root / "wandb", subject.identity)
-    _set_variables(root / "wandb", subject.identity)
+    _remove_old(root / paths.WANDB, subject.identity)
+    _set_variables(root / paths.WANDB, subject.identity)
 
     import wandb
     from wandb.sdk.wandb_run import Run as WandbRun
@@ -229,6 +236,8 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     # It would report each library that the job imports to its service, from within the import: a service that has died
     # would fail the import, and with it the job.
     WandbRun._register_telemetry_import_hooks = lambda _run: None
+    # Inputs that W&B Launch stages for jobs of its own: looking for them imports its public API, 0.3 s in each job.
+    WandbRun._detect_and_apply_job_inputs = lambda _run: None
     run._wandb = wandb
     run._online = _goes_online(chosen)
 
@@ -256,7 +265,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
         # Its service still holds the run's id.
         with suppress(Exception):
             _within(5, wandb.teardown)
-        _remove_old(root / "wandb", subject.identity)
+        _remove_old(root / paths.WANDB, subject.identity)
         run._run = _within(30, begin)
     # wandb falls back to /tmp by itself, without a word.
     if root.absolute() not in Path(run._run.dir).absolute().parents:
@@ -264,8 +273,8 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     # Beside the log, for `sync`; what makes nothing, such as the workflow's own run, has none.
     if run._outputs:
         directory = Path(run._run.settings.sync_dir)
-        run._record = functools.partial(records.write, directory, subject.kind, subject.wildcards)
-        inputs, outputs = ([{"name": path} for path in paths] for paths in (run._inputs, run._outputs))
+        run._record = functools.partial(records.write, directory, subject.kind, subject.wildcards, run._texts)
+        inputs, outputs = ([{"name": path} for path in files] for files in (run._inputs, run._outputs))
         run._record(inputs=inputs, outputs=outputs)
     for step in (STEP, CLOCK):
         run._run.define_metric(step, hidden=True)
@@ -312,11 +321,11 @@ def _wandb_settings(wandb: Any, online: bool) -> Any:
 def _root(directory: Path) -> tuple[Path, str]:
     """Where W&B's directory goes, and why it is not the experiment's directory where it is not."""
     try:
-        (directory / "wandb").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory / "wandb"):
+        (directory / paths.WANDB).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory / paths.WANDB):
             return directory, ""
     except OSError as error:
-        why = f"{directory}/wandb cannot be written ({error.strerror})"
+        why = f"{directory / paths.WANDB} cannot be written ({error.strerror})"
         return Path(tempfile.mkdtemp(prefix="icprobe-wandb-")), why
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from icprobe.config import modes
+from icprobe import paths
 from icprobe.errors import DataError, IcprobeError
-from icprobe.tracking import records
+from icprobe.tracking import modes, records
 from icprobe.tracking.lineage import CLOCK, STEP
 from icprobe.tracking.records import Record
 
@@ -37,10 +37,11 @@ class TrackingError(IcprobeError):
     """W&B cannot be used: no key, no network, or a package that is missing."""
 
 
-def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str]:
+def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = False) -> dict[str, str]:
     """Upload what an experiment's runs logged while there was no server; returns {run that could not be: why}.
 
     experiment_directory: such as results/demo. timeout: seconds without a newly uploaded run after which it gives up.
+    dry_run: say what would be uploaded, and send nothing.
     Idempotent: a run that is on the server is not touched again, unless it has grown since. What is superseded stays
     where it is. Around `wandb sync`, which reports success whatever happens: what counts here is the marker that it
     leaves beside a run, less those runs of which its own log says that the server refused a part.
@@ -51,7 +52,7 @@ def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str
         )
     if (word := modes.asked(os.environ)) and word[1] == "disabled":
         raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; take that away first.")
-    directory = Path(experiment_directory, "wandb").absolute()
+    directory = Path(experiment_directory, paths.WANDB).absolute()
     runs = records.read_all(directory)
     sent = records.versions(run for run in runs if _is_synced(run.log))
     old = records.superseded(directory, runs)
@@ -63,12 +64,18 @@ def sync(experiment_directory: str | Path, timeout: float = 60) -> dict[str, str
         logger.info("%s: every run is uploaded", experiment_directory)
         return {}
     failed = {log: why for log, run in waiting.items() if (why := _damage(log) or records.lost(run, sent))}
+    ready = [run for log, run in waiting.items() if log not in failed]
+    with_texts = sum(run.texts for run in ready)
+    held = f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts"
+    if dry_run:
+        logger.info("%s: would upload %d runs, %s", experiment_directory, len(ready), held)
+        return {log.parent.name: why for log, why in failed.items()}
     try:
         check_server(min(timeout, 10))
     except TrackingError as error:
         return {log.parent.name: failed.get(log, str(error)) for log in waiting}
-    logger.info("%s: uploading %d runs", experiment_directory, len(waiting) - len(failed))
-    failed |= _upload_all(directory, [run for log, run in waiting.items() if log not in failed], timeout)
+    logger.info("%s: uploading %d runs, %s", experiment_directory, len(ready), held)
+    failed |= _upload_all(directory, ready, timeout)
     logger.info("%d of %d runs uploaded", len(waiting) - len(failed), len(waiting))
     return {log.parent.name: why for log, why in failed.items()}
 
@@ -102,7 +109,10 @@ def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict
 
 def check_server(timeout: float) -> None:
     """Raise TrackingError where there is no key or no way to the server: at once, not after wandb's many attempts."""
-    from wandb.sdk.lib import wbauth
+    try:
+        from wandb.sdk.lib import wbauth
+    except ImportError as error:
+        raise TrackingError(f"W&B: {error}. Install the package wandb.") from None
 
     server = os.environ.get("WANDB_BASE_URL", SERVER)
     try:
@@ -216,7 +226,7 @@ def _said_of(log: Path, output: str) -> str | None:
 def _refused(directory: Path) -> dict[Path, str]:
     """{log: why} of runs of which the server refused a part: wandb says so in its log alone, and marks them."""
     found: dict[Path, str] = {}
-    for log in directory.glob("logs/debug-sync.*.log"):
+    for log in (directory / "logs").glob("debug-sync.*.log"):
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 entry = json.loads(line)
@@ -254,32 +264,19 @@ def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
     def section(name: str, *shown: Any) -> Any:
         return workspaces.Section(name=name, panels=list(shown), is_open=True)
 
+    def compared(name: str, title: str, metric: str, by: str) -> Any:
+        """A summary number as bars, and the table that it is the headline of."""
+        bars = panels.BarPlot(title=title, metrics=[metric], groupby=panels.Config(by))
+        return section(name, bars, panels.WeavePanelSummaryTable(table_name=name.lower().replace(" ", "_")))
+
     return workspaces.Workspace(
         entity=entity,
         project=project,
         name=f"icprobe {experiment or 'overview'}",
         sections=[
-            section(
-                "Correlations",
-                panels.BarPlot(
-                    title="Spearman of icp and influence", metrics=["spearman"], groupby=panels.Config("model")
-                ),
-                panels.WeavePanelSummaryTable(table_name="correlations"),
-            ),
-            section(
-                "Overlaps",
-                panels.BarPlot(
-                    title="Share of a bin that is in the icp bin", metrics=["overlap"], groupby=panels.Config("method")
-                ),
-                panels.WeavePanelSummaryTable(table_name="overlaps"),
-            ),
-            section(
-                "Win rates",
-                panels.BarPlot(
-                    title="Win rate against the base model, %", metrics=["win_rate"], groupby=panels.Config("bin")
-                ),
-                panels.WeavePanelSummaryTable(table_name="win_rates"),
-            ),
+            compared("Correlations", "Spearman of icp and influence", "spearman", by="model"),
+            compared("Overlaps", "Share of a bin that is in the icp bin", "overlap", by="method"),
+            compared("Win rates", "Win rate against the base model, %", "win_rate", by="bin"),
             section(
                 "Training",
                 panels.LinePlot(
@@ -313,20 +310,25 @@ def save_workspace(project: str, entity: str | None, experiment: str | None = No
 
 
 def _configured(files: Sequence[str]) -> tuple[str, str | None, str | None]:
-    """Project, entity and experiment of configuration files, each laid over those before it; of none, the defaults."""
+    """Project, entity and experiment of configuration files, read as `snakemake` reads them; of none, the defaults."""
     if not files:
         return "icprobe", None, None
     import yaml
     from snakemake.utils import update_config
 
     from icprobe.attribution import METHODS
-    from icprobe.config import load
+    from icprobe.config import load, stands_alone
 
-    raw: dict[str, Any] = {}
+    layers = []
     for file in files:
         if not Path(file).is_file():
             raise DataError(f"{file}: no such file; name configuration files, config.yaml first.")
-        update_config(raw, yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+        layers.append(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
+    given: dict[str, Any] = {}
+    for layer in layers[1:]:
+        update_config(given, layer)
+    raw = {} if stands_alone(given) else layers[0]
+    update_config(raw, given)
     config = load(raw, METHODS)
     return config.wandb.project, config.wandb.entity, config.experiment
 
@@ -340,6 +342,7 @@ def main(arguments: list[str] | None = None) -> None:
     upload = commands.add_parser("sync", help="upload the offline runs of an experiment")
     upload.add_argument("directory", help="the experiment's directory, such as results/demo")
     upload.add_argument("--timeout", type=float, default=60, help="give up after so many seconds without progress")
+    upload.add_argument("-n", "--dry-run", action="store_true", help="say what would be uploaded, and send nothing")
     view = commands.add_parser("workspace", help="save a view with correlations, overlaps and win rates")
     view.add_argument(
         "--configfile", nargs="+", default=[], help="whose project, entity and experiment are the defaults"
@@ -351,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if chosen.command == "sync":
-            failed = sync(chosen.directory, chosen.timeout)
+            failed = sync(chosen.directory, chosen.timeout, chosen.dry_run)
             said = "".join(f"\n  {run}: {why}" for run, why in failed.items())
             sys.exit(f"{len(failed)} runs were not uploaded:{said}\n{REMEDY}" if failed else None)
         project, entity, experiment = _configured(chosen.configfile)

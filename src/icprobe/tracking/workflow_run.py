@@ -19,9 +19,10 @@ from typing import Any
 import pandas as pd
 
 from icprobe import masking
+from icprobe.formatting import bin_text
 from icprobe.tracking import runs
 from icprobe.tracking.environment import benchmark
-from icprobe.tracking.lineage import CLOCK, Subject, bin_words, run_name
+from icprobe.tracking.lineage import CLOCK, Subject, run_name
 
 # Snakemake's word for a job that reruns only because another one did: no cause of its own.
 INHERITED = "Input files updated by another job"
@@ -107,7 +108,7 @@ class Invocation:
         """A row for each job that began, in order: JOB_COLUMNS."""
         rows = []
         for job in self.jobs.values():
-            words = {name: bin_words(value) if name == "bin" else value for name, value in job.wildcards.items()}
+            words = {name: bin_text(value) if name == "bin" else value for name, value in job.wildcards.items()}
             rows.append(
                 {
                     "job": run_name(job.rule, job.wildcards),

@@ -1,4 +1,4 @@
-"""Fine-tuning on a subset: trl's SFTTrainer with completion-only loss, all weights or adapters, resumable.
+"""Fine-tunes a model on a subset: trl's SFTTrainer with completion-only loss, all weights or adapters, resumable.
 
 A training that is killed and started again ends in the same weights as one that is not: model, optimiser, schedule,
 random states and data order are restored from the newest complete checkpoint.
@@ -6,7 +6,6 @@ random states and data order are restored from the newest complete checkpoint.
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -30,13 +29,13 @@ from icprobe.texts.tokenizing import load_tokenizer
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # label of a token without loss
-CHECKPOINTING_ABOVE = 1_500_000_000  # parameters from which on activations are recomputed to save memory
+CHECKPOINTING_ABOVE_PARAMETERS = 1_500_000_000  # a larger model's activations are recomputed, to save memory
 
 
 def tokenize(
     tokenizer: Any, rows: list[dict[str, Any]], prompts: Prompts, max_length: int
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
-    """Token ids and labels of the examples, and how many were truncated or dropped.
+    """Makes token ids and labels of the examples; counts those that are truncated or dropped.
 
     ids: query + target + end of sequence, so that the model learns to stop; cut off after max_length tokens. Labels are
     the ids of target and end, and IGNORED at the query. An example whose query alone fills max_length is dropped.
@@ -69,68 +68,29 @@ def fine_tune(
 ) -> dict[str, float]:
     """Fine-tunes the base model on the rows and writes model or adapter, and manifest.json, into `output`.
 
+    Trained weights are always float32 (a step of 1e-7 is lost in bfloat16); dtype bfloat16 means mixed precision, with
+    a bfloat16 base only under adapters.
+
     base: directory of a prepared model; rows: the subset, in Alpaca's fields; output: a new directory, which the caller
     renames when this returns; settings: the configuration's `finetune` as plain values; partial: where checkpoints
     live between a kill and the next start, removed by the caller at the end; log: called as log(metrics, step) at each
-    optimiser step. Returns the numbers of the training. Weights are always held in float32 (a step of 1e-7 is lost in
-    bfloat16); dtype bfloat16 means mixed precision, with a bfloat16 base only under adapters.
+    optimiser step. Returns the numbers of the training. Raises DataError where no row can be trained on.
     """
     base, output, partial = Path(base), Path(output), Path(partial)
     output.mkdir(parents=True, exist_ok=True)
     partial.mkdir(parents=True, exist_ok=True)
-    device = resolve_device(settings["device"])
     lora = settings.get("lora")
-    half = settings["dtype"] == "bfloat16"
-    model = load_model(base, dtype="bfloat16" if half and lora else "float32", device=settings["device"])
+    dtype = settings["dtype"] if lora else "float32"
+    model = load_model(base, dtype=dtype, device=settings["device"])
     model.requires_grad_(lora is None)
     tokenizer = load_tokenizer(base)
     length = min(settings["max_length"], max_positions(model.config) or settings["max_length"])
     examples, counts = tokenize(tokenizer, rows, prompts, length)
-    if not examples:
-        raise DataError(
-            f"None of the {len(rows)} examples can be trained on: each query alone has {length} tokens or more. "
-            "Raise finetune.max_length."
-        )
-    if counts["truncated"] or counts["dropped"]:
-        logger.warning(
-            "%d of %d examples are cut off at %d tokens; %d are dropped, for their query alone is as long.",
-            counts["truncated"],
-            len(rows),
-            length,
-            counts["dropped"],
-        )
-
-    parameters = sum(p.numel() for p in model.parameters())
-    options = SFTConfig(
-        output_dir=str(partial),
-        seed=seed,
-        data_seed=seed,
-        num_train_epochs=settings["epochs"],
-        per_device_train_batch_size=settings["batch_size"],
-        gradient_accumulation_steps=settings["accumulation"],
-        learning_rate=settings["learning_rate"],
-        lr_scheduler_type=settings["scheduler"],
-        warmup_steps=settings["warmup_ratio"],  # below 1 it is a share of the steps
-        weight_decay=settings["weight_decay"],
-        max_length=None,  # tokenize() has cut already, and counted
-        dataset_kwargs={"skip_prepare_dataset": True},
-        bf16=half,
-        use_cpu=device.type == "cpu",
-        activation_checkpointing=parameters > CHECKPOINTING_ABOVE,
-        dataloader_pin_memory=device.type == "cuda",
-        save_strategy="no",  # by time instead: see _Checkpoints
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-    # Several visible GPUs would make the Trainer ask for nn.DataParallel, which trl refuses; a job trains on one.
-    _ = options.device
-    options._n_gpu = min(options.n_gpu, 1)
+    _log_cut(len(rows), counts, length)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     trainer = SFTTrainer(
         model=model,
-        args=options,
+        args=_options(settings, seed, partial, sum(p.numel() for p in model.parameters())),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=pad),
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
@@ -154,25 +114,78 @@ def fine_tune(
         examples=len(examples),
         parameters=trainable,
     )
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    last_epoch = losses[-max(1, round(len(losses) / max(settings["epochs"], 1))) :]
-    numbers = {
+    return {
         "steps": trainer.state.global_step,
         "examples": len(examples),
         **counts,
         "trainable_parameters": trainable,
-        "first_loss": losses[0],
-        "final_loss": sum(last_epoch) / len(last_epoch),
+        **_losses(trainer.state, len(examples), settings["epochs"]),
         "resumed_from_step": int(resumed.name.split("-")[1]) if resumed else 0,
     }
+
+
+def _log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
+    """Says in the log how many rows are cut off or dropped. Raises DataError where all of them are dropped."""
+    if counts["dropped"] == n_rows:
+        raise DataError(
+            f"No example of {n_rows} can be trained on: each query alone has {length} tokens or more. "
+            "Raise finetune.max_length."
+        )
+    if counts["truncated"] or counts["dropped"]:
+        logger.warning(
+            "%d of %d examples are cut off at %d tokens; %d are dropped, for their query alone is as long.",
+            counts["truncated"],
+            n_rows,
+            length,
+            counts["dropped"],
+        )
+
+
+def _options(settings: dict[str, Any], seed: int, partial: Path, parameters: int) -> SFTConfig:
+    """The configuration's settings in trl's words. parameters: of the model."""
+    device = resolve_device(settings["device"])
+    options = SFTConfig(
+        output_dir=str(partial),
+        seed=seed,
+        data_seed=seed,
+        num_train_epochs=settings["epochs"],
+        per_device_train_batch_size=settings["batch_size"],
+        gradient_accumulation_steps=settings["accumulation"],
+        learning_rate=settings["learning_rate"],
+        lr_scheduler_type=settings["scheduler"],
+        warmup_steps=settings["warmup_ratio"],  # below 1 it is a share of the steps
+        weight_decay=settings["weight_decay"],
+        max_length=None,  # tokenize() has cut already, and counted
+        dataset_kwargs={"skip_prepare_dataset": True},
+        bf16=settings["dtype"] == "bfloat16",
+        use_cpu=device.type == "cpu",
+        activation_checkpointing=parameters > CHECKPOINTING_ABOVE_PARAMETERS,
+        dataloader_pin_memory=device.type == "cuda",
+        save_strategy="no",  # by time instead: see _Checkpoints
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    # Several visible GPUs would make the Trainer ask for nn.DataParallel, which trl refuses; a job trains on one.
+    _ = options.device
+    options._n_gpu = min(options.n_gpu, 1)
+    return options
+
+
+def _losses(state: TrainerState, examples: int, epochs: float) -> dict[str, float]:
+    """The loss of the first step, and the mean of the last epoch's; says them in the log."""
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    last_epoch = losses[-max(1, round(len(losses) / max(epochs, 1))) :]
+    first, final = losses[0], sum(last_epoch) / len(last_epoch)
     logger.info(
         "%d examples in %d steps; loss of the first step %.4f, of the last epoch %.4f",
-        numbers["examples"],
-        numbers["steps"],
-        numbers["first_loss"],
-        numbers["final_loss"],
+        examples,
+        state.global_step,
+        first,
+        final,
     )
-    return numbers
+    return {"first_loss": first, "final_loss": final}
 
 
 def _adapters(model: torch.nn.Module, lora: dict[str, Any]) -> LoraConfig:
@@ -204,7 +217,7 @@ def _save(model: Any, tokenizer: Any, output: Path, adapter: bool) -> None:
 
 
 def newest_complete(partial: str | Path) -> Path | None:
-    """The newest checkpoint whose files are all there and unchanged; every other one is removed.
+    """Finds the newest checkpoint whose files are all there and unchanged; removes every other one.
 
     A kill in the middle of a save leaves a folder without manifest: it is passed over for the one before it.
     """
@@ -223,7 +236,7 @@ def newest_complete(partial: str | Path) -> Path | None:
 
 
 class _Checkpoints(TrainerCallback):
-    """Saves by time; a checkpoint counts once its manifest stands, and only then older ones go."""
+    """Saves by time. A checkpoint counts once its manifest is there, and only then the older ones are removed."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -235,8 +248,7 @@ class _Checkpoints(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        for path in checkpoint.rglob("*"):
-            _sync(path)
+        artifacts.sync(checkpoint)
         artifacts.write_manifest(checkpoint)
         for other in Path(args.output_dir).glob("checkpoint-*"):
             if other != checkpoint:
@@ -244,21 +256,13 @@ class _Checkpoints(TrainerCallback):
         self._saved = time.monotonic()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class _Watch(TrainerCallback):
-    """Progress, and metrics for whoever watches."""
+    """Shows the progress, and hands the metrics of each step to `log`."""
 
     def __init__(self, log: Callable[[dict[str, float], int], None]) -> None:
         self._log = log
         self._progress: Progress | None = None
-        self._passes = 0  # of the step under way
+        self._passes = 0  # of the step that is being computed
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._progress = Progress(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")

@@ -1,4 +1,4 @@
-"""What every script of the workflow wraps its work in: log, W&B run, clear errors, clean ends.
+"""Wraps the work of every script of the workflow: log, W&B run, clear errors, clean ends.
 
 from icprobe.workflow.jobs import job
 
@@ -24,7 +24,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from icprobe import cores
+from icprobe import cores, paths
 from icprobe.errors import ArtifactError, IcprobeError
 from icprobe.masking import mask
 from icprobe.tracking import environment, runs
@@ -82,7 +82,7 @@ CLOCKS_DIFFER_SECONDS = 300.0
 
 @contextmanager
 def job(snakemake: Any) -> Iterator[runs.Run]:
-    """One job: yields its W&B run; turns what goes wrong into a log line, an exit code and a message.
+    """Runs one job: yields its W&B run; turns what goes wrong into a log line, an exit code and a message.
 
     A mistake of the user (IcprobeError), a full disk and exhausted memory end in one sentence; anything else is a bug
     and shows its traceback, in the rule's log and on the terminal. SIGTERM ends the job as an exception does, so that
@@ -120,7 +120,7 @@ def job(snakemake: Any) -> Iterator[runs.Run]:
 
 
 def threads(snakemake: Any) -> int:
-    """Threads to compute with: those that Snakemake gave, but no more than the cores this process may use."""
+    """Counts the threads to compute with: those that Snakemake gave, but no more than this process has cores."""
     return max(1, min(int(snakemake.threads), cores.usable()))
 
 
@@ -138,10 +138,10 @@ def _title(snakemake: Any) -> str:
 # --- clocks and records -----------------------------------------------------------------------------------------
 
 
-def _newest(paths: Iterable[Any]) -> tuple[float, str]:
-    """(modification time, path) of the newest file; of a directory that Snakemake made, of the stamp within it."""
+def _newest(files: Iterable[Any]) -> tuple[float, str]:
+    """Finds the newest file: (modification time, path). A directory that Snakemake made is as new as its stamp."""
     times = [(0.0, "")]
-    for path in map(str, paths):
+    for path in map(str, files):
         stamp = os.path.join(path, ".snakemake_timestamp")
         with suppress(OSError):
             path = stamp if os.path.exists(stamp) else path
@@ -150,7 +150,7 @@ def _newest(paths: Iterable[Any]) -> tuple[float, str]:
 
 
 def _refuse_future_inputs(inputs: Iterable[Any]) -> None:
-    """Snakemake would refuse what is older than its inputs, but only once the work is done."""
+    """Raises ArtifactError for inputs from the future: Snakemake would refuse the results, once all work is done."""
     modified, path = _newest(inputs)
     ahead = modified - time.time()
     if ahead > CLOCKS_DIFFER_SECONDS:
@@ -176,7 +176,7 @@ def _record(snakemake: Any) -> None:
     settings = named(snakemake.params).get("settings")
     try:
         environment.record(
-            Path(snakemake.log[0]).with_suffix(environment.SUFFIX),
+            Path(snakemake.log[0]).with_suffix(paths.ENVIRONMENT),
             snakemake.rule,
             map(str, snakemake.input),
             map(str, snakemake.output),
@@ -192,7 +192,7 @@ def _record(snakemake: Any) -> None:
 
 
 def _sentence(error: Exception, snakemake: Any) -> str | None:
-    """What a user is told of an error; None for a bug."""
+    """Puts an error into one sentence for the user; None for a bug."""
     if isinstance(error, IcprobeError):
         return str(error)
     # safetensors, torch and pyarrow report a full disk in exceptions of their own.
@@ -211,7 +211,7 @@ def _sentence(error: Exception, snakemake: Any) -> str | None:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM (Slurm's time limit, `scancel`, a cancelled Snakemake) becomes SystemExit within the block."""
+    """Turns SIGTERM (Slurm's time limit, `scancel`, a cancelled Snakemake) into SystemExit, as long as it is open."""
 
     def end(_signal: int, _frame: Any) -> None:
         logger.info("terminated by SIGTERM")
@@ -231,7 +231,7 @@ def _terminable() -> Iterator[None]:
 
 
 class _Terminal(logging.StreamHandler):
-    """Lines on the terminal, above a progress bar where one stands."""
+    """Writes lines on the terminal, above a progress bar where there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(sys.stderr):
@@ -239,7 +239,7 @@ class _Terminal(logging.StreamHandler):
 
 
 class _Masking(logging.Formatter):
-    """Lines without secrets, tracebacks and what libraries say included."""
+    """Writes lines without secrets, those of tracebacks and libraries too."""
 
     def format(self, record: logging.LogRecord) -> str:
         return mask(super().format(record))
@@ -247,7 +247,7 @@ class _Masking(logging.Formatter):
 
 @contextmanager
 def _logging(log: Any) -> Iterator[None]:
-    """Root logger at INFO to the rule's log and to the terminal, within the block."""
+    """Sends all log lines from INFO on to the rule's log and to the terminal, as long as it is open."""
     formatter = _Masking("%(asctime)s %(message)s", datefmt="%H:%M:%S")
     terminal = _Terminal(sys.stderr)
     # Errors reach the terminal as the job's last words; the log has no other way to know them.
@@ -279,7 +279,7 @@ def _logging(log: Any) -> Iterator[None]:
 
 
 def _set_environment(threads: int) -> None:
-    """Environment variables that libraries read when they are imported, which is later than this."""
+    """Sets the environment variables that libraries read when they are imported, which is later than this."""
     os.environ |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     waiting = {} if "OMP_WAIT_POLICY" in os.environ else SPINNING
     for name, value in {**QUIET_ENVIRONMENT, **waiting}.items():

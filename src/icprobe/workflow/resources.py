@@ -1,7 +1,7 @@
-"""What each job asks of a machine: memory, run time and GPUs as functions of its work.
+"""Estimates what each job needs of a machine: memory, run time and GPUs, as functions of its work.
 
-Never an input of a result: no rule has these as params, so that a better estimate repeats nothing. They are meant to be
-enough, not tight; a job that was killed is submitted again with more.
+No rule has these as params, so that a better estimate repeats nothing. They are meant to be enough, not tight: a job
+that was killed is submitted again with more.
 """
 
 import functools
@@ -12,45 +12,54 @@ from typing import Any
 
 import numpy as np
 
-from icprobe import artifacts
+from icprobe import artifacts, paths
 from icprobe.config import Config
+from icprobe.config.sources import local_files
+from icprobe.engine.batching import parse_shard, shard_numbers
 from icprobe.errors import ArtifactError
+from icprobe.workflow import work
 from icprobe.workflow.work import ROW_TOKENS, SPEED, operations, parameters
 
 LEAST_MB = 1000  # Snakemake starts three times for a job on a cluster: 350 MB before any work
 TORCH_MB = 1000  # more, of a script with torch, transformers and peft
 ROW_MB = 0.01  # of a row of texts as Python's objects, with its tokens
-# Bytes of activations that a backward pass keeps for a token, over the square root of the parameters; measured with
-# SmolLM2-135M: 1.7 MB (attribution.holding).
-ACTIVATIONS = 150.0
-LOGITS = 12 * 65_000  # bytes of a token's logits, their float32 copy and their gradient
-BANDWIDTH = {"cpu": 2e10, "auto": 2e10, "cuda": 1e12}  # bytes of memory a second: what generation waits for
-CORE_SPEED = 2e10  # floating-point operations a second of one core, in small products
-DOWNLOAD = 1e7  # bytes a second
+# Of activations that a backward pass keeps for a token, over the square root of the model's parameters (measured with
+# SmolLM2-135M: 1.7 MB a token; see attribution.memory_plan).
+ACTIVATION_BYTES = 150.0
+LOGITS_BYTES = 12 * 65_000  # of a token's logits, their float32 copy and their gradient
+MEMORY_BYTES_A_SECOND = {"cpu": 2e10, "auto": 2e10, "cuda": 1e12}  # what generation waits for
+CORE_OPERATIONS_A_SECOND = 2e10  # of floating-point numbers, in small products
+DOWNLOAD_BYTES_A_SECOND = 1e7
 ROWS_A_SECOND = 1000  # that are read, checked and counted in tokens
 MARGIN = 3  # of the run time over its estimate
 START_MINUTES = 20
+LIGHT_SECONDS = 2
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job asks for. megabytes: of memory beyond the least; seconds: an estimate of its run time."""
+    """What a job asks for. megabytes: memory beyond LEAST_MB; seconds: its run time, about."""
 
     megabytes: float = 0
     seconds: float = 0
 
     def memory(self, attempt: int) -> int:
-        """Memory in MB at an attempt (from 1)."""
+        """Memory in MB that attempt number `attempt` (from 1) asks for."""
         return int(attempt * (LEAST_MB + self.megabytes))
 
     def minutes(self, attempt: int) -> int:
-        """Time limit in minutes at an attempt (from 1)."""
+        """Time limit in minutes that attempt number `attempt` (from 1) asks for."""
         return int(attempt * (START_MINUTES + MARGIN * self.seconds / 60))
+
+
+def estimate_seconds(minutes: int) -> float:
+    """The estimate behind a first attempt's time limit, and of jobs that compute next to nothing what a start takes."""
+    return max(LIGHT_SECONDS, (minutes - START_MINUTES) * 60 / MARGIN)
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sizes of an experiment: rows of its tables, about, and the shards of each model."""
+    """The sizes of an experiment: about how many rows its tables have, and the shards of each model."""
 
     config: Config
     examples: float
@@ -58,44 +67,51 @@ class Sizes:
     prompts: float
     shards: dict[str, int]
 
+    @classmethod
+    def of(cls, config: Config) -> "Sizes":
+        """By what was there before the experiment began."""
+        tables = [getattr(config.data, name) for name in ("train", "tasks", "eval")]
+        examples, tasks, prompts = (work.rows(table, local_files(table)) for table in tables)
+        shards = {model: work.shards(config, model, examples, tasks) for model in config.models}
+        return cls(config, examples, tasks, prompts, shards)
+
     def parameters(self, model: str) -> float:
-        """Parameters of a model: by its manifest once it is here, about before."""
+        """Parameters of a model: as its manifest says once it is here, an estimate before."""
         try:
             return artifacts.read_manifest(self.config.model_directory(model))["parameters"]
         except (ArtifactError, KeyError):
             return parameters(self.config, model)
 
     def shard(self, model: str, item: str) -> tuple[float, float]:
-        """(examples, tokens) of a shard "3-of-16": all have about the same tokens, those of short examples more rows.
+        """(examples, tokens) of a shard "3-of-16": counted once the examples' lengths are measured, an estimate before.
 
-        Counted once the examples' lengths are measured, about before.
+        All shards have about the same tokens, so that those of short examples have more rows.
         """
-        number, of = map(int, item.split("-of-"))
-        path = f"results/{self.config.experiment}/{model}/data/lengths.parquet"
+        number, of = parse_shard(item)
+        path = paths.LENGTHS.format(experiment=self.config.experiment, model=model)
         try:
-            middles, tokens = _measured(path, os.stat(path).st_mtime_ns)
+            examples, tokens = _measured(path, os.stat(path).st_mtime_ns, of)
         except (OSError, ValueError):  # pyarrow's, too
             return self.examples / of, ROW_TOKENS * self.examples / of
-        within = np.searchsorted(middles, [(number - 1) / of, number / of])
-        return float(within[1] - within[0]), tokens / of
+        return float(examples[number]), tokens / of
 
     @property
     def matrix_mb(self) -> float:
-        """Of one attribution matrix in memory."""
+        """Megabytes of one attribution matrix in memory."""
         return 4e-6 * self.examples * self.tasks
 
     # --- models and tables --------------------------------------------------------------------------------------
 
     def prepare_model(self, model: str) -> Needs:
         weights = 4 * self.parameters(model)
-        return Needs(TORCH_MB + 3e-6 * weights, weights / DOWNLOAD)
+        return Needs(TORCH_MB + 3e-6 * weights, weights / DOWNLOAD_BYTES_A_SECOND)
 
     def tables(self, rows: float) -> Needs:
-        """Rows of texts read, checked and counted in each model's tokens."""
+        """Reads rows of texts, checks them, and counts them in each model's tokens."""
         return Needs(1000 + ROW_MB * rows, len(self.config.models) * rows / ROWS_A_SECOND)
 
     def select_tasks(self, candidates: float) -> Needs:
-        """k-means runs the first model over all candidates."""
+        """Reads all candidates, and for k-means runs the first model over them."""
         needs = self.tables(candidates)
         if not self.config.data.tasks or not str(self.config.data.tasks.select).startswith("kmeans"):
             return needs
@@ -106,7 +122,7 @@ class Sizes:
     # --- attributions -------------------------------------------------------------------------------------------
 
     def attribute(self, model: str, method: str, item: str) -> Needs:
-        """One shard of a method, in a job that reads the model."""
+        """Computes one shard of a method, in a job that reads the model."""
         settings, size = self.config.attribution, self.parameters(model)
         examples, tokens = self.shard(model, item)
         seconds = operations(size, examples, tokens, ROW_TOKENS * self.tasks) / SPEED[settings.device]
@@ -116,28 +132,35 @@ class Sizes:
             # The budget holds gradients and activations.
             megabytes += 1000 * settings.memory_budget_gb
         if method in ("one_step", "influence_mean") and settings.device != "cuda":
-            megabytes += 8e-6 * size + 1e-6 * ACTIVATIONS * size**0.5 * settings.batch_tokens
+            megabytes += 8e-6 * size + _activations_mb(size, settings.batch_tokens)
         return Needs(megabytes, seconds)
 
     def matrix(self) -> Needs:
-        """A whole matrix read at once, by jobs that compute next to nothing."""
+        """Reads a whole matrix at once, and computes next to nothing."""
         return Needs(1000 + 4 * self.matrix_mb + 1e-3 * self.examples)
 
     def report(self) -> Needs:
-        """The report reads one matrix after the other, and all texts."""
+        """Reads one matrix after the other, and all texts."""
         rows = self.examples + self.tasks
         return Needs(3000 + 4 * self.matrix_mb + ROW_MB * rows)
 
     def correlate(self) -> Needs:
-        """The bootstrap of Kendall's tau is quadratic in the examples."""
+        """Resamples all pairs of methods: the bootstrap of Kendall's tau is quadratic in the examples."""
         settings, methods = self.config.analysis, len(self.config.attribution.methods)
         pairs = methods * (methods - 1) / 2
         resampled = self.examples if self.examples <= settings.analytic_above else 0
         seconds = pairs * settings.resamples * resampled**2 / 2e10
         return Needs(3000 + 1e-5 * settings.resamples * resampled + 1e-4 * methods * self.examples, seconds)
 
+    def tell_labels(self) -> Needs:
+        """Reads the labels, and resamples each method's scores with each label that is a number."""
+        settings = self.config.analysis
+        resampled = settings.resamples * (self.examples if self.examples <= settings.analytic_above else 0)
+        pairs = len(self.config.attribution.methods) * len(self.config.data.labels)
+        return Needs(1000 + 1e-3 * self.examples + 1e-5 * resampled, 1e-7 * pairs * resampled)
+
     def chain(self) -> Needs:
-        """All cells ranked in each resample, in all tasks together and one by one, and again by domain."""
+        """Ranks all cells in each resample, in all tasks together and one by one, and again by domain."""
         settings = self.config.analysis
         matrices = 3 + len(settings.chain.learning_rates)
         resamples = settings.resamples if self.examples <= settings.analytic_above else 50
@@ -147,14 +170,15 @@ class Sizes:
     # --- the synthetic check ------------------------------------------------------------------------------------
 
     def train_regressor(self) -> Needs:
-        """A small transformer on one core."""
+        """Trains a small transformer on one core."""
         check = self.config.synthetic
         size = 12 * check.layers * check.width**2
         tokens = check.batch_size * (2 * check.points + 3)
-        return Needs(TORCH_MB + 1e-6 * tokens * ACTIVATIONS * size**0.5, 6 * size * tokens * check.steps / CORE_SPEED)
+        seconds = 6 * size * tokens * check.steps / CORE_OPERATIONS_A_SECOND
+        return Needs(TORCH_MB + _activations_mb(size, tokens), seconds)
 
     def correlate_points(self) -> Needs:
-        """All points of a dimension and noise are ranked in each resample."""
+        """Ranks all points of a dimension and noise in each resample."""
         check = self.config.synthetic
         values = len(check.dimensions) * len(check.noise) * check.functions * check.points
         return Needs(1000 + 1e-4 * values, 2e-6 * values * self.config.analysis.resamples)
@@ -162,37 +186,42 @@ class Sizes:
     # --- fine-tuned models --------------------------------------------------------------------------------------
 
     def fine_tune(self, model: str, examples: float) -> Needs:
-        """All weights with their gradients and AdamW's two moments, or adapters; examples: in the subset."""
+        """Trains all weights, with their gradients and AdamW's two moments, or adapters; examples: in the subset."""
         settings, size = self.config.finetune, self.parameters(model)
         seconds = 6 * size * ROW_TOKENS * examples * settings.epochs / SPEED[settings.device]
         megabytes = TORCH_MB + ROW_MB * examples + (8e-6 if settings.lora else 24e-6) * size
         if settings.device != "cuda":
             tokens = settings.batch_size * min(settings.max_length, 4 * ROW_TOKENS)
-            megabytes += 1e-6 * tokens * (ACTIVATIONS * size**0.5 + LOGITS)
+            megabytes += _activations_mb(size, tokens) + 1e-6 * tokens * LOGITS_BYTES
         return Needs(megabytes, seconds)
 
     def generate(self, model: str) -> Needs:
-        """Every token of a batch waits for all weights; an adapter is merged on the CPU in float32."""
+        """Reads all weights for every token of a batch; an adapter is merged on the CPU in float32."""
         settings, size = self.config.evaluation, self.parameters(model)
         steps = settings.max_new_tokens * (1 + self.prompts / settings.batch_size)
-        cache = 1e-6 * settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS) * ACTIVATIONS * size**0.5 / 4
-        return Needs(TORCH_MB + 10e-6 * size + cache, 4 * size * steps / BANDWIDTH[settings.device])
+        cache = _activations_mb(size, settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS)) / 4
+        return Needs(TORCH_MB + 10e-6 * size + cache, 4 * size * steps / MEMORY_BYTES_A_SECOND[settings.device])
+
+
+def _activations_mb(parameters: float, tokens: float) -> float:
+    """Megabytes of activations that a backward pass over so many tokens keeps."""
+    return 1e-6 * tokens * ACTIVATION_BYTES * parameters**0.5
 
 
 @functools.cache
-def _measured(path: str, _modified: int) -> tuple[np.ndarray, float]:
-    """(where each example stands on the way through all tokens, ascending in 0 to 1, shortest first; all tokens)."""
+def _measured(path: str, _modified: int, of: int) -> tuple[np.ndarray, float]:
+    """Counts the examples of each shard, at its number from 1 to `of`, as if each were a batch; and all tokens."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=["n_query", "n_target"])
-    lengths = np.sort(sum(np.nan_to_num(column.to_numpy(), nan=1.0) for column in table.columns))
-    return (np.cumsum(lengths) - lengths / 2) / lengths.sum(), float(lengths.sum())
+    tokens = np.sort(sum(np.nan_to_num(column.to_numpy(), nan=1.0) for column in table.columns))
+    return np.bincount(shard_numbers(tokens, of), minlength=of + 1), float(tokens.sum())
 
 
 def directives(needs: Callable[..., Needs], device: str = "cpu") -> dict[str, Any]:
-    """A rule's `resources`, from a function of its wildcards and input files.
+    """Makes a rule's `resources` from a function of its wildcards and input files.
 
-    device: what the configuration says that it computes on. One GPU for `cuda`; `auto` takes what it finds.
+    device: what the configuration computes on. `cuda` asks for one GPU; `auto` takes what it finds.
     """
     found: dict[str, Any] = {
         "mem_mb": lambda wildcards, input, attempt: needs(wildcards, input).memory(attempt),

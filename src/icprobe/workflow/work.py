@@ -1,8 +1,7 @@
-"""How much work an experiment is, as far as that is known before anything of it has run.
+"""Estimates how much work an experiment is before anything of it has run, for its shards and its jobs' resources.
 
-Estimates from the configuration and the sizes of the files that it names, for the number of shards and the resources of
-jobs. Nothing here looks at a file that the experiment makes: a number of shards that moved while the experiment runs
-would repeat what is finished.
+The number of shards must not move while the experiment runs, or what is finished would be repeated. So estimates rest
+on the configuration and the sizes of the files that it names; nothing here looks at a file that the experiment makes.
 """
 
 import math
@@ -17,7 +16,7 @@ from icprobe.config.sources import EvalTable, Table, TaskTable, TrainTable
 # A row of Alpaca: 22.8 MB of JSON and 5.6 M tokens in 52,002 rows.
 ROW_BYTES = 440
 ROW_TOKENS = 110
-PARQUET = 3.0  # bytes of JSON in one byte of compressed parquet, about
+PARQUET_COMPRESSION = 3.0  # bytes of JSON in one byte of parquet, about
 # Of tables that lie elsewhere and are taken whole: the paper's sizes.
 UNSEEN_ROWS = {"TrainTable": 52_000, "TaskTable": 100, "EvalTable": 1_000}
 UNKNOWN_PARAMETERS = 1e9
@@ -30,7 +29,7 @@ MOST_SHARDS = 1024  # clusters often take no more jobs of one user
 
 
 def rows(table: Table | None, files: Iterable[str]) -> float:
-    """Rows that are taken from a table of the configuration, about; files: those that it is read from."""
+    """Estimates the rows that are taken from a table of the configuration; files: those that it is read from."""
     if table is None:
         return 0
     if isinstance(table, TrainTable | EvalTable) and table.sample:
@@ -42,14 +41,20 @@ def rows(table: Table | None, files: Iterable[str]) -> float:
 
 
 def file_rows(files: Iterable[str]) -> float:
-    """Rows in files of texts, about, by their sizes."""
-    return sum(os.path.getsize(file) * (PARQUET if file.endswith(".parquet") else 1.0) for file in files) / ROW_BYTES
+    """Estimates the rows in files of texts, by their sizes."""
+    unpacked = (os.path.getsize(file) * (PARQUET_COMPRESSION if file.endswith(".parquet") else 1.0) for file in files)
+    return sum(unpacked) / ROW_BYTES
+
+
+def rows_there(files: Iterable[str], otherwise: float) -> float:
+    """Rows in files that may not be there yet."""
+    return file_rows(filter(os.path.isfile, files)) or otherwise
 
 
 def parameters(config: Config, model: str) -> float:
-    """Parameters of a model, about: from its weights where they are here, from its sizes, or from its name.
+    """Estimates a model's parameters: from its weights where they are here, from its sizes, or from its name.
 
-    "135M", "1b" and "0.5B" are sizes; a name without one counts as a billion.
+    In a name "135M", "1b" and "0.5B" are sizes; one without counts as a billion.
     """
     source = config.model_sources[model]
     if source.source == "external":
@@ -67,7 +72,7 @@ def parameters(config: Config, model: str) -> float:
 
 
 def operations(parameters: float, examples: float, tokens: float, task_tokens: float) -> float:
-    """Floating-point operations of the costliest method (one_step; icp is not far from it) over all pairs.
+    """Counts the floating-point operations of the costliest method, one_step, over all pairs; icp is not far from it.
 
     tokens: of all examples together; task_tokens: of all tasks. Forward and backward of each example, then all tasks
     forward after each example: 2 operations for each parameter and token, 4 more in the backward pass.
@@ -76,11 +81,11 @@ def operations(parameters: float, examples: float, tokens: float, task_tokens: f
 
 
 def shards(config: Config, model: str, examples: float, tasks: float) -> int:
-    """Jobs into which each method's work on a model is cut: as many as the configuration says, else by the work.
+    """Settles into how many jobs each method's work on a model is cut: as the configuration says, or by the work.
 
-    About half an hour each, and matrices of at most half a gigabyte; a power of two, so that a small edit of a file
-    seldom moves it. The same for every method, and for every model by itself: another method or model that is added to
-    a finished experiment repeats nothing.
+    The number is the same for every method and is each model's own, so that another method or model repeats nothing of
+    a finished experiment; it is a power of two, so that a small edit of a file seldom moves it. Jobs take about half an
+    hour, and their parts of the matrix at most half a gigabyte.
     """
     if config.attribution.shards != "auto":
         return config.attribution.shards

@@ -3,11 +3,10 @@
 import logging
 import shutil
 import time
-from pathlib import Path
 
 import pandas as pd
 
-from icprobe import artifacts, execution
+from icprobe import artifacts, execution, paths
 from icprobe.tables import parquet
 from icprobe.texts.prompts import Prompts
 from icprobe.workflow.jobs import job
@@ -15,10 +14,11 @@ from icprobe.workflow.jobs import job
 with job(snakemake) as run:
     from icprobe.attribution.matrix import Inputs
     from icprobe.attribution.shards import compute
+    from icprobe.engine.batching import parse_shard
 
     params, files, wildcards = snakemake.params, snakemake.input, snakemake.wildcards
     settings = dict(params.settings)
-    number, total = map(int, wildcards.scatteritem.split("-of-"))
+    number, of = parse_shard(wildcards.scatteritem)
     inputs = Inputs(
         train=pd.read_parquet(files.train),
         tasks=pd.read_parquet(files.tasks),
@@ -28,20 +28,21 @@ with job(snakemake) as run:
         seed=params.seed,
     )
     partial = artifacts.partial_directory(
-        Path("results", wildcards.experiment),
+        paths.EXPERIMENT.format(experiment=wildcards.experiment),
         snakemake.rule,
         dict(wildcards),
         dict(params.items()),
         [
             artifacts.content_digest(path)
-            for path in [files.train, files.tasks, files.lengths, *([files.model] if files.model else [])]
+            for path in [files.train, files.tasks, files.lengths, *([files.manifest] if files.model else [])]
         ],
     )
     if files.model:
-        from icprobe.engine.models import load_model, refuse_dtype, set_precision
+        from icprobe.engine.capabilities import Capabilities
+        from icprobe.engine.models import load_model, set_precision
         from icprobe.texts.tokenizing import load_tokenizer
 
-        refuse_dtype(files.model, settings["dtype"])
+        inputs.capabilities = Capabilities.of(files.model)
         set_precision(settings.pop("tf32"))
         inputs.model = load_model(files.model, settings.pop("dtype"), settings.pop("device"))
         inputs.tokenizer = load_tokenizer(files.model)
@@ -54,7 +55,7 @@ with job(snakemake) as run:
         inputs,
         settings,
         number,
-        total,
+        of,
         settings.get("batch_tokens", 1024),
         partial,
         params.per_task,

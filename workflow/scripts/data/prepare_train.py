@@ -10,7 +10,7 @@ from icprobe.workflow.jobs import job
 with job(snakemake) as run:
     params = snakemake.params
     prompts = Prompts(params.templates)
-    train = checking.read_table(params.source, extra=["domain", *params.labels], on_empty=params.on_empty)
+    train = checking.read_table(params.source, extra=["domain"], labels=params.labels, on_empty=params.on_empty)
     empty = train.attrs["dropped_empty"]
     read = len(train) + empty
     from icprobe.texts.tokenizing import reader

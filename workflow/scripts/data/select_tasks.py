@@ -13,12 +13,13 @@ with job(snakemake) as run:
     from icprobe.texts.tokenizing import reader
 
     def hidden_states(texts):
+        from icprobe.engine.capabilities import Capabilities
         from icprobe.engine.models import load_model
         from icprobe.engine.representations import mean_hidden_states
         from icprobe.texts.tokenizing import load_tokenizer
 
         directory = snakemake.input.models[0]
-        return mean_hidden_states(load_model(directory), load_tokenizer(directory), texts)
+        return mean_hidden_states(load_model(directory), Capabilities.of(directory), load_tokenizer(directory), texts)
 
     readers = [reader(path) for path in snakemake.input.models]
     how = params.source["select"], params.seed, Prompts(params.templates), readers, params.on_too_long

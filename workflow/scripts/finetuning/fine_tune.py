@@ -3,11 +3,8 @@
 import shutil
 
 from icprobe import artifacts, execution, jsonl
-from icprobe.texts.prompts import Prompts
+from icprobe.training.subsets import prompts_of
 from icprobe.workflow.jobs import job
-
-# Texts that play no part here; a change of them repeats nothing.
-UNUSED = {"one_shot_prefix": "", "separator": ""}
 
 with job(snakemake) as run:
     base, seed = snakemake.input.base, int(snakemake.wildcards.seed)
@@ -19,7 +16,7 @@ with job(snakemake) as run:
             settings, templates = snakemake.params.settings, snakemake.params.templates
             identity = [artifacts.content_digest(base), rows, settings, templates, seed, snakemake.params.code]
             partial = artifacts.partial_directory(snakemake.params.results, "fine_tune", *identity)
-            texts, how = Prompts({**UNUSED, **templates}), execution.settings("finetune")
+            texts, how = prompts_of(templates), execution.settings("finetune")
             run.summary(**fine_tune(base, rows, texts, output, settings | how, seed, partial, run.log))
         else:
             partial = None

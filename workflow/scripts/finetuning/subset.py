@@ -1,10 +1,11 @@
-"""The examples of one bin, best fitting first, as JSONL in Alpaca's fields plus id and score."""
+"""The examples of one bin, best fitting first, as JSONL that trainers take: prompts and completions, and messages."""
 
 import logging
 
 import pandas as pd
 
-from icprobe.analysis.binning import members, threshold_of
+from icprobe.analysis.binning import members
+from icprobe.formatting import bin_of
 from icprobe.tables import checking
 from icprobe.tracking import runs
 from icprobe.training import subsets
@@ -17,15 +18,18 @@ with job(snakemake) as run:
     if snakemake.wildcards.method == "all":
         chosen, score = examples.index, {}
     else:
-        scores, reference = (pd.read_parquet(snakemake.input[name]) for name in ("scores", "reference"))
-        chosen = members(scores, threshold_of(snakemake.wildcards.bin), reference)
+        scores, bin = pd.read_parquet(snakemake.input.scores), bin_of(snakemake.wildcards.bin)
+        # Of thresholds alone: the icp scores, which say how many examples they take.
+        reference = pd.read_parquet(snakemake.input.reference) if snakemake.input.reference else None
+        chosen = members(scores, bin, reference)
         score = scores.set_index("id")["score"].to_dict()
-    subsets.write_subset(examples, chosen, score, snakemake.output[0])
+    prompts = subsets.prompts_of(snakemake.params.templates)
+    subsets.write_subset(examples, chosen, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
     run.summary(examples=len(chosen), of=len(examples))
     shown = examples.loc[chosen[: runs.TABLE_ROWS], ["id", *checking.TEXTS]]
     # Not "examples": W&B keeps a table under its name in the summary, in the place of the number.
     run.table("members", shown.assign(score=[score.get(name) for name in shown["id"]]))
-    if score and len(chosen):
-        shared = set(chosen) & set(members(reference, threshold_of(snakemake.wildcards.bin), reference))
+    if score and reference is not None and len(chosen):
+        shared = set(chosen) & set(members(reference, bin, reference))
         run.summary(overlap=len(shared) / len(chosen))

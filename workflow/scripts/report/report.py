@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from icprobe import paths
 from icprobe.report import build
 from icprobe.report.findings import ModelInputs
 from icprobe.report.provenance import RuleRun
@@ -13,15 +14,16 @@ from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     params = snakemake.params
-    folder = Path("results", params.experiment)
     models = {}
     for model in params.models:
-        tables = {Path(name).stem: folder / model / name for name in params.tables}
+        of_model = {"experiment": params.experiment, "model": model}
+        folder = Path(paths.OF_MODEL.format(**of_model))
+        tables = {Path(name).stem: folder / name for name in params.tables}
         models[model] = ModelInputs(
-            scores={m: folder / model / f"scores/{m}.parquet" for m in params.methods},
-            attributions={m: folder / model / f"attributions/{m}.parquet" for m in params.methods},
-            lengths=folder / model / "data/lengths.parquet",
-            figures=[folder / model / name for name in params.figures],
+            scores={m: paths.scores(m).format(**of_model) for m in params.methods},
+            attributions={m: paths.matrix(m).format(**of_model) for m in params.methods},
+            lengths=paths.LENGTHS.format(**of_model),
+            figures=[folder / name for name in params.figures],
             **tables,
         )
     build.build(
@@ -42,6 +44,7 @@ with job(snakemake) as run:
         ],
         next(iter(snakemake.input.sweep), None),
         params.colors,
+        params.asked,
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)

@@ -1,7 +1,7 @@
 """The figures of the synthetic check: correlations against noise and dimension, and the learning curves."""
 
 from icprobe import artifacts
-from icprobe.figures import plotting
+from icprobe.figures.drawing import save
 from icprobe.synthetic import figures
 from icprobe.workflow.jobs import job
 
@@ -13,5 +13,5 @@ with job(snakemake) as run:
             figure, shown = figures.learning(learning, colors), learning
         else:
             figure, shown = figures.correlations(table, name, colors=colors)
-        plotting.save(figure, snakemake.output[name], shown, title, f"synthetic_{name}")
+        save(figure, snakemake.output[name], shown, title, f"synthetic_{name}")
         run.figure(name, snakemake.output[name])

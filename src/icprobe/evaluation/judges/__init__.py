@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from icprobe import execution
-from icprobe.errors import ConfigError, DataError
+from icprobe.errors import ConfigError, DataError, several, some
 from icprobe.masking import keep_secret
 from icprobe.progress import Progress
 
@@ -37,8 +37,9 @@ class Pair:
 
 Judge = Callable[[list[Pair], dict[str, Any], Path | None], Iterator[dict[str, Any]]]
 
-# Judge: the module with a function of its name. Imported by name, so that only its users depend on its code.
-JUDGES = {"reference": "icprobe.evaluation.judges", "llm": "icprobe.evaluation.judges.llm"}
+# The registry: a judge is one module, with a function of the judge's name, and one line here (its name stands in the
+# configuration's `evaluation.judge` too). Imported by name, so that only its users depend on its code.
+JUDGES = {"reference": "icprobe.evaluation.judges.reference", "llm": "icprobe.evaluation.judges.llm"}
 
 
 def pair_up(
@@ -141,8 +142,8 @@ def require_gold(golds: dict[str, str | None]) -> None:
     missing = [prompt for prompt, gold in golds.items() if not (gold or "").strip()]
     if missing:
         raise DataError(
-            f"Eval prompt {missing[0]!r} and {len(missing) - 1} others have no gold answer to compare responses with. "
-            "Give each an output, or choose another evaluation.judge."
+            f"{several(len(missing), 'eval prompt')} without a gold answer to compare responses with: "
+            f"{some(missing)}. Give each an output, or choose another evaluation.judge."
         )
 
 
@@ -153,21 +154,3 @@ def require_some_base_response(outputs: Iterable[str | None]) -> None:
             "No eval prompt has an output, which evaluation.base_responses: given takes for the base model's response. "
             "Give them (data.eval.columns names their column), or set base_responses: generate."
         )
-
-
-def reference(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) -> Iterator[dict[str, Any]]:
-    """chrF of each response against the gold answer (sacrebleu's sentence chrF, 0 to 100; Popović 2015).
-
-    The higher one wins; a difference below `draw_margin` points, or none at all, is a draw.
-    """
-    from sacrebleu import sentence_chrf
-
-    require_gold({pair.id: pair.gold for pair in pairs})
-    for pair in pairs:
-        base, response = (sentence_chrf(text, [pair.gold]).score for text in (pair.base, pair.response))
-        difference = response - base
-        if difference == 0 or abs(difference) < settings["draw_margin"]:
-            preference = DRAW
-        else:
-            preference = RESPONSE if difference > 0 else BASE
-        yield {"preference": preference, "chrf_base": base, "chrf_response": response}

@@ -48,6 +48,7 @@ TOO_LONG = re.compile(
     r"maximum context length (?:is|of) \d|maximum model length of \d|context length is only \d|"
     r"exceeds the available context size|prompt is too long: \d|input token count \(\d+\) exceeds"
 )
+ERROR_STATUS = re.compile("[45][0-9]{2}")
 # What endpoints refuse, and how to do without.
 REFUSALS = {
     "temperature": "Set evaluation.llm.temperature: false to leave it out.",
@@ -246,7 +247,24 @@ def client(settings: dict[str, Any]) -> openai.OpenAI:
         api_key=key(settings["key_variable"]),
         timeout=settings["timeout_seconds"],
         max_retries=settings["attempts"] - 1,
+        http_client=openai.DefaultHttpxClient(event_hooks={"response": [_give_errors_their_status]}),
     )
+
+
+def _give_errors_their_status(response: Any) -> None:
+    """Makes an error that comes with status 200 what its code says, so that the client retries it or tells it as such.
+
+    OpenRouter and others send {"error": {"code": 429, "message": "…"}}. One that names no HTTP status is a bad
+    gateway's (502): something behind the endpoint has failed. response: of the client's HTTP library.
+    """
+    response.read()
+    try:
+        error = response.json().get("error") if response.is_success else None
+    except (ValueError, AttributeError):
+        return  # no chat completion either; `ask` says so
+    if error:
+        code = str(error.get("code") if isinstance(error, dict) else "")
+        response.status_code = int(code) if ERROR_STATUS.fullmatch(code) else 502
 
 
 def ask(client: openai.OpenAI, body: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -243,7 +243,7 @@ function scatterRows() {
   const rows = [];
   for (let i = 0; i < size; i++) {
     if (a[i] === null || b[i] === null) continue;
-    const group = label === null ? "example" : visible(examples.labels[label][i]) || "(no label)";
+    const group = label === null ? "example" : visible(examples.labels[label][i]) || "unlabelled";
     rows.push({ i, id: visible(examples.id[i]), x: a[i], y: b[i], group, shown: listed[i] === 1 });
   }
   return rows.sort((p, q) => p.shown - q.shown); // what is listed lies on top

@@ -1,0 +1,186 @@
+"""Gradients of some batches kept in memory, and the products of all of them with batches that stream past.
+
+Products are formed layer by layer in the backward pass of the streamed batches, so that of these no more than one
+layer's gradients exist at a time. `memory_plan` decides what is kept, and in which form.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from icprobe.attribution.contraction import Contraction, contract
+from icprobe.engine.batching import spans
+from icprobe.engine.gradients import (
+    Layer,
+    collect_gradients,
+    grams,
+    loss_backward,
+    parameters,
+    per_example_gradients,
+)
+from icprobe.engine.network import Network
+from icprobe.engine.stepping import backward_in_step
+from icprobe.texts.prompts import Encoded
+
+# A layer's inputs [S, d_in] and output gradients [S, d_out] of a packed row: its gradients are their products.
+Factors = tuple[Tensor, Tensor]
+# Of one pair of batches: contraction -> terms [examples, tasks] float32
+PairProducts = dict[str, Tensor]
+
+# What a pair's product of two formed gradients costs, in multiplications: it waits for memory (measured: 2 cores).
+FORMED_PAIR_MULTIPLICATIONS = 4
+
+
+class GradientCache:
+    """Gradients of some batches of one side, the examples or the tasks, as such or as their factors, layer by layer.
+
+    dense: gradients are kept, not factors. all_tasks: number of all tasks, where influence alone is wanted: then the
+    products of short sequences come from Gram matrices of their factors (`grams`), which are kept in any case. None:
+    all products are of gradients. on_tokens: called with the tokens that have gone through the model, a layer's share
+    of each batch at a time.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layers: Sequence[Layer],
+        batches: Sequence[list[Encoded]],
+        dense: bool,
+        all_tasks: int | None = None,
+        on_tokens: Callable[[float], object] = lambda tokens: None,
+    ) -> None:
+        self.network, self.layers, self.dense, self.all_tasks = network, layers, dense, all_tasks
+        self.on_tokens = on_tokens
+        self.where = [spans(batch) for batch in batches]
+        self.dtype, self.device = network.model.dtype, network.device
+        self._buffers: dict[str, Tensor] = {}
+        # Of each batch, by layer.
+        self.factors: list[dict[int, Factors]] = [{} for _ in batches]
+        self._dense: list[dict[int, Tensor]] = [{} for _ in batches]
+        for number, batch in enumerate(batches):
+            with collect_gradients(layers, self._keeper(number)):
+                loss_backward(network, batch)
+
+    def _keeper(self, number: int) -> Callable[[int, Tensor, Tensor], None]:
+        """What takes batch `number`'s factors, layer by layer, in its backward pass."""
+
+        def keep(index: int, a: Tensor, delta: Tensor) -> None:
+            if self.dense:
+                layer, where = self.layers[index], self.where[number]
+                out = torch.empty(len(where), layer.size, dtype=self.dtype, device=self.device)
+                self._dense[number][index] = per_example_gradients(layer, a, delta, where, out)
+            if not self.dense or self.all_tasks is not None:
+                self.factors[number][index] = (a, delta)
+            self.on_tokens(len(a) / len(self.layers))
+
+        return keep
+
+    def stream(
+        self, batches: Sequence[list[Encoded]], contractions: Mapping[str, Contraction], held_first: bool
+    ) -> list[list[PairProducts]]:
+        """Multiplies every one of `batches` with every batch in the cache; several go through the model in step.
+
+        held_first: the cache is of the examples, the first argument of a contraction. Returns for each batch, for each
+        one in the cache, {contraction: its sum over parameter tensors [examples, tasks] float32}.
+        """
+        products = _Products(self, [spans(batch) for batch in batches], contractions, held_first)
+        if len(batches) == 1:
+            with collect_gradients(self.layers, lambda index, a, delta: products.add_layer(index, [(a, delta)])):
+                loss_backward(self.network, batches[0])
+        else:
+            backward_in_step(self.network, self.layers, batches, products.add_layer)
+        return products.sums
+
+    def _by_grams(self, layer: Layer, held: list[slice], streamed: list[slice], held_first: bool) -> bool:
+        """Whether two Gram matrices cost less than gradients, the tasks' at hand and the examples' serving all of them.
+
+        By shapes alone, so that neither the budget nor the number of shards changes a bit of the result.
+        """
+        if self.all_tasks is None:
+            return False
+        examples, tasks = (held, streamed) if held_first else (streamed, held)
+        z, t = examples[-1].stop, tasks[-1].stop  # tokens
+        formed = z * len(tasks) / self.all_tasks + FORMED_PAIR_MULTIPLICATIONS * len(examples) * len(tasks)
+        return z * t * (layer.d_in + layer.d_out) < formed * layer.weight_size
+
+    def _gradients(self, number: int, index: int) -> Tensor:
+        """Gradients [sequences, elements] of batch `number` in one layer: kept ones, or formed in a buffer."""
+        if self.dense:
+            return self._dense[number][index]
+        return self.formed(f"held {number}", index, self.factors[number][index], self.where[number])
+
+    def formed(self, buffer: str, index: int, factors: Factors, where: list[slice]) -> Tensor:
+        """Gradients of some sequences in one layer, in a buffer that the next layer's will overwrite."""
+        layer = self.layers[index]
+        return per_example_gradients(layer, *factors, where, self._buffer(buffer, len(where), layer))
+
+    def _buffer(self, name: str, n: int, layer: Layer) -> Tensor:
+        """Memory for the gradients of n sequences in one layer, the same for all layers."""
+        wanted = n * max(layer.size for layer in self.layers)
+        if name not in self._buffers or self._buffers[name].numel() < wanted:
+            self._buffers[name] = torch.empty(wanted, dtype=self.dtype, device=self.device)
+        return self._buffers[name][: n * layer.size].view(n, layer.size)
+
+
+class _Products:
+    """Sums of the products of streamed batches with those in a cache, to which each layer adds its terms.
+
+    streamed: where each batch's sequences lie in its row. sums: of each streamed batch, of each one in the cache.
+    """
+
+    def __init__(
+        self,
+        cache: GradientCache,
+        streamed: list[list[slice]],
+        contractions: Mapping[str, Contraction],
+        held_first: bool,
+    ) -> None:
+        self._cache, self._streamed, self._contractions, self._held_first = cache, streamed, contractions, held_first
+        self.sums = [[self._zeros(len(held), len(where)) for held in cache.where] for where in streamed]
+
+    def _zeros(self, held: int, streamed: int) -> PairProducts:
+        shape = (held, streamed) if self._held_first else (streamed, held)
+        return {name: torch.zeros(shape, device=self._cache.device) for name in self._contractions}
+
+    def add_layer(self, index: int, factors: list[Factors]) -> None:
+        """Adds the terms of one layer. factors: of each streamed batch."""
+        by_gradients = []
+        for n, where in enumerate(self._streamed):
+            for i, held in enumerate(self._cache.where):
+                if self._cache._by_grams(self._cache.layers[index], held, where, self._held_first):
+                    self._add_grams(i, n, index, factors[n])
+                else:
+                    by_gradients.append((i, n))
+        if by_gradients:
+            self._add_contractions(by_gradients, index, factors)
+        self._cache.on_tokens(sum(len(a) for a, _ in factors) / len(self._cache.layers))
+
+    def _add_grams(self, i: int, n: int, index: int, factors: Factors) -> None:
+        """Adds the terms of batch i in the cache and streamed batch n, without their gradients."""
+        held = (*self._cache.factors[i][index], self._cache.where[i])
+        streamed = (*factors, self._streamed[n])
+        first, second = self._in_order(held, streamed)
+        for total in self.sums[n][i].values():
+            total += grams(self._cache.layers[index], *first, *second)
+
+    def _add_contractions(self, pairs: list[tuple[int, int]], index: int, factors: list[Factors]) -> None:
+        """Adds the terms of these pairs (i, n), parameter tensor by parameter tensor, from their gradients."""
+        cache = self._cache
+        held = {i: cache._gradients(i, index) for i in dict.fromkeys(i for i, _ in pairs)}
+        streamed = {
+            n: cache.formed(f"streamed {n}", index, factors[n], self._streamed[n])
+            for n in dict.fromkeys(n for _, n in pairs)
+        }
+        ordered = [self._in_order(*pair) for pair in pairs]
+        for part in parameters(cache.layers[index]):
+            sides = [{number: g[:, part] for number, g in side.items()} for side in (held, streamed)]
+            terms = contract(self._contractions, *self._in_order(*sides), ordered)
+            for name, of_pairs in terms.items():
+                for pair, term in of_pairs.items():
+                    i, n = self._in_order(*pair)
+                    self.sums[n][i][name] += term
+
+    def _in_order(self, held, streamed):
+        """(held, streamed) as (examples, tasks), and the other way round."""
+        return (held, streamed) if self._held_first else (streamed, held)

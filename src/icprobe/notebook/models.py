@@ -1,0 +1,187 @@
+"""The model that values examples: prepared as the DAG prepares it, or one of transformers that is in memory."""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from icprobe import artifacts, paths
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE
+from icprobe.config.types import slice_of
+from icprobe.engine.admission import admit, capabilities_of, check_ids
+from icprobe.engine.capabilities import Capabilities
+from icprobe.engine.models import DTYPES, load_model, max_positions, prepare
+from icprobe.errors import ModelError, shown
+from icprobe.fingerprints import contents
+from icprobe.notebook.configuring import MODEL
+from icprobe.texts.readers import Reader
+from icprobe.texts.tokenizing import reader
+from icprobe.workflow.plan import Plan
+
+# What a model may be called without saying where it comes from.
+BUILT_IN = {SMOLLM2: SMOLLM2_SOURCE.model_dump(mode="json")}
+IN_MEMORY = "in memory"  # where a configuration says that a model comes from which nobody fetches
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is ready to value examples.
+
+    reader: what it makes of texts. load(dtype): the model in this arithmetic, in evaluation mode, frozen.
+    """
+
+    reader: Reader
+    capabilities: Capabilities
+    load: Callable[[str], PreTrainedModel]
+
+
+def source_of(model: Any) -> dict[str, Any]:
+    """Says where a model comes from, as an entry of the configuration's `model_sources` does.
+
+    model: a directory, a hub id, a name of `BUILT_IN`, such an entry, or a model in memory. Raises ModelError for
+    anything else.
+    """
+    if isinstance(model, PreTrainedModel):
+        return {"source": "local", "path": IN_MEMORY}
+    if isinstance(model, Mapping):
+        if model.get("source") == "external":
+            raise ModelError("model: one whose source is external is not here, so nothing can be computed with it.")
+        return dict(model)
+    if not isinstance(model, str | os.PathLike):
+        raise ModelError(
+            f"model: one of type {type(model).__name__} is no model of transformers; pass one with its tokenizer, "
+            f"or a directory, a hub id, or {shown(next(iter(BUILT_IN)))}. (Adapters of peft: model.merge_and_unload().)"
+        )
+    name = os.path.expanduser(model)
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    if os.path.isdir(name) or not HUB_ID.fullmatch(name):
+        return {"source": "local", "path": name}
+    return {"source": "hub", "id": name}
+
+
+@contextmanager
+def ready(model: Any, tokenizer: Any, plan: Plan) -> Iterator[Subject]:
+    """Gives the model of a plan, ready for as long as the block lasts; one in memory is afterwards as it was before.
+
+    Raises ModelError, before any work, where it cannot compute in the dtype of a method that is asked for.
+    """
+    if not isinstance(model, PreTrainedModel):
+        if tokenizer is not None:
+            raise ModelError("tokenizer: a model that is not in memory brings its own; leave it out.")
+        yield _from_directory(_prepared(plan), plan)
+        return
+    _check_in_memory(model, tokenizer, plan)
+    with _frozen(model):
+        check_ids(model, tokenizer)
+        limits = max_positions(model.config), model.config.vocab_size
+        read = Reader(type(model).__name__, tokenizer, *limits)
+        yield Subject(read, capabilities_of(model), lambda _dtype: model)
+
+
+def _from_directory(directory: Path, plan: Plan) -> Subject:
+    """Opens a prepared model; its weights are loaded when they are asked for."""
+    capabilities, kept = Capabilities.of(directory), {}
+    for dtype in _dtypes(plan).values():
+        capabilities.check_dtype(dtype)
+
+    def load(dtype: str) -> PreTrainedModel:
+        if dtype not in kept:
+            kept.clear()  # before the next one is loaded: two might not fit
+            kept[dtype] = load_model(directory, dtype, plan.config.attribution.device)
+        return kept[dtype]
+
+    return Subject(reader(directory), capabilities, load)
+
+
+def _prepared(plan: Plan) -> Path:
+    """Finds the directory of the prepared model, or prepares it in the user's cache.
+
+    What the DAG has prepared from the same source, in the working directory, is taken as it is.
+    """
+    source = plan.config.model_sources[MODEL]
+    if source.source == "local" and _is_prepared(Path(source.path)):
+        return Path(source.path)
+    name = plan.config.model_directory(MODEL).rpartition("-")[2]
+    files = contents(plan.model_files(MODEL))
+    if not files:
+        for made in Path().glob(paths.MODEL.format(model="*", source=name)):
+            if made.is_dir():
+                return made
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icprobe", "models")
+    directory = cache / f"{MODEL}-{artifacts.digest([name, files])[:12]}"
+    with artifacts.one_at_a_time(directory) as wanted:
+        if wanted:
+            with artifacts.atomic_path(directory) as aside:
+                prepare(slice_of(source), aside, admit)
+    return directory
+
+
+def _is_prepared(directory: Path) -> bool:
+    """Whether the DAG has prepared the model in a directory; others may have a manifest.json that says other things."""
+    manifest = directory / artifacts.MANIFEST
+    return manifest.is_file() and '"max_positions"' in manifest.read_text(encoding="utf-8", errors="replace")
+
+
+def _dtypes(plan: Plan) -> dict[str, str]:
+    """The arithmetic of each method that computes with the model."""
+    return {
+        method: plan.method_settings(method)["dtype"] for method in plan.computed if plan.methods[method].needs_model
+    }
+
+
+def arithmetic_of(model: Any) -> dict[str, str]:
+    """Says the dtype of a model in memory, as an argument of `value`; nothing where the model is to be loaded."""
+    return {"dtype": str(model.dtype).removeprefix("torch.")} if isinstance(model, PreTrainedModel) else {}
+
+
+def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None:
+    """Raises ModelError where a model in memory lacks its tokenizer, or would have to compute in another way."""
+    name, device = type(model).__name__, plan.config.attribution.device
+    if tokenizer is None:
+        raise ModelError(f"model: a {name} in memory needs its tokenizer; pass tokenizer=…")
+    if device not in ("auto", model.device.type):
+        raise ModelError(f"device: a {name} in memory is on {model.device}, not on {device}; move it there.")
+    for method, dtype in _dtypes(plan).items():
+        if model.dtype != DTYPES[dtype]:
+            own = arithmetic_of(model)["dtype"]
+            raise ModelError(
+                f"model: {method} computes in {dtype}, and a {name} in {own} is in memory; load it with "
+                f"dtype=torch.{dtype}, or pass its directory."
+            )
+
+
+@contextmanager
+def _frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Puts a model into evaluation mode and freezes it; each module and parameter is afterwards as it was before."""
+    training = {module: module.training for module in model.modules()}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        for module, before in training.items():
+            module.training = before
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def precision_kept() -> Iterator[None]:
+    """Leaves torch's choice of precision, which `engine.models.set_precision` changes, as it was before."""
+    matmul = torch.backends.cuda.matmul
+    names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
+    before = torch.get_float32_matmul_precision(), [getattr(matmul, name) for name in names]
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        for name, value in zip(names, before[1], strict=True):
+            setattr(matmul, name, value)

@@ -1,0 +1,91 @@
+"""The table that holds every method's scores, and what can be asked of it: correlations, and the rows of a bin."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from icprobe.analysis.binning import members
+from icprobe.analysis.correlations import correlations
+from icprobe.config.types import slice_of
+from icprobe.errors import ScoreError, shown
+from icprobe.formatting import parse_bin
+from icprobe.notebook.configuring import configured
+
+SCORE = "score_"  # what the column of a method's scores begins with
+
+
+def scores_table(train: pd.DataFrame, lengths: pd.DataFrame, scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Puts every method's scores beside their examples, in train's order.
+
+    train: `id`, texts, labels [N]; lengths: `id`, `n_query`, `n_target` in tokens; scores: method -> `id`, `score` and
+    what else it says of each example [N]. Returns these columns, each of a method's with its name behind (`score_icp`),
+    and `rank_icp`: 1 is the best, equal scores share the rank of the first of them. Raises ScoreError where the
+    examples differ.
+    """
+    ids = pd.Index(train["id"])
+    columns = {name: lengths.set_index("id")[name].reindex(ids) for name in ("n_query", "n_target")}
+    for method, table in scores.items():
+        of_method = table.set_index("id")
+        if len(of_method) != len(ids) or not of_method.index.isin(ids).all():
+            raise ScoreError(
+                f"The scores of {method} ({len(of_method)} examples) are not of the {len(ids)} training examples. "
+                "Compute them again, or leave the method out."
+            )
+        columns |= {f"{name}_{method}": of_method[name].reindex(ids) for name in of_method}
+        rank = columns[_score(method)].rank(method="min", ascending=False)
+        columns[f"rank_{method}"] = rank.astype("Int64")
+    return train.assign(**{name: column.array for name, column in columns.items()})
+
+
+def correlate(
+    scores: pd.DataFrame, methods: Sequence[str] | None = None, *, seed: int = 0, **analysis: Any
+) -> pd.DataFrame:
+    """Correlates every pair of methods: the table of `tables/correlations.csv`, each value with its 95% interval.
+
+    scores: what `icprobe.value` or `icprobe.load(…).scores()` gives. methods: which of its columns (default: all
+    methods). analysis: keys of the configuration's section `analysis`, such as `resamples`. Returns `method_a`,
+    `method_b`, `statistic` (spearman, pearson, kendall, spearman_partial_length), `value`, `low`, `high`, `interval`,
+    `n`. Raises ScoreError for a method that has no column.
+    """
+    settings = slice_of(configured(analysis=analysis, seed=seed).analysis, "resamples", "analytic_above")
+    by_id = scores.set_index("id")
+    sets = {method: _of_method(by_id, method) for method in (methods_of(scores) if methods is None else methods)}
+    known = "n_target" in by_id and by_id["n_target"].notna().all()
+    return correlations(sets, by_id["n_target"] if known else None, seed=seed, **settings)
+
+
+def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
+    """Takes the rows of a method's bin, best fitting first.
+
+    scores: as `correlate` takes it. bin: "top 20%", "bottom 5%" (a share of all examples), "top 1000" (so many), or one
+    of ICP's thresholds, such as ">0.8": of any other method as many rows as ICP has there, so that the table needs the
+    scores of icp. Equal scores at its border go by mean effect, where the table has it, then by id. Raises ConfigError
+    where the bin cannot be read, ScoreError where it holds more rows than the method has scored.
+    """
+    ids = members(_ranked(scores, method), bin, _ranked(scores, "icp") if parse_bin(bin).is_threshold else None)
+    return scores.iloc[pd.Index(scores["id"]).get_indexer(ids)].reset_index(drop=True)
+
+
+def methods_of(scores: pd.DataFrame) -> list[str]:
+    """Finds the methods that a table has scores of."""
+    return [name.removeprefix(SCORE) for name in scores if str(name).startswith(SCORE)]
+
+
+def _score(method: str) -> str:
+    return f"{SCORE}{method}"
+
+
+def _of_method(scores: pd.DataFrame, method: str) -> pd.Series:
+    """Takes a method's scores [N] from a table. Raises ScoreError where it has none."""
+    if _score(method) not in scores:
+        known = ", ".join(methods_of(scores)) or "no method"
+        raise ScoreError(f"There are no scores of {shown(method)}; the table has those of {known}.")
+    return scores[_score(method)]
+
+
+def _ranked(scores: pd.DataFrame, method: str) -> pd.DataFrame:
+    """Takes what orders a method's examples: `id`, `score` and, where the table has it, `mean_effect`."""
+    table = scores[["id"]].assign(score=_of_method(scores, method))
+    effect = f"mean_effect_{method}"
+    return table.assign(mean_effect=scores[effect]) if effect in scores else table

@@ -1,0 +1,157 @@
+"""Values training examples from Python: the steps of the DAG up to the scores, in one process."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from icprobe.analysis.statistics import aggregate
+from icprobe.artifacts import temporary_directory
+from icprobe.attribution import methods_of
+from icprobe.attribution.external import attribution as external_attribution
+from icprobe.attribution.matrix import Inputs
+from icprobe.attribution.shards import compute
+from icprobe.config.types import slice_of
+from icprobe.engine.models import set_precision
+from icprobe.engine.representations import mean_hidden_states
+from icprobe.notebook.configuring import configured
+from icprobe.notebook.models import Subject, arithmetic_of, precision_kept, ready, source_of
+from icprobe.notebook.scores import scores_table
+from icprobe.tables import checking
+from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
+from icprobe.texts.prompts import Prompts
+from icprobe.workflow.plan import Plan
+
+# A table, rows as mappings, a file, or a section of the configuration such as {"hub": "tatsu-lab/alpaca"}.
+Rows = pd.DataFrame | Iterable[Mapping[str, Any]] | str | PathLike | Mapping[str, Any]
+
+
+def value(
+    train: Rows,
+    tasks: Rows,
+    *,
+    model: Any,
+    methods: Sequence[str] = ("icp", "influence"),
+    tokenizer: Any = None,
+    templates: Mapping[str, str] | None = None,
+    data: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    matrices: bool = False,
+    **attribution: Any,
+) -> pd.DataFrame | tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """Values training examples: how much does each help the model with the tasks, by each method?
+
+    train, tasks: rows with `instruction` and `output`, and `id` and `input` where there are some: a DataFrame, a list
+    of mappings, a file (JSON, JSONL, CSV, parquet), or a mapping as in the configuration's `data.train`, such as
+    {"hub": "tatsu-lab/alpaca"} or {"path": "mine.csv", "columns": {"output": "response"}}. model: a directory, a hub
+    id, "smollm2-135m-instruct", a mapping as in `model_sources`, or a transformers model in memory with its
+    `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was. templates, data:
+    keys of the sections of that name. attribution: keys of the section `attribution`, such as `dtype`, `device`,
+    `memory_budget_gb`, `aggregators`, `one_step`.
+
+    Returns a table with a row for each example, in train's order: `id`, texts, labels, `n_query`, `n_target` (tokens),
+    and of each method `score_icp` and `rank_icp` (1 is the best). With `matrices`: (that table, {method: `id`, then one
+    column per task}). The numbers are those of `snakemake` with the same configuration. Raises IcprobeError for what
+    cannot be used.
+    """
+    config = configured(
+        source_of(model),
+        seed=seed,
+        templates=templates,
+        data={**(data or {}), "train": _section("train", train), "tasks": _section("tasks", tasks)},
+        attribution={
+            **arithmetic_of(model),
+            **attribution,
+            "methods": [methods] if isinstance(methods, str) else [*methods],
+        },
+    )
+    plan = Plan(config, methods_of(config))
+    # Before the model is prepared, which may take minutes: what is wrong with rows needs no model to be seen.
+    candidates = _read("tasks", tasks, plan, ["domain"])
+    rows = _read("train", train, plan, ["domain"], config.data.labels)
+    with precision_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
+        inputs = _inputs(plan, rows, candidates, subject)
+        scores, kept = {}, {}
+        for method, matrix in _matrices(plan, inputs, subject):
+            scores[method] = aggregate(matrix, plan.aggregator(method), plan.methods[method].may_skip)
+            if matrices:
+                kept[method] = matrix
+    in_order = config.attribution.methods
+    table = scores_table(inputs.train, inputs.lengths, {method: scores[method] for method in in_order})
+    return (table, {method: kept[method] for method in in_order}) if matrices else table
+
+
+def _section(name: str, rows: Rows) -> dict[str, Any]:
+    """Makes the configuration's section of a table; that of rows in memory has the table's name for a path."""
+    if isinstance(rows, Mapping):
+        return dict(rows)
+    return {"path": str(rows) if isinstance(rows, str | PathLike) else name}
+
+
+def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str], labels: Sequence[str] = ()) -> pd.DataFrame:
+    """Reads and checks the rows of a table as the DAG does."""
+    source = slice_of(getattr(plan.config.data, name))
+    if not isinstance(rows, str | PathLike | Mapping):
+        source["rows"] = rows
+    return checking.read_table(source, extra=extra, labels=labels, on_empty=plan.config.data.on_empty)
+
+
+def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: Subject) -> Inputs:
+    """Chooses the tasks, draws the examples, fits both to the model's context, and counts the examples' tokens."""
+    data, prompts, readers = plan.config.data, Prompts(plan.text_settings()), [subject.reader]
+
+    def hidden_states(texts: list[str]) -> Any:
+        return mean_hidden_states(subject.load("float32"), subject.capabilities, subject.reader.tokenizer, texts)
+
+    how = data.tasks.select, plan.config.seed, prompts, readers, data.on_too_long
+    tasks = choose_tasks(candidates, *how, hidden_states)
+    train = draw(rows, slice_of(data.train)["sample"], prompts.document, readers, "data.train.sample")
+    train = fit_train(train, tasks, prompts, readers, data.on_too_long)
+    return Inputs(
+        train=train,
+        tasks=tasks,
+        lengths=lengths(train, prompts, subject.reader),
+        prompts=prompts,
+        tokenizer=subject.reader.tokenizer,
+        capabilities=subject.capabilities,
+        seed=plan.config.seed,
+    )
+
+
+def _matrices(plan: Plan, inputs: Inputs, subject: Subject) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Computes the attribution matrix of each method, in the order of the examples; a pass may give several."""
+    ids, tasks = inputs.train["id"].tolist(), inputs.tasks["id"].tolist()
+    for method, scores in plan.external.items():
+        yield method, external_attribution(method, slice_of(scores), ids, tasks)
+    passes = [[method] for needs_model in (False, True) for method in plan.alone(needs_model)]
+    passes += [plan.together] if plan.together else []
+    # Those in the same dtype after each other, so that the model is loaded once.
+    for methods in sorted(passes, key=lambda methods: plan.method_settings(methods[0]).get("dtype", "")):
+        for method, table in _of_pass(plan, methods, inputs, subject).items():
+            yield method, table.set_index("id").loc[ids].reset_index()
+
+
+def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -> dict[str, pd.DataFrame]:
+    """Computes the methods that share a pass, as one shard: {method: its rows, in (length, id) order}."""
+    known, settings = plan.methods[methods[0]], plan.method_settings(methods[0])
+    if known.needs_model:
+        set_precision(settings.pop("tf32"))
+        del settings["device"]
+        inputs = replace(inputs, model=subject.load(settings.pop("dtype")))
+    settings |= {key: getattr(plan.config.attribution, key) for key in known.execution}
+    with temporary_directory() as partial:
+        return compute(
+            known.module,
+            methods,
+            inputs,
+            settings,
+            shard=1,
+            shards=1,
+            batch_tokens=settings.get("batch_tokens", 1024),
+            partial=Path(partial),
+            per_task=known.per_task,
+        )

@@ -1,0 +1,208 @@
+"""What was asked and what was found, in sentences for people who have not read the paper, made from the tables."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from icprobe.analysis import headline
+from icprobe.evaluation.tabulation import SIGNIFICANT
+from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, parse_bin
+from icprobe.report.findings import Findings
+
+FEW_PROMPTS = 100  # of fewer, a length-controlled win rate is a hint and no more
+
+
+class Finding(NamedTuple):
+    """A question that the tables of a model answer, and the answer."""
+
+    question: str
+    sentences: list[str]
+
+
+def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) -> list[str]:
+    """What a bin is, by the bins that the tables of these models name; nothing where they name none.
+
+    units: method -> what its score counts.
+    """
+    tables = [table for model in models for table in (model.bins, model.overlaps, model.win_rates) if table is not None]
+    names = dict.fromkeys(bin_text(str(name)) for table in tables for name in table["bin"] if name != headline.ALL)
+    cut = [name for name in names if parse_bin(name).is_threshold]
+    shares = [name for name in names if name not in cut]
+    sentences = ["A bin is a part of the training examples, chosen by a method's score."] if names else []
+    if cut:
+        above = [name for name in cut if name.startswith(">")]
+        name = (above or cut)[0]
+        limit = f"{'above' if above else 'at most'} {parse_bin(name).number:g}"
+        unit = f" ({units['icp']})" if "icp" in units else ""
+        sentences.append(
+            f"icp's bin {name} holds the examples whose icp score{unit} is {limit}. The bin {name} of another method "
+            f"holds the same number of examples, its own {'best' if above else 'worst'} ones: methods are compared on "
+            "bins of one size, whatever their units."
+        )
+    if shares:
+        sentences.append(
+            f"A bin such as {shares[0]} holds that part of the examples by the method's own ranking, whatever its unit."
+        )
+    for model in models:
+        chosen = [] if model.overlaps is None else headline.strictest_bin(model.overlaps).itertuples()
+        for row in list(chosen)[:1]:
+            of = f" of {model.name}" if len(models) > 1 else ""
+            size = f"{count(row.n)} of the {count(n_examples)} examples"
+            sentences.append(f"The bin {bin_label(row.bin)}{of} has {size}.")
+    return sentences
+
+
+def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """What the tables of a model say, question by question; one sentence where there is nothing to compare."""
+    findings = []
+    for label, rows in (
+        [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
+    ):
+        good = _listed(map(str, sound_labels.get(label, [])), "or") or "good"
+        question = f"Which methods tell {good} examples from the others ({label})?"
+        findings.append(Finding(question, labels(str(label), good, rows)))
+    rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
+    if rows:
+        judged, prompts = pd.DataFrame(rows), max(row.n_prompts for row in rows)
+        sentences = [*against_base(judged, prompts), *against_each_other(judged, model.differences, prompts)]
+        findings.append(Finding("Which bin trains the better model?", sentences))
+    if model.correlations is not None and (sentences := agreement(model.correlations)):
+        findings.append(Finding("Do icp and influence agree?", sentences))
+    if findings:
+        return findings
+    sentences = ["There are no labels with good values and no fine-tuned models to hold the scores against."]
+    if model.correlations is not None:
+        sentences.append("How far the methods agree with each other is in the table of correlations.")
+    return [Finding("What do the scores tell?", sentences)]
+
+
+def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
+    """Which methods rank the good examples of a label above the others. rows: one AUC for each method."""
+    told = {
+        row.method: f"{row.method} ({estimate(row.auc, row.low, row.high) if row.low == row.low else fixed(row.auc)})"
+        for row in rows.itertuples()
+    }
+    groups = {
+        "{} rank{s} {good} examples above the others more often than chance does.": rows[rows["low"] > 0.5],
+        "{} rank{s} the others above the {good} ones, more often than chance does.": rows[rows["high"] < 0.5],
+        "The interval of {} includes 0.5: these examples do not show that {it} any better or worse than chance.": (
+            rows[(rows["low"] <= 0.5) & (rows["high"] >= 0.5)]
+        ),
+        "Of {} there is no interval: too few examples.": rows[rows["low"].isna()],
+    }
+    sentences = [
+        f"By the label {label}, {count(rows['n_positive'].max())} examples are {good} and "
+        f"{count(rows['n_negative'].max())} are not.",
+        f"Beside each method: how often one of the {good} examples scores above one of the others (the AUC: 0.5 is "
+        "chance, 1 is without error), with its 95% interval.",
+    ]
+    for words, of_group in groups.items():
+        ordered = of_group.sort_values("auc", ascending=False, kind="stable")["method"]
+        if len(ordered):
+            one = len(ordered) == 1
+            names = _listed(told[method] for method in ordered)
+            it = "it tells them apart" if one else "they tell them apart"
+            sentences.append(words.format(names, s="s" if one else "", it=it, good=good))
+    return sentences
+
+
+def against_base(judged: pd.DataFrame, prompts: int) -> list[str]:
+    """Which fine-tuned models win against the base model. judged: win rates over all prompts and seeds."""
+    sentences = [
+        f"{_many(len(judged), 'fine-tuned model')} answered {_many(prompts, 'prompt')}, and a judge compared each "
+        "answer with the base model's; at a win rate of 50% neither is preferred."
+    ]
+    better, worse = judged[judged["low"] > 50], judged[judged["high"] < 50]
+    for rows, verb in ((better, "wins against"), (worse, "loses to")):
+        if len(rows):
+            names = _listed(map(_win_rate, rows.itertuples()))
+            sentences.append(f"Beyond chance, training on {names} {verb} the base model.")
+    if left := len(judged) - len(better) - len(worse):
+        models = f"the other {_many(left, 'model')}" if left < len(judged) else _every(left, "model")
+        sentences.append(f"The interval of {models} includes 50%: better or worse than the base model is left open.")
+    return sentences
+
+
+def against_each_other(judged: pd.DataFrame, differences: pd.DataFrame | None, prompts: int) -> list[str]:
+    """Whether the prompts tell methods apart within a bin, and bins from each other."""
+    sentences = []
+    tested = pd.DataFrame() if differences is None else differences[differences["p_value_holm"].notna()]
+    if len(tested):
+        apart = tested[tested["p_value_holm"] < SIGNIFICANT]
+        pairs = f"{_many(len(tested), 'comparison')} of two methods on one bin"
+        if len(apart):
+            told = [
+                f"{row.method_a} against {row.method_b} on {bin_label(row.bin)} ({fixed(row.difference, 1)} points)"
+                for row in apart.itertuples()
+            ]
+            sentences.append(f"Significant among {pairs} (sign-flip test, Holm, 5%): {_listed(told)}.")
+        else:
+            reach = fixed((tested["high"] - tested["low"]).median() / 2, 0)
+            sentences.append(
+                f"Among {pairs} no difference is significant (sign-flip test, Holm, 5%): {_many(prompts, 'prompt')} "
+                "cannot decide which method chooses the better bin. The intervals of the differences reach about "
+                f"{reach} points to either side; a smaller difference does not show."
+            )
+    of_bins = judged[(judged["bin"] != headline.ALL) & judged["low"].notna()]
+    if len(of_bins) > 1:
+        highest, lowest = of_bins.loc[of_bins["low"].idxmax()], of_bins.loc[of_bins["high"].idxmin()]
+        if highest.low > lowest.high:
+            sentences.append(f"The interval of {_win_rate(highest)} lies wholly above that of {_win_rate(lowest)}.")
+        else:
+            sentences.append(
+                f"The intervals of {_every(len(of_bins), 'bin')} overlap (they share {fixed(highest.low, 0)} to "
+                f"{fixed(lowest.high, 0)}%), so that {_many(prompts, 'prompt')} cannot decide which bin is better."
+            )
+    return sentences
+
+
+def agreement(correlations: pd.DataFrame) -> list[str]:
+    """The correlation of icp and influence in words, with what its interval says; nothing where there is none."""
+    rows = headline.agreement(correlations)
+    if "spearman" not in rows:
+        return []
+    plain, partial = rows["spearman"], rows.get("spearman_partial_length")
+    if plain.value != plain.value:
+        return ["The correlation of icp and influence is undefined: one of the two scores is constant."]
+    sentences = [
+        f"Over {_many(plain.n, 'example')}, icp and influence have a Spearman correlation of "
+        f"{fixed(plain.value)} (95% interval {fixed(plain.low)} to {fixed(plain.high)}, {plain.interval}). "
+        + _reading(plain, "the two methods rank examples"),
+        "At 1 they rank the examples alike, at 0 the one ranking tells nothing of the other, at −1 they are opposite.",
+    ]
+    if partial is not None and partial.value == partial.value:
+        sentences.append(
+            f"Given response length it is {fixed(partial.value)} (95% interval {fixed(partial.low)} to "
+            f"{fixed(partial.high)}). " + _reading(partial, "among responses of equal length they still rank")
+        )
+    return sentences
+
+
+def _reading(row: Any, what: str) -> str:
+    """What an interval says about 0, in a sentence."""
+    if row.low != row.low or row.high != row.high:
+        return "Its interval is undefined."
+    if row.low > 0:
+        return f"The interval excludes 0: {what} alike, more than chance would."
+    if row.high < 0:
+        return f"The interval excludes 0 from below: {what} in opposite ways."
+    return "The interval includes 0: these examples do not tell it from no correlation at all."
+
+
+def _win_rate(row: Any) -> str:
+    name = bin_label(row.bin) if row.bin == headline.ALL else f"{row.method} {bin_label(row.bin)}"
+    return f"{name} ({fixed(row.win_rate, 0)}% [{fixed(row.low, 0)}, {fixed(row.high, 0)}])"
+
+
+def _many(n: float, noun: str) -> str:
+    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
+
+
+def _every(n: int, noun: str) -> str:
+    return f"the {noun}" if n == 1 else f"{'both' if n == 2 else f'all {count(n)}'} {noun}s"
+
+
+def _listed(words: Iterable[str], last: str = "and") -> str:
+    words = list(words)
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -1,0 +1,34 @@
+"""Where the results and W&B runs of an experiment go: one line at the start of a run, so that nothing leaves unsaid."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from icprobe import paths
+from icprobe.tracking import modes
+from icprobe.tracking.runs import CONNECT_SECONDS
+from icprobe.tracking.syncing import SERVER, TrackingError, check_server
+
+
+def sentence(experiment: str) -> str:
+    """Says where results and runs of this invocation go. Asks the server where runs are to be online."""
+    folder = paths.EXPERIMENT.format(experiment=experiment)
+    return f"Results: {folder}; W&B: {_of_runs(modes.settings(), f'{folder}/{paths.WANDB}')}"
+
+
+def _of_runs(chosen: Mapping[str, Any], folder: str) -> str:
+    if chosen["mode"] == "disabled":
+        return "disabled, no runs are made, nothing is sent"
+    held = "numbers, figures and texts" if chosen["texts"] else "numbers and figures only"
+    kept = f"offline, {held}, kept in {folder}, nothing is sent"
+    if chosen["mode"] == "offline":
+        return f"{kept} ({chosen['why']})"
+    try:
+        check_server(CONNECT_SECONDS)
+    except TrackingError as error:
+        why = str(error).removeprefix("W&B: ").partition(". ")[0]
+        return f"{kept} ({why})"
+    server = os.environ.get("WANDB_BASE_URL", SERVER)
+    elsewhere = "" if server == SERVER else f" on {server}"
+    project = f"{chosen['entity']}/{chosen['project']}" if chosen["entity"] else f"your project {chosen['project']}"
+    return f"online, to {project}{elsewhere}, {held}"

@@ -1,0 +1,60 @@
+"""Whether W&B runs are sent, kept or not made, and to which project they go: the user's nearest word wins.
+
+From the nearest: the environment (WANDB_DISABLED, WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY), what `wandb offline` and
+`wandb disabled` have left in wandb's settings files, the configuration's `wandb`. What the configuration switches off
+(`mode: disabled` or `wandb: null`) stays off. No wandb here: the Snakefile and Snakemake's logger plugin ask, too.
+"""
+
+import configparser
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from icprobe.errors import ConfigError, shown
+
+VARIABLE = "ICPROBE_TRACKING"  # set by the Snakefile: the configuration's `wandb` and the experiment's name
+# What a job on another machine must know too, where it is set.
+ENVIRONMENT = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY")
+# W&B's words for its modes, older ones among them.
+MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
+NO = {"", "0", "false", "no", "off"}
+
+
+def settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """mode (auto, online, offline, disabled), project, entity, texts and experiment of the runs; why: who has said the
+    mode.
+
+    environment: variables (default: this process's). Raises ConfigError for a WANDB_MODE that is none.
+    """
+    environment = os.environ if environment is None else environment
+    chosen = {"why": "wandb.mode", "texts": False, **json.loads(environment.get(VARIABLE) or '{"mode": "disabled"}')}
+    if chosen["mode"] == "disabled":
+        return chosen
+    if word := asked(environment):
+        chosen["why"], chosen["mode"] = word
+    for key in ("project", "entity"):
+        chosen[key] = environment.get(f"WANDB_{key.upper()}") or chosen.get(key)
+    return chosen
+
+
+def asked(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """(where it is said, the mode) by the environment or wandb's settings files; None where neither has a word."""
+    if environment.get("WANDB_DISABLED", "").strip().lower() not in NO:
+        return "WANDB_DISABLED", "disabled"
+    if said := environment.get("WANDB_MODE", "").strip().lower():
+        if said not in MODES:
+            raise ConfigError(f"WANDB_MODE: {shown(said)} is no mode here; choose online, offline or disabled")
+        return "WANDB_MODE", MODES[said]
+    home = environment.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
+    # What stands in the working directory overrides what stands in the home, as in wandb.
+    for path in (Path("wandb", "settings"), Path(home, "settings")):
+        file = configparser.ConfigParser(interpolation=None)
+        try:
+            file.read(path, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError):
+            continue
+        if said := MODES.get(file.get("default", "mode", fallback="")):
+            return str(path), said
+    return None

@@ -1,0 +1,53 @@
+"""What `snakemake -n` says: which jobs would run and what they take, instead of several lines for each job."""
+
+from collections.abc import Callable, Iterable
+from logging import LogRecord
+from typing import Any
+
+from snakemake_interface_logger_plugins.common import LogEvent
+
+from icprobe.workflow.resources import estimate_seconds
+
+
+def work(jobs: Iterable[tuple[str, int, int]]) -> str:
+    """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB)."""
+    jobs = list(jobs)
+    if not jobs:
+        return ""
+    seconds: dict[str, float] = {}
+    for rule, minutes, _ in jobs:
+        seconds[rule] = seconds.get(rule, 0.0) + estimate_seconds(minutes)
+    longest = max(seconds, key=lambda rule: seconds[rule])
+    hungriest, _, megabytes = max(jobs, key=lambda job: job[2])
+    return (
+        f"About {rough(sum(seconds.values()))} of work, most of it {longest} ({rough(seconds[longest])}); at most "
+        f"{megabytes / 1000:.1f} GB of memory a job ({hungriest}): estimates from the sizes of files and models."
+    )
+
+
+def rough(seconds: float) -> str:
+    """A duration as an estimate has it, in one unit."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Brief:
+    """A filter of Snakemake's log: in a dry run the table of jobs is shown once, with their work, and no job by itself.
+
+    dry: whether this is a dry run, asked when a record comes; jobs: what it would run, as `work` takes it.
+    """
+
+    def __init__(self, dry: Callable[[], bool], jobs: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
+        self._dry, self._jobs, self._told = dry, jobs, False
+
+    def __call__(self, record: LogRecord) -> bool:
+        """Whether the record is shown; the table of jobs gets the sentence on their work."""
+        event: Any = getattr(record, "event", None)
+        if event not in (LogEvent.JOB_INFO, LogEvent.RUN_INFO) or not self._dry():
+            return True
+        if event == LogEvent.JOB_INFO or self._told:
+            return False
+        self._told = True
+        record.msg = f"{record.msg}\n{work(self._jobs())}\n"
+        return True

@@ -1,0 +1,286 @@
+"""What an experiment makes, and from what, as its configuration decides it before anything has run.
+
+The rules ask a `Plan`; they name the files, and bind what is Snakemake's. Nothing here looks at a file that the
+experiment makes.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from icprobe.attribution import Method
+from icprobe.config import Config
+from icprobe.config.sections import Annotations, ExternalScores
+from icprobe.config.sources import local_files
+from icprobe.config.types import slice_of
+from icprobe.errors import ConfigError
+from icprobe.formatting import bin_name, bin_of, parse_bin
+from icprobe.tables import checking, reading
+
+LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
+
+Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (as configured, or "all"), seed
+
+
+def bin_folder(bin: str) -> str:
+    """A bin's name in paths; "all" is that of all data."""
+    return "all" if bin == "all" else bin_name(bin)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions that a configuration implies.
+
+    methods: what is known of each method that the configuration can name (`icprobe.attribution.methods_of`).
+    """
+
+    config: Config
+    methods: Mapping[str, Method]
+
+    # --- models and tables --------------------------------------------------------------------------------------
+
+    def is_here(self, model: str) -> bool:
+        """Whether a model can be run; of one whose source is `external` only what others computed is known."""
+        return self.config.model_sources[model].source != "external"
+
+    @cached_property
+    def models_here(self) -> list[str]:
+        """The experiment's models that can be run."""
+        return [model for model in self.config.models if self.is_here(model)]
+
+    def model_files(self, model: str) -> list[str]:
+        """The local files that a model is made from: a random model's corpus, a local model's directory."""
+        source = self.config.model_sources[model]
+        if source.source == "local":
+            return sorted(str(file) for file in Path(source.path).glob("*") if file.is_file())
+        return [source.corpus] if source.source == "random" else []
+
+    def model_decides(self, table: str) -> bool:
+        """Whether the first model decides which rows "train", "tasks" or "eval" has.
+
+        By its tokens, where a sample is drawn from short rows; by its representations, where k-means selects tasks.
+        """
+        section = getattr(self.config.data, table)
+        if table == "tasks":
+            return self.selection.startswith("kmeans")
+        return bool(section and section.sample and section.sample.max_tokens)
+
+    def readers(self, table: str) -> list[str]:
+        """The models that decide which rows "train", "tasks" or "eval" has.
+
+        Where a row that is too long is an error, no other model than the first does: `measure_lengths` and
+        `measure_prompts` refuse it, each for its own model, so that one model more makes no table anew, and nothing of
+        the models before it. Eval prompts are never cut or dropped.
+        """
+        if table != "eval" and self.config.data.on_too_long != "error":
+            return self.models_here
+        return self.models_here[:1] if self.model_decides(table) else []
+
+    @property
+    def selection(self) -> str:
+        """How tasks are selected, in one text: "all", "kmeans:100", or a list of ids as Python writes it."""
+        return str(self.config.data.tasks.select) if self.config.data.tasks else "all"
+
+    @property
+    def selection_draws(self) -> bool:
+        """Whether tasks are drawn at random; "first:n", "all" and a list of ids draw nothing."""
+        return self.selection.startswith(("random", "kmeans"))
+
+    @cached_property
+    def named_by(self) -> dict[str, str | None]:
+        """Tables that have no texts: the external scores whose rows, or columns, are numbered instead."""
+        return {
+            table: next(
+                (m for m, scores in self.external.items() if table == "train" or scores.orientation != "scores"), None
+            )
+            for table in ("train", "tasks")
+            if getattr(self.config.data, table) is None
+        }
+
+    def check_files(self) -> None:
+        """Raises ConfigError for a local file that the configuration names and that is not there.
+
+        Snakemake would say it in five lines of its own words.
+        """
+        for key, files in {
+            **{f"data.{table}": local_files(getattr(self.config.data, table)) for table in ("train", "tasks", "eval")},
+            **{f"attribution.external.{method}": scores.files for method, scores in self.external.items()},
+            **{f"evaluation.annotations.{name}": note.files for name, note in self.annotations.items()},
+        }.items():
+            for file in files:
+                if not os.path.isfile(file):
+                    raise ConfigError(f"config: {key}.path: {file}: no such file; correct the path")
+
+    def check_columns(self) -> None:
+        """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell.
+
+        What rows further down lack is found out by the jobs that read all of them.
+        """
+        data = self.config.data
+        for name, needs_output in (("train", True), ("tasks", True), ("eval", False)):
+            files = local_files(getattr(data, name))
+            looked_at = [reading.columns_of(file) for file in files]
+            if files and all(complete for _, complete in looked_at):
+                names = list(dict.fromkeys(column for columns, _ in looked_at for column in columns))
+                origin, columns = ", ".join(files[:3]), getattr(data, name).columns
+                checking.check_columns(names, origin, columns, needs_output)
+                checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
+
+    def text_settings(self, *templates: str) -> dict[str, Any]:
+        """How rows become texts and tokens: these templates (all, if none is named), and what control tokens are."""
+        return {**slice_of(self.config.templates, *templates), "special_tokens": self.config.data.special_tokens}
+
+    # --- attributions -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def external(self) -> dict[str, ExternalScores]:
+        """The external scores that are asked for, by their names as methods."""
+        known = self.config.attribution.external
+        return {method: known[method] for method in self.config.attribution.methods if method in known}
+
+    def external_files(self, method: str) -> list[str]:
+        """The files of a set of external scores; none for a method that is computed here."""
+        return self.external[method].files if method in self.external else []
+
+    @cached_property
+    def computed(self) -> list[str]:
+        """The methods that are computed here."""
+        return [method for method in self.config.attribution.methods if method not in self.external]
+
+    @cached_property
+    def together(self) -> list[str]:
+        """Those of them whose matrices come out of one pass."""
+        return [method for method in self.computed if self.methods[method].together]
+
+    def alone(self, needs_model: bool) -> list[str]:
+        """Those of them that have jobs of their own, which read a model or none."""
+        return [m for m in self.computed if m not in self.together and self.methods[m].needs_model == needs_model]
+
+    @cached_property
+    def per_task(self) -> list[str]:
+        """The methods with a value for each task: their scores can be taken over the tasks of one domain."""
+        return [method for method in self.config.attribution.methods if self.methods[method].per_task]
+
+    def method_settings(self, method: str) -> dict[str, Any]:
+        """The keys of the configuration that a method's job uses."""
+        known = self.methods[method]
+        settings = slice_of(self.config.attribution, *known.settings) if known.settings else {}
+        # Settings of one method alone lie one level lower, under its name.
+        own = settings.pop(method, {})
+        return {**settings, **own, **({"dtype": known.dtype} if known.dtype else {})}
+
+    def aggregator(self, method: str) -> str:
+        """How a method's matrix is reduced over tasks."""
+        return self.config.attribution.aggregators.get(method, "mean")
+
+    # --- analysis -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def chain(self) -> bool:
+        """Whether the chain of the paper's argument is looked at: where nothing of it comes from elsewhere."""
+        return set(LINKS) <= set(self.computed)
+
+    @cached_property
+    def step_sizes(self) -> dict[str, float]:
+        """The chain's step sizes of one_step besides its own, by their names in paths."""
+        own, sizes = self.config.attribution.one_step.learning_rate, self.config.analysis.chain.learning_rates
+        return {str(eta): eta for eta in sizes if self.chain and eta != own}
+
+    @cached_property
+    def domains(self) -> dict[str, Any]:
+        """How scores over the tasks of one domain are made, as `icprobe.analysis.domains.score_sets` takes it."""
+        return {
+            "aggregators": {method: self.aggregator(method) for method in self.per_task},
+            "without_tasks": [method for method in self.computed if not self.methods[method].needs_model],
+            "may_skip": [method for method in self.per_task if self.methods[method].may_skip],
+        }
+
+    @property
+    def sound_labels(self) -> dict[str, list[str]]:
+        """The good values of each label; one without any marks no side of an AUC."""
+        data = self.config.data
+        return {label: good for label, good in data.sound_labels.items() if label in data.labels and good}
+
+    @cached_property
+    def sweep(self) -> bool:
+        """Whether models and domains are compared in a figure: where there are several of either, or as it is said."""
+        if self.config.figures.sweep is not None:
+            return self.config.figures.sweep
+        tasks = self.config.data.tasks
+        if not {"icp", "influence"} <= set(self.config.attribution.methods):
+            return False
+        # What comes from elsewhere is not known before it is read.
+        return (
+            len(self.config.models) > 1 or len(checking.domains(local_files(tasks), tasks.columns if tasks else {})) > 1
+        )
+
+    @property
+    def counted_bins(self) -> list[str]:
+        """The bins that hold a number of examples, of which there must be as many."""
+        known = {bin: parse_bin(bin) for bin in self.config.bins}
+        return [bin for bin, found in known.items() if not found.is_threshold and not found.percent]
+
+    def by_icp(self, bin: str) -> bool:
+        """Whether the icp score decides how many examples a bin holds; bin: its name in paths."""
+        return bin != "all" and parse_bin(bin_of(bin)).is_threshold
+
+    @property
+    def tables(self) -> list[str]:
+        """A model's tables that need no judgements."""
+        methods, bins = self.config.attribution.methods, self.config.bins
+        several = len(methods) > 1
+        return [
+            *(["correlations.csv"] if several else []),
+            *("label_aucs.csv", "label_correlations.csv"),
+            *(["bins.csv"] if bins else []),
+            *(["overlaps.csv"] if bins and several and "icp" in methods else []),
+            *(["chain.csv", "weak_link.txt"] if self.chain else []),
+        ]
+
+    # --- fine-tuned models --------------------------------------------------------------------------------------
+
+    @cached_property
+    def fine_tuned(self) -> list[Condition]:
+        """The models to fine-tune."""
+        settings = self.config.finetune
+        chosen = [(method, bin) for method in self.config.finetune_methods for bin in self.config.finetune_bins]
+        chosen += [("all", "all")] if settings.all_data else []
+        return [(method, bin, seed) for method, bin in chosen for seed in settings.seeds]
+
+    @cached_property
+    def annotations(self) -> dict[str, Annotations]:
+        """Judgements that exist already, by their names in the configuration."""
+        return self.config.evaluation.annotations if self.config.evaluation.judge == "annotations" else {}
+
+    @cached_property
+    def judged(self) -> list[Condition]:
+        """What stands in the table of win rates: what others have judged, or the fine-tuned models where they are."""
+        if self.config.evaluation.judge == "none":
+            return []
+        annotated = [(note.method or name, note.bin, note.seed) for name, note in self.annotations.items()]
+        return annotated or self.fine_tuned
+
+    @property
+    def judged_tables(self) -> list[str]:
+        """A model's tables that need judgements; none where nothing is judged."""
+        return ["win_rates.csv", "differences.csv"] if self.judged else []
+
+    @property
+    def unjudged(self) -> list[Condition]:
+        """Fine-tuned models that nothing else of the experiment asks for."""
+        return [] if self.judged else self.fine_tuned
+
+    def annotation(self, method: str, bin: str, seed: str) -> Annotations:
+        """The annotations that make the judgements of these wildcards. Raises ConfigError where there are none."""
+        for (name, of_note, number), note in zip(self.judged, self.annotations.values(), strict=True):
+            if (name, bin_folder(of_note), str(number)) == (method, bin, seed):
+                return note
+        raise ConfigError(f"there are no annotations of {method}, {bin}, seed {seed}")
+
+    @cached_property
+    def names_of_methods(self) -> list[str]:
+        """What stands for a method in paths: methods, "all" (all data), and the names of what others have judged."""
+        return [*dict.fromkeys([*self.config.attribution.methods, "all", *(method for method, _, _ in self.judged)])]

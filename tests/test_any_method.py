@@ -1,0 +1,75 @@
+"""Any one method is enough: planned, scored, binned and reported without the others."""
+
+import json
+import re
+
+import dag
+import pandas as pd
+import pytest
+
+from icprobe.analysis.binning import size_of
+
+# As a file of one's own says nothing of them: `null` takes away what config.yaml and configs/tiny.yaml say.
+ALONE = {
+    "attribution": {"methods": ["influence"]},
+    "bins": None,
+    "analysis": None,
+    "figures": None,
+    "finetune": {"methods": None, "bins": None},
+}
+FOLDERS = {"top 20%": "top-20pct", "bottom 20%": "bottom-20pct"}
+# What would be of other methods, or of several.
+OF_OTHERS = {
+    "attribute",
+    "attribute_without_model",
+    "attribute_step",
+    "correlate",
+    "compare_bins",
+    "chain",
+    "plot_sweep",
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    return dag.new(tmp_path_factory.mktemp("one") / "project")
+
+
+def test_one_method_is_planned_whole_and_alone(project):
+    ended = project.snakemake("all", "-n", config=ALONE)
+    assert ended.returncode == 0, ended.output
+    assert not ended.jobs.keys() & OF_OTHERS
+    counts = {rule: ended.jobs[rule] for rule in ("attribute_influence", "score", "tabulate_bins", "subset", "judge")}
+    # Two bins and all data.
+    assert counts == {"attribute_influence": 2, "score": 1, "tabulate_bins": 1, "subset": 3, "judge": 3}
+
+
+def test_one_method_is_scored_binned_and_reported(project):
+    config = {**ALONE, "finetune": {**ALONE["finetune"], "all_data": False, "methods": []}}
+    subsets = {bin: dag.RESULTS / f"subsets/influence/{folder}.jsonl" for bin, folder in FOLDERS.items()}
+    ended = project.snakemake("report", *map(str, subsets.values()), "--cores", "2", config=config)
+    assert ended.returncode == 0, ended.output[-3000:]
+
+    scores = pd.read_parquet(project.path / dag.RESULTS / "scores/influence.parquet").set_index("id")["score"]
+    assert scores.nunique() == len(scores) == 24
+    ordered = {"top 20%": scores.sort_values(ascending=False), "bottom 20%": scores.sort_values()}
+    for bin, path in subsets.items():
+        rows = [json.loads(line) for line in project.read(path).splitlines()]
+        assert [row["id"] for row in rows] == ordered[bin].index[: size_of(bin, 24)].to_list()
+    table = pd.read_csv(project.path / dag.RESULTS / "tables/bins.csv")
+    assert table[["bin", "n", "n_tied", "n_tied_inside"]].values.tolist() == [
+        ["bottom 20%", 5, 1, 1],
+        ["top 20%", 5, 1, 1],
+    ]
+
+    page = project.read("results/tiny/report.html").decode()
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
+    members = json.loads(data)["models"]["tiny-llama"]["bins"]
+    assert {bin: len(found["influence"]) for bin, found in members.items()} == {"bottom 20%": 5, "top 20%": 5}
+
+
+def test_a_bin_of_more_examples_than_there_are_ends_before_any_model_is_run(project):
+    ended = project.snakemake("analysis", "--cores", "2", config={**ALONE, "experiment": "many", "bins": ["top 25"]})
+    assert ended.returncode != 0
+    assert "bins: 'top 25' asks for more examples than there are (24). Take fewer, or a share of them." in ended.output
+    assert not (project.path / "results/many/tiny-llama/attributions").exists()

@@ -1,0 +1,353 @@
+"""What `snakemake` computes, a notebook can: `icprobe.value`, `correlate`, `select` and `load`."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import ROOT, demo_rows
+
+import icprobe
+from icprobe import artifacts
+from icprobe.analysis.correlations import correlations
+from icprobe.analysis.statistics import aggregate
+from icprobe.attribution import METHODS
+from icprobe.attribution.matrix import Inputs
+from icprobe.attribution.shards import compute
+from icprobe.engine.capabilities import Capabilities
+from icprobe.engine.models import load_model
+from icprobe.errors import ArtifactError, ConfigError, DataError, IcprobeError, ModelError, ScoreError
+from icprobe.progress import Progress
+from icprobe.tables import parquet
+from icprobe.tables.fitting import lengths
+from icprobe.texts.tokenizing import reader
+
+TRAIN, TASKS = demo_rows("train")[:7], demo_rows("tasks")[:3]
+RANDOM = {
+    "source": "random",
+    "sizes": {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "corpus": str(ROOT / "resources" / "demo" / "train.jsonl"),
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A random model, prepared as the DAG prepares it."""
+    from icprobe.engine.admission import admit
+    from icprobe.engine.models import prepare
+
+    directory = tmp_path_factory.mktemp("models") / "tiny"
+    source = {"architecture": "llama", "seed": 0, "vocabulary": 512, **RANDOM}
+    prepare(source, directory, admit)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def valued(prepared):
+    """(scores, matrices) of all methods that share an arithmetic, by `value`."""
+    methods = ["icp", "influence", "one_step", "length", "random"]
+    return icprobe.value(TRAIN, TASKS, model=prepared, methods=methods, dtype="float32", matrices=True, seed=4)
+
+
+def by_the_dag(directory, method, seed, shards, folder, prompts, **settings):
+    """A method's matrix as its jobs compute it, shard by shard, in the order of the examples."""
+    train, tasks = (pd.DataFrame(rows)[["id", "instruction", "input", "output"]] for rows in (TRAIN, TASKS))
+    inputs = Inputs(train, tasks, lengths(train, prompts, reader(directory)), prompts, seed=seed)
+    if METHODS[method].needs_model:
+        inputs.model, inputs.tokenizer = load_model(directory, "float32", "cpu"), reader(directory).tokenizer
+        inputs.capabilities = Capabilities.of(directory)
+    pieces = []
+    for number in range(1, shards + 1):
+        partial = folder / f"{method}-{number}"
+        partial.mkdir()
+        known = METHODS[method]
+        cut = number, shards, 1024, partial, known.per_task
+        pieces.append(compute(known.module, [method], inputs, settings, *cut)[method])
+    return pd.concat(pieces).set_index("id").loc[train["id"]].reset_index()
+
+
+@pytest.mark.parametrize("method", ["icp", "influence", "one_step", "length", "random"])
+def test_numbers_are_those_of_the_dag_to_the_bit(method, valued, prepared, prompts, tmp_path):
+    scores, matrices = valued
+    settings = {"learning_rate": 1e-4} if method == "one_step" else {}
+    shards = 1 if METHODS[method].whole else 2
+    expected = by_the_dag(prepared, method, 4, shards, tmp_path, prompts, **settings)
+    pd.testing.assert_frame_equal(matrices[method], expected, check_exact=True)
+    how = "fraction_positive" if method in ("icp", "one_step") else "mean"
+    assert scores[f"score_{method}"].tolist() == aggregate(expected, how)["score"].tolist()
+
+
+def test_one_table_holds_texts_lengths_and_every_score_in_the_order_of_the_rows(valued):
+    scores, _ = valued
+    columns = ["id", "instruction", "input", "output", "n_query", "n_target"]
+    methods = ("icp", "influence", "one_step", "length", "random")
+    of_methods = [f"{kind}_{method}" for method in methods for kind in ("score", "rank")]
+    assert scores.columns[:6].tolist() == columns
+    assert [name for name in scores if name.startswith(("score_", "rank_"))] == of_methods
+    assert scores["id"].tolist() == [row["id"] for row in TRAIN]
+    assert scores["score_length"].tolist() == scores["n_target"].tolist()
+    best = scores["score_influence"].idxmax()
+    assert scores["rank_influence"].tolist().index(1) == best
+
+
+def test_rows_may_be_a_table_mappings_or_a_file(valued, prepared, tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in TRAIN), encoding="utf-8")
+    # An id that is a number where another column has gaps: what pandas makes of rows is not what scores depend on.
+    frame = pd.DataFrame(TRAIN).assign(note=[1, *[None] * 6])
+    renamed = {"path": file, "columns": {"output": "output"}}
+    for rows in (frame, file, str(file), renamed, iter(TRAIN)):
+        found = icprobe.value(rows, pd.DataFrame(TASKS), model=prepared, methods=["icp"], dtype="float32")
+        assert found["score_icp"].tolist() == valued[0]["score_icp"].tolist()
+
+
+def test_a_model_in_memory_gives_what_its_directory_gives_and_is_left_as_it_was(valued, prepared):
+    model = load_model(prepared, "float32", "cpu").train()
+    for parameter in [*model.parameters()][::2]:
+        parameter.requires_grad_(True)
+    model.base_model.layers[0].eval()
+    tokenizer = reader(prepared).tokenizer
+    before = copy.deepcopy(model)
+    precision = torch.get_float32_matmul_precision()
+    with torch.no_grad():
+        found = icprobe.value(TRAIN, TASKS, model=model, tokenizer=tokenizer, methods=["icp", "influence"])
+        assert not torch.is_grad_enabled()
+    both = ["score_icp", "score_influence"]
+    pd.testing.assert_frame_equal(found[both], valued[0][both], check_exact=True)
+    assert torch.get_float32_matmul_precision() == precision
+    assert model.config.to_dict() == before.config.to_dict()
+    for now, then in zip(model.modules(), before.modules(), strict=True):
+        assert now.training == then.training
+        assert now.__dict__.keys() == then.__dict__.keys(), "nothing hangs on a module that did not before"
+        assert [len(now._forward_hooks), len(now._forward_pre_hooks), len(now._backward_hooks)] == [0, 0, 0]
+    for now, then in zip(model.parameters(), before.parameters(), strict=True):
+        assert (now.requires_grad, now.grad) == (then.requires_grad, None)
+        assert torch.equal(now, then)
+
+
+def test_a_model_in_memory_is_left_as_it_was_also_where_a_row_is_refused(prepared):
+    model = load_model(prepared, "float32", "cpu").train().requires_grad_(True)
+    long = [{**TRAIN[0], "output": "word " * 5000}]
+    with pytest.raises(DataError, match=r"data\.train: 1 row too long"):
+        icprobe.value(long, TASKS, model=model, tokenizer=reader(prepared).tokenizer, methods=["icp"])
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_source_is_prepared_once_in_the_users_cache(valued, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    first = icprobe.value(TRAIN, TASKS, model=RANDOM, methods=["icp"], dtype="float32")
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("icprobe/models/*/*")}
+    assert any(path.name == artifacts.MANIFEST for path in made)
+    again = icprobe.value(TRAIN, TASKS, model=RANDOM, methods=["icp"], dtype="float32")
+    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.glob("icprobe/models/*/*")}
+    assert first["score_icp"].tolist() == again["score_icp"].tolist() == valued[0]["score_icp"].tolist()
+
+
+def test_the_built_in_model_is_that_of_the_demo():
+    from icprobe.notebook.models import BUILT_IN
+
+    sources = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["model_sources"]
+    assert {name: sources[name] for name in BUILT_IN} == BUILT_IN
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        ({"dtpye": "float32"}, ConfigError, 'attribution.dtpye: unknown key; did you mean "dtype"?'),
+        ({"dtype": "float8"}, ConfigError, "attribution.dtype: "),
+        ({"memory_budget_gb": -1}, ConfigError, "attribution.memory_budget_gb: "),
+        ({"methods": ["inflence"]}, ConfigError, "'inflence' is no method; known are icp, influence"),
+        ({"methods": "icp", "templates": {"qeury": "x"}}, ConfigError, 'did you mean "query"?'),
+        ({"data": {"on_empty": "skip"}}, ConfigError, "data.on_empty: "),
+        ({"model": 7}, ModelError, "type int is no model of transformers"),
+        ({"model": "./no/such/directory"}, ModelError, "./no/such/directory: no such directory"),
+        ({"model": {"source": "external"}}, ModelError, "is not here"),
+        ({"tokenizer": object()}, ModelError, "tokenizer: a model that is not in memory brings its own"),
+        ({"train": 5}, DataError, "train: rows are needed"),
+        ({"train": []}, DataError, "train: holds no rows"),
+        ({"train": ["a text"]}, DataError, "train[0]: a row must be a mapping, not str"),
+        ({"train": [*TRAIN, {"instruction": "a"}]}, DataError, 'train[7]: "id" is missing'),
+        ({"tasks": [{"instruction": "a", "output": " "}]}, DataError, 'tasks[0]: "output" is empty'),
+        ({"train": pd.DataFrame({"prompt": ["a"]})}, DataError, "train: has no column 'instruction'"),
+        ({"train": "nowhere.csv"}, DataError, "nowhere.csv: no such file"),
+        ({"train": pd.DataFrame([TRAIN[0], {"id": "z", "instruction": 3}])}, DataError, "train.iloc[1]: "),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(arguments, kind, said, prepared):
+    arguments = {"train": TRAIN, "tasks": TASKS, "model": prepared, "methods": ["icp"], **arguments}
+    with pytest.raises(kind) as caught:
+        icprobe.value(arguments.pop("train"), arguments.pop("tasks"), **arguments)
+    assert isinstance(caught.value, IcprobeError)
+    assert said in str(caught.value)
+
+
+def test_a_mistake_in_the_rows_is_told_before_a_model_is_fetched(monkeypatch):
+    monkeypatch.setattr("icprobe.notebook.models.prepare", None)
+    with pytest.raises(DataError, match=r'train\[0\]: "output" is empty'):
+        icprobe.value([{"instruction": "a", "output": ""}], TASKS, model="no/such-model")
+
+
+def test_a_model_in_memory_that_would_have_to_compute_otherwise_is_refused_before_any_work(prepared, monkeypatch):
+    model, tokenizer = load_model(prepared, "bfloat16", "cpu"), reader(prepared).tokenizer
+    monkeypatch.setattr("icprobe.notebook.models.capabilities_of", None)
+    with pytest.raises(ModelError, match="one_step computes in float32, and a LlamaForCausalLM in bfloat16 is"):
+        icprobe.value(TRAIN, TASKS, model=model, tokenizer=tokenizer, methods=["icp", "one_step"])
+    with pytest.raises(ModelError, match="icp computes in float32"):
+        icprobe.value(TRAIN, TASKS, model=model, tokenizer=tokenizer, methods=["icp"], dtype="float32")
+    with pytest.raises(ModelError, match="is on cpu, not on cuda"):
+        icprobe.value(TRAIN, TASKS, model=model, tokenizer=tokenizer, methods=["icp"], device="cuda")
+    with pytest.raises(ModelError, match="needs its tokenizer"):
+        icprobe.value(TRAIN, TASKS, model=model, methods=["icp"])
+
+
+# --- what is asked of scores ------------------------------------------------------------------------------------
+
+
+def test_correlations_are_those_of_the_dag(valued):
+    scores, _ = valued
+    by_id = scores.set_index("id")
+    found = icprobe.correlate(scores, ["icp", "influence"], resamples=50, seed=2)
+    sets = {name: by_id[f"score_{name}"] for name in ("icp", "influence")}
+    pd.testing.assert_frame_equal(found, correlations(sets, by_id["n_target"], resamples=50, seed=2))
+    assert set(found["statistic"]) == {"spearman", "pearson", "kendall", "spearman_partial_length"}
+    pairs = icprobe.correlate(scores, resamples=10).drop_duplicates(["method_a", "method_b"])
+    assert len(pairs) == 10, "all pairs of five methods"
+    with pytest.raises(ScoreError, match="no scores of 'ipc'; the table has those of icp, influence"):
+        icprobe.correlate(scores, ["ipc", "icp"])
+    with pytest.raises(ConfigError, match=r"analysis\.resample: unknown key"):
+        icprobe.correlate(scores, resample=3)
+
+
+SCORES = pd.DataFrame(
+    {
+        "id": ["b", "a", "10", "9", "c"],
+        "score_icp": [1.0, 0.5, 1.0, 0.2, 0.9],
+        "score_influence": [1.0, 2.0, 2.0, np.nan, -3.0],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("bin", "ids"),
+    [
+        ("top 2", ["10", "a"]),  # equal scores in the order of ids as texts
+        ("top 60%", ["10", "a", "b"]),
+        ("top 50%", ["10", "a", "b"]),  # 2.5 rows: half is rounded up
+        ("bottom 1", ["c"]),
+        ("top 1%", ["10"]),  # one at least
+        ("bottom 40 %", ["c", "b"]),
+        (">0.9", ["10", "a"]),  # as many as ICP has there
+        ("<=0.2", ["c"]),
+    ],
+)
+def test_a_bin_holds_the_rows_that_it_names_best_fitting_first(bin, ids):
+    assert icprobe.select(SCORES, "influence", bin)["id"].tolist() == ids
+
+
+@pytest.mark.parametrize(
+    ("method", "bin", "said"),
+    [
+        ("influence", "best 3", "not 'best 3'"),
+        ("influence", "top 5", "holds 5 examples, but the other method has evaluated 4 of 5"),
+        ("influence", "top 101%", "not 'top 101%'"),
+        ("influence", "top 0", "not 'top 0'"),
+        ("influence", "top 2.5", "not 'top 2.5'"),
+        ("one_step", "top 2", "no scores of 'one_step'; the table has those of icp, influence"),
+    ],
+)
+def test_a_bin_that_cannot_be_is_refused(method, bin, said):
+    with pytest.raises(IcprobeError, match=said):
+        icprobe.select(SCORES, method, bin)
+
+
+# --- what the DAG made ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(valued, tmp_path):
+    """The directory of an experiment with two models, as the DAG leaves it."""
+    scores, matrices = valued
+    parquet.write_parquet(scores[["id", "instruction", "input", "output"]], tmp_path / "data/train.parquet")
+    parquet.write_parquet(pd.DataFrame(TASKS), tmp_path / "data/tasks.parquet")
+    for model in ("one", "two"):
+        parquet.write_parquet(scores[["id", "n_query", "n_target"]], tmp_path / model / "data/lengths.parquet")
+        for method in ("length", "icp"):
+            names = {f"score_{method}": "score", f"mean_effect_{method}": "mean_effect"}
+            of_method = scores[["id", *(name for name in names if name in scores)]].rename(columns=names)
+            parquet.write_parquet(of_method, tmp_path / model / f"scores/{method}.parquet")
+            parquet.write_parquet(matrices[method], tmp_path / model / f"attributions/{method}.parquet")
+    artifacts.write_csv(tmp_path / "one/tables/overlaps.csv", pd.DataFrame({"method": ["007"], "n": [3]}))
+    return tmp_path
+
+
+def test_results_of_the_dag_are_those_of_value(results, valued):
+    scores, matrices = valued
+    found = icprobe.load(results)
+    assert found.models == ["one", "two"]
+    assert found.methods("one") == ["icp", "length"]
+    of_others = [name for name in scores if name.endswith(("influence", "one_step", "random"))]
+    pd.testing.assert_frame_equal(found.scores("two"), scores.drop(columns=of_others), check_dtype=False)
+    pd.testing.assert_frame_equal(found.matrix("icp", "two"), matrices["icp"])
+    assert (found.tables("one"), found.tables("two")) == (["overlaps"], [])
+    assert found.table("overlaps", "one")["method"].tolist() == ["007"]
+    assert icprobe.correlate(found.scores("one"), resamples=10)["method_b"].unique().tolist() == ["length"]
+    assert len(found.tasks) == 3
+
+
+def test_what_results_lack_is_said(results, tmp_path):
+    found = icprobe.load(str(results))
+    with pytest.raises(ArtifactError, match="name the model; there are one, two"):
+        found.scores()
+    with pytest.raises(ArtifactError, match="no model 'three'; there are one, two"):
+        found.matrix("icp", "three")
+    with pytest.raises(ArtifactError, match="there is no 'influence'; there are icp, length"):
+        found.matrix("influence", "one")
+    with pytest.raises(ArtifactError, match="holds no scores of an experiment"):
+        icprobe.load(tmp_path / "one")
+    parquet.write_parquet(pd.DataFrame({"id": ["x"], "score": [1.0]}), results / "one/scores/icp.parquet")
+    with pytest.raises(ScoreError, match=r"icp \(1 examples\) are not of the 7 training examples"):
+        found.scores("one")
+
+
+# --- the package ------------------------------------------------------------------------------------------------
+
+
+def test_importing_icprobe_imports_neither_torch_nor_pandas():
+    code = "import sys, icprobe\nprint(dir(icprobe))\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    names, modules = done.stdout.splitlines()
+    assert not {"torch", "pandas", "numpy", "pydantic"} & set(modules.split())
+    assert all(f"'{name}'" in names for name in icprobe.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'valeu'"):
+        icprobe.valeu  # noqa: B018
+    assert all(callable(getattr(icprobe, name)) for name in icprobe.__all__)
+    assert Path(icprobe.__file__).name == "__init__.py"
+
+
+def test_a_notebook_shows_a_bar(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
+    with Progress(total=2, desc="icp", unit="pair") as progress:
+        progress.update(2)
+    assert "icp: 100%" in capsys.readouterr().err
+
+
+def test_the_notebook_was_executed_whole_and_names_no_machine():
+    text = (ROOT / "docs" / "notebooks" / "first-look.ipynb").read_text(encoding="utf-8")
+    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    assert not [out for cell in cells for out in cell["outputs"] if out["output_type"] == "error"]
+    assert len(text) < 100_000
+    assert not re.search(r"/(home|root|tmp|work|Users)/", text)

@@ -1,0 +1,291 @@
+"""What a configuration decides before anything runs: which jobs there are, and what they read of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from snakemake.utils import update_config
+
+from icprobe.attribution import METHODS, methods_of
+from icprobe.config import load
+from icprobe.errors import ConfigError, DataError
+from icprobe.workflow.plan import Plan
+
+ROOT = Path(__file__).parents[1]
+GIVEN = {"path": "given.npz", "orientation": "scores"}
+MATRIX = {"path": "given.npz", "orientation": "examples_by_tasks"}
+# What would need certain methods to be chosen.
+LESS = {"finetune": {"methods": [], "all_data": False}, "figures": {"scatter": "all"}}
+AWAY = {
+    "models": ["theirs"],
+    "model_sources": {"theirs": {"source": "external"}},
+    "data": {"train": None, "tasks": None, "eval": None, "labels": []},
+}
+
+
+def plan(**sections):
+    """Of config.yaml, with LESS and these sections laid over it, as Snakemake lays them."""
+    raw = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    update_config(raw, LESS)
+    update_config(raw, sections)
+    config = load(raw, METHODS)
+    return Plan(config, methods_of(config))
+
+
+def with_models(*sources, **sections):
+    """A plan of models "a", "b", … from these sources."""
+    names = "abc"[: len(sources)]
+    return plan(models=list(names), model_sources=dict(zip(names, sources, strict=True)), **sections)
+
+
+RANDOM, LOCAL = {"source": "random"}, {"source": "local", "path": "here"}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+# --- models and tables --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "read"),
+    [
+        ({}, {"train": [], "tasks": [], "eval": []}),
+        ({"tasks": {"select": "kmeans:4"}}, {"train": [], "tasks": ["a"], "eval": []}),
+        ({"tasks": {"select": "random:4"}}, {"train": [], "tasks": [], "eval": []}),
+        ({"train": {"sample": {"n": 9}}}, {"train": [], "tasks": [], "eval": []}),
+        ({"train": {"sample": {"n": 9, "max_tokens": 99}}}, {"train": ["a"], "tasks": [], "eval": []}),
+        ({"eval": {"sample": {"n": 9, "max_tokens": 99}}}, {"train": [], "tasks": [], "eval": ["a"]}),
+        ({"on_too_long": "drop"}, {"train": ["a", "b"], "tasks": ["a", "b"], "eval": []}),
+    ],
+)
+def test_only_models_that_decide_which_rows_there_are_are_read_for_a_table(data, read):
+    found = with_models(RANDOM, RANDOM, data=data)
+    assert {table: found.readers(table) for table in read} == read
+
+
+def test_a_model_that_is_not_here_is_read_for_nothing():
+    found = plan(**AWAY, attribution={"methods": ["icp"], "external": {"icp": GIVEN}})
+    assert found.models_here == []
+    assert [found.readers(table) for table in ("train", "tasks", "eval")] == [[], [], []]
+
+
+def test_a_model_is_made_from_its_own_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "here" / name).touch()
+    found = with_models(LOCAL, RANDOM | {"corpus": "corpus.jsonl"}, {"source": "hub", "id": "x/y"})
+    assert [found.model_files(model) for model in "abc"] == [
+        ["here/config.json", "here/model.safetensors"],
+        ["corpus.jsonl"],
+        [],
+    ]
+
+
+def test_rows_without_texts_are_numbered_by_the_first_scores_that_have_them():
+    external = {"icp": GIVEN, "influence": MATRIX}
+    found = plan(**AWAY, attribution={"methods": ["icp", "influence"], "external": external})
+    assert found.named_by == {"train": "icp", "tasks": "influence"}
+    found = plan(**AWAY, attribution={"methods": ["icp", "random"], "external": {"icp": GIVEN}})
+    assert found.named_by == {"train": "icp", "tasks": None}, "one number for each example names no task"
+    assert plan().named_by == {}
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"data": {"train": {"path": "none.jsonl"}}}, "data.train.path: none.jsonl"),
+        ({"data": {"eval": {"path": ["resources/demo/eval.jsonl", "none.json"]}}}, "data.eval.path: none.json"),
+        ({"attribution": {"external": {"icp": GIVEN}}}, "attribution.external.icp.path: given.npz"),
+        (
+            {"evaluation": {"judge": "annotations", "annotations": {"a": {"path": "none.json"}}}},
+            "evaluation.annotations.a.path: none.json",
+        ),
+    ],
+)
+def test_a_file_that_is_named_and_not_there_is_said(sections, key):
+    with pytest.raises(ConfigError, match=f"config: {key}: no such file; correct the path"):
+        plan(**sections).check_files()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (
+            {"train": {"columns": {"output": "respons"}}},
+            "train.jsonl: has no column 'respons', .*our 'output'; it has 'id'",
+        ),
+        ({"tasks": {"path": "mine.csv"}}, "mine.csv: has no column 'instruction' .*columns: {instruction: question}"),
+        (
+            {"eval": {"path": ["mine.csv", "resources/demo/eval.jsonl"], "columns": {"instruction": "q"}}},
+            "no column 'q'",
+        ),
+        ({"labels": ["plantd"]}, 'data.labels: no row of resources/demo/train.jsonl .*did you mean "planted"'),
+    ],
+)
+def test_columns_that_local_files_lack_are_told_before_any_job(data, said, tmp_path, monkeypatch):
+    (tmp_path / "resources").symlink_to(ROOT / "resources")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_text("question,answer\na,b\n")
+    with pytest.raises((DataError, ConfigError), match=said):
+        plan(data=data).check_columns()
+
+
+def test_columns_that_are_there_or_cannot_be_known_yet_are_no_mistake(tmp_path):
+    plan().check_columns()
+    plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}, "labels": ["unknown"]}).check_columns()
+    rows = [{"instruction": f"Question {n}?", "output": "a" * 60} for n in range(9000)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan(data={"train": {"path": str(tmp_path / "long.jsonl")}, "labels": ["late"]}).check_columns()
+
+
+def test_files_that_nothing_reads_need_not_be_there():
+    plan(
+        attribution={"external": {"unused": GIVEN}}, evaluation={"annotations": {"a": {"path": "none.json"}}}
+    ).check_files()
+    plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}}).check_files()
+
+
+# --- attributions -------------------------------------------------------------------------------------------------
+
+
+def test_every_computed_method_has_one_kind_of_job():
+    methods = [*METHODS, "mine"]
+    found = plan(attribution={"methods": methods, "external": {"mine": MATRIX}})
+    assert found.together == ["influence", "influence_log"]
+    assert found.alone(needs_model=False) == ["length", "random"]
+    alone = [*found.alone(needs_model=True), *found.alone(needs_model=False)]
+    assert sorted([*found.together, *alone, *found.external]) == sorted(methods)
+
+
+def test_an_external_method_of_a_computed_ones_name_takes_its_place():
+    found = plan(attribution={"methods": ["icp", "influence"], "external": {"influence": MATRIX}})
+    assert found.computed == ["icp"]
+    assert found.together == []
+    assert [found.external_files(method) for method in ("icp", "influence")] == [[], ["given.npz"]]
+
+
+def test_a_methods_job_sees_its_own_settings_alone():
+    found = plan(attribution={"dtype": "bfloat16", "one_step": {"learning_rate": 3e-4}})
+    assert found.method_settings("icp")["dtype"] == "bfloat16"
+    assert "learning_rate" not in found.method_settings("icp")
+    assert found.method_settings("one_step") == {
+        "device": "auto",
+        "tf32": False,
+        "batch_tokens": 1024,
+        "learning_rate": 3e-4,
+        "dtype": "float32",
+    }
+    assert found.method_settings("random") == {}
+
+
+# --- analysis -----------------------------------------------------------------------------------------------------
+
+CHAIN = ["icp", "one_step", "influence"]
+
+
+@pytest.mark.parametrize(
+    ("attribution", "looked_at"),
+    [
+        ({"methods": CHAIN}, True),
+        ({"methods": CHAIN[:2]}, False),
+        ({"methods": CHAIN, "external": {"influence": MATRIX}}, False),
+    ],
+)
+def test_the_chain_is_looked_at_where_all_of_it_is_computed_here(attribution, looked_at):
+    found = plan(
+        attribution=attribution,
+        analysis={"chain": {"learning_rates": [1e-4, 1e-5]}},
+    )
+    assert found.chain is looked_at
+    assert found.step_sizes == ({"1e-05": 1e-5} if looked_at else {}), "one_step's own matrix is there already"
+    assert ("chain.csv" in found.tables, "weak_link.txt" in found.tables) == (looked_at, looked_at)
+
+
+def test_scores_by_domain_are_taken_from_methods_with_a_value_for_each_task():
+    methods = ["icp", "icp_budget", "length", "mine", "one_number"]
+    mine, number = {**MATRIX, "allow_missing": True}, {**GIVEN, "allow_missing": True}
+    found = plan(
+        attribution={"methods": methods, "external": {"mine": mine, "one_number": number}},
+    )
+    assert found.domains == {
+        "aggregators": {"icp": "fraction_positive", "mine": "mean"},
+        "without_tasks": ["length"],
+        "may_skip": ["mine"],
+    }
+
+
+def test_labels_without_good_values_or_columns_have_no_auc():
+    found = plan(data={"labels": ["planted", "source"], "sound_labels": {"planted": ["sound"], "other": ["x"]}})
+    assert found.sound_labels == {"planted": ["sound"]}
+
+
+def test_a_sweep_is_drawn_where_there_is_something_to_compare(tmp_path):
+    def tasks(*domains):
+        path = tmp_path / f"{'-'.join(domains)}.jsonl"
+        rows = [{"instruction": "i", "output": "o", "field": domain} for domain in domains]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return {"tasks": {"path": str(path), "columns": {"domain": "field"}}}
+
+    assert not plan(data=tasks("math", "math")).sweep
+    assert plan(data=tasks("math", "code")).sweep
+    assert with_models(RANDOM, RANDOM, data=tasks("math")).sweep
+    assert not with_models(RANDOM, RANDOM, figures={"sweep": False}).sweep
+    assert plan(data=tasks("math"), figures={"sweep": True}).sweep
+    assert not with_models(RANDOM, RANDOM, attribution={"methods": ["icp"]}).sweep
+    elsewhere = {"tasks": {"path": None, "hub": "x/y"}}
+    assert not plan(data=elsewhere).sweep, "what lies elsewhere is not known yet"
+
+
+@pytest.mark.parametrize(
+    ("methods", "tables"),
+    [
+        (["influence"], set()),
+        (["icp"], set()),
+        (["influence", "length"], {"correlations.csv"}),
+        (["icp", "length"], {"correlations.csv", "overlaps.csv"}),
+    ],
+)
+def test_no_table_is_made_that_would_be_empty(methods, tables):
+    of_any = {"label_aucs.csv", "label_correlations.csv", "bins.csv"}
+    assert set(plan(attribution={"methods": methods}, bins=["top 20%"]).tables) == of_any | tables
+
+
+def test_only_thresholds_read_the_icp_scores():
+    found = plan()
+    assert [found.by_icp(name) for name in ("gt-0.80", "le-0.50", "top-20pct", "bottom-10", "all")] == [
+        *(True, True, False, False, False),
+    ]
+
+
+# --- fine-tuned models --------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_fine_tuned_for_each_method_bin_and_seed_and_for_all_data():
+    finetune = {"methods": ["icp", "random"], "bins": ["<=0.5", ">0.8"], "seeds": [0, 3], "all_data": True}
+    found = plan(finetune=finetune)
+    bins = [("icp", "<=0.5"), ("icp", ">0.8"), ("random", "<=0.5"), ("random", ">0.8"), ("all", "all")]
+    assert found.fine_tuned == [(method, threshold, seed) for method, threshold in bins for seed in (0, 3)]
+    assert found.judged == found.fine_tuned
+    assert plan().fine_tuned == []
+    assert plan().judged_tables == []
+
+
+def test_annotations_stand_in_the_table_in_place_of_fine_tuned_models():
+    notes = {
+        "icp": {"path": "a.json", "bin": ">0.9"},
+        "second": {"path": ["b.json", "c.json"], "method": "theirs", "seed": 2},
+    }
+    found = plan(evaluation={"judge": "annotations", "annotations": notes})
+    assert found.judged == [("icp", ">0.9", 0), ("theirs", "all", 2)]
+    assert found.judged_tables == ["win_rates.csv", "differences.csv"]
+    assert found.annotation("icp", "gt-0.90", "0").files == ["a.json"]
+    assert found.annotation("theirs", "all", "2").files == ["b.json", "c.json"]
+    with pytest.raises(ConfigError, match=r"there are no annotations of icp, gt-0\.90, seed 1"):
+        found.annotation("icp", "gt-0.90", "1")
+    assert {"icp", "all", "theirs"} <= set(found.names_of_methods)
+    assert len(found.names_of_methods) == len(set(found.names_of_methods))

@@ -1,0 +1,123 @@
+"""What the report says in words: each sentence follows from the numbers of its table, and claims no more."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from reports import experiment
+from test_report import page, plain
+
+from icprobe.attribution import METHODS
+from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
+from icprobe.report import sentences
+from icprobe.report.findings import Findings, ModelInputs
+
+
+def model_of(tmp_path, **changes):
+    """The findings of a made-up model with these tables."""
+    made = experiment(tmp_path)
+    inputs = dataclasses.replace(made["models"]["smollm2"], **changes)
+    return Findings("smollm2", inputs, made["train"], ["planted"], {"planted": ["sound"]}, 3)
+
+
+def aucs(**intervals):
+    rows = [("planted", "others", method, *three, 81, 27) for method, three in intervals.items()]
+    return pd.DataFrame(rows, columns=["label", "value", "method", "auc", "low", "high", "n_positive", "n_negative"])
+
+
+def win_rates(**intervals):
+    """Rows over all prompts: method -> (bin, rate, low, high)."""
+    rows = [(m, b, "overall", "all", 24, rate, low, high) for m, (b, rate, low, high) in intervals.items()]
+    return pd.DataFrame(rows, columns=["method", "bin", "subset", "seed", "n", "win_rate", "low", "high"])
+
+
+def differences(*rows):
+    return pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
+
+
+def test_every_method_says_what_it_asks():
+    for name, method in METHODS.items():
+        assert re.search(r"[.?]$", method.asks), name
+
+
+def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
+    table = aucs(
+        length=(0.7, 0.4, 0.9), icp=(0.7, 0.6, 0.8), influence=(0.8, 0.7, 0.9), one_step=(0.2, 0.1, 0.3),
+        random=(0.5, np.nan, np.nan),
+    )  # fmt: skip
+    said = sentences.labels("planted", "sound", table)
+    assert said[0] == "By the label planted, 81 examples are sound and 27 are not."
+    assert said[2:] == [
+        "influence (0.80 [0.70, 0.90]) and icp (0.70 [0.60, 0.80]) rank sound examples above the others more often "
+        "than chance does.",
+        "one_step (0.20 [0.10, 0.30]) ranks the others above the sound ones, more often than chance does.",
+        "The interval of length (0.70 [0.40, 0.90]) includes 0.5: these examples do not show that it tells them apart "
+        "any better or worse than chance.",
+        "Of random (0.50) there is no interval: too few examples.",
+    ]
+
+
+def test_few_prompts_are_said_to_decide_nothing():
+    judged = win_rates(icp=(">0.8", 55, 40, 70), random=(">0.8", 45, 30, 60), all=("all", 60, 55, 65))
+    said = " ".join(sentences.against_base(judged, 24))
+    assert "Beyond chance, training on all data (60% [55, 65]) wins against the base model." in said
+    assert "The interval of the other 2 models includes 50%" in said
+    untested = (">0.8", "icp", "length", 1, *[np.nan] * 5)
+    open_ = differences((">0.8", "icp", "random", 24, 10.0, -8.0, 22.0, 0.2, 0.2), untested)
+    said = " ".join(sentences.against_each_other(judged, open_, 24))
+    assert "Among 1 comparison of two methods on one bin no difference is significant" in said
+    assert "24 prompts cannot decide which method chooses the better bin" in said
+    assert "about 15 points to either side" in said
+    assert "The intervals of both bins overlap (they share 40 to 60%), so that 24 prompts cannot decide" in said
+
+
+def test_a_significant_difference_is_named():
+    judged = win_rates(icp=(">0.8", 75, 65, 85), random=(">0.8", 45, 30, 60))
+    found = differences((">0.8", "icp", "random", 240, 30.0, 20.0, 40.0, 0.001, 0.002))
+    said = " ".join(sentences.against_each_other(judged, found, 240))
+    assert (
+        "Significant among 1 comparison of two methods on one bin (sign-flip test, Holm, 5%): icp against random"
+        in said
+    )
+    assert "The interval of icp >0.8 (75% [65, 85]) lies wholly above that of random >0.8 (45% [30, 60])." in said
+    assert "cannot decide" not in said
+
+
+@pytest.mark.parametrize(("p", "bold"), [(0.01, ["75.0"]), (0.2, [])])
+def test_a_win_rate_is_bold_only_where_it_is_significant(p, bold, tmp_path):
+    judged = win_rates(icp=(">0.8", 75, 65, 85), random=(">0.8", 45, 30, 60), all=("all", 90, 85, 95))
+    counts = dict.fromkeys(["standard_error", "discrete_win_rate", "n_wins", "n_wins_base", "n_draws"], 1)
+    found = differences((">0.8", "icp", "random", 24, 30.0, 20.0, 40.0, p, p))
+    made = experiment(tmp_path)
+    inputs = ModelInputs(made["models"]["smollm2"].scores, win_rates=judged.assign(**counts), differences=found)
+    text = page(tmp_path, models={"smollm2": inputs})
+    section = text[text.index('<section id="win-rates"') :]
+    assert re.findall(r"<strong>(\d+\.\d)</strong>", section[: section.index("<details>")]) == bold
+    assert ("In bold:" in section) == bool(bold)
+
+
+def test_equal_bins_are_shown_once(tmp_path):
+    overlaps = experiment(tmp_path)["models"]["smollm2"].overlaps
+    same = overlaps[overlaps["bin"] == ">0.8"].assign(bin=">0.85")
+    rows = experiment(tmp_path)["models"]["smollm2"].win_rates
+    again = rows[rows["bin"] == ">0.8"].assign(bin=">0.85")
+    model = model_of(tmp_path, overlaps=pd.concat([overlaps, same]), win_rates=pd.concat([rows, again]))
+    assert list(map(model.bin_names, model.overlap_bins())) == ["<=0.5", ">0.5", ">0.8, >0.85", ">0.9"]
+    assert [model.bin_names(row.bin) for row in model.win_rate_rows(overall=True)] == [
+        *["<=0.5", ">0.8, >0.85"] * 2,
+        "all data",
+    ]
+    alone = model_of(tmp_path, overlaps=pd.concat([overlaps, same]), win_rates=again)
+    assert [alone.bin_names(row.bin) for row in alone.win_rate_rows(overall=True)] == [">0.8, >0.85"] * 2
+    assert list(model.explorer(np.arange(96), experiment(tmp_path)["tasks"])["bins"])[2] == ">0.8, >0.85"
+
+
+def test_a_bin_is_explained_by_its_score_and_size(tmp_path):
+    (size,) = {row.n for row in model_of(tmp_path).overlaps.query("bin == '>0.9'").itertuples()}
+    text = plain(page(tmp_path, asked={"icp": ("Does it?", "share of tasks helped")}))
+    assert "icp's bin &gt;0.5 holds the examples whose icp score (share of tasks helped) is above 0.5." in text.replace(
+        "&#39;", "'"
+    )
+    assert f"The bin &gt;0.9 has {size} of the 96 examples." in text
