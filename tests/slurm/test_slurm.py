@@ -40,7 +40,8 @@ OVERLAY = {
 }
 # The same experiment, whole where it was cut, and without the pages and figures that are not compared.
 AT_HOME = {**OVERLAY, "attribution": {**OVERLAY["attribution"], "shards": 1}}
-TABLES = [str(dag.RESULTS / f"tables/{name}.csv") for name in ("correlations", "overlaps", "label_aucs", "chain")]
+NAMES = ("correlations", "overlaps", "label_aucs", "chain", "bins", "scores")
+TABLES = [*(str(dag.RESULTS / f"tables/{name}.csv") for name in NAMES), "results/tiny/data/repeated.csv"]
 # What is computed; reports and figures also say when and how fast.
 COMPARED = {".parquet", ".csv", ".md", ".tex", ".jsonl", ".safetensors"}
 
