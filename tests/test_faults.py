@@ -28,9 +28,9 @@ import icprobe.progress
 steps, update = 0, icprobe.progress.Progress.update
 
 
-def counted(self, n=1):
+def counted(self, *done, **named):
     global steps
-    update(self, n)
+    update(self, *done, **named)
     steps += 1
     if steps == int(os.environ.get("STAND_STILL_AFTER", 0)):
         aside = os.environ["STANDING"] + ".aside"

@@ -52,6 +52,8 @@ def test_every_table_of_each_model_names_it_and_the_domain(two):
         tables = sorted((project.path / f"results/tiny/{model}/tables").glob("*.csv"))
         assert {"correlations.csv", "overlaps.csv", "label_aucs.csv", "chain.csv"} <= {path.name for path in tables}
         for path in tables:
+            if path.name == "scores.csv":
+                continue  # a row for each example, not for each domain
             table = pd.read_csv(path)
             assert list(table.columns[:2]) == ["model", "domain"], path
             assert set(table["model"]) == {model}
