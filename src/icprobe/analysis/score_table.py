@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from icprobe.analysis.binning import ranks
 from icprobe.artifacts import atomic_path
 from icprobe.errors import ScoreError
 from icprobe.tables.checking import TEXTS, numbers
@@ -28,7 +29,8 @@ def write(
     train, lengths: data/train.parquet and data/lengths.parquet; scores: method -> its table of scores. Columns, in the
     order of the examples: `id` (and `row_number`, where the examples came without ids), `instruction`, `input`,
     `output`, labels (as numbers where all values are), `n_query`, `n_target`, and for each method `score_{method}` and
-    `rank_{method}` (see `ranks`). Raises ScoreError where scores or lengths are not of the same examples.
+    `rank_{method}` (by `binning.ranks`, null where not evaluated). Raises ScoreError where scores or lengths are not of
+    the same examples.
     """
     table = known(train, lengths, scores)
     facts = pa.Table.from_pandas(table, preserve_index=False)
@@ -55,13 +57,8 @@ def known(train: str | Path, lengths: str | Path, scores: Mapping[str, str | Pat
     columns = {name: counted[name].astype("Int32") for name in ("n_query", "n_target")}
     for method, path in scores.items():
         score = _of_examples(read_parquet(path, columns=["id", "score"]), table["id"], method)["score"]
-        columns |= {f"score_{method}": score, f"rank_{method}": ranks(score)}
+        columns |= {f"score_{method}": score, f"rank_{method}": ranks(score).astype("Int64")}
     return table.assign(**columns)
-
-
-def ranks(score: pd.Series) -> pd.Series:
-    """Ranks a score [N]: 1 is the best, equal scores share the rank of the first of them; null where not evaluated."""
-    return score.rank(method="min", ascending=False).astype("Int64")
 
 
 def _of_examples(table: pd.DataFrame, ids: pd.Series, what: str) -> pd.DataFrame:

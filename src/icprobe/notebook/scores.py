@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe.analysis.binning import members
+from icprobe.analysis.binning import members, ranks
 from icprobe.analysis.correlations import correlations
 from icprobe.config.types import slice_of
 from icprobe.errors import ScoreError, shown
@@ -33,8 +33,7 @@ def scores_table(train: pd.DataFrame, lengths: pd.DataFrame, scores: Mapping[str
                 "Compute them again, or leave the method out."
             )
         columns |= {f"{name}_{method}": of_method[name].reindex(ids) for name in of_method}
-        rank = columns[_score(method)].rank(method="min", ascending=False)
-        columns[f"rank_{method}"] = rank.astype("Int64")
+        columns[f"rank_{method}"] = ranks(columns[_score(method)]).astype("Int64")
     return train.assign(**{name: column.array for name, column in columns.items()})
 
 
