@@ -6,6 +6,7 @@ from typing import Any
 
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from icprobe.formatting import rough_duration
 from icprobe.workflow.resources import estimate_seconds
 
 
@@ -20,16 +21,10 @@ def work(jobs: Iterable[tuple[str, int, int]]) -> str:
     longest = max(seconds, key=lambda rule: seconds[rule])
     hungriest, _, megabytes = max(jobs, key=lambda job: job[2])
     return (
-        f"About {rough(sum(seconds.values()))} of work, most of it {longest} ({rough(seconds[longest])}); at most "
-        f"{megabytes / 1000:.1f} GB of memory a job ({hungriest}): estimates from the sizes of files and models."
+        f"About {rough_duration(sum(seconds.values()))} of work, most of it {longest} "
+        f"({rough_duration(seconds[longest])}); at most {megabytes / 1000:.1f} GB of memory a "
+        f"job ({hungriest}): estimates from the sizes of files and models."
     )
-
-
-def rough(seconds: float) -> str:
-    """A duration as an estimate has it, in one unit."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Brief:
