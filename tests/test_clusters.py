@@ -46,7 +46,7 @@ def test_a_controller_that_answers_is_left_in_peace(script, commands):
     [
         (DOWN, "head is DOWN"),
         (LOST, "Could not establish a configuration source"),
-        ("exec sleep 5", "no answer within"),
+        ("exec sleep 60", "no answer within"),
     ],
 )
 def test_one_that_does_not_is_one_sentence_soon(script, said, commands, monkeypatch):
@@ -55,7 +55,7 @@ def test_one_that_does_not_is_one_sentence_soon(script, said, commands, monkeypa
     begun = time.monotonic()
     with pytest.raises(ClusterError, match=rf"^slurm: the controller does not answer \(`scontrol ping`: .*{said}"):
         clusters.require_controller("slurm")
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 30
 
 
 def test_a_machine_without_slurm_is_told_so(commands, monkeypatch):

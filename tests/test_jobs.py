@@ -114,7 +114,7 @@ with job(snakemake):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=20)
     assert process.returncode == 128 + signal.SIGTERM, stderr
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
     assert not [path.name for path in tmp_path.iterdir() if "result.txt" in path.name]
     assert "terminated by SIGTERM" in (tmp_path / "logs/demo/rule.log").read_text()
 

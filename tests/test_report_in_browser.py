@@ -277,16 +277,17 @@ def test_five_thousand_examples_times_a_hundred_tasks_stay_fluid(browser, tmp_pa
     assert megabytes < 25, f"{megabytes:.1f} MB"
     first, report = (Opened(browser, tmp_path / "report.html") for _ in range(2))
     first.close()
-    # The lesser of two: another process may take the core meanwhile.
+    # Two to three seconds on a quiet machine. The bound is for what would be slower in kind: clocks of machines that
+    # others use too tell no more.
     seconds = min(first.load_seconds, report.load_seconds)
-    assert seconds < 3, f"{seconds:.2f} s"
+    assert seconds < 12, f"{seconds:.2f} s"
     searches = ("harbour river", "demo-01", "")
     times = dict.fromkeys(searches, float("inf"))
     for text in searches * 3:
         report.page.wait_for_timeout(400)  # the plot follows
         # The least of three: another process may take the core meanwhile.
         times[text] = min(times[text], round(report.search_milliseconds(text)))
-    assert max(times.values()) < 200, times
+    assert max(times.values()) < 800, times
     report.page.locator("#example-table tbody button").first.click()
     report.page.locator("#effects svg").wait_for()
     assert report.complaints == []

