@@ -1,6 +1,6 @@
 """The comparisons: who runs against whom, on how much, and which rows can only say why they are empty."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 BUDGET_GB = 8.0  # to which everybody is held where a comparison says so
@@ -35,7 +35,7 @@ class Comparison:
     """Entries on the same texts, alternating. share: of --examples; m: tasks (None: --tasks).
 
     dealt: tasks spread evenly over all tasks' lengths instead of the named ones. rounds: at most so many. cannot: rows
-    without figures. text: a sentence under the table.
+    without figures. text: a sentence under the table. shape: of random weights that take the model's place.
     """
 
     key: str
@@ -47,6 +47,7 @@ class Comparison:
     rounds: int | None = None
     cannot: dict[str, str] = field(default_factory=dict)
     text: str = ""
+    shape: str | None = None
 
     @property
     def group(self) -> str:
@@ -210,20 +211,34 @@ def growth() -> Comparison:
 
 
 def gpu(whole_examples: int = 52_002, whole_tasks: int = 100) -> list[Comparison]:
-    """What a CUDA device is asked: both engines on a model of random weights; full-length examples, all tasks."""
+    """What a CUDA device is asked: the engines on models of random weights; full-length examples, all tasks."""
     text = f"Hours for {whole_examples:,} examples × {whole_tasks} tasks are reckoned from these figures, not measured."
+    budget = {"memory_budget_gb": 60.0}
+    influence = Entry("icprobe: influence", "icprobe-influence", budget, against="", n=1024)
     return [
         Comparison(
             "gpu",
-            "A GPU",
+            "A GPU, Pythia-1b's shape",
             (
                 MATMUL,
-                Entry("icprobe: icp", "icprobe-icp", against=""),
-                Entry("icprobe: influence", "icprobe-influence", {"memory_budget_gb": 50.0}, against=""),
-                Entry(BOTH.name, BOTH.contestant, {**BOTH.settings, "memory_budget_gb": 50.0}, against=""),
-                STEP,
+                Entry("icprobe: icp", "icprobe-icp", against="", n=96),
+                influence,
+                Entry(BOTH.name, BOTH.contestant, {**BOTH.settings, **budget}, against="", n=1024),
+                Entry("icprobe: influence_mean", "icprobe-influence-mean", against="", n=1024),
+                replace(STEP, n=1024),
+                Entry("kronfluence", "kronfluence", {"held_tasks": 16, "batch": 8, "part": 16}, against="", n=128),
+                Entry("bergson", "bergson", {"held_tasks": 16, "part": 16}, against="", n=128),
             ),
             m=whole_tasks,
+            shape="pythia-1b",
             text=text,
-        )
+        ),
+        Comparison(
+            "gpu-7b",
+            "A GPU, the shape of a model of 7B",
+            (MATMUL, Entry("icprobe: icp", "icprobe-icp", against="", n=24), replace(influence, n=256)),
+            m=whole_tasks,
+            shape="llama-7b",
+            text=text,
+        ),
     ]

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmarks import tables
 
-# Assumed to be sustained on one H100: 30% of its dense bfloat16 peak of 989 TFLOP/s, 45% of 67 TFLOP/s in float32.
-BFLOAT16, FLOAT32 = 300e12, 30e12
+# Operations per second on one card. Measured on an H200 with Pythia-1b's shape, in bfloat16 (benchmarks/results/gpu.json);
+# one_step computes in float32, and its rate is assumed: 45% of 67 TFLOP/s.
+RATES = {"icp": 385e12, "influence": 74e12, "influence_mean": 220e12, "one_step": 30e12}
 BUDGET = 60e9  # attribution.memory_budget_gb on a card of 80 GB
 SHARD_HOURS = 0.5
 
@@ -76,12 +77,7 @@ def one_step(e: Experiment) -> float:
     return e.examples * 6 * e.blocks * e.example_tokens + e.pairs * e.behind
 
 
-METHODS = {
-    "icp": (icp, BFLOAT16),
-    "influence": (influence, BFLOAT16),
-    "influence_mean": (influence_mean, BFLOAT16),
-    "one_step": (one_step, FLOAT32),
-}
+METHODS = {"icp": icp, "influence": influence, "influence_mean": influence_mean, "one_step": one_step}
 PYTHIA = {"blocks": 16 * 12 * 2048**2, "head": 50_304 * 2048, "factors": 16 * 16 * 2048, "depth": 16, "hidden": 2048}
 LLAMA = {
     "blocks": 32 * (4 * 4096**2 + 3 * 4096 * 11_008),
@@ -99,8 +95,7 @@ EXPERIMENTS = [
 
 def hours(e: Experiment, method: str) -> float:
     """GPU hours of one method."""
-    operations, rate = METHODS[method]
-    return operations(e) / rate / 3600
+    return METHODS[method](e) / RATES[method] / 3600
 
 
 def shown(number: float) -> str:

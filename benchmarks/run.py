@@ -52,7 +52,7 @@ def chosen(options: argparse.Namespace) -> tuple[list[Comparison], list[str]]:
         if name not in known:
             sys.exit(f"--only {name}: there is no such comparison; there are {', '.join(sorted(known))}.")
     if not wanted:
-        wanted = [c.key for c in every if c.key != "gpu" or options.device == "cuda"]
+        wanted = [c.key for c in every if c.group != "gpu" or options.device == "cuda"]
         wanted += [name for name in OTHERS if name not in ASKED] if options.device == "cpu" else []
     return [c for c in every if c.key in wanted or c.group in wanted], [name for name in OTHERS if name in wanted]
 

@@ -81,6 +81,8 @@ def _cells(row: Record, first: Record | None) -> list[str]:
     if "cannot" in row:
         return [row["name"], "–", "–", "–", "–", row["cannot"]]
     remarks = [row["note"]] if row["note"] else []
+    if first and row["examples"] != first["examples"]:
+        remarks.append(f"{row['examples']:,} examples")
     if row["scaled"]:
         facts = row["facts"]
         part = [
@@ -123,7 +125,7 @@ def _against_floors(record: Record) -> list[str]:
 
 def _gpu(record: Record) -> list[str]:
     """Examples × tasks per second, and hours for the paper's size."""
-    if record["comparison"] != "gpu":
+    if not record["comparison"].startswith("gpu"):
         return []
     sentences = []
     for row in record["rows"]:

@@ -33,6 +33,15 @@ SHAPES = {
         "max_position_embeddings": 2048,
         "vocab_size": 50304,
     },
+    "llama-7b": {
+        "architecture": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+        "vocab_size": 32000,
+    },
     "tiny": {
         "architecture": "llama",
         "hidden_size": 48,

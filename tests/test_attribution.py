@@ -12,10 +12,12 @@ from matrices import ARCHITECTURES, assert_close, matrices
 from icprobe.attribution import baselines, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.gathering import gather
 from icprobe.attribution.shards import compute
+from icprobe.engine import likelihood
 from icprobe.engine import network as engine
 from icprobe.engine.admission import capabilities_of
 from icprobe.engine.batching import batches, shard_of
-from icprobe.engine.rows import Row
+from icprobe.engine.execution import visible_blocks
+from icprobe.engine.rows import PrefixCache, Row
 from icprobe.errors import ScoreError
 from icprobe.tables import parquet
 
@@ -164,18 +166,6 @@ def test_one_attention_call_for_a_whole_row_gives_what_its_segments_give(way, ar
     torch.testing.assert_close(network.hidden(row), by_segments, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("way", ["flex", "mask"])
-def test_packed_rows_on_a_gpu_give_what_the_cpu_gives(way, inputs, monkeypatch):
-    reference = matrices(icp, inputs("llama"), "icp")["icp"]
-    ours = inputs("llama")
-    ours.model.to("cuda")
-    monkeypatch.setattr(engine.Network, "_way_on_cuda", lambda self: way)
-    assert engine.Network(ours.model, ours.capabilities).attention == way
-    assert_close(matrices(icp, ours, "icp")["icp"], reference, 1e-3, np.abs(reference).max())
-
-
 @pytest.mark.parametrize("seed", [0, 2, 3])
 def test_a_rounding_of_bfloat16_is_no_reason_to_pad(seed):
     """Where products of a processor round by their shapes, single elements of large states lie far apart."""
@@ -187,6 +177,63 @@ def test_a_rounding_of_bfloat16_is_no_reason_to_pad(seed):
     for parameter in model.parameters():
         parameter.data.mul_(4)
     assert capabilities_of(model.to(torch.bfloat16).eval().requires_grad_(False)).packs
+
+
+@pytest.mark.parametrize("offset", [0, 5, 130])
+def test_the_mask_of_a_row_is_its_tree(offset):
+    base = PrefixCache((1,) * offset, [], []) if offset else None
+    row = Row(base)
+    root = row.add([5] * 140)
+    row.add_tree([[9, 10, 11, 12, 13, 14], [9, 10, 11, 12, 20], [21] * 300], root)
+    row.add([4, 4])
+    expected = torch.zeros(len(row.ids), offset + len(row.ids), dtype=torch.bool)
+    expected[:, :offset] = True
+    for s in row.segments:
+        for token in range(s.start, s.end):
+            expected[token, offset + s.start : offset + token + 1] = True
+            for above in (row.segments[a] for a in s.ancestors):
+                expected[token, offset + above.start : offset + above.end] = True
+    assert torch.equal(row.mask(), expected)
+    blocks = visible_blocks(row, torch.device("cpu"))
+    some = torch.zeros(len(row.ids), offset + len(row.ids), dtype=torch.bool)
+    for query in range(len(row.ids)):
+        seen = [blocks.kv_indices, blocks.kv_num_blocks], [blocks.full_kv_indices, blocks.full_kv_num_blocks]
+        for full, (indices, counts) in enumerate(seen):
+            for block in indices[0, 0, query // 128, : counts[0, 0, query // 128]].tolist():
+                keys = torch.arange(block * 128, min((block + 1) * 128, some.shape[1]))
+                where = (
+                    torch.ones(len(keys), dtype=torch.bool)
+                    if full
+                    else blocks.mask_mod(0, 0, torch.tensor(query), keys)
+                )
+                some[query, keys] = where
+    assert torch.equal(some, expected), "what FlexAttention computes: whole blocks, and parts of others"
+
+
+@pytest.mark.parametrize("kind", ["packed", "one call", "padded"])
+@torch.no_grad()
+def test_a_prefix_whose_suffixes_fill_several_rows_gives_what_one_row_gives(kind, inputs, monkeypatch):
+    ours = inputs("llama")
+    ours.capabilities = replace(ours.capabilities, packs=kind != "padded")
+    network = engine.Network(ours.model, ours.capabilities)
+    if kind == "one call":
+        network.attention = "mask"
+    suffixes = [likelihood.Suffix((7, 8, *range(20, 25 + n)), 2) for n in range(9)]
+    base = network.cache_prefix([9, 9, 9])
+    behind = (11, 12, 13) if base else (9, 9, 9, 11, 12, 13)
+    whole = likelihood.log_likelihoods(network, behind, suffixes, base)
+    rows, original = [], likelihood.packed_log_likelihoods
+
+    def counted(network, groups, base=None):
+        rows.append(likelihood.size(network, *groups[0]))
+        return original(network, groups, base)
+
+    monkeypatch.setattr(likelihood, "packed_log_likelihoods", counted)
+    monkeypatch.setattr(likelihood, "HEAD_LOGITS", 3 * 512)
+    found = likelihood.log_likelihoods(network, behind, suffixes, base, limit=30)
+    torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-5)
+    assert len(rows) > 2
+    assert max(rows) <= (30 if kind != "one call" else 8 * len(behind) + len(behind))
 
 
 def test_a_segment_behind_one_that_has_been_left_is_refused():
@@ -308,7 +355,7 @@ def test_a_prefix_that_merges_with_what_follows_still_gives_the_joint_tokens(inp
     train, tasks, _ = few
     for example in train.to_dict("records"):
         example["output"] = example["output"] + " un"
-        prefix, suffixes = probe.one_shot(example, range(len(tasks)))
+        prefix, suffixes = probe.one_shots.encode(example, range(len(tasks)))
         for task, suffix in zip(tasks.to_dict("records"), suffixes, strict=True):
             text = ours.prompts.one_shot(example, task) + ours.prompts.target(task)
             assert list(prefix + suffix.ids) == tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from icprobe.attribution.icp import Probe
 from icprobe.attribution.matrix import Inputs, encode_documents, encode_tasks
+from icprobe.attribution.one_shots import OneShots
 from icprobe.config import Templates
 from icprobe.errors import DataError
 from icprobe.tables.fitting import lengths, prompt_lengths
@@ -196,10 +196,7 @@ def test_every_engine_reads_a_row_s_control_tokens_as_text(byte_level, prompts, 
     assert forbidden.isdisjoint({number for document in documents.values() for number in document.ids})
     assert [len(documents[row].ids) for row in (0, 1)] == (own["n_query"] + own["n_target"]).tolist()
     assert forbidden.isdisjoint({number for task in encode_tasks(inputs) for number in task.ids})
-    probe = Probe.__new__(Probe)  # texts alone: no model runs
-    probe.prompts, probe.tokenizer, probe.joint = prompts, byte_level, 0
-    probe._texts = [(prompts.separator + prompts.query(t), prompts.target(t)) for t in tasks.to_dict("records")]
-    prefix, suffixes = probe.one_shot(ROW, [0, 1])
+    prefix, suffixes = OneShots(byte_level, prompts, tasks.to_dict("records")).encode(ROW, [0, 1])
     assert forbidden.isdisjoint({*prefix, *(number for suffix in suffixes for number in suffix.ids)})
     whole = prompts.one_shot(ROW, {**ROW, "id": "t"}) + prompts.target(ROW)
     assert prefix + suffixes[1].ids == token_ids(byte_level, whole)

@@ -60,13 +60,13 @@ def assert_as_before(model, before):
 
 
 @pytest.mark.parametrize("packs", [True, False])
-@pytest.mark.parametrize("packed_weights", [True, False])
+@pytest.mark.parametrize("forward_only", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_model_is_as_it_was_between_and_after_its_passes(architecture, packed_weights, packs, model, capabilities):
+def test_a_model_is_as_it_was_between_and_after_its_passes(architecture, forward_only, packs, model, capabilities):
     ours = model(architecture)
     before = state_of(ours)
     able = replace(capabilities(architecture), packs=packs)
-    network = Network(ours, able, packed_weights)
+    network = Network(ours, able, forward_only)
     assert_as_before(ours, before)
     with torch.no_grad():
         network.hidden(row())
@@ -91,7 +91,7 @@ def test_a_method_leaves_its_model_as_it_was(module, method, inputs):
 
 def test_a_copy_made_afterwards_computes_with_its_own_weights(model, capabilities):
     ours = model()
-    network = Network(ours, capabilities("llama"), packed_weights=True)
+    network = Network(ours, capabilities("llama"), forward_only=True)
     with torch.no_grad():
         network.hidden(row())
         copied = copy.deepcopy(ours)
@@ -123,7 +123,7 @@ def test_networks_of_one_model_take_turns(model, capabilities):
     ours, able = model(), capabilities("llama")
     padded = replace(able, packs=False)
     reference = Network(model(), able).hidden(row())
-    networks = [Network(ours, able), Network(ours, padded), Network(ours, able, packed_weights=True)]
+    networks = [Network(ours, able), Network(ours, padded), Network(ours, able, forward_only=True)]
     for network in networks * 2:
         torch.testing.assert_close(network.hidden(row()), reference, rtol=1e-4, atol=1e-5)
 
@@ -219,7 +219,7 @@ def test_the_engine_tries_nothing_of_what_it_is_told(packs, model, capabilities)
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
 def test_flex_attention_is_taken_unless_it_fails_and_the_log_says_so(model, capabilities, monkeypatch, caplog):
     caplog.set_level("INFO")
-    network = Network(model(), capabilities("llama"))
+    network = Network(model(), capabilities("llama"), forward_only=True)  # on a CPU it has no backward pass
     assert network._way_on_cuda() == "flex"
     assert caplog.messages == ["LlamaForCausalLM: its rows are packed by FlexAttention"]
 
@@ -232,6 +232,15 @@ def test_flex_attention_is_taken_unless_it_fails_and_the_log_says_so(model, capa
     monkeypatch.setattr(attention, "flexible", lambda _compiled: lambda query, *_, **__: query * 2)
     assert network._way_on_cuda() == "mask"
     assert caplog.messages[2].endswith("a dense mask (the two differ)")
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_without_a_backward_pass_serves_forward_passes_alone(model, capabilities, caplog):
+    """As it is on a CPU, and was on CUDA for heads that share their keys."""
+    caplog.set_level("INFO")
+    assert Network(model(), capabilities("llama"), forward_only=True)._way_on_cuda() == "flex"
+    assert Network(model(), capabilities("llama"))._way_on_cuda() == "mask"
+    assert "does not support backward" in caplog.messages[-1]
 
 
 def test_capabilities_of_another_model_are_refused_where_its_attention_cannot_be_replaced(tokenizer, capabilities):

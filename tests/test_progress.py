@@ -19,6 +19,7 @@ from icprobe import artifacts
 from icprobe.attribution import icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.shards import compute
 from icprobe.config.sections import Finetune
+from icprobe.engine import likelihood
 from icprobe.engine.batching import batches
 from icprobe.evaluation.generation import responses
 from icprobe.progress import Progress
@@ -104,7 +105,7 @@ def test_icp_tells_the_time_left_by_tokens(inputs, caplog, monkeypatch):
         clock[0] += sum(len(prefix) + sum(len(suffix.ids) for suffix in suffixes) for prefix, suffixes in groups)
         return [torch.zeros(len(suffixes)) for _, suffixes in groups]
 
-    monkeypatch.setattr(icp, "packed_log_likelihoods", likelihoods)
+    monkeypatch.setattr(likelihood, "packed_log_likelihoods", likelihoods)
     with caplog.at_level(logging.INFO), Progress(desc="icp", log_seconds=30) as progress:
         progress._time = lambda: clock[0]
         ours.progress, told = progress, []

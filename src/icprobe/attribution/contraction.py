@@ -1,5 +1,6 @@
 """Contracts gradients of examples and tasks to terms of a matrix, parameter tensor by parameter tensor."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -7,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icprobe.engine.matmul import matmul_float32
+from icprobe.engine.matmul import can_compile, matmul_float32
 
 # Of a gradient, prepared and multiplied at a time for all pairs of batches: they stay in a CPU's cache.
 CHUNK_ELEMENTS = 1 << 16
 # Shorter vectors that ⟨x, y⟩ of a chunk is split into, where its length allows.
 VECTORS_PER_CHUNK = 16
+# The same on CUDA, of a whole gradient; and the least that they are to hold.
+VECTORS_ON_CUDA, SHORTEST_ON_CUDA = 128, 512
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,17 @@ class Contraction:
 
 def clamp(gradient: Tensor) -> Tensor:
     """sign(g)·min(max(|g|, 1e-4), 1), element by element; 0 stays 0."""
+    return _clamp_compiled()(gradient) if can_compile(gradient.device) else _clamp(gradient)
+
+
+def _clamp(gradient: Tensor) -> Tensor:
     return gradient.abs().clamp_(1e-4, 1).mul_(gradient.sign())
+
+
+@functools.cache
+def _clamp_compiled() -> Callable[[Tensor], Tensor]:
+    """In one pass over the gradient, where PyTorch's four operations make four."""
+    return torch.compile(_clamp, dynamic=True)
 
 
 def signed_log(d: Tensor) -> Tensor:
@@ -42,13 +55,16 @@ CONTRACTIONS = {
 def dot(x: Tensor, y: Tensor) -> Tensor:
     """Computes ⟨x_i, y_j⟩: [n, p], [m, p] → [n, m] float32.
 
-    On a CPU as a batch of products of shorter vectors, which read memory faster than one product does, and round less.
+    As a batch of products of shorter vectors, which read a CPU's memory faster than one product does, and round less;
+    on CUDA one product of few long vectors would occupy a few of the processors alone.
     """
-    vectors = math.gcd(x.shape[1], VECTORS_PER_CHUNK)
-    if x.device.type != "cpu" or vectors == 1:
+    on_cpu = x.device.type == "cpu"
+    vectors = math.gcd(x.shape[1], VECTORS_PER_CHUNK if on_cpu else VECTORS_ON_CUDA)
+    if vectors == 1 or (not on_cpu and x.shape[1] < vectors * SHORTEST_ON_CUDA):
         return matmul_float32(x, y)
-    left, right = (v.view(len(v), vectors, -1).transpose(0, 1) for v in (x, y))
-    return torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float32)
+    left, right = (v.unflatten(1, (vectors, -1)).transpose(0, 1) for v in (x, y))
+    widened = {} if on_cpu or x.dtype == torch.float32 else {"out_dtype": torch.float32}
+    return torch.bmm(left, right.transpose(1, 2), **widened).sum(0, dtype=torch.float32)
 
 
 def contract(

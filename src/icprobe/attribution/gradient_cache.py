@@ -16,7 +16,6 @@ from icprobe.engine.gradients import (
     collect_gradients,
     grams,
     loss_backward,
-    parameters,
     per_example_gradients,
 )
 from icprobe.engine.network import Network
@@ -25,6 +24,8 @@ from icprobe.texts.prompts import Encoded
 
 # A layer's inputs [S, d_in] and output gradients [S, d_out] of a packed row: its gradients are their products.
 Factors = tuple[Tensor, Tensor]
+# A layer's gradients [sequences, elements], parameter tensor by parameter tensor.
+Gradients = list[Tensor]
 # Of one pair of batches: contraction -> terms [examples, tasks] float32
 PairProducts = dict[str, Tensor]
 
@@ -57,7 +58,7 @@ class GradientCache:
         self._buffers: dict[str, Tensor] = {}
         # Of each batch, by layer.
         self.factors: list[dict[int, Factors]] = [{} for _ in batches]
-        self._dense: list[dict[int, Tensor]] = [{} for _ in batches]
+        self._dense: list[dict[int, Gradients]] = [{} for _ in batches]
         for number, batch in enumerate(batches):
             with collect_gradients(layers, self._keeper(number)):
                 loss_backward(network, batch)
@@ -67,9 +68,7 @@ class GradientCache:
 
         def keep(index: int, a: Tensor, delta: Tensor) -> None:
             if self.dense:
-                layer, where = self.layers[index], self.where[number]
-                out = torch.empty(len(where), layer.size, dtype=self.dtype, device=self.device)
-                self._dense[number][index] = per_example_gradients(layer, a, delta, where, out)
+                self._dense[number][index] = per_example_gradients(self.layers[index], a, delta, self.where[number])
             if not self.dense or self.all_tasks is not None:
                 self.factors[number][index] = (a, delta)
             self.on_tokens(len(a) / len(self.layers))
@@ -104,16 +103,17 @@ class GradientCache:
         formed = z * len(tasks) / self.all_tasks + FORMED_PAIR_MULTIPLICATIONS * len(examples) * len(tasks)
         return z * t * (layer.d_in + layer.d_out) < formed * layer.weight_size
 
-    def _gradients(self, number: int, index: int) -> Tensor:
-        """Gradients [sequences, elements] of batch `number` in one layer: kept ones, or formed in a buffer."""
+    def _gradients(self, number: int, index: int) -> Gradients:
+        """Gradients of batch `number` in one layer: kept ones, or formed in a buffer."""
         if self.dense:
             return self._dense[number][index]
         return self.formed(f"held {number}", index, self.factors[number][index], self.where[number])
 
-    def formed(self, buffer: str, index: int, factors: Factors, where: list[slice]) -> Tensor:
-        """Gradients of some sequences in one layer, in a buffer that the next layer's will overwrite."""
+    def formed(self, buffer: str, index: int, factors: Factors, where: list[slice]) -> Gradients:
+        """Gradients of some sequences in one layer; on a CPU in a buffer that the next layer's will overwrite."""
         layer = self.layers[index]
-        return per_example_gradients(layer, *factors, where, self._buffer(buffer, len(where), layer))
+        out = self._buffer(buffer, len(where), layer) if self.device.type == "cpu" else None
+        return per_example_gradients(layer, *factors, where, out)
 
     def _buffer(self, name: str, n: int, layer: Layer) -> Tensor:
         """Memory for the gradients of n sequences in one layer, the same for all layers."""
@@ -173,8 +173,8 @@ class _Products:
             for n in dict.fromkeys(n for _, n in pairs)
         }
         ordered = [self._in_order(*pair) for pair in pairs]
-        for part in parameters(cache.layers[index]):
-            sides = [{number: g[:, part] for number, g in side.items()} for side in (held, streamed)]
+        for part in range(2 if cache.layers[index].bias else 1):
+            sides = [{number: gradients[part] for number, gradients in side.items()} for side in (held, streamed)]
             terms = contract(self._contractions, *self._in_order(*sides), ordered)
             for name, of_pairs in terms.items():
                 for pair, term in of_pairs.items():

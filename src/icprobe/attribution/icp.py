@@ -6,19 +6,20 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
+from icprobe.attribution.one_shots import OneShot, OneShots
+from icprobe.engine import likelihood
 from icprobe.engine.batching import packed
-from icprobe.engine.likelihood import Suffix, log_likelihoods, packed_log_likelihoods
+from icprobe.engine.likelihood import Suffix, size
 from icprobe.engine.network import Network
-from icprobe.texts import control_tokens
 
 logger = logging.getLogger(__name__)
 
 PIECE_SECONDS = 10.0  # of work that makes one of `Inputs.pieces`
-
-# The token ids that an example's contexts begin with, and what each task puts behind them.
-OneShot = tuple[tuple[int, ...], list[Suffix]]
+# Tokens of a row up to which each token takes less time the more there are; more would need memory alone.
+ROW_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
 def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_tokens: int = 1024) -> Pieces:
@@ -31,28 +32,27 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_
     inputs.progress.expect(len(rows) * len(inputs.tasks), "pair", probe.tokens(rows))
     for rows in batches:
         yield method, rows, probe.effects(rows, f"{method}/{rows[0]}")
-    if probe.joint:
-        logger.info("%d pairs were tokenised jointly: their prefix and suffix merge", probe.joint)
+    if probe.one_shots.joint:
+        logger.info("%d pairs were tokenised jointly: their prefix and suffix merge", probe.one_shots.joint)
 
 
 class Probe:
     """Computes how likely the tasks are: zero-shot at once, and one-shot behind the examples that are asked for."""
 
     def __init__(self, inputs: Inputs, batch_tokens: int) -> None:
-        self.prompts, self.tokenizer, self.batch_tokens = inputs.prompts, inputs.tokenizer, batch_tokens
+        self.batch_tokens = batch_tokens
         self.examples, self.pieces, self.progress = inputs.examples, inputs.pieces, inputs.progress
         # About a hundred examples of all, the same ones in every shard.
         some = self.examples(slice(None, None, max(1, len(inputs.train) // 100)))
-        self.network = Network(inputs.model, inputs.capabilities, packed_weights=True)
-        self.joint = 0  # pairs whose prefix and suffix merge into one token
+        self.network = Network(inputs.model, inputs.capabilities, forward_only=True)
+        self.row_tokens = max(batch_tokens, ROW_TOKENS[self.network.device.type])  # at most
         tasks = encode_tasks(inputs)
-        zero_shot = [Suffix(task.ids, task.n_context) for task in tasks]
         self._task_tokens = np.array([len(task.ids) for task in tasks])
         self._example_tokens = (inputs.lengths["n_query"] + inputs.lengths["n_target"]).to_numpy()
-        self.zero_shot = log_likelihoods(self.network, (), zero_shot)  # [M]
-        rows = inputs.tasks.to_dict("records")
-        self._texts = [(self.prompts.separator + self.prompts.query(t), self.prompts.target(t)) for t in rows]
-        self.base = self.network.cache_prefix(self.beginning(some))
+        zero_shot = [Suffix(task.ids, task.n_context) for task in tasks]
+        self.zero_shot = likelihood.log_likelihoods(self.network, (), zero_shot, limit=self.row_tokens)  # [M]
+        self.one_shots = OneShots(inputs.tokenizer, inputs.prompts, inputs.tasks.to_dict("records"))
+        self.base = self.network.cache_prefix(self.one_shots.beginning(some))
 
     def tokens(self, rows: Sequence[int], tasks: Sequence[int] | slice = slice(None)) -> float:
         """Counts the tokens, about, that some examples and some tasks (default: all) put into the model."""
@@ -64,7 +64,7 @@ class Probe:
         name: of this call among `Inputs.pieces`. What some seconds of passes give is a piece there, named by the place
         of its first row, until all is there; so a pack begins where it would have begun without an interruption.
         """
-        tasks = range(len(self._texts)) if tasks is None else tasks
+        tasks = range(len(self._task_tokens)) if tasks is None else tasks
         names: list[str] = []
         passes, place = None, 0
         while place < len(rows):
@@ -96,54 +96,37 @@ class Probe:
         zero_shot = self.zero_shot[list(tasks)]
 
         def tokens(group: OneShot) -> int:
-            return len(group[0]) + sum(len(suffix.ids) for suffix in group[1])
+            return size(self.network, *group)
 
-        groups = (self.one_shot(self.examples([row])[0], tasks) for row in rows)
+        groups = (self.one_shots.encode(self.examples([row])[0], tasks) for row in rows)
+        waiting: list[Arriving] = []
         for pack in packed(groups, tokens, self.batch_tokens):
             # An example that does not begin as the others do (its tokens merge early) stands without the base.
-            if all(prefix[: len(shared)] == shared for prefix, _ in pack):
-                behind = [(prefix[len(shared) :], suffixes) for prefix, suffixes in pack]
-                results = packed_log_likelihoods(self.network, behind, self.base)
+            base = self.base if all(prefix[: len(shared)] == shared for prefix, _ in pack) else None
+            behind = [(prefix[len(shared) :] if base else prefix, suffixes) for prefix, suffixes in pack]
+            if len(pack) == 1:
+                results = [likelihood.log_likelihoods(self.network, *behind[0], base, self.row_tokens)]
             else:
-                results = packed_log_likelihoods(self.network, pack)
-            yield (torch.stack(results) - zero_shot).numpy().astype(np.float32)
-
-    def beginning(self, examples: list[dict]) -> tuple[int, ...]:
-        """Finds the token ids that the one-shot contexts of these examples begin with alike."""
-        found = control_tokens.token_ids(
-            self.tokenizer, [self.prompts.one_shot_prefix(example) for example in examples]
-        )
-        prefixes = [tuple(ids) for ids in found]
-        # One token less than they share: each context needs a token of its own behind the base.
-        return prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))]
-
-    def one_shot(self, example: dict, tasks: Sequence[int]) -> OneShot:
-        """Tokenises an example's contexts: (prefix ids, suffixes of the tasks).
-
-        Prefix and suffix together are the tokens of the whole text, which is checked. Where a tokenizer merges across
-        the border, the prefix is shortened to the tokens that all pairs share.
-        """
-        prefix_text = self.prompts.one_shot_prefix(example)
-        contexts = [prefix_text + self._texts[t][0] for t in tasks]
-        wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
-        ids = control_tokens.token_ids(self.tokenizer, [prefix_text, *contexts, *wholes])
-        prefix, rest = tuple(ids[0]), ids[1:]
-        n = len(tasks)
-        shared = len(prefix)
-        for whole in rest[n:]:
-            alike = common_length([prefix, whole])
-            if alike < len(prefix):
-                self.joint += 1
-                shared = min(shared, alike)
-        suffixes = [
-            Suffix(tuple(whole[shared:]), len(context) - shared)
-            for context, whole in zip(rest[:n], rest[n:], strict=True)
-        ]
-        return prefix[:shared], suffixes
+                results = likelihood.packed_log_likelihoods(self.network, behind, base)
+            waiting.append(Arriving(torch.stack(results) - zero_shot))
+            # Another device computes a pass while texts and rows of the next are made here.
+            if len(waiting) > (self.network.device.type != "cpu"):
+                yield waiting.pop(0).here()
+        for results in waiting:
+            yield results.here()
 
 
-def common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Counts the tokens that all sequences begin with alike."""
-    return next(
-        (i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), min(map(len, sequences))
-    )
+class Arriving:
+    """A tensor on its way from the device on which it is computed, for which nobody waits yet."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copy = tensor.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if tensor.device.type == "cuda" else None
+        if self._arrived:
+            self._arrived.record()
+
+    def here(self) -> np.ndarray:
+        """Waits for it: float32."""
+        if self._arrived:
+            self._arrived.synchronize()
+        return self._copy.numpy().astype(np.float32)

@@ -57,7 +57,7 @@ def attribute(
                 for n, of_row in zip(row_tokens, _log_likelihoods(network, task_rows), strict=True):
                     after.append(of_row)
                     inputs.progress.update(len(of_row), n + of_update)
-            inputs.pieces[name] = (torch.cat(after) - before).numpy().astype(np.float32)
+            inputs.pieces[name] = (torch.cat(after) - before).cpu().numpy().astype(np.float32)
         yield method, rows, np.stack([inputs.pieces.pop(name) for name in names])
 
 

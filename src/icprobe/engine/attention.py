@@ -44,11 +44,12 @@ def segment_attention(
         key = torch.cat([row.base.keys[module.layer_idx], key], dim=2)
         value = torch.cat([row.base.values[module.layer_idx], value], dim=2)
     groups = query.shape[1] // key.shape[1]
+    # FlexAttention's backward pass does not compile for shared heads (PyTorch 2.11).
+    if groups > 1 and (isinstance(visible, Tensor) or torch.is_grad_enabled()):
+        key, value, groups = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1), 1
     if visible is not None and not isinstance(visible, Tensor):
         out = flexible(query.is_cuda)(query, key, value, block_mask=visible, scale=scaling, enable_gqa=groups > 1)
         return out.transpose(1, 2), None
-    if groups > 1 and (visible is not None or torch.is_grad_enabled()):
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if visible is not None:
         out = scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scaling)
         return out.transpose(1, 2), None

@@ -18,6 +18,8 @@ from icprobe.engine.rows import PrefixCache, Row, Segment
 # How attention goes through a packed row: segment by segment, or at once by FlexAttention or with a dense mask.
 Way = Literal["segments", "flex", "mask"]
 
+BLOCK = 128  # queries, and keys, of one of FlexAttention's blocks
+
 _under_way: ContextVar["Execution"] = ContextVar("under_way")
 
 
@@ -58,8 +60,8 @@ class Packed(Execution):
 
     def __init__(self, row: Row, way: Way, device: torch.device, caches: bool = False) -> None:
         self.row = row
-        self.ids = torch.tensor([row.ids], device=device)
-        self.positions = torch.tensor([row.positions()], device=device)
+        self.ids = on_device([row.ids], device)
+        self.positions = on_device([row.positions()], device)
         self.visible: Any = None
         if way != "segments":
             self.visible = visible_blocks(row, device) if way == "flex" else row.mask(device)[None, None]
@@ -73,9 +75,15 @@ class Packed(Execution):
         return tensor.flatten(0, -2)
 
     def prefix_cache(self) -> PrefixCache:
-        """The row's keys and values, for rows that begin with it."""
-        keys, values = zip(*(self.caches[layer] for layer in sorted(self.caches)), strict=True)
-        return PrefixCache(tuple(self.row.ids), list(keys), list(values))
+        """The keys and values of the row and of its base, for rows that begin with both."""
+        keys, values = map(list, zip(*(self.caches[layer] for layer in sorted(self.caches)), strict=True))
+        base = self.row.base
+        if base:
+            keys, values = (
+                [torch.cat(pair, dim=2) for pair in zip(before, own, strict=True)]
+                for before, own in ((base.keys, keys), (base.values, values))
+            )
+        return PrefixCache((*(base.ids if base else ()), *self.row.ids), keys, values)
 
     def causal_mask(self, s: Segment, dtype: torch.dtype) -> Tensor | None:
         """What a segment adds to its attention scores [length, position + length]; None where it sees but itself."""
@@ -88,19 +96,41 @@ class Packed(Execution):
 
 
 def visible_blocks(row: Row, device: torch.device) -> Any:
-    """What `Row.mask` says, as FlexAttention's BlockMask."""
-    from torch.nn.attention.flex_attention import create_block_mask  # imports the compiler: seconds
+    """What `Row.mask` says, as FlexAttention's BlockMask.
 
-    offset, (owner, sees) = row.offset, (tensor.to(device) for tensor in row.tree())
+    Its blocks come from the keys' ends, not from the S² elements of a mask. Those that are called partly visible may
+    be wholly invisible where a base stands across a block's border; they are computed in vain.
+    """
+    from torch.nn.attention.flex_attention import BlockMask  # imports the compiler: seconds
+
+    n, offset, until = len(row.ids), row.offset, row.seen_until()
+    key = torch.arange(offset + n, dtype=torch.int32) - offset
+    until_on_device, offset_on_device = on_device(until, device), on_device([offset], device, torch.int32)
 
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        own = (key - offset).clamp(min=0)
-        mine, its = owner[query], owner[own]
-        return (key < offset) | torch.where(mine == its, own <= query, sees[mine, its])
+        return (key - offset_on_device[0] <= query) & (query < until_on_device[key])
 
-    return create_block_mask(
-        visible, None, None, len(owner), offset + len(owner), device=device, _compile=device.type == "cuda"
+    short = -len(key) % BLOCK  # the last block of keys is never wholly visible: it is filled up with what nobody sees
+    lowest, earliest = (torch.nn.functional.pad(x, (0, short)).view(-1, BLOCK).amin(1) for x in (key, until))
+    highest, latest = (torch.nn.functional.pad(x, (0, short)).view(-1, BLOCK).amax(1) for x in (key, until))
+    first = torch.arange(0, n, BLOCK)[:, None]
+    last = first + BLOCK - 1
+    some = (lowest <= last.clamp(max=n - 1)) & (latest > first)
+    every = (highest <= first) & (earliest > last)
+
+    def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+        order = blocks.int().argsort(dim=1, descending=True, stable=True)
+        return tuple(on_device(x.to(torch.int32)[None, None], device) for x in (blocks.sum(1), order))
+
+    return BlockMask.from_kv_blocks(
+        *listed(some & ~every), *listed(every), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(n, len(key))
     )
+
+
+def on_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of these values on a device; where that is another, nobody waits until they have arrived."""
+    tensor = torch.as_tensor(values, dtype=dtype)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Padded(Execution):
@@ -116,15 +146,15 @@ class Padded(Execution):
             seen = [*(row.segments[a] for a in s.ancestors), s]
             sequences.append([t for o in seen for t in row.ids[o.start : o.end]])
         longest = max(map(len, sequences))
-        self.ids = torch.tensor([s + [0] * (longest - len(s)) for s in sequences], device=device)
-        self.mask = torch.tensor([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device=device)
-        self.tokens = torch.tensor(
+        self.ids = on_device([s + [0] * (longest - len(s)) for s in sequences], device)
+        self.mask = on_device([[1] * len(s) + [0] * (longest - len(s)) for s in sequences], device)
+        self.tokens = on_device(
             [
                 number * longest + place
                 for number, (s, sequence) in enumerate(zip(row.segments, sequences, strict=True))
                 for place in range(s.position, len(sequence))
             ],
-            device=device,
+            device,
         )
 
     def arguments(self, embed: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

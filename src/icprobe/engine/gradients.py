@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import grouped_mm
 from transformers.pytorch_utils import Conv1D
 
 from icprobe.engine.batching import spans
-from icprobe.engine.execution import Execution, under_way
+from icprobe.engine.execution import Execution, on_device, under_way
 from icprobe.engine.likelihood import loss_gradient
 from icprobe.engine.matmul import matmul, matmul_float32
 from icprobe.engine.models import linear_layers
@@ -98,22 +99,46 @@ def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Execution, Ten
     with torch.enable_grad():
         execution, states = network.run(row)
     delta = torch.zeros_like(states)
-    chosen = torch.tensor(predictors, device=states.device)
+    chosen = on_device(predictors, states.device)
     delta[chosen] = loss_gradient(network, states.detach()[chosen], targets)
     return execution, states, delta
 
 
-def per_example_gradients(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Tensor) -> Tensor:
-    """Gradients of all sequences for one layer into out[:n, :layer.size] (weight, then bias); returns that view.
+def per_example_gradients(
+    layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice], out: Tensor | None = None
+) -> list[Tensor]:
+    """Gradients of all sequences for one layer, parameter tensor by parameter tensor: weights [n, d_out·d_in], biases
+    [n, d_out] where there are any. On a CPU they lie in out[:n, :layer.size] where it is given.
 
-    Summed over tokens in float32, and rounded once where `out` is narrower.
+    Summed over tokens in float32, and rounded once where they are narrower.
     """
-    view = out[: len(where), : layer.size]
-    for row, span in zip(view, where, strict=True):
-        matmul(delta[span].T, a[span].T, out=row[: layer.weight_size].view(layer.d_out, layer.d_in))
-        if layer.bias:
-            torch.sum(delta[span], dim=0, out=row[layer.weight_size :])
-    return view
+    n, dtype = len(where), a.dtype if out is None else out.dtype
+    if _in_one_kernel(layer, a) and a.dtype == dtype:
+        # Starting a product for each sequence takes longer than the products.
+        ends = on_device([span.stop for span in where], a.device, torch.int32)
+        parts = [grouped_mm(delta.contiguous().T, a.contiguous(), offs=ends).flatten(1)]
+    else:
+        out = torch.empty(n, layer.size, dtype=dtype, device=a.device) if out is None else out
+        parts = list(out[:n, : layer.size].split([layer.weight_size, layer.size - layer.weight_size], dim=1))
+        for row, span in zip(parts[0], where, strict=True):
+            matmul(delta[span].T, a[span].T, out=row.view(layer.d_out, layer.d_in))
+    if not layer.bias:
+        return parts[:1]
+    if a.device.type == "cpu":
+        for row, span in zip(parts[1], where, strict=True):
+            torch.sum(delta[span], dim=0, out=row)
+        return parts
+    return [parts[0], matmul_float32(_membership(where, delta), delta.T).to(dtype)]
+
+
+def _in_one_kernel(layer: Layer, a: Tensor) -> bool:
+    """Whether there is a kernel for the products of all sequences: on CUDA, in bfloat16, for rows of 16-byte words."""
+    return (
+        a.is_cuda
+        and a.dtype == torch.bfloat16
+        and layer.d_in % 8 == layer.d_out % 8 == 0
+        and torch.cuda.get_device_capability(a.device) >= (8, 0)
+    )
 
 
 def grams(
@@ -132,13 +157,7 @@ def grams(
 
 def _membership(where: Sequence[slice], like: Tensor) -> Tensor:
     """Which tokens belong to which sequence, [n, S] of 0 and 1."""
-    members = like.new_zeros(len(where), where[-1].stop)
+    members = torch.zeros(len(where), where[-1].stop, dtype=like.dtype)
     for row, span in zip(members, where, strict=True):
         row[span] = 1
-    return members
-
-
-def parameters(layer: Layer) -> list[slice]:
-    """The slices of a formed gradient that are one parameter tensor each: weight and, where there is one, bias."""
-    weight = slice(0, layer.weight_size)
-    return [weight, slice(layer.weight_size, layer.size)] if layer.bias else [weight]
+    return on_device(members, like.device)

@@ -1,18 +1,26 @@
 """Log-likelihoods of targets, many behind one shared prefix, exact, with the LM head only where a target needs it."""
 
-from collections.abc import Iterator, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from icprobe.engine.matmul import matmul_float32
+from icprobe.engine.batching import split_by_size
+from icprobe.engine.execution import on_device
+from icprobe.engine.matmul import can_compile, matmul_float32
 from icprobe.engine.network import Network
-from icprobe.engine.rows import PrefixCache, Row
+from icprobe.engine.rows import WORTH_SHARING, PrefixCache, Row, common_length
 
 # Words of the vocabulary whose logits are formed at a time: their weights and logits stay in a CPU's cache, while the
 # whole of the head's weight would be read from memory for every few rows.
 HEAD_WORDS = 2048
+# Logits that exist at a time, in float32: a row's length bounds no memory.
+HEAD_LOGITS = 1 << 28
+# Tokens behind a prefix that stands in several rows, for each of its own.
+REPEATED = 8
 
 
 @dataclass(frozen=True)
@@ -23,55 +31,112 @@ class Suffix:
     first: int
 
 
-def log_likelihoods(network: Network, prefix: Sequence[int], suffixes: Sequence[Suffix]) -> Tensor:
+def log_likelihoods(
+    network: Network,
+    prefix: Sequence[int],
+    suffixes: Sequence[Suffix],
+    base: PrefixCache | None = None,
+    limit: float = math.inf,
+) -> Tensor:
     """Summed target log-probabilities of each suffix behind one shared prefix, in nats.
 
-    prefix: token ids [P], possibly none; suffixes: M of them. Returns [M] float64 on the CPU. The prefix runs once
-    (Nuggets, arXiv 2312.10302, eq. 2); all suffixes stand behind it in one packed row, each seeing it and itself, and
-    what several suffixes begin with alike stands there once.
+    prefix: token ids [P], possibly none; suffixes: M of them. Returns [M] float64. The prefix runs once (Nuggets, arXiv
+    2312.10302, eq. 2); the suffixes stand behind it in one packed row, each seeing it and itself, and what several
+    suffixes begin with alike stands there once. Where they have more than `limit` tokens (`size`) they go into several
+    rows, for which the prefix's keys and values are kept; where the network keeps none, it stands in each.
     """
-    return packed_log_likelihoods(network, [(prefix, suffixes)])[0]
+    if size(network, prefix, suffixes) <= limit:
+        return packed_log_likelihoods(network, [(prefix, suffixes)], base)[0]
+    kept = network.cache_prefix(prefix, base)
+    if kept is not None:
+        prefix, base = (), kept
+    # A prefix that stands in each row is to be little beside what stands behind it.
+    room = max(limit, REPEATED * len(prefix)) if network.capabilities.packs else limit
+    longest = max(len(suffix.ids) for suffix in suffixes)
+    tokens = [len(suffix.ids) if network.capabilities.packs else len(prefix) + longest for suffix in suffixes]
+    # Rows of about one size: a short one at the end would take longer for each of its tokens.
+    even = sum(tokens) / math.ceil(sum(tokens) / room)
+    parts = ([suffixes[i] for i in part] for part in split_by_size(tokens, min(room, even + max(tokens))))
+    return torch.cat([packed_log_likelihoods(network, [(prefix, part)], base)[0] for part in parts])
+
+
+def size(network: Network, prefix: Sequence[int], suffixes: Sequence[Suffix]) -> int:
+    """Tokens that a prefix and its suffixes put into the model, those of padding too where it pads."""
+    lengths = [len(suffix.ids) for suffix in suffixes]
+    if network.capabilities.packs:
+        return len(prefix) + sum(lengths)
+    return len(lengths) * (len(prefix) + max(lengths, default=0))
 
 
 @torch.no_grad()
 def packed_log_likelihoods(
     network: Network, groups: Sequence[tuple[Sequence[int], Sequence[Suffix]]], base: PrefixCache | None = None
 ) -> list[Tensor]:
-    """`log_likelihoods` of several (prefix, suffixes) in one row; one result [M] for each group.
+    """`log_likelihoods` of several (prefix, suffixes) in one row; one result [M] float64 for each group.
 
     base: what all prefixes begin with, computed before (`Network.cache_prefix`); the prefixes are given without it.
+    The results lie where the model does: on CUDA nobody waits for them yet.
     """
     row, predictors, targets, counts = Row(base), [], [], []
+    shared = common_length([prefix for prefix, _ in groups])
+    stem = row.add(groups[0][0][:shared]) if len(groups) > 1 and shared >= WORTH_SHARING else None
+    shared = 0 if stem is None else shared
     for prefix, suffixes in groups:
-        root = row.add(prefix) if prefix else None
+        root = row.add(prefix[shared:], stem) if len(prefix) > shared else stem
         for suffix, places in zip(suffixes, row.add_tree([s.ids for s in suffixes], root), strict=True):
             before = [row.segments[root].end - 1] if root is not None else [None]
             predictors += (before + places)[suffix.first : -1]
             targets += suffix.ids[suffix.first :]
             counts.append(len(suffix.ids) - suffix.first)
-    states = network.hidden(row)[torch.tensor(predictors, device=network.device)]
+    states = network.hidden(row)[on_device(predictors, network.device)]
     summed = torch.stack([part.sum() for part in target_log_probabilities(network, states, targets).split(counts)])
     return list(summed.split([len(suffixes) for _, suffixes in groups]))
 
 
 @torch.no_grad()
 def target_log_probabilities(network: Network, states: Tensor, targets: Sequence[int]) -> Tensor:
-    """log p(target_i | state_i): states [n, d], targets n ids → [n] float64 on the CPU, each in float32."""
-    wanted = torch.tensor(targets, device=states.device)
-    total = torch.full((len(states),), -torch.inf, device=states.device)
+    """log p(target_i | state_i): states [n, d], targets n ids → [n] float64, each in float32."""
+    wanted = on_device(targets, states.device)
+    parts = zip(*(x.split(states_at_a_time(network, states.device)) for x in (states, wanted)), strict=True)
+    # Summed in float64 by the caller: hundreds of nats would lose 1e-4 in float32, which is what effects are made of.
+    return torch.cat([_log_probabilities(network, *part) for part in parts]).double()
+
+
+def _log_probabilities(network: Network, states: Tensor, wanted: Tensor) -> Tensor:
+    """The same of some states, in float32."""
+    if states.device.type != "cpu":
+        ((_, logits),) = head_tiles(network, states)
+        total = logsumexp()(logits) if can_compile(states.device) else logits.logsumexp(dim=1)
+        return logits.gather(1, wanted[:, None])[:, 0] - total
+    total = torch.full((len(states),), -torch.inf)
     chosen = torch.zeros_like(total)
     for start, logits in head_tiles(network, states):
         total = torch.logaddexp(total, logits.logsumexp(dim=1))
         inside = (wanted >= start) & (wanted < start + logits.shape[1])
         chosen[inside] = logits[inside, wanted[inside] - start]
-    # Summed in float64 by the caller: hundreds of nats would lose 1e-4 in float32, which is what effects are made of.
-    return (chosen - total).double().cpu()
+    return chosen - total
+
+
+@functools.cache
+def logsumexp() -> Callable[[Tensor], Tensor]:
+    """Over the last dimension, compiled: one kernel reads the logits once, where PyTorch's four each do."""
+    return torch.compile(lambda logits: logits.logsumexp(dim=1), dynamic=True)
+
+
+def states_at_a_time(network: Network, device: torch.device) -> int:
+    """How many states' logits are formed at a time."""
+    return max(1, HEAD_LOGITS // words_at_a_time(network, device))
+
+
+def words_at_a_time(network: Network, device: torch.device) -> int:
+    """How many words of the vocabulary they are formed for at a time."""
+    return HEAD_WORDS if device.type == "cpu" else len(network.head.weight)
 
 
 def head_tiles(network: Network, states: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first word, logits [n, words] float32) of the LM head, a part of the vocabulary at a time."""
     weight, bias = network.head.weight, getattr(network.head, "bias", None)
-    words = HEAD_WORDS if states.device.type == "cpu" else len(weight)
+    words = words_at_a_time(network, states.device)
     for start in range(0, len(weight), words):
         part = slice(start, start + words)
         yield start, matmul_float32(states, weight[part], None if bias is None else bias[part])
@@ -85,7 +150,13 @@ def loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> T
     [n, V] are ever kept whole. The target's share, p − 1, is minus that of all other words: where p is near 1 the
     difference itself would be rounding.
     """
-    wanted = torch.tensor(targets, device=states.device)
+    wanted = on_device(targets, states.device)
+    parts = zip(*(x.split(states_at_a_time(network, states.device)) for x in (states, wanted)), strict=True)
+    return torch.cat([_loss_gradient(network, *part) for part in parts])
+
+
+def _loss_gradient(network: Network, states: Tensor, wanted: Tensor) -> Tensor:
+    """The same of some states."""
     weight = network.head.weight  # [V, d]
     highest = torch.full((len(states), 1), -torch.inf, device=states.device)
     total, others = torch.zeros_like(highest), torch.zeros_like(highest)
@@ -95,8 +166,11 @@ def loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> T
         shrink = (highest - higher).exp()
         exponentials = logits.sub_(higher).exp_()
         total = total * shrink + exponentials.sum(dim=1, keepdim=True)
-        inside = (wanted >= start) & (wanted < start + logits.shape[1])
-        exponentials[inside, wanted[inside] - start] = 0
+        if logits.shape[1] == len(weight):  # on CUDA nobody waits, as a choice of words inside would make them
+            exponentials.scatter_(1, wanted[:, None], 0.0)
+        else:
+            inside = (wanted >= start) & (wanted < start + logits.shape[1])
+            exponentials[inside, wanted[inside] - start] = 0
         rivals = exponentials.to(weight.dtype)
         others = others * shrink + rivals.sum(dim=1, keepdim=True, dtype=torch.float32)
         mean = mean.mul_(shrink).add_(matmul_float32(rivals, weight[start : start + logits.shape[1]].T))

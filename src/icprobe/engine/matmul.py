@@ -4,6 +4,7 @@ PyTorch's own `linear` and `mm` take oneDNN for 16-bit types alone; its operator
 float32 as well. Where there is no oneDNN, and on other devices, PyTorch's products are taken.
 """
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -44,6 +45,11 @@ def matmul_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
         result = torch.mm(x, weight.T, out_dtype=torch.float32)
         return result if bias is None else result.add_(bias)
     return matmul(x.float(), weight.float(), None if bias is None else bias.float())
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether PyTorch makes kernels of its own for this device: on CUDA with Triton."""
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def _dense(x: Tensor) -> Tensor:

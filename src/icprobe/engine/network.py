@@ -31,17 +31,17 @@ class Network:
 
     model: in evaluation mode, parameters frozen. It computes otherwise only while a row goes through it, and is as it
     was before and after; by one thread at a time. capabilities: the model's own, from its manifest
-    (`Capabilities.of`), or found out of a model in memory (`admission.capabilities_of`). packed_weights: for forward
-    passes alone; the model's weights must not change while the network is used.
+    (`Capabilities.of`), or found out of a model in memory (`admission.capabilities_of`). forward_only: no gradients
+    will be asked for, and the model's weights will not change while the network is used; that makes it faster.
     """
 
-    def __init__(self, model: PreTrainedModel, capabilities: Capabilities, packed_weights: bool = False) -> None:
+    def __init__(self, model: PreTrainedModel, capabilities: Capabilities, forward_only: bool = False) -> None:
         self.model, self.capabilities = model, capabilities
         self.device = model.device
         self.head = model.get_output_embeddings()
         self.embed = model.get_input_embeddings()
-        self._forwards = onednn_forwards(linear_layers(model).values(), packed_weights)
-        self._in_use = False
+        self._forwards = onednn_forwards(linear_layers(model).values(), forward_only)
+        self._in_use, self._forward_only = False, forward_only
         self.attention: Way = "segments"
         if not capabilities.packs:
             logger.info("%s: its sequences are padded, not packed", type(model).__name__)
@@ -61,11 +61,15 @@ class Network:
         return execution, execution.of_row(states)
 
     @torch.no_grad()
-    def cache_prefix(self, ids: Sequence[int]) -> PrefixCache | None:
-        """The beginning of all sequences of later rows, computed once; None where the model cannot be packed."""
-        if not ids or not self.capabilities.packs:
+    def cache_prefix(self, ids: Sequence[int], base: PrefixCache | None = None) -> PrefixCache | None:
+        """The beginning of all sequences of later rows, computed once; base: what it stands behind itself.
+
+        None where the model cannot be packed, and where a row takes one attention call (on CUDA): to put a row's keys
+        behind others copies them all in every layer, which takes longer than to compute a beginning again.
+        """
+        if not ids or not self.capabilities.packs or self.attention != "segments":
             return None
-        row = Row()
+        row = Row(base)
         row.add(ids)
         return self.run(row, caches=True)[0].prefix_cache()
 
@@ -103,18 +107,14 @@ class Network:
         embedded = self.embed(ids)
         return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
 
-    @torch.no_grad()
     def _way_on_cuda(self) -> Way:
         """FlexAttention where it compiles for this device and these heads and gives what a dense mask gives."""
-        row = Row()
-        root = row.add([5, 6, 7])
-        row.add([8, 9], root), row.add([7, 5, 6], root)
         self.attention = "mask"
-        right = self.hidden(row)
+        right = self._tried()
         try:
             self.attention = "flex"
-            apart = (self.hidden(row) - right).float().norm()
-            said = "" if apart <= FLEX_ROUNDING * right.float().norm() else "the two differ"
+            apart = [(found - exact).norm() / exact.norm() for found, exact in zip(self._tried(), right, strict=True)]
+            said = "" if max(apart) <= FLEX_ROUNDING else "the two differ"
         except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
             said = reason(error)
         way = "mask" if said else "flex"
@@ -124,3 +124,19 @@ class Network:
             f"a dense mask ({said})" if said else "FlexAttention",
         )
         return way
+
+    def _tried(self) -> list[Tensor]:
+        """What attention gives on a small row: its states and, where gradients will be wanted, those of the inputs."""
+        row, inputs = Row(), []
+        root = row.add([5, 6, 7])
+        row.add([8, 9], root), row.add([7, 5, 6], root)
+        handle = self.embed.register_forward_hook(lambda _module, _args, output: inputs.append(output))
+        try:
+            with torch.set_grad_enabled(not self._forward_only):
+                states = self.hidden(row).float()
+                if self._forward_only:
+                    return [states]
+                along = states @ torch.linspace(-1, 1, states.shape[1], device=states.device)
+                return [states.detach(), torch.autograd.grad(along.sum(), inputs[0])[0].float()]
+        finally:
+            handle.remove()

@@ -90,21 +90,31 @@ class Row:
         """Position of each token within its own sequence."""
         return [s.position + i for s in self.segments for i in range(s.end - s.start)]
 
-    def tree(self) -> tuple[Tensor, Tensor]:
-        """(segment of each token [S], which segment sees which [segments, segments])."""
-        lengths = torch.tensor([s.end - s.start for s in self.segments])
-        sees = torch.eye(len(self.segments), dtype=torch.bool)
-        for index, s in enumerate(self.segments):
-            sees[index, list(s.ancestors)] = True
-        return torch.repeat_interleave(torch.arange(len(self.segments)), lengths), sees
+    def seen_until(self) -> Tensor:
+        """Of each key, the base's first: the end of the row's tokens that see it [base + S], int32.
+
+        In preorder what stands below a segment follows it: a token sees exactly the keys that are not behind it and
+        whose end it does not reach.
+        """
+        ends = [s.end for s in self.segments]
+        for index in reversed(range(len(ends))):
+            if above := self.segments[index].ancestors:
+                ends[above[-1]] = max(ends[above[-1]], ends[index])
+        lengths = torch.tensor([self.offset, *(s.end - s.start for s in self.segments)])
+        return torch.tensor([len(self.ids), *ends], dtype=torch.int32).repeat_interleave(lengths)
 
     def mask(self, device: torch.device | None = None) -> Tensor:
         """Which token sees which, the base's first, as a dense boolean matrix [S, base + S]."""
-        owner, sees = self.tree()
-        mask = sees[owner][:, owner]
-        causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
-        within = torch.where(owner[:, None] == owner[None, :], causal, mask)
-        return torch.cat([torch.ones(len(owner), self.offset, dtype=torch.bool), within], dim=1).to(device)
+        query = torch.arange(len(self.ids), dtype=torch.int32, device=device)[:, None]
+        key = torch.arange(-self.offset, len(self.ids), dtype=torch.int32, device=device)
+        return (key <= query) & (query < self.seen_until().to(device))
+
+
+def common_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Counts the tokens that all sequences begin with alike."""
+    return next(
+        (i for i, column in enumerate(zip(*sequences, strict=False)) if len(set(column)) > 1), min(map(len, sequences))
+    )
 
 
 def _common(sequences: Sequence[Sequence[int]], start: int) -> int:

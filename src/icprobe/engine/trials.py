@@ -163,7 +163,7 @@ def by_engines(network: Network, trial: Trial) -> Computed:
     for prefix, suffixes in groups:
         places += row.add_tree([s.ids for s in suffixes], row.add(prefix))
     hidden = network.hidden(row).float()
-    log_likelihoods = torch.cat(packed_log_likelihoods(network, groups, base))
+    log_likelihoods = torch.cat(packed_log_likelihoods(network, groups, base)).cpu()
     layers = layers_of(network)
     gradients: dict[str, Tensor] = {}
     with collect_gradients(layers, lambda index, a, delta: gradients.update(_along(layers[index], a, delta, trial))):

@@ -1,0 +1,146 @@
+"""One-shot contexts as token ids: each example and each task tokenised once, and of each pair the border alone.
+
+What a tokenizer makes of a text far from a place does not depend on what stands at that place, where it cuts texts into
+words first (`pre_tokenizer`). So the tokens of example + task are the example's, then those of the letters around the
+border, then the task's. One whole pair of each example is compared; where one differs, and for tokenizers that read a
+text as one word, every pair is tokenised whole, which takes much longer.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from icprobe.engine.likelihood import Suffix
+from icprobe.engine.rows import common_length
+from icprobe.texts import control_tokens
+from icprobe.texts.prompts import Prompts
+
+logger = logging.getLogger(__name__)
+
+# The token ids that an example's contexts begin with, and what each task puts behind them.
+OneShot = tuple[tuple[int, ...], list[Suffix]]
+
+LETTERS = 64  # on either side of a border
+SYNCHRONISED = 4  # tokens that two texts must have alike before one may go on as the other does
+WORDS = 4  # of the longest opening, at least
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task behind the first letters of its context, the `opening`, whose last `replaced` tokens give way to `rest`.
+
+    context: how many tokens of the rest are context; negative where what follows the context changes its tokens.
+    """
+
+    opening: str
+    rest: list[int]
+    replaced: int
+    context: int
+
+
+class OneShots:
+    """Tokenises an example's contexts. tasks: their rows; joint: pairs so far whose prefix and suffix merge."""
+
+    def __init__(self, tokenizer: Any, prompts: Prompts, tasks: Sequence[dict[str, Any]]) -> None:
+        self.tokenizer, self.prompts = tokenizer, prompts
+        self.joint = 0
+        self._texts = [(prompts.separator + prompts.query(t), prompts.target(t)) for t in tasks]
+        self._tasks, self._openings = self._apart()
+        self._by_border = self._cuts_words()
+        self._encoded = 0
+
+    def beginning(self, examples: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+        """Finds the token ids that the one-shot contexts of these examples begin with alike."""
+        prefixes = self._ids([self.prompts.one_shot_prefix(example) for example in examples])
+        # One token less than they share: each context needs a token of its own behind.
+        return tuple(prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))])
+
+    def encode(self, example: dict[str, Any], tasks: Sequence[int]) -> OneShot:
+        """Tokenises an example's contexts: (prefix ids, suffixes of the tasks).
+
+        Prefix and suffix together are the tokens of the whole text. Where a tokenizer merges across the border, the
+        prefix is shortened to the tokens that all pairs share.
+        """
+        found = self._joined(example, tasks) if self._by_border and len(tasks) > 2 else None
+        if found is None:
+            prefix, wholes = self._whole(self.prompts.one_shot_prefix(example), tasks)
+        else:
+            prefix, wholes = found
+        alike = [common_length([prefix, ids]) for ids, _ in wholes]
+        self.joint += sum(n < len(prefix) for n in alike)
+        shared = min([len(prefix), *alike])
+        return tuple(prefix[:shared]), [Suffix(tuple(ids[shared:]), n - shared) for ids, n in wholes]
+
+    def _whole(self, prefix: Any, tasks: Sequence[int]) -> tuple[list[int], list[tuple[list[int], int]]]:
+        """The tokens of a prefix, and of it with each task: (ids, how many are context)."""
+        contexts = [prefix + self._texts[t][0] for t in tasks]
+        wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
+        ids = self._ids([prefix, *contexts, *wholes])
+        n = len(tasks)
+        return ids[0], [(whole, len(context)) for context, whole in zip(ids[1 : n + 1], ids[n + 1 :], strict=True)]
+
+    def _joined(
+        self, example: dict[str, Any], tasks: Sequence[int]
+    ) -> tuple[list[int], list[tuple[list[int], int]]] | None:
+        """What `_whole` gives, by the border; None where it does not decide."""
+        text = self.prompts.one_shot_prefix(example)
+        end = str(text)[-LETTERS:]
+        openings = list(dict.fromkeys(self._tasks[t].opening for t in tasks))
+        prefix, alone, *borders = self._ids([text, end, *(end + opening for opening in openings)])
+        known = _alike_at_end(prefix, alone)
+        of_opening = {}
+        for opening, border in zip(openings, borders, strict=True):
+            start = common_length([alone, border])  # from here on the opening changes the prefix's tokens
+            changed = len(alone) - start
+            if changed + SYNCHRONISED > known:
+                return None
+            synchronised = _alike_at_end(border, self._openings[opening])
+            of_opening[opening] = (prefix[: len(prefix) - changed] + border[start:], synchronised)
+        wholes = []
+        for t in tasks:
+            task = self._tasks[t]
+            ids, synchronised = of_opening[task.opening]
+            if task.context < 0 or task.replaced + SYNCHRONISED > synchronised:
+                return None
+            kept = ids[: len(ids) - task.replaced]
+            wholes.append((kept + task.rest, len(kept) + task.context))
+        return (prefix, wholes) if self._agrees(text, tasks, wholes) else None
+
+    def _agrees(self, text: Any, tasks: Sequence[int], wholes: Sequence[tuple[list[int], int]]) -> bool:
+        """Whether one of the pairs, another for each example, is as it is tokenised whole."""
+        place = self._encoded % len(tasks)
+        self._encoded += 1
+        if self._whole(text, [tasks[place]])[1] != [wholes[place]]:
+            logger.warning("the tokens of pairs are not told by their borders: every pair is tokenised whole")
+            self._by_border = False
+        return self._by_border
+
+    def _apart(self) -> tuple[list[_Task], dict[str, list[int]]]:
+        """The tasks, each tokenised by itself, and the token ids of their openings."""
+        wholes = self._ids([query + target for query, target in self._texts])
+        contexts = self._ids([query for query, _ in self._texts])
+        first = [str(query)[:LETTERS] for query, _ in self._texts]
+        openings = dict(zip(first, self._ids(first), strict=True))
+        tasks = []
+        for opening, ids, context in zip(first, wholes, contexts, strict=True):
+            same = common_length([ids, openings[opening]])
+            of_context = len(context) - same if common_length([ids, context]) >= same else -1
+            tasks.append(_Task(opening, ids[same:], len(openings[opening]) - same, of_context))
+        return tasks, openings
+
+    def _cuts_words(self) -> bool:
+        """Whether the tokenizer cuts texts into words first, and no control token stands in a task."""
+        cut = getattr(getattr(self.tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
+        if cut is None or len(cut.pre_tokenize_str(max(self._openings, key=len))) < WORDS:
+            return False
+        control = control_tokens.control_tokens(self.tokenizer).ids
+        return all(control.isdisjoint(ids) for ids in self._ids([str(q) + str(t) for q, t in self._texts]))
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return control_tokens.token_ids(self.tokenizer, texts)
+
+
+def _alike_at_end(first: Sequence[int], second: Sequence[int]) -> int:
+    """Counts the tokens that two sequences end with alike."""
+    return common_length([first[::-1], second[::-1]])
