@@ -276,6 +276,15 @@ def test_a_prepared_model_whose_file_changed_is_not_loaded(name, copy):
             load_tokenizer(copy)
 
 
+@pytest.mark.parametrize("known", [{"avx512_bf16": True}, {"amx_bf16": True}, {}])
+def test_a_processor_that_emulates_bfloat16_is_told_of(known, prepared, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **known})
+    models.load_model(prepared("llama"), "float32", "cpu")
+    assert not caplog.messages
+    models.load_model(prepared("llama"), "bfloat16", "cpu")
+    assert any("no instructions for bfloat16" in message for message in caplog.messages) == (not known)
+
+
 def test_cuda_is_not_quietly_replaced(prepared, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match="finds no CUDA device"):
