@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks import tables
 
-# Operations per second on one card: an H200's with Pythia-1b's shape, in bfloat16 (benchmarks/results/gpu.json); one_step
-# computes in float32, and its rate is assumed: 45% of 67 TFLOP/s.
+# Operations per second on one card: an H200's with Pythia-1b's shape, in bfloat16 (benchmarks/results/gpu.json);
+# one_step computes in float32, and its rate is assumed: 45% of 67 TFLOP/s.
 RATES = {"icp": 385e12, "influence": 74e12, "influence_mean": 220e12, "one_step": 30e12}
 BUDGET = 60e9  # attribution.memory_budget_gb on a card of 80 GB
 SHARD_HOURS = 0.5
