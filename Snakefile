@@ -18,7 +18,7 @@ include: "rules/drawing.smk"
 
 
 # `snakemake -n --verbose` shows each job, too.
-logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, planned))
+logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, outlook))
 
 
 report: "src/icprobe/figures/captions/workflow.rst"
@@ -72,6 +72,8 @@ rule all:
         [each_model(path) for path in [*TABLES, *SCORE_TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
         [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
+        # Where models are fine-tuned, theirs are made; `snakemake subsets` makes all.
+        [] if PLAN.fine_tuned else SUBSETS,
         REPEATED,
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 

@@ -165,10 +165,14 @@ def failed_jobs():
     return [job for one in workflow.scheduler.failed for job in (one.jobs if one.is_group() else [one])]
 
 
-def planned():
-    """The jobs that would run, as (rule, time limit in minutes, memory in MB)."""
+def outlook():
+    """What a dry run says of the jobs that would run: their work, and where results and runs would go."""
     jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
-    return [(job.rule.name, job.resources["runtime"], job.resources["mem_mb"]) for job in jobs]
+    told = [(job.rule.name, job.resources["runtime"], job.resources["mem_mb"]) for job in jobs]
+    names, attribution = {name for name, *_ in told}, CONFIG.attribution
+    slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and "attribute" in " ".join(names)
+    sentences = [dry_run.work(told), dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]
+    return "\n".join(filter(None, [*sentences, destination.sentence(CONFIG.experiment, ask=False)]))
 
 
 def require_outside():

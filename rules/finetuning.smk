@@ -1,5 +1,12 @@
 # From scores to fine-tuned models: one subset per method × bin, one checkpoint per subset × seed.
 
+SUBSETS = [
+    path.format(experiment=CONFIG.experiment, model=model, method=method, bin=bin_folder(bin))
+    for path in (paths.SUBSET, paths.MESSAGES)
+    for model in CONFIG.models
+    for method, bin in PLAN.subsets
+]
+
 
 rule checkpoints:
     localrule: True
@@ -9,12 +16,20 @@ rule checkpoints:
         [of_conditions(paths.CHECKPOINT, model, PLAN.fine_tuned) for model in CONFIG.models],
 
 
+rule subsets:
+    localrule: True
+    message:
+        "{CONFIG.experiment}: all subsets are there"
+    input:
+        SUBSETS,
+
+
 rule subset:
     localrule: True
     message:
         "Choosing bin {wildcards.bin} of {wildcards.method} on {wildcards.model}"
     input:
-        examples=paths.TRAIN,
+        examples=lambda wildcards: PLAN.checked_bin(wildcards.bin) and paths.TRAIN,
         scores=lambda wildcards: ([] if wildcards.method == "all" else paths.scores()),
         reference=lambda wildcards: paths.scores("icp") if PLAN.by_icp(wildcards.bin) else [],
         checked=BINS_CHECKED,

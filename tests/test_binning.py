@@ -204,15 +204,9 @@ def test_an_example_that_was_not_evaluated_is_in_no_bin(threshold, best):
 
 
 def naive_end(scores, effects, bin, k):
-    """The first k by the score, where the border falls among ties by the mean effect, then by the id."""
+    """The first k by the score, then by the mean effect, then by the id."""
     sign = -1 if bin.startswith("top") else 1
-    order = sorted(scores, key=lambda id_: (sign * scores[id_], id_))
-    if k and effects and len(order) > k and scores[order[k - 1]] == scores[order[k]]:
-        border = scores[order[k - 1]]
-        better = [id_ for id_ in order if sign * scores[id_] < sign * border]
-        tied = sorted((id_ for id_ in order if scores[id_] == border), key=lambda id_: (sign * effects[id_], id_))
-        order = better + tied
-    return order[:k]
+    return sorted(scores, key=lambda id_: (sign * scores[id_], sign * effects.get(id_, 0), id_))[:k]
 
 
 @given(scored, st.sampled_from(["top", "bottom"]), st.integers(1, 25), st.booleans())

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import DEMO, SIZES, demo_rows
 
-from icprobe import artifacts
+from icprobe import artifacts, cores
 from icprobe.engine import models
 from icprobe.engine.admission import admit
 from icprobe.errors import ArtifactError, ModelError
@@ -276,13 +276,26 @@ def test_a_prepared_model_whose_file_changed_is_not_loaded(name, copy):
             load_tokenizer(copy)
 
 
-@pytest.mark.parametrize("known", [{"avx512_bf16": True}, {"amx_bf16": True}, {}])
-def test_a_processor_that_emulates_bfloat16_is_told_of(known, prepared, monkeypatch, caplog):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64", **known})
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_processor_that_emulates_bfloat16_is_told_of(emulated, prepared, monkeypatch, caplog):
+    monkeypatch.setattr(cores, "emulate_bfloat16", lambda: emulated)
     models.load_model(prepared("llama"), "float32", "cpu")
     assert not caplog.messages
     models.load_model(prepared("llama"), "bfloat16", "cpu")
-    assert any("no instructions for bfloat16" in message for message in caplog.messages) == (not known)
+    assert any("no instructions for bfloat16" in message for message in caplog.messages) == emulated
+
+
+@pytest.mark.parametrize(
+    ("flags", "emulated"), [("avx2 avx512f", True), ("fma avx512_bf16", False), ("amx_bf16", False)]
+)
+def test_a_processor_says_whether_it_computes_bfloat16(flags, emulated, monkeypatch):
+    monkeypatch.setattr(cores.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(
+        cores.Path, "read_text", lambda *_, **__: f"processor : 0\nflags : {flags}\nbugs : avx512_bf16x\n"
+    )
+    assert cores.emulate_bfloat16() == emulated
+    monkeypatch.setattr(cores.platform, "machine", lambda: "arm64")
+    assert not cores.emulate_bfloat16()
 
 
 def test_cuda_is_not_quietly_replaced(prepared, monkeypatch):

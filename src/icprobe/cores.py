@@ -1,7 +1,9 @@
 """How many cores there are to compute with."""
 
 import os
+import platform
 import re
+from pathlib import Path
 
 
 def usable() -> int:
@@ -15,3 +17,14 @@ def wanted() -> int:
     # "4,2" means 4, and 2 within each of them.
     limit = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))
     return max(1, min(usable(), int(limit[1]) if limit else usable()))
+
+
+def emulate_bfloat16() -> bool:
+    """Whether this processor computes in bfloat16 more slowly than in float32: x86 without instructions for it."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:  # macOS, whose Intel processors have none
+        return True
+    return flags is not None and {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())

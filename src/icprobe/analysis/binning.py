@@ -46,10 +46,9 @@ def members(scores: pd.DataFrame, bin: str, reference: pd.DataFrame | None = Non
     """Finds the ids in a method's bin, best fitting first.
 
     scores: the method's `id`, `score` [N], and `mean_effect` where it has one. reference: the same of ICP (share of
-    tasks helped), of the same examples; needed for thresholds alone. The bin is the first k by (score, id) where it
-    is of the lowest scores (`<=`, `bottom`), else by (−score, id), ids compared as strings; where its border falls
-    among examples of one score, those of the mean effect that is nearest to its end are in it, and of equal ones those
-    that are first by id. For ICP itself a threshold is just that. Raises ScoreError where the examples differ, an ICP
+    tasks helped), of the same examples; needed for thresholds alone. The bin is the first k by (score, mean effect,
+    id) where it is of the lowest scores (`<=`, `bottom`), else by (−score, −mean effect, id), ids compared as strings.
+    For ICP itself a threshold is just that. Raises ScoreError where the examples differ, an ICP
     score is missing, there are fewer examples than the bin asks for, or the method has evaluated fewer than k.
     """
     return bins(reference, scores, [bin])[bin]
@@ -173,30 +172,25 @@ def _wilson(count: int, n: int) -> tuple[float, float]:
 
 
 class Ranking:
-    """Examples [N] from the lowest and from the highest score on, ids breaking ties; NaN is last in both.
+    """Examples [N] from the lowest and from the highest score on; NaN is last in both.
 
-    score: [N] indexed by id; mean_effect: the same, which breaks the ties that a bin's border falls among.
+    score: [N] indexed by id; mean_effect: the same. Of equal scores those of the lower (higher) mean effect come first,
+    and of equal effects those that are first by id.
     """
 
     def __init__(self, score: pd.Series, mean_effect: pd.Series | None = None):
         self.by_id = _by_id(score.index)
         self._values = score.to_numpy(dtype=np.float64)
-        self._effects = None if mean_effect is None else mean_effect.to_numpy(dtype=np.float64)
+        effects = np.zeros(len(score)) if mean_effect is None else mean_effect.to_numpy(dtype=np.float64)
         # A stable sort of what is in the order of ids leaves ties in that order.
         self._ascending, self._descending = (
-            self.by_id[np.argsort(outward[self.by_id], kind="stable")] for outward in (self._values, -self._values)
+            self.by_id[np.lexsort((sign * effects[self.by_id], sign * self._values[self.by_id]))] for sign in (1, -1)
         )
         self.evaluated = int((~np.isnan(self._values)).sum())
 
     def first(self, bin: str, k: int) -> np.ndarray:
         """Finds the positions [k] of a bin's members in rank order."""
-        order, tied = self._order(bin), self.tied(bin, k)
-        inside = np.isin(tied, order[:k]).sum()
-        if self._effects is None or inside == len(tied):
-            return order[:k]
-        effects = self._effects[tied]
-        nearest = np.argsort(-effects if parse_bin(bin).is_best else effects, kind="stable")
-        return np.concatenate([order[: k - inside], tied[nearest][:inside]])
+        return self._order(bin)[:k]
 
     def tied(self, bin: str, k: int) -> np.ndarray:
         """Finds the positions of all examples, in rank order, that have the score of the last of a bin's k members."""

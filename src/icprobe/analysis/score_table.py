@@ -28,8 +28,9 @@ def write(
 
     train, lengths: data/train.parquet and data/lengths.parquet; scores: method -> its table of scores. Columns, in the
     order of the examples: `id` (and `row_number`, where the examples came without ids), `instruction`, `input`,
-    `output`, labels (as numbers where all values are), `n_query`, `n_target`, and for each method `score_{method}` and
-    `rank_{method}` (by `binning.ranks`, null where not evaluated). Raises ScoreError where scores or lengths are not of
+    `output`, labels (as numbers where all values are), `n_query`, `n_target`, and for each method `score_{method}`,
+    `rank_{method}` (by `binning.ranks`, null where not evaluated) and, of scores that are shares of tasks,
+    `mean_effect_{method}`, which orders what shares a rank. Raises ScoreError where scores or lengths are not of
     the same examples.
     """
     table = known(train, lengths, scores)
@@ -56,8 +57,10 @@ def known(train: str | Path, lengths: str | Path, scores: Mapping[str, str | Pat
     counted = _of_examples(read_parquet(lengths), table["id"], "lengths")
     columns = {name: counted[name].astype("Int32") for name in ("n_query", "n_target")}
     for method, path in scores.items():
-        score = _of_examples(read_parquet(path, columns=["id", "score"]), table["id"], method)["score"]
-        columns |= {f"score_{method}": score, f"rank_{method}": ranks(score).astype("Int64")}
+        found = _of_examples(read_parquet(path), table["id"], method)
+        columns |= {f"score_{method}": found["score"], f"rank_{method}": ranks(found["score"]).astype("Int64")}
+        if "mean_effect" in found:
+            columns[f"mean_effect_{method}"] = found["mean_effect"]
     return table.assign(**columns)
 
 

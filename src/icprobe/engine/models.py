@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
-from icprobe import artifacts
+from icprobe import artifacts, cores
 from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
 from icprobe.texts.prompts import token_ids
 from icprobe.texts.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
@@ -334,17 +334,11 @@ def load_model(directory: str | Path, dtype: str = "float32", device: str = "aut
     """A prepared model in evaluation mode with frozen parameters. Raises ArtifactError where a file is damaged."""
     source = artifacts.verify(directory).get("source", {})
     place = resolve_device(device)
-    if place.type == "cpu" and dtype == "bfloat16" and emulates_bfloat16():
+    if place.type == "cpu" and dtype == "bfloat16" and cores.emulate_bfloat16():
         logger.warning(
             "this processor has no instructions for bfloat16: in float32 it would take about a third of the time"
         )
     return opened(directory, dtype, bool(source.get("trust_remote_code"))).to(place)
-
-
-def emulates_bfloat16() -> bool:
-    """Whether products in bfloat16 are slower on this processor than in float32: x86 without instructions for it."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return known.get("architecture") == "x86_64" and not (known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def opened(directory: str | Path, dtype: str, trusted: bool) -> PreTrainedModel:

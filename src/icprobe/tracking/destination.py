@@ -10,13 +10,13 @@ from icprobe.tracking.runs import CONNECT_SECONDS
 from icprobe.tracking.syncing import SERVER, TrackingError, check_server
 
 
-def sentence(experiment: str) -> str:
-    """Says where results and runs of this invocation go. Asks the server where runs are to be online."""
+def sentence(experiment: str, ask: bool = True) -> str:
+    """Says where results and runs of this invocation go. ask: the server, too, where runs are to be online."""
     folder = paths.EXPERIMENT.format(experiment=experiment)
-    return f"Results: {folder}; W&B: {_of_runs(modes.settings(), f'{folder}/{paths.WANDB}')}"
+    return f"Results: {folder}; W&B: {_of_runs(modes.settings(), f'{folder}/{paths.WANDB}', ask)}"
 
 
-def _of_runs(chosen: Mapping[str, Any], folder: str) -> str:
+def _of_runs(chosen: Mapping[str, Any], folder: str, ask: bool) -> str:
     if chosen["mode"] == "disabled":
         return "disabled, no runs are made, nothing is sent"
     held = "numbers, figures and texts" if chosen["texts"] else "numbers and figures only"
@@ -24,7 +24,8 @@ def _of_runs(chosen: Mapping[str, Any], folder: str) -> str:
     if chosen["mode"] == "offline":
         return f"{kept} ({chosen['why']})"
     try:
-        check_server(CONNECT_SECONDS)
+        if ask:
+            check_server(CONNECT_SECONDS)
     except TrackingError as error:
         why = str(error).removeprefix("W&B: ").partition(". ")[0]
         return f"{kept} ({why})"

@@ -9,6 +9,11 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from icprobe.formatting import rough_duration
 from icprobe.workflow.resources import estimate_seconds
 
+BFLOAT16 = (
+    "This processor has no instructions for bfloat16, so attribution takes about three times as long as that; "
+    "attribution: {dtype: float32} does not."
+)
+
 
 def work(jobs: Iterable[tuple[str, int, int]]) -> str:
     """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB)."""
@@ -30,19 +35,19 @@ def work(jobs: Iterable[tuple[str, int, int]]) -> str:
 class Brief:
     """A filter of Snakemake's log: in a dry run the table of jobs is shown once, with their work, and no job by itself.
 
-    dry: whether this is a dry run, asked when a record comes; jobs: what it would run, as `work` takes it.
+    dry: whether this is a dry run, asked when a record comes; outlook: what is said of its jobs.
     """
 
-    def __init__(self, dry: Callable[[], bool], jobs: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
-        self._dry, self._jobs, self._told = dry, jobs, False
+    def __init__(self, dry: Callable[[], bool], outlook: Callable[[], str]) -> None:
+        self._dry, self._outlook, self._told = dry, outlook, False
 
     def __call__(self, record: LogRecord) -> bool:
-        """Whether the record is shown; the table of jobs gets the sentence on their work."""
+        """Whether the record is shown; the table of jobs gets the outlook."""
         event: Any = getattr(record, "event", None)
         if event not in (LogEvent.JOB_INFO, LogEvent.RUN_INFO) or not self._dry():
             return True
         if event == LogEvent.JOB_INFO or self._told:
             return False
         self._told = True
-        record.msg = f"{record.msg}\n{work(self._jobs())}\n"
+        record.msg = f"{record.msg}\n{self._outlook()}\n"
         return True

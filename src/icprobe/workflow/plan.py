@@ -240,6 +240,20 @@ class Plan:
             *(["chain.csv", "weak_link.txt"] if self.chain else []),
         ]
 
+    @property
+    def subsets(self) -> list[tuple[str, str]]:
+        """All subsets that the bins make, as (method, bin)."""
+        return [(method, bin) for method in self.config.attribution.methods for bin in self.config.bins]
+
+    def checked_bin(self, bin: str) -> str:
+        """A bin's name in paths. Raises ConfigError where no bin of the configuration has this name."""
+        known = {bin_folder(name): name for name in [*self.config.bins, *self.config.finetune_bins]}
+        known |= {bin_folder(note.bin): note.bin for note in self.config.evaluation.annotations.values()}
+        if bin not in known and bin != "all":
+            there = ", ".join(f"{folder} ({name})" for folder, name in known.items()) or "none"
+            raise ConfigError(f"config: bins: none of them is called {bin}; there are {there}")
+        return bin
+
     # --- fine-tuned models --------------------------------------------------------------------------------------
 
     @cached_property
