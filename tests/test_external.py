@@ -143,6 +143,15 @@ def test_parts_together_are_the_whole(orientation, parts, tmp_path):
     assert np.array_equal(found[TASKS].to_numpy(), MATRIX)
 
 
+def test_files_that_name_their_rows_in_another_order_do_not_join_by_order(tmp_path):
+    shuffled = pd.DataFrame({"id": IDS[::-1], "x": range(N)})
+    shuffled.to_csv(tmp_path / "scores.csv", index=False)
+    assert "in another order; set join: id" in refusal(tmp_path / "scores.csv", "scores")
+    assert read(tmp_path / "scores.csv", "scores", join="id")["score"].tolist() == list(range(N))[::-1]
+    pd.DataFrame(MATRIX, columns=TASKS[::-1]).assign(id=IDS).to_parquet(tmp_path / "matrix.parquet")
+    assert "in another order; set join: id" in refusal(tmp_path / "matrix.parquet")
+
+
 def test_ids_join_whatever_the_order_and_leave_out_what_is_not_asked_for(tmp_path):
     shuffled = np.random.default_rng(1).permutation(N)
     frame = pd.DataFrame(MATRIX[shuffled], columns=TASKS).assign(id=np.array(IDS)[shuffled])

@@ -29,6 +29,7 @@ from icprobe.progress import Progress
 from icprobe.tables import parquet
 from icprobe.tables.fitting import lengths
 from icprobe.texts.tokenizing import reader
+from icprobe.training import subsets
 
 TRAIN, TASKS = demo_rows("train")[:7], demo_rows("tasks")[:3]
 RANDOM = {
@@ -351,3 +352,26 @@ def test_the_notebook_was_executed_whole_and_names_no_machine():
     assert not [out for cell in cells for out in cell["outputs"] if out["output_type"] == "error"]
     assert len(text) < 100_000
     assert not re.search(r"/(home|root|tmp|work|Users)/", text)
+
+
+def test_exported_rows_are_the_files_that_the_workflow_writes(tmp_path, prompts):
+    table = pd.DataFrame([dict(row, score_mine=float(n), rank_mine=7 - n) for n, row in enumerate(TRAIN)])
+    best = icprobe.select(table, "mine", "top 3")
+    paths = icprobe.export(best, tmp_path / "best.jsonl", "mine")
+    examples, order = table.set_index("id", drop=False), table["id"].tolist()[::-1][:3]
+    expected = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    subsets.write_subset(examples, order, examples["score_mine"].to_dict(), prompts, *expected)
+    assert [path.name for path in paths] == ["best.jsonl", "best.messages.jsonl"]
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in expected]
+    with pytest.raises(ConfigError, match=r"does not end with \.jsonl"):
+        icprobe.export(best, tmp_path / "best.csv")
+
+
+def test_a_script_without_a_terminal_hears_how_far_it_is(prepared):
+    code = (
+        "import icprobe, icprobe.progress as p; p.LOG_SECONDS = 0.0; import sys; sys.path.insert(0, 'tests');"
+        "from conftest import demo_rows;"
+        f"icprobe.value(demo_rows('train')[:7], demo_rows('tasks')[:3], model={str(prepared)!r}, methods=['icp'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert re.search(r"icp: 21/21 pairs", ended.stderr), ended.stderr

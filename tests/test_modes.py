@@ -1,5 +1,6 @@
 """Whether W&B runs are sent, kept or not made: the user's nearest word wins, and what is switched off stays off."""
 
+import json
 import os
 import subprocess
 import sys
@@ -80,6 +81,16 @@ def test_a_job_sends_nothing_after_wandb_offline(tmp_path, server):
     assert ended.returncode == 0, ended.stderr
     assert server.requests == []
     assert len(run_directories(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(("mode", "chosen"), [("offline", "offline"), ("auto", "online"), ("disabled", "disabled")])
+def test_wandb_online_sends_nothing_that_the_configuration_keeps(mode, chosen, tmp_path):
+    (tmp_path / "settings").write_text("[default]\nmode = online\n")
+    environment = {modes.VARIABLE: json.dumps({"mode": mode}), "WANDB_CONFIG_DIR": str(tmp_path)}
+    assert modes.settings(environment)["mode"] == chosen
+    assert modes.settings({**environment, "WANDB_MODE": "online"})["mode"] == (
+        "disabled" if mode == "disabled" else "online"
+    )
 
 
 @pytest.mark.parametrize(("mode", "runs"), [("offline", 1), ("disabled", 0)])

@@ -144,6 +144,9 @@ def test_no_model_method_or_subset_is_called_what_tables_take_for_missing(name):
 def test_a_method_called_all_is_refused_unless_it_is_all_data():
     with pytest.raises(ConfigError, match=r'attribution\.external: "all" means all data'):
         configured({"attribution": {"external": {"all": SCORES}}})
+    for name in ("id", "output", "domain"):
+        with pytest.raises(ConfigError, match=rf'attribution\.external: "{name}" means a column of the examples'):
+            configured({"attribution": {"external": {name: SCORES}}})
     for note in ({}, {"bin": ">0.5"}, {"method": "all", "bin": ">0.5"}):
         with pytest.raises(ConfigError, match=r'evaluation\.annotations\.all: "all" means all data'):
             configured({"evaluation": {"annotations": {"all": {"path": "a.json", **note}}}})

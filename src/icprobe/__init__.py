@@ -1,19 +1,20 @@
 """icprobe: what is a training example worth? Importing this package imports nothing heavy.
 
-From Python, without Snakemake: `value`, `correlate`, `select` and `load` (docs/python.md).
+From Python, without Snakemake: `value`, `correlate`, `select`, `export` and `load` (docs/python.md).
 """
 
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["correlate", "load", "select", "value"]
+__all__ = ["correlate", "export", "load", "select", "value"]
 
 # Imported when they are first asked for: they need pandas, and `value` torch.
 _MODULES = {
     "value": "icprobe.notebook.valuing",
     "correlate": "icprobe.notebook.scores",
     "select": "icprobe.notebook.scores",
+    "export": "icprobe.notebook.scores",
     "load": "icprobe.notebook.results",
 }
 

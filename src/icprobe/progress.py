@@ -5,7 +5,8 @@ import logging
 import sys
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
@@ -136,6 +137,23 @@ class Progress(tqdm):
             done = self.n + self._part - self.initial
             left = self.total - self.n - self._part if self.total else None
         return max(left, 0.0) * elapsed / done if left is not None and done > 0 else None
+
+
+@contextmanager
+def lines_told() -> Iterator[None]:
+    """Within the block progress is told on standard error where there are neither bars nor anybody's logging."""
+    if _draws_bars() or logging.getLogger().handlers or logger.handlers:
+        yield
+        return
+    handler, level = logging.StreamHandler(), logger.level
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _draws_bars() -> bool:

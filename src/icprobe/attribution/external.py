@@ -112,6 +112,10 @@ def _join(
                 f"{what}: there are {len(wanted):,} of them, but the files hold {count:,}; they join by order only "
                 "where the numbers agree (join: id takes some of them, by their ids)."
             )
+        if names is not None and names != list(wanted) and set(names) == set(wanted):
+            raise DataError(
+                f"{what}: the files call their rows by the same names, but have them in another order; set join: id."
+            )
         return np.arange(count)
     order = pd.Index(_ids(names, count, settings)).get_indexer(list(wanted))
     if numbers is not None and (order < 0).all():

@@ -32,6 +32,8 @@ NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "non
 # The bins where none are said: the paper's, where the icp score is a share of tasks, and the two ends of a ranking.
 THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
 ENDS = ["bottom 20%", "top 20%"]
+# Columns of the examples' table, which no method may be called: their tables are put side by side.
+COLUMNS = {"id", "row_number", "instruction", "input", "output", "domain"}
 # The methods that are fine-tuned on where none are said, as far as they are scored.
 FINE_TUNED = ("icp", "influence", "random")
 
@@ -131,8 +133,10 @@ class Config(Section):
         for model in self.models:
             if model in paths.FOLDERS:
                 raise ValueError(f"models: {model!r} is a folder of the experiment; choose another name")
-        if "all" in self.attribution.external:
-            raise ValueError('attribution.external: "all" means all data in the tables; choose another name')
+        for name in self.attribution.external:
+            if name == "all" or name in COLUMNS:
+                means = "all data in the tables" if name == "all" else "a column of the examples"
+                raise ValueError(f'attribution.external: "{name}" means {means}; choose another name')
         for name, note in self.evaluation.annotations.items():
             if (note.method or name) == "all" and (note.method is None or note.bin != "all"):
                 raise ValueError(

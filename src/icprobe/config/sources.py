@@ -223,7 +223,7 @@ class Data(Section):
         for label in self.labels:
             if label in ("id", "instruction", "input", "output"):
                 raise ValueError(f"labels: {label!r} is what the scorers see, so it cannot be a label")
-            if label in ("row_number", "n_query", "n_target") or label.startswith(("score_", "rank_")):
+            if label in ("row_number", "n_query", "n_target") or label.startswith(("score_", "rank_", "mean_effect_")):
                 raise ValueError(
                     f"labels: {label!r} is a column of our own in tables/scores.csv; give the label another name, such "
                     f"as my_{label}, and write train.columns: {{my_{label}: {label}}}"

@@ -1,6 +1,7 @@
 """The table that holds every method's scores, and what can be asked of it: correlations, and the rows of a bin."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,9 +9,10 @@ import pandas as pd
 from icprobe.analysis.binning import members, ranks
 from icprobe.analysis.correlations import correlations
 from icprobe.config.types import slice_of
-from icprobe.errors import ScoreError, shown
+from icprobe.errors import ConfigError, ScoreError, shown
 from icprobe.formatting import parse_bin
 from icprobe.notebook.configuring import configured
+from icprobe.training.subsets import prompts_of, write_subset
 
 SCORE = "score_"  # what the column of a method's scores begins with
 
@@ -64,6 +66,27 @@ def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
     """
     ids = members(_ranked(scores, method), bin, _ranked(scores, "icp") if parse_bin(bin).is_threshold else None)
     return scores.iloc[pd.Index(scores["id"]).get_indexer(ids)].reset_index(drop=True)
+
+
+def export(
+    rows: pd.DataFrame, path: str | Path, method: str | None = None, templates: Mapping[str, str] | None = None
+) -> tuple[Path, Path]:
+    """Writes rows of a table, such as `select` gives, as two files that trainers take; returns the paths of both.
+
+    path: ends with .jsonl; holds `prompt` and `completion`. Beside it, with .messages.jsonl for .jsonl, the same as
+    `messages`. method: whose score stands beside each row. templates: keys of the configuration's section. Both files
+    are those of the workflow's subsets (`training.subsets.write_subset`). Raises ConfigError for another ending.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise ConfigError(f"export: {shown(str(path))} does not end with .jsonl, as JSON Lines do; name it so")
+    beside = path.with_suffix(".messages.jsonl")
+    config = configured(templates=templates or {})
+    prompts = prompts_of({**config.templates.model_dump(), "special_tokens": config.data.special_tokens})
+    by_id = rows.set_index("id", drop=False)
+    score = {} if method is None else _of_method(by_id, method).to_dict()
+    write_subset(by_id, rows["id"].tolist(), score, prompts, path, beside)
+    return path, beside
 
 
 def methods_of(scores: pd.DataFrame) -> list[str]:

@@ -21,6 +21,7 @@ from icprobe.engine.representations import mean_hidden_states
 from icprobe.notebook.configuring import configured
 from icprobe.notebook.models import Subject, arithmetic_of, precision_kept, ready, source_of
 from icprobe.notebook.scores import scores_table
+from icprobe.progress import lines_told
 from icprobe.tables import checking
 from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
 from icprobe.texts.prompts import Prompts
@@ -73,7 +74,7 @@ def value(
     # Before the model is prepared, which may take minutes: what is wrong with rows needs no model to be seen.
     candidates = _read("tasks", tasks, plan, ["domain"])
     rows = _read("train", train, plan, ["domain"], config.data.labels)
-    with precision_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
+    with lines_told(), precision_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
         inputs = _inputs(plan, rows, candidates, subject)
         scores, kept = {}, {}
         for method, matrix in _matrices(plan, inputs, subject):

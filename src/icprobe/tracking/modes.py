@@ -2,7 +2,8 @@
 
 From the nearest: the environment (WANDB_DISABLED, WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY), what `wandb offline` and
 `wandb disabled` have left in wandb's settings files, the configuration's `wandb`. What the configuration switches off
-(`mode: disabled` or `wandb: null`) stays off. No wandb here: the Snakefile and Snakemake's logger plugin ask, too.
+(`mode: disabled` or `wandb: null`) stays off, and what it keeps (`mode: offline`) `wandb online` does not send.
+No wandb here: the Snakefile and Snakemake's logger plugin ask, too.
 """
 
 import configparser
@@ -32,7 +33,9 @@ def settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     chosen = {"why": "wandb.mode", "texts": False, **json.loads(environment.get(VARIABLE) or '{"mode": "disabled"}')}
     if chosen["mode"] == "disabled":
         return chosen
-    if word := asked(environment):
+    word = asked(environment)
+    # A settings file of wandb may keep runs here; it sends none that the configuration keeps.
+    if word and not (word[1] == "online" and chosen["mode"] == "offline" and not word[0].startswith("WANDB_")):
         chosen["why"], chosen["mode"] = word
     for key in ("project", "entity"):
         chosen[key] = environment.get(f"WANDB_{key.upper()}") or chosen.get(key)
