@@ -184,9 +184,7 @@ def test_the_sentence_says_where_rounding_takes_over():
     assert "η = 0.001, the smallest step" in weak_link(table)
     errors = table["statistic"] == "relative_error"
     table.loc[errors, "value"] = [0.5, 0.02]
-    assert "2% off influence at η = 0.01; at η = 0.001 it is 50%, because effects drown in float32" in weak_link(
-        table
-    )
+    assert "2% off influence at η = 0.01; at η = 0.001 it is 50%, because effects drown in float32" in weak_link(table)
 
 
 @pytest.mark.filterwarnings("error")

@@ -89,7 +89,7 @@ def test_tasks_without_ids_are_chosen_by_their_numbers_or_the_ids_made_for_them(
     table = read(written(tmp_path, "jsonl", rows))
     for names in (["10", "2"], ["10", "02"], ["10", table["id"][2]]):
         assert selecting.select_tasks(table, names, 0)["instruction"].tolist() == ["a10", "a2"], names
-    for names, message in ((["12"], "no task '12'; the first ids are 'x"), (["2", "02"], "a task stands there twice")):
+    for names, message in ((["12"], "no task '12'; the first ids are 'x"), (["2", "02"], "a task appears twice")):
         with pytest.raises(DataError, match=message):
             selecting.select_tasks(table, names, 0)
     # With ids of their own, numbers are ids.
@@ -187,7 +187,7 @@ def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content,
         ('{"output": "b"}', '"instruction" is missing'),
         ('{"instruction": "a", "output": 3}', "\"output\" is '3' (int), not a text"),
         ('{"instruction": "a", "output": ["b"]}', '"output" is a list of 1 (list), not a text'),
-        ('{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' stands there twice"),
+        ('{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' appears twice"),
         ('{"instruction": "a", "output": NaN}', "NaN is not JSON"),
         ('{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair"),
         ('{"instruction": "a", "output": "b", "kind": "\\ud800"}', '"kind" holds half a surrogate pair'),
@@ -233,7 +233,7 @@ def test_eval_prompts_need_no_output(tmp_path):
     [
         ("instruction,output\na,b,c\n", "line 2: holds 3 fields where the header names 2"),
         ("instruction,output\na,b\na\n", "line 3: holds 1 fields where the header names 2"),
-        ("instruction,output,output\na,b,c\n", "line 1: the column 'output' stands there twice"),
+        ("instruction,output,output\na,b,c\n", "line 1: the column 'output' appears twice"),
         ('instruction,output\na,"b\n', "line 2: broken CSV"),
         ("instruction,output\n", "holds no rows"),
         ("", "holds no rows"),

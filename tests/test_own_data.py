@@ -109,7 +109,7 @@ def test_what_is_asked_for_and_cannot_be_is_told_with_the_line_to_write(planned)
     assert (
         ended.output.splitlines().count(
             "config: finetune: fine-tuning and its evaluation need data.eval; write data: {eval: {path: "
-            "my_prompts.jsonl}}, or `evaluation: null` to keep the models unasked, or `finetune: null` for none"
+            "my_prompts.jsonl}}, or `evaluation: null` to skip evaluation, or `finetune: null` for none"
         )
         == 1
     )

@@ -35,8 +35,8 @@ CONFIGURATIONS = {
     "a mistyped section": ({"atribution": {}}, 'atribution: unknown key; did you mean "attribution"'),
     "a wrong type": ({"finetune": {"epochs": "many"}}, "finetune.epochs: .*'many'"),
     "a number that YAML reads as text": ({"attribution": {"shards": 0}}, "attribution.shards: .*0"),
-    "an experiment that is a path": ({"experiment": "../elsewhere"}, "experiment: a plain name is needed.*elsewhere"),
-    "an experiment with a space": ({"experiment": "my runs"}, "experiment: a plain name is needed.*my runs"),
+    "an experiment that is a path": ({"experiment": "../elsewhere"}, "experiment: use a plain name.*elsewhere"),
+    "an experiment with a space": ({"experiment": "my runs"}, "experiment: use a plain name.*my runs"),
     "an unknown method": ({"attribution": {"methods": [*SCORED, "icq"]}, "figures": {"scatter": "all"}}, "'icq'"),
     "a model without a source": ({"models": ["tiny-lama"]}, "'tiny-lama' is not defined.*\"tiny-llama\""),
     "a method that is fine-tuned on but not scored": (

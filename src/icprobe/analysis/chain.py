@@ -183,7 +183,9 @@ def weak_link(table: pd.DataFrame) -> str:
         for link, etas in others.items():
             if etas and link != weak[best]:
                 at = ", ".join(f"{eta:g}" for eta in etas)
-                sentences.append(f"At η = {at} it is {link_words(link)}." if link else f"At η = {at} they do not show it.")
+                sentences.append(
+                    f"At η = {at} it is {link_words(link)}." if link else f"At η = {at} they do not show it."
+                )
     by_score = " and ".join(_shown(row) for row in links("example"))
     by_mean = " and ".join(_shown(row) for row in links("example_mean"))
     sentences.append(f"Example by example the two are {by_score} for scores, and {by_mean} for means over tasks.")

@@ -82,7 +82,7 @@ def _parse(text: str) -> Any:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            raise ValueError(f"the key {shown(first_double([key for key, _ in pairs]))} stands there twice")
+            raise ValueError(f"the key {shown(first_double([key for key, _ in pairs]))} appears twice")
         return row
 
     def no_constant(name: str) -> None:
@@ -134,7 +134,7 @@ def _read_json(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    # Not pandas: it fills short rows, takes a surplus field for an index, and renames a column that stands there twice.
+    # Not pandas: it fills short rows, takes a surplus field for an index, and renames a column that appears twice.
     csv.field_size_limit(2**31 - 1)
     lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     rows: list[list[str | None]] = []
@@ -148,7 +148,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
             if not header:
                 header = row
                 if (double := first_double(header)) is not None:
-                    raise DataError(f"{place}: the column {shown(double)} stands there twice; rename one.")
+                    raise DataError(f"{place}: the column {shown(double)} appears twice; rename one.")
             elif len(row) != len(header):
                 raise DataError(
                     f"{place}: holds {len(row)} fields where the header names {len(header)}; "
@@ -166,7 +166,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path).read()
         if (double := first_double(table.column_names)) is not None:
-            raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
+            raise DataError(f"{path}: the column {shown(double)} appears twice; rename one.")
         # Not to_pandas: it makes 7.0 of the id 7 where another id is null.
         columns = {column: table[column].to_pylist() for column in table.column_names}
     except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
@@ -194,7 +194,7 @@ def read_rows(rows: Any, name: str) -> pd.DataFrame:
     """
     if isinstance(rows, pd.DataFrame):
         if (double := first_double(map(str, rows.columns))) is not None:
-            raise DataError(f"{name}: the column {shown(double)} stands there twice; rename one.")
+            raise DataError(f"{name}: the column {shown(double)} appears twice; rename one.")
         plain = rows.astype(object).where(rows.notna(), None)
         where = [f"{name}.iloc[{number}]" for number in range(len(rows))]
         frame = _table({str(column): plain[column].tolist() for column in rows.columns}, where)
