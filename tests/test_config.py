@@ -180,7 +180,7 @@ def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
             {"quality": "stars"},
             "'quality' is not one of our columns .*, planted.*; if it is a label, list it in data.labels",
         ),
-        ("eval", {"instructon": "prompt"}, "'instructon' is none .*subset, generator.*did you mean \"instruction\""),
+        ("eval", {"instructon": "prompt"}, "'instructon' is not one .*subset, generator.*did you mean \"instruction\""),
         ("tasks", {"planted": "quality"}, "'planted' is not one of our columns"),
     ],
 )
@@ -198,8 +198,8 @@ def test_thresholds_need_icp_and_the_message_is_what_to_write():
     with pytest.raises(ConfigError) as error:
         load(whole, METHODS)
     assert str(error.value) == (
-        "config: bins: '<=0.5' is a threshold on the icp score, so attribution.methods needs icp and "
-        'attribution.aggregators needs icp: fraction_positive; or write bins: ["bottom 20%", "top 20%"] and finetune: '
+        "config: bins: '<=0.5' is a threshold on the icp score; add icp to attribution.methods and "
+        'icp: fraction_positive to attribution.aggregators, or write bins: ["bottom 20%", "top 20%"] and finetune: '
         "{methods: null, bins: null}"
     )
     whole["bins"] = ["bottom 20%", "top 20%"]
@@ -227,7 +227,7 @@ def test_a_sweep_needs_the_two_methods_that_it_shows():
     whole = changed("attribution.methods", ["icp", "random"])
     whole["finetune"]["methods"] = []
     assert load(whole, METHODS).figures.sweep is None
-    with pytest.raises(ConfigError, match=r"config: figures\.sweep: it shows icp against influence"):
+    with pytest.raises(ConfigError, match=r"config: figures\.sweep: add icp and influence"):
         load({**whole, "figures": {"sweep": True}}, METHODS)
 
 

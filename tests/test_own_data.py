@@ -119,7 +119,7 @@ def test_a_target_behind_configfile_is_told_in_one_sentence(planned):
     ended = planned(OWN, "--configfile", "mine.yaml", "analysis", "--cores", "1")
     assert ended.returncode
     assert "Traceback" not in ended.output
-    assert "analysis: no such configuration file. A target stands before --configfile" in ended.output
+    assert "analysis: no such configuration file. Put targets before --configfile" in ended.output
 
 
 @pytest.mark.slow

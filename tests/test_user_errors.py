@@ -45,7 +45,7 @@ CONFIGURATIONS = {
     ),
     "bins without icp": (
         {"attribution": {"methods": ["random"]}, "finetune": {"methods": ["random"]}, "figures": {"scatter": "all"}},
-        "bins: .* needs icp",
+        "bins: .*add icp",
     ),
     "bins with another aggregator of icp": (
         {"attribution": {"aggregators": {"icp": "mean"}}},
@@ -158,9 +158,9 @@ MISTAKES = {
     "an empty output": Mistake(
         train_file({**ROW, "id": "two", "output": " "}), 'mine.jsonl, line 2: "output" is empty. .*data.on_empty: drop'
     ),
-    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is taken already, by line 1"),
+    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is already used by line 1"),
     "a wrong type": Mistake(
-        train_file({**ROW, "id": "two", "output": 7}), r'mine.jsonl, line 2: "output" is .*7.* \(int\), not a text'
+        train_file({**ROW, "id": "two", "output": 7}), r'mine.jsonl, line 2: "output" is .*7.* \(int\), not a string'
     ),
     "a missing instruction": Mistake(
         train_file({"id": "two", "output": "Yes."}), 'mine.jsonl, line 2: "instruction" is missing'

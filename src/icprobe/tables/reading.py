@@ -129,7 +129,7 @@ def _read_json(path: Path) -> pd.DataFrame:
     except ValueError as error:
         raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: must be a JSON list of objects; for one object a line name it .jsonl.")
+        raise DataError(f"{path}: must be a JSON list of objects; if it has one object per line, name it .jsonl.")
     return _from_rows(path, rows, [f"{path}, row {number}" for number in range(1, len(rows) + 1)])
 
 
@@ -152,7 +152,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
             elif len(row) != len(header):
                 raise DataError(
                     f"{place}: holds {len(row)} fields where the header names {len(header)}; "
-                    "a field with commas or line breaks stands in quotation marks."
+                    "put a field with commas or line breaks in quotation marks."
                 )
             else:
                 rows.append([cell or None for cell in row])  # CSV has no other word for what is absent
