@@ -140,7 +140,7 @@ if REPEATED:
     rule count_repeated:
         localrule: True
         message:
-            "Looking for rows that stand in the data more than once"
+            "Looking for rows that occur in the data more than once"
         input:
             train=paths.TRAIN,
             tasks=paths.TASKS if CONFIG.data.tasks else [],
@@ -222,7 +222,7 @@ rule prepare_eval:
 rule check_prompts:
     localrule: True
     message:
-        "Checking that the eval prompts hold what the judge needs"
+        "Checking that the eval prompts contain what the judge needs"
     input:
         paths.EVAL,
     output:

@@ -17,7 +17,7 @@ if CONFIG.evaluation.base_responses == "generate":
 
     rule generate_base:
         message:
-            "Generating responses of {wildcards.model} itself"
+            "Generating responses of the base model {wildcards.model}"
         input:
             base=model_of,
             base_manifest=manifest_of,

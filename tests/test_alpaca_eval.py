@@ -77,7 +77,7 @@ def test_files_of_a_pattern_come_in_the_order_of_their_numbers(tmp_path):
 def test_an_id_that_two_files_share_is_refused_with_both_places(tmp_path):
     for name in "ab":
         write(tmp_path / f"{name}.json", prompts(name, 1, id="x"))
-    with pytest.raises(DataError, match=r"b\.json, row 1: the id 'x' is taken already, by .*a\.json, row 1"):
+    with pytest.raises(DataError, match=r"b\.json, row 1: the id 'x' is already used by .*a\.json, row 1"):
         table(path=[str(tmp_path / "a.json"), str(tmp_path / "b.json")])
 
 

@@ -165,7 +165,7 @@ def test_a_sound_directory_is_verified_and_its_facts_come_back(model):
 def damaged(model):
     with pytest.raises(ArtifactError) as caught:
         artifacts.verify(model)
-    assert f"Remove {model} so that it is made anew" in str(caught.value)
+    assert f"Remove {model} to have it rebuilt" in str(caught.value)
     return str(caught.value)
 
 

@@ -167,9 +167,9 @@ def test_the_sentence_names_the_link_whose_interval_says_so():
     assert text.startswith("The weak link is icp – one_step: element by element (60 examples × 3 tasks, η = 0.001)")
     assert f"{first:.2f} [" in text
     assert f"{second:.2f} [" in text
-    assert "So it is at every step size." in text
+    assert "This holds at every step size." in text
     assert weak_link(with_difference(table, -0.4, -0.2)).startswith("The weak link is one_step – influence")
-    assert weak_link(with_difference(table, -0.4, 0.2)).startswith("Which link is weak these data do not tell")
+    assert weak_link(with_difference(table, -0.4, 0.2)).startswith("These data do not show which link is weak")
 
 
 def test_the_sentence_tells_the_step_sizes_at_which_it_is_otherwise():
@@ -184,16 +184,14 @@ def test_the_sentence_says_where_rounding_takes_over():
     assert "η = 0.001, the smallest step" in weak_link(table)
     errors = table["statistic"] == "relative_error"
     table.loc[errors, "value"] = [0.5, 0.02]
-    assert "2% off influence at η = 0.01; at η = 0.001 it is 50%, for there effects drown in float32" in weak_link(
-        table
-    )
+    assert "2% off influence at η = 0.01; at η = 0.001 it is 50%, because effects drown in float32" in weak_link(table)
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_chain_of_nothing_has_no_weak_link_and_no_warning():
     icp, influence, steps = matrices()
     nothing = influence.assign(**dict.fromkeys(["t0", "t1", "t2"], np.float32(0)))
-    assert "cannot be told" in weak_link(chain(icp, nothing, steps, AGGREGATORS, resamples=5))
+    assert "cannot be determined" in weak_link(chain(icp, nothing, steps, AGGREGATORS, resamples=5))
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])

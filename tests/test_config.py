@@ -134,29 +134,29 @@ def test_the_configuration_given_is_left_as_it_was():
         ("experiment", None, "config: experiment: this key is missing"),
         ("model_sources.x", {"source": "local"}, "config: model_sources.x.path: this key is missing"),
         ("seed", "many", "config: seed: Input should be a valid integer"),
-        ("experiment", "../x", "config: experiment: a plain name is needed"),
-        ("experiment", "a\nb", "config: experiment: a plain name is needed"),
+        ("experiment", "../x", "config: experiment: use a plain name"),
+        ("experiment", "a\nb", "config: experiment: use a plain name"),
         ("models", ["smollm"], "config: models: 'smollm' is not defined in model_sources"),
         (
             "attribution.methods",
             ["icp", "influence", "random", "icpp"],
-            "config: attribution.methods: 'icpp' is no method",
+            "config: attribution.methods: 'icpp' is not a method",
         ),
-        ("attribution.aggregators.icpp", "mean", "config: attribution.aggregators: 'icpp' is no method"),
-        ("attribution.methods", ["icp", "icp"], "config: attribution.methods: 'icp' stands there twice"),
+        ("attribution.aggregators.icpp", "mean", "config: attribution.aggregators: 'icpp' is not a method"),
+        ("attribution.methods", ["icp", "icp"], "config: attribution.methods: 'icp' appears twice"),
         ("finetune.methods", ["length", "nuggets"], "config: finetune.methods: 'nuggets' is not scored"),
         ("finetune.bins", [">0.7"], "config: finetune.bins: '>0.7' is not among bins"),
         ("figures.scatter", [["icp", "x"]], "config: figures.scatter: 'x' is not in attribution.methods"),
         (
             "analysis.chain.learning_rates",
             [1e-5, 1e-5],
-            "config: analysis.chain: learning_rates: 1e-05 stands there twice",
+            "config: analysis.chain: learning_rates: 1e-05 appears twice",
         ),
         ("attribution.aggregators.icp", "mean", "config: bins: '<=0.5' is a threshold on the icp score"),
-        ("data.train", {}, 'config: data.train: exactly one of "path", '),
-        ("data.train.path", "a/{x}.jsonl", "config: data.train.path: a path is needed, without braces"),
-        ("data.labels", ["output"], "config: data: labels: 'output' is what the scorers see"),
-        ("data.tasks.select", "kmeans:0", "config: data.tasks: select: 'kmeans:0' is none of"),
+        ("data.train", {}, 'config: data.train: give exactly one of "path", '),
+        ("data.train.path", "a/{x}.jsonl", "config: data.train.path: use a path without braces"),
+        ("data.labels", ["output"], "config: data: labels: 'output' cannot be a label because the scorers see it"),
+        ("data.tasks.select", "kmeans:0", 'config: data.tasks: select: use all, "first:n"'),
         ("evaluation.judge", "llm", "config: evaluation: the judge llm needs a mapping llm"),
         ("bins", [">1.5"], 'config: bins.0: a bin is "<=x" or ">x"'),
         ("bins", [">0.٨"], 'config: bins.0: a bin is "<=x" or ">x"'),
@@ -164,7 +164,7 @@ def test_the_configuration_given_is_left_as_it_was():
         ("bins", ["top 200%"], 'config: bins.0: a bin is "<=x" or ">x"'),
         ("bins", ["top 1.5"], 'config: bins.0: a bin is "<=x" or ">x"'),
         ("bins", [">0.875"], 'config: bins.0: a bin is "<=x" or ">x"'),
-        ("bins", ["top 20%", "top 20.0%"], "config: bins: 'top 20%' stands there twice"),
+        ("bins", ["top 20%", "top 20.0%"], "config: bins: 'top 20%' appears twice"),
     ],
 )
 def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
@@ -174,14 +174,14 @@ def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
 @pytest.mark.parametrize(
     ("table", "columns", "said"),
     [
-        ("train", {"response": "output"}, "'response' is none of our columns .*write {output: response}"),
+        ("train", {"response": "output"}, "'response' is not one of our columns .*write {output: response}"),
         (
             "train",
             {"quality": "stars"},
-            "'quality' is none of our columns .*, planted.*; a label is listed in data.labels",
+            "'quality' is not one of our columns .*, planted.*; if it is a label, list it in data.labels",
         ),
-        ("eval", {"instructon": "prompt"}, "'instructon' is none .*subset, generator.*did you mean \"instruction\""),
-        ("tasks", {"planted": "quality"}, "'planted' is none of our columns"),
+        ("eval", {"instructon": "prompt"}, "'instructon' is not one .*subset, generator.*did you mean \"instruction\""),
+        ("tasks", {"planted": "quality"}, "'planted' is not one of our columns"),
     ],
 )
 def test_a_mapping_of_columns_names_ours_first(table, columns, said):
@@ -198,8 +198,8 @@ def test_thresholds_need_icp_and_the_message_is_what_to_write():
     with pytest.raises(ConfigError) as error:
         load(whole, METHODS)
     assert str(error.value) == (
-        "config: bins: '<=0.5' is a threshold on the icp score, so attribution.methods needs icp and "
-        'attribution.aggregators needs icp: fraction_positive; or write bins: ["bottom 20%", "top 20%"] and finetune: '
+        "config: bins: '<=0.5' is a threshold on the icp score; add icp to attribution.methods and "
+        'icp: fraction_positive to attribution.aggregators, or write bins: ["bottom 20%", "top 20%"] and finetune: '
         "{methods: null, bins: null}"
     )
     whole["bins"] = ["bottom 20%", "top 20%"]
@@ -227,7 +227,7 @@ def test_a_sweep_needs_the_two_methods_that_it_shows():
     whole = changed("attribution.methods", ["icp", "random"])
     whole["finetune"]["methods"] = []
     assert load(whole, METHODS).figures.sweep is None
-    with pytest.raises(ConfigError, match=r"config: figures\.sweep: it shows icp against influence"):
+    with pytest.raises(ConfigError, match=r"config: figures\.sweep: add icp and influence"):
         load({**whole, "figures": {"sweep": True}}, METHODS)
 
 
@@ -256,7 +256,7 @@ def test_what_yaml_alone_knows_is_refused_by_name():
     assert "YAML's type date; put quotation marks" in message("experiment", yaml.safe_load("2024-01-01"))
     assert "YAML's type set" in message("attribution.methods", yaml.safe_load("!!set {icp, length}"))
     assert "YAML's type bytes" in message("experiment", yaml.safe_load("!!binary aGVsbG8="))
-    assert "the key '1' must be a text" in message("data.train.columns", {1: "a"})
+    assert "the key '1' must be a string" in message("data.train.columns", {1: "a"})
 
 
 @pytest.mark.timeout(20)

@@ -89,7 +89,7 @@ def test_tasks_without_ids_are_chosen_by_their_numbers_or_the_ids_made_for_them(
     table = read(written(tmp_path, "jsonl", rows))
     for names in (["10", "2"], ["10", "02"], ["10", table["id"][2]]):
         assert selecting.select_tasks(table, names, 0)["instruction"].tolist() == ["a10", "a2"], names
-    for names, message in ((["12"], "no task '12'; the first ids are 'x"), (["2", "02"], "a task stands there twice")):
+    for names, message in ((["12"], "no task '12'; the first ids are 'x"), (["2", "02"], "a task appears twice")):
         with pytest.raises(DataError, match=message):
             selecting.select_tasks(table, names, 0)
     # With ids of their own, numbers are ids.
@@ -185,14 +185,14 @@ def test_a_look_at_a_broken_file_finds_nothing_and_raises_nothing(kind, content,
         ('{"instruction": "a", "output": null}', '"output" is empty'),
         ('{"instruction": "  ", "output": "b"}', '"instruction" is empty'),
         ('{"output": "b"}', '"instruction" is missing'),
-        ('{"instruction": "a", "output": 3}', "\"output\" is '3' (int), not a text"),
-        ('{"instruction": "a", "output": ["b"]}', '"output" is a list of 1 (list), not a text'),
-        ('{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' stands there twice"),
+        ('{"instruction": "a", "output": 3}', "\"output\" is '3' (int), not a string"),
+        ('{"instruction": "a", "output": ["b"]}', '"output" is a list of 1 (list), not a string'),
+        ('{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' appears twice"),
         ('{"instruction": "a", "output": NaN}', "NaN is not JSON"),
         ('{"instruction": "a", "output": "\\ud800"}', "half a surrogate pair"),
         ('{"instruction": "a", "output": "b", "kind": "\\ud800"}', '"kind" holds half a surrogate pair'),
-        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is taken already, by line 1"),
-        ('{"id": 1.0, "instruction": "a", "output": "b"}', "\"id\" is '1.0' (float), not a text or a whole number"),
+        ('{"id": "007", "instruction": "a", "output": "b"}', "the id '007' is already used by line 1"),
+        ('{"id": 1.0, "instruction": "a", "output": "b"}', "\"id\" is '1.0' (float), not a string or a whole number"),
         ('{"id": true, "instruction": "a", "output": "b"}', "\"id\" is 'True' (bool)"),
         ('{"id": "a\\nb", "instruction": "a", "output": "b"}', "an id is one line"),
         ('{"id": "\\u001b[2J", "instruction": "a", "output": "b"}', "an id is one line"),
@@ -233,7 +233,7 @@ def test_eval_prompts_need_no_output(tmp_path):
     [
         ("instruction,output\na,b,c\n", "line 2: holds 3 fields where the header names 2"),
         ("instruction,output\na,b\na\n", "line 3: holds 1 fields where the header names 2"),
-        ("instruction,output,output\na,b,c\n", "line 1: the column 'output' stands there twice"),
+        ("instruction,output,output\na,b,c\n", "line 1: the column 'output' appears twice"),
         ('instruction,output\na,"b\n', "line 2: broken CSV"),
         ("instruction,output\n", "holds no rows"),
         ("", "holds no rows"),
@@ -256,7 +256,7 @@ def test_whole_numbers_of_a_parquet_file_stay_whole_beside_nulls(tmp_path):
 def test_nested_parquet_columns_are_no_texts(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"instruction": ["a"], "output": [{"text": "b"}], "more": [[1, 2]]}), path)
-    assert '"output" is an object of 1 (dict), not a text' in refused(path)
+    assert '"output" is an object of 1 (dict), not a string' in refused(path)
 
 
 def test_a_file_that_is_missing_or_of_no_known_format_is_named(tmp_path):

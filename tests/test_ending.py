@@ -64,8 +64,8 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     waiting.touch()
     said = terminal_summary.summary("mine", ["m"], tracked=True, width=100)
     assert "Spearman of icp and influence: 0.62 [0.48, 0.73] over 108 examples" in said
-    assert "The same given response length: 0.41 [0.22, 0.57]" in said
-    assert "icp's bin >0.8 (30 examples) in that of: influence 67% [49, 81]; by chance 28%" in said
+    assert "Given response length: 0.41 [0.22, 0.57]" in said
+    assert "icp's bin >0.8 (30 examples) in the bin of influence 67% [49, 81]; by chance 28%" in said
     assert "AUC of planted, 81 examples against 27: icp 0.74 [0.51, 0.89], random undefined" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["icp", ">0.8", "61.2", "53.1", "to", "69.3", "24", "12", "5", "7"] in rows
@@ -75,7 +75,7 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert "7%" not in said.replace("67%", "")
     assert "0.99" not in said
     assert "Report: results/mine/report.html" in said
-    assert "W&B: 1 runs wait here; to upload them: make sync EXPERIMENT=mine" in said
+    assert "W&B: 1 run kept here; to upload, run make sync EXPERIMENT=mine" in said
     assert "W&B" not in terminal_summary.summary("mine", ["m"], tracked=False, width=100)
 
 
@@ -115,7 +115,7 @@ def test_a_failed_job_is_told_in_its_own_sentence(tmp_path, log, sentence):
     (tmp_path / "rule.log").write_text(log)
     assert terminal_summary.sentence_of(tmp_path / "rule.log") == sentence
     said = terminal_summary.failures([("fine_tune", {"method": "icp"}, [str(tmp_path / "rule.log")])], width=400)
-    expected = sentence or "it ended without a word: killed, perhaps for memory"
+    expected = sentence or "it ended without a message, perhaps killed for memory"
     assert said.startswith(f"fine_tune failed (method=icp): {expected}\n  log: {tmp_path}/rule.log")
 
 
@@ -136,4 +136,4 @@ def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
     assert ended.returncode == 1
     assert "prepare_train failed (experiment=tiny): train.jsonl, line 1: broken JSON" in " ".join(ended.output.split())
     assert "log: logs/tiny/prepare_train.log" in ended.output
-    assert "the same command goes on from there" in ended.output
+    assert "To resume, run the same command again" in ended.output

@@ -142,7 +142,7 @@ def icp_budget(project: dag.Project) -> None:
 
 def fine_tune(project: dag.Project) -> None:
     log = "tiny/fine_tune/tiny-llama/all/all/seed-0.log"
-    killed_twice(project, CHECKPOINT, (2, 2), log, lambda text: "Going on from checkpoint-" in text)
+    killed_twice(project, CHECKPOINT, (2, 2), log, lambda text: "Resuming from checkpoint-" in text)
 
 
 def generate(project: dag.Project) -> None:

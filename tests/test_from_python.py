@@ -170,7 +170,7 @@ def test_the_built_in_model_is_that_of_the_demo():
         ({"dtpye": "float32"}, ConfigError, 'attribution.dtpye: unknown key; did you mean "dtype"?'),
         ({"dtype": "float8"}, ConfigError, "attribution.dtype: "),
         ({"memory_budget_gb": -1}, ConfigError, "attribution.memory_budget_gb: "),
-        ({"methods": ["inflence"]}, ConfigError, "'inflence' is no method; known are icp, influence"),
+        ({"methods": ["inflence"]}, ConfigError, "'inflence' is not a method; use one of icp, influence"),
         ({"methods": "icp", "templates": {"qeury": "x"}}, ConfigError, 'did you mean "query"?'),
         ({"data": {"on_empty": "skip"}}, ConfigError, "data.on_empty: "),
         ({"model": 7}, ModelError, "type int is no model of transformers"),

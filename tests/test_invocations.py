@@ -213,5 +213,5 @@ def test_a_broken_wandb_is_one_line_and_fails_nothing(project):
     code, said = project.run(PYTHONPATH=f"{broken}:{ROOT / 'src'}")
     assert code == 0, said
     assert [line for line in said.splitlines() if "W&B" in line or "luck" in line] == [
-        "W&B: no run (RuntimeError: no such luck); the work goes on without"
+        "W&B: no run (RuntimeError: no such luck); the job continues without one"
     ]

@@ -95,7 +95,7 @@ def test_pairs_follow_the_eval_table_and_an_empty_subset_has_none():
 
 
 def test_mistakes_are_one_clear_sentence():
-    with pytest.raises(ConfigError, match="'refrence' is no judge; known are reference"):
+    with pytest.raises(ConfigError, match="'refrence' is not a judge; use one of reference"):
         judge("refrence", [pair("", "")], SETTINGS)
     with pytest.raises(DataError, match=r"1 eval prompt without a gold answer to compare responses with: a\."):
         judge("reference", [pair("", "", gold=None)], SETTINGS)

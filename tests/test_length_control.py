@@ -113,7 +113,9 @@ def test_a_length_controlled_win_rate_that_the_penalty_alone_makes_is_left_out_w
 
     few = of(50, 0.33)
     assert np.isnan(few.rate)
-    needed = int(re.fullmatch(r"the penalty alone makes it 50: 50 judgements, some (\d+) are needed", few.note)[1])
+    needed = int(
+        re.fullmatch(r"the penalty alone makes it 50; there are 50 judgements, and some (\d+) are needed", few.note)[1]
+    )
     assert 300 < needed < 400
     # From so many on there is a number, whatever they say; of AlpacaEval's 805 for any judge.
     for n, spread in ((needed + 4, 0.33), (805, 0.33), (805, 0.47)):
@@ -131,7 +133,9 @@ def test_a_mean_over_seeds_is_left_out_where_that_of_a_seed_is():
     assert found.loc[["1", "all"], "length_controlled_win_rate"].isna().all()
     assert found.loc["all", "length_control_note"] == found.loc["1", "length_control_note"] != ""
     assert not found.loc["0", "length_control_note"]
-    assert "icp, > 0.9: the penalty alone makes it 50: 30 judgements" in markdown(table, paired_differences(both))
+    assert "icp, > 0.9: the penalty alone makes it 50; there are 30 judgements" in markdown(
+        table, paired_differences(both)
+    )
     assert "% Without a length-controlled win rate: icp" in latex(table, paired_differences(both))
 
 
@@ -152,7 +156,7 @@ def test_length_control_is_a_column_behind_the_others_and_changes_none_of_them()
 def test_the_report_says_why_a_length_controlled_win_rate_is_left_out(tmp_path):
     arguments = experiment(tmp_path)
     name, inputs = next(iter(arguments["models"].items()))
-    reason = "the penalty alone makes it 50: 50 judgements, some 348 are needed"
+    reason = "the penalty alone makes it 50; there are 50 judgements, and some 348 are needed"
     table = inputs.win_rates.assign(length_controlled_win_rate=np.nan, length_control_note=None)
     first = table.index[(table["subset"] == "overall") & (table["seed"].astype(str) == "all")][0]
     table.loc[first, "length_control_note"] = reason  # as read from a CSV file: nothing is NaN

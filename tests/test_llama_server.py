@@ -90,7 +90,7 @@ def test_what_cannot_be_served_is_said_in_one_line_and_the_command_never_runs(gg
         assert done.returncode == 1
         return done.stderr.strip().splitlines()[-1]
 
-    assert said(tmp_path / "absent.gguf") == f"{tmp_path}/absent.gguf: no such file; a GGUF file is needed."
+    assert said(tmp_path / "absent.gguf") == f"{tmp_path}/absent.gguf: no such file; give a GGUF file."
     assert said(damaged).startswith(f"{damaged}: llama.cpp cannot serve it: ")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", port))

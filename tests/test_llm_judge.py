@@ -123,7 +123,7 @@ def test_an_answer_that_cannot_be_read_has_no_preference_and_is_counted(tokens, 
         rows = judge("llm", PAIRS, settings(endpoint.url))
         assert preferences(rows) == [None] * 8
         assert len(endpoint.bodies) == 8, "at temperature 0 it would say the same again"
-    assert "8 of 8 answers of the judge cannot be read" in caplog.text
+    assert "8 of the judge's 8 answers cannot be read" in caplog.text
 
 
 def test_texts_are_data_and_never_templates():

@@ -141,7 +141,7 @@ def test_reading_needs_the_context_length_that_only_a_prepared_model_has(tokeniz
     assert reader(prepared("gpt2")).max_positions == 1024
     tokenizer.save_pretrained(tmp_path)
     artifacts.write_manifest(tmp_path)
-    with pytest.raises(ArtifactError, match="is no prepared model"):
+    with pytest.raises(ArtifactError, match="is not a prepared model"):
         reader(tmp_path)
 
 

@@ -48,7 +48,7 @@ def test_the_environments_project_and_entity_win_over_the_configurations():
 
 
 def test_a_mode_that_is_none_is_refused():
-    with pytest.raises(ConfigError, match="WANDB_MODE: 'ofline' is no mode here; choose online, offline or disabled"):
+    with pytest.raises(ConfigError, match="WANDB_MODE: 'ofline' is not a mode; use online, offline or disabled"):
         modes.settings({modes.VARIABLE: settings("auto"), "WANDB_MODE": "ofline"})
 
 

@@ -164,12 +164,12 @@ def test_a_model_is_not_called_as_a_folder_of_the_experiment(name):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("bins", [">0.5", ">0.50"], "bins: '>0.5' stands there twice"),
-        ("bins", ["<=1", "<= 1.00"], "bins: '<=1' stands there twice"),
-        ("finetune.bins", [">0.8", ">0.80"], r"finetune\.bins: '>0.8' stands there twice"),
-        ("finetune.methods", ["icp", "icp"], r"finetune\.methods: 'icp' stands there twice"),
-        ("finetune.seeds", [1, 1], r"finetune\.seeds: '1' stands there twice"),
-        ("data.labels", ["planted", "planted"], r"data\.labels: 'planted' stands there twice"),
+        ("bins", [">0.5", ">0.50"], "bins: '>0.5' appears twice"),
+        ("bins", ["<=1", "<= 1.00"], "bins: '<=1' appears twice"),
+        ("finetune.bins", [">0.8", ">0.80"], r"finetune\.bins: '>0.8' appears twice"),
+        ("finetune.methods", ["icp", "icp"], r"finetune\.methods: 'icp' appears twice"),
+        ("finetune.seeds", [1, 1], r"finetune\.seeds: '1' appears twice"),
+        ("data.labels", ["planted", "planted"], r"data\.labels: 'planted' appears twice"),
     ],
 )
 def test_a_list_that_names_one_thing_twice_is_refused(key, value, said):

@@ -109,7 +109,7 @@ def test_what_is_asked_for_and_cannot_be_is_told_with_the_line_to_write(planned)
     assert (
         ended.output.splitlines().count(
             "config: finetune: fine-tuning and its evaluation need data.eval; write data: {eval: {path: "
-            "my_prompts.jsonl}}, or `evaluation: null` to keep the models unasked, or `finetune: null` for none"
+            "my_prompts.jsonl}}, or `evaluation: null` to skip evaluation, or `finetune: null` for none"
         )
         == 1
     )
@@ -119,7 +119,7 @@ def test_a_target_behind_configfile_is_told_in_one_sentence(planned):
     ended = planned(OWN, "--configfile", "mine.yaml", "analysis", "--cores", "1")
     assert ended.returncode
     assert "Traceback" not in ended.output
-    assert "analysis: no such configuration file. A target stands before --configfile" in ended.output
+    assert "analysis: no such configuration file. Put targets before --configfile" in ended.output
 
 
 @pytest.mark.slow

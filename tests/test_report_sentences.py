@@ -51,26 +51,26 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
     assert said[0] == "By the label planted, 81 examples are sound and 27 are not."
     assert said[2:] == [
         "influence (0.80 [0.70, 0.90]) and icp (0.70 [0.60, 0.80]) rank sound examples above the others more often "
-        "than chance does.",
-        "one_step (0.20 [0.10, 0.30]) ranks the others above the sound ones, more often than chance does.",
-        "The interval of length (0.70 [0.40, 0.90]) includes 0.5: these examples do not show that it tells them apart "
-        "any better or worse than chance.",
-        "Of random (0.50) there is no interval: too few examples.",
+        "than chance would.",
+        "one_step (0.20 [0.10, 0.30]) ranks the others above the sound ones more often than chance would.",
+        "The interval of length (0.70 [0.40, 0.90]) includes 0.5, so these examples do not show that it tells them "
+        "apart any better or worse than chance.",
+        "There are too few examples for an interval of random (0.50).",
     ]
 
 
 def test_few_prompts_are_said_to_decide_nothing():
     judged = win_rates(icp=(">0.8", 55, 40, 70), random=(">0.8", 45, 30, 60), all=("all", 60, 55, 65))
     said = " ".join(sentences.against_base(judged, 24))
-    assert "Beyond chance, training on all data (60% [55, 65]) wins against the base model." in said
-    assert "The interval of the other 2 models includes 50%" in said
+    assert "Training on all data (60% [55, 65]) wins against the base model beyond chance." in said
+    assert "The intervals of the other 2 models include 50%, so whether they are better or worse" in said
     untested = (">0.8", "icp", "length", 1, *[np.nan] * 5)
     open_ = differences((">0.8", "icp", "random", 24, 10.0, -8.0, 22.0, 0.2, 0.2), untested)
     said = " ".join(sentences.against_each_other(judged, open_, 24))
-    assert "Among 1 comparison of two methods on one bin no difference is significant" in said
+    assert "No difference is significant in 1 comparison of two methods on the same bin" in said
     assert "24 prompts cannot decide which method chooses the better bin" in said
     assert "about 15 points to either side" in said
-    assert "The intervals of both bins overlap (they share 40 to 60%), so that 24 prompts cannot decide" in said
+    assert "The intervals of both bins overlap (they share 40 to 60%), so 24 prompts cannot decide" in said
 
 
 def test_a_significant_difference_is_named():
@@ -78,10 +78,10 @@ def test_a_significant_difference_is_named():
     found = differences((">0.8", "icp", "random", 240, 30.0, 20.0, 40.0, 0.001, 0.002))
     said = " ".join(sentences.against_each_other(judged, found, 240))
     assert (
-        "Significant among 1 comparison of two methods on one bin (sign-flip test, Holm, 5%): icp against random"
-        in said
+        "Of 1 comparison of two methods on the same bin, these differ significantly (sign-flip test, Holm, 5%): "
+        "icp against random" in said
     )
-    assert "The interval of icp >0.8 (75% [65, 85]) lies wholly above that of random >0.8 (45% [30, 60])." in said
+    assert "The interval of icp >0.8 (75% [65, 85]) is wholly above that of random >0.8 (45% [30, 60])." in said
     assert "cannot decide" not in said
 
 

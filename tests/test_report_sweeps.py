@@ -77,7 +77,7 @@ def test_differences_and_length_control_stand_beside_the_win_rates(arguments, tm
     assert "influence − random 1 – – –" in plain(text)
     assert "Length-controlled, %" in text
     assert "41.4 † " in plain(text)
-    assert plain(text).count("† Caution: made from fewer than 100 prompts.") == 2  # overall, and by subset and seed
+    assert plain(text).count("† Caution: this uses fewer than 100 prompts.") == 2  # overall, and by subset and seed
 
 
 def test_an_experiment_without_them_says_nothing_of_them(tmp_path):

@@ -52,7 +52,7 @@ def test_tasks_are_selected_as_the_configuration_says():
     assert drawn == selecting.select_tasks(table, "random:5", 3)["id"].tolist() != table["id"].tolist()[:5]
     for select, said in (
         (["x"], "no task 'x'"),
-        (["01", "01"], "a task stands there twice"),
+        (["01", "01"], "a task appears twice"),
         ("first:13", "13 tasks are wanted, but there are 12"),
     ):
         with pytest.raises(DataError, match=said):

@@ -182,7 +182,9 @@ def test_readers_wait_where_the_server_refuses_what_they_read(tmp_path, server):
     first = sync(tmp_path, server.url)
     assert first.returncode == 1
     maker = run_of(tmp_path, "made").name
-    assert f"{run_of(tmp_path, 'reader').name}: it reads what {maker} made, which goes first" in first.stderr
+    assert (
+        f"{run_of(tmp_path, 'reader').name}: it reads what {maker} made, which must be uploaded first" in first.stderr
+    )
     server.refused = set()
     assert sync(tmp_path, server.url).returncode == 0
     assert names_sent(server) == {"score made", "score reader"}

@@ -294,7 +294,7 @@ def test_figures_show_every_pair_in_a_panel_for_each_value_of_the_other():
     ("changed", "said"),
     [
         ({"heads": 3}, "heads: 3 heads do not divide a width of 64"),
-        ({"noise": [0.5, 0.5]}, "noise: 0.5 stands there twice"),
+        ({"noise": [0.5, 0.5]}, "noise: 0.5 appears twice"),
         ({"noise": [-1]}, "greater than or equal to 0"),
         ({"dimensions": []}, "at least 1 item"),
         ({"dimension": [1]}, 'unknown key; did you mean "dimensions"'),

@@ -199,7 +199,7 @@ def test_a_directory_that_cannot_be_written_is_said_and_fails_nothing(tmp_path):
     ended = run_tracked(tmp_path, LIGHT, TMPDIR=str(tmp_path))
     assert ended.returncode == 0, ended.stderr
     assert "results/demo/wandb cannot be written" in ended.log
-    where = re.search(r"this run lies in (\S+)", ended.log)[1]
+    where = re.search(r"this run is in ([^\s,]+)", ended.log)[1]
     assert list(Path(where).glob("wandb/offline-run-*"))
 
 

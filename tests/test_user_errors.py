@@ -35,8 +35,8 @@ CONFIGURATIONS = {
     "a mistyped section": ({"atribution": {}}, 'atribution: unknown key; did you mean "attribution"'),
     "a wrong type": ({"finetune": {"epochs": "many"}}, "finetune.epochs: .*'many'"),
     "a number that YAML reads as text": ({"attribution": {"shards": 0}}, "attribution.shards: .*0"),
-    "an experiment that is a path": ({"experiment": "../elsewhere"}, "experiment: a plain name is needed.*elsewhere"),
-    "an experiment with a space": ({"experiment": "my runs"}, "experiment: a plain name is needed.*my runs"),
+    "an experiment that is a path": ({"experiment": "../elsewhere"}, "experiment: use a plain name.*elsewhere"),
+    "an experiment with a space": ({"experiment": "my runs"}, "experiment: use a plain name.*my runs"),
     "an unknown method": ({"attribution": {"methods": [*SCORED, "icq"]}, "figures": {"scatter": "all"}}, "'icq'"),
     "a model without a source": ({"models": ["tiny-lama"]}, "'tiny-lama' is not defined.*\"tiny-llama\""),
     "a method that is fine-tuned on but not scored": (
@@ -45,7 +45,7 @@ CONFIGURATIONS = {
     ),
     "bins without icp": (
         {"attribution": {"methods": ["random"]}, "finetune": {"methods": ["random"]}, "figures": {"scatter": "all"}},
-        "bins: .* needs icp",
+        "bins: .*add icp",
     ),
     "bins with another aggregator of icp": (
         {"attribution": {"aggregators": {"icp": "mean"}}},
@@ -158,9 +158,9 @@ MISTAKES = {
     "an empty output": Mistake(
         train_file({**ROW, "id": "two", "output": " "}), 'mine.jsonl, line 2: "output" is empty. .*data.on_empty: drop'
     ),
-    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is taken already, by line 1"),
+    "a duplicate id": Mistake(train_file(ROW), "mine.jsonl, line 2: the id 'one' is already used by line 1"),
     "a wrong type": Mistake(
-        train_file({**ROW, "id": "two", "output": 7}), r'mine.jsonl, line 2: "output" is .*7.* \(int\), not a text'
+        train_file({**ROW, "id": "two", "output": 7}), r'mine.jsonl, line 2: "output" is .*7.* \(int\), not a string'
     ),
     "a missing instruction": Mistake(
         train_file({"id": "two", "output": "Yes."}), 'mine.jsonl, line 2: "instruction" is missing'

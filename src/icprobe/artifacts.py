@@ -180,7 +180,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         if manifest.pop("digest") != digest(manifest):
             raise ValueError("it was changed")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({error}). Remove {directory} so that it is made anew.") from None
+        raise ArtifactError(f"{path}: cannot be read ({error}). Remove {directory} to have it rebuilt.") from None
     return manifest
 
 
@@ -200,7 +200,7 @@ def verify(directory: str | Path, contents: Callable[[str], bool] = lambda _: Tr
             what = "has another SHA-256 than the manifest says"
         else:
             continue
-        raise ArtifactError(f"{path}: {what}. Remove {directory} so that it is made anew.")
+        raise ArtifactError(f"{path}: {what}. Remove {directory} to have it rebuilt.")
     return manifest
 
 

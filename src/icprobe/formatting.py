@@ -153,7 +153,7 @@ def bin_name(text: str) -> str:
 def bin_of(name: str) -> str:
     """The bin that a name in paths stands for: `le-0.50` is `<=0.5`. Raises ConfigError for other names."""
     if not re.fullmatch(BIN_NAME, name, re.ASCII):
-        raise ConfigError(f"{name!r} is no bin's name. Bins are called as in 'le-0.50', 'gt-0.85' and 'top-20pct'.")
+        raise ConfigError(f"{name!r} is not a bin's name. Use names such as 'le-0.50', 'gt-0.85' and 'top-20pct'.")
     end, _, number = name.partition("-")
     signs = {name: sign for sign, name in NAMES_OF_SIGNS.items()}
     return str(parse_bin(f"{signs.get(end, end)} {number.replace('pct', '%')}"))

@@ -36,7 +36,7 @@ def misplaced(arguments: list[str]) -> str | None:
 # Snakemake itself ends in a traceback; this module is what of ours it reads first.
 if (_absent := misplaced(sys.argv[1:])) and os.path.basename(sys.argv[0]) in ("snakemake", "__main__.py"):
     sys.exit(
-        f"{_absent}: no such configuration file. A target stands before --configfile: "
+        f"{_absent}: no such configuration file. Put targets before --configfile: "
         f"`snakemake --cores 2 {_absent} --configfile mine.yaml`."
     )
 

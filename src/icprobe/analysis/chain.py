@@ -156,7 +156,7 @@ def weak_link(table: pd.DataFrame) -> str:
     errors = {eta: row for (*_, statistic, eta), row in rows.items() if statistic == "relative_error"}
     known = [eta for eta, row in errors.items() if not np.isnan(row.value)]
     if not known:
-        return "Which link is weak cannot be told: influence is 0, or not a number, everywhere."
+        return "Influence is 0, or not a number, everywhere, so the weak link cannot be determined."
     best = min(known, key=lambda eta: errors[eta].value)
     weak = {eta: _weaker(rows["element", DIFFERENCE, "spearman_difference", eta]) for eta in errors}
 
@@ -168,25 +168,27 @@ def weak_link(table: pd.DataFrame) -> str:
     where = f"element by element ({n_examples} examples × {links('element')[0].n // n_examples} tasks, η = {best:g})"
     gap = _shown(rows["element", DIFFERENCE, "spearman_difference", best])
     opening = (
-        f"The weak link is {link_words(weak[best])}" if weak[best] else "Which link is weak these data do not tell"
+        f"The weak link is {link_words(weak[best])}" if weak[best] else "These data do not show which link is weak"
     )
     sentences = [
-        f"{opening}: {where} the Spearman correlation of icp and one_step is {first}, that of one_step and influence "
+        f"{opening}: {where} the Spearman correlation of icp and one_step is {first}; for one_step and influence it is "
         f"{second}, which is {gap} more."
     ]
     others = {
         link: [eta for eta in sorted(weak) if eta != best and weak[eta] == link] for link in (FIRST, SECOND, None)
     }
     if len(weak) > 1 and not any(etas for link, etas in others.items() if link != weak[best]):
-        sentences.append("So it is at every step size.")
+        sentences.append("This holds at every step size.")
     else:
         for link, etas in others.items():
             if etas and link != weak[best]:
                 at = ", ".join(f"{eta:g}" for eta in etas)
-                sentences.append(f"At η = {at} it is {link_words(link)}." if link else f"At η = {at} they do not tell.")
+                sentences.append(
+                    f"At η = {at} it is {link_words(link)}." if link else f"At η = {at} they do not show it."
+                )
     by_score = " and ".join(_shown(row) for row in links("example"))
     by_mean = " and ".join(_shown(row) for row in links("example_mean"))
-    sentences.append(f"Example by example the two are {by_score} for the scores, {by_mean} for means over tasks.")
+    sentences.append(f"Example by example the two are {by_score} for scores, and {by_mean} for means over tasks.")
     sentences.append(_error_sentence({eta: errors[eta].value for eta in sorted(known)}, best))
     return " ".join(sentences)
 
@@ -210,7 +212,7 @@ def _error_sentence(errors: Mapping[float, float], best: float) -> str:
         return f"{least}."
     if best == smallest:
         return f"{least}, the smallest step, and {share[largest]} at η = {largest:g}, the largest."
-    rest = f"; at η = {smallest:g} it is {share[smallest]}, for there effects drown in float32's rounding."
+    rest = f"; at η = {smallest:g} it is {share[smallest]}, because effects drown in float32's rounding there."
     above = f" and {share[largest]} at η = {largest:g}" if best != largest else ""
     return least + above + rest
 

@@ -51,17 +51,18 @@ class Config(Section):
     models: list[Name] = Field([SMOLLM2], min_length=1, description="Models to run, by their names in model_sources.")
     model_sources: dict[Name, ModelSource] = Field(
         {SMOLLM2: SMOLLM2_SOURCE},
-        description="Where each model comes from. The default is small, and needs no account.",
+        description="Where each model comes from. The default is small and needs no account.",
     )
     data: Data
     templates: Templates = Templates()
     attribution: Attribution = Attribution()
     bins: list[Bin] = Field(
         default_factory=_default_bins,
-        description="Bins. `top 20%`, `bottom 5%`, `top 1000`: a share of the examples (rounded to whole ones, one at "
-        "least), or so many of them, at one end of each method's own ranking. `>x` and `<=x`: the examples whose icp "
-        "score, the share of tasks that they help, is so; of every other method as many. Default: "
-        f"{json.dumps(THRESHOLDS)} where icp is such a share, else {json.dumps(ENDS)}.",
+        description="Bins. `top 20%`, `bottom 5%`, `top 1000`: a share of the examples (rounded to whole ones, at "
+        "least one), or that many of them, at one end of each method's own ranking. `>x` and `<=x`: the examples "
+        "whose icp score, the share of tasks that they help, meets that limit; the same number for every other method. "
+        "Default: "
+        f"{json.dumps(THRESHOLDS)} if icp is such a share, otherwise {json.dumps(ENDS)}.",
     )
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
@@ -82,8 +83,8 @@ class Config(Section):
             unscored = set(self.finetune.methods or []) - set(self.attribution.methods)
             away = [f"{key}: null" for key, wrong in (("methods", unscored), ("bins", trained)) if wrong]
             raise ValueError(
-                f"bins: {of_icp[0]!r} is a threshold on the icp score, so attribution.methods needs icp and "
-                f"attribution.aggregators needs icp: fraction_positive; or write bins: {json.dumps(ENDS)}"
+                f"bins: {of_icp[0]!r} is a threshold on the icp score; add icp to attribution.methods and "
+                f"icp: fraction_positive to attribution.aggregators, or write bins: {json.dumps(ENDS)}"
                 + (f" and finetune: {{{', '.join(away)}}}" if away else "")
             )
         return self
@@ -101,7 +102,7 @@ class Config(Section):
         ):
             doubled = sorted({name for name in names if names.count(name) > 1})
             if doubled:
-                raise ValueError(f"{what}: {shown(doubled[0])} stands there twice")
+                raise ValueError(f"{what}: {shown(doubled[0])} appears twice")
         for model in self.models:
             if model not in self.model_sources:
                 raise ValueError(
@@ -111,20 +112,20 @@ class Config(Section):
         for method in self.finetune.methods or []:
             if method not in methods:
                 raise ValueError(
-                    f"finetune.methods: {method!r} is not scored; add it to attribution.methods or take it out here "
-                    "(null takes those that are scored)"
+                    f"finetune.methods: {method!r} is not scored; add it to attribution.methods or remove it here "
+                    "(null means those that are scored)"
                 )
         for pair in [] if self.figures.scatter == "all" else self.figures.scatter:
             for method in pair:
                 if method not in methods:
                     raise ValueError(f"figures.scatter: {method!r} is not in attribution.methods")
         if self.figures.sweep and not {"icp", "influence"} <= set(methods):
-            raise ValueError("figures.sweep: it shows icp against influence, so attribution.methods needs both")
+            raise ValueError("figures.sweep: add icp and influence to attribution.methods; the figure compares them")
         for name in (self.finetune.bins or []) if self.finetune_methods else []:
             if name not in self.bins:
                 raise ValueError(
-                    f"finetune.bins: {name!r} is not among bins {self.bins}; choose of them, or take finetune.bins out "
-                    "(null) for all"
+                    f"finetune.bins: {name!r} is not among bins {self.bins}; choose from these, or set finetune.bins "
+                    "to null for all"
                 )
         return self
 
@@ -141,7 +142,7 @@ class Config(Section):
             if (note.method or name) == "all" and (note.method is None or note.bin != "all"):
                 raise ValueError(
                     f'evaluation.annotations.{name}: "all" means all data in the tables; choose another method, or set '
-                    "method: all and bin: all where these are responses of a model that was fine-tuned on all data"
+                    "method: all and bin: all if these are responses of a model that was fine-tuned on all data"
                 )
         if self.data.eval and "overall" in self.data.eval.subsets:
             raise ValueError('data.eval.subsets: "overall" means all subsets in the tables; choose another name')
@@ -152,7 +153,7 @@ class Config(Section):
         here = [model for model in self.models if self.model_sources[model].source != "external"]
         if self.data.tasks and str(self.data.tasks.select).startswith("kmeans") and not here:
             raise ValueError(
-                f"data.tasks.select: {self.data.tasks.select!r} needs a model that is here, to read the candidates"
+                f"data.tasks.select: {self.data.tasks.select!r} needs a non-external model to read the candidates"
             )
         trained = self.evaluation.judge != "annotations" and (self.finetune_methods or self.finetune.all_data)
         absent = [
@@ -160,17 +161,14 @@ class Config(Section):
             for what, there in (
                 ("data.train", self.data.train),
                 ("data.eval", self.data.eval or self.evaluation.judge == "none"),
-                ("a model that is here", len(here) == len(self.models)),
+                ("models that are not external", len(here) == len(self.models)),
             )
             if not there
         ]
         if absent and trained:
             ways = "`finetune: null` for none"
             if absent == ["data.eval"]:
-                ways = (
-                    "data: {eval: {path: my_prompts.jsonl}}, or `evaluation: null` to keep the models unasked, or "
-                    + ways
-                )
+                ways = "data: {eval: {path: my_prompts.jsonl}}, or `evaluation: null` to skip evaluation, or " + ways
             raise ValueError(f"finetune: fine-tuning and its evaluation need {' and '.join(absent)}; write {ways}")
         return self
 
@@ -232,7 +230,7 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
         for method in methods:
             if method not in known_methods:
                 raise _mistake(
-                    ["attribution", key], f"{shown(method)} is no method; known are {', '.join(known_methods)}"
+                    ["attribution", key], f"{shown(method)} is not a method; use one of {', '.join(known_methods)}"
                 )
     return config
 
@@ -254,7 +252,7 @@ class _Plain:
             if isinstance(value, dict):
                 for key in value:
                     if not isinstance(key, str):
-                        raise _mistake(where, f"the key {shown(key)} must be a text; put quotation marks around it")
+                        raise _mistake(where, f"the key {shown(key)} must be a string; put quotation marks around it")
                     _scalar(key, where)
                 said = {k: v for k, v in value.items() if v is not None or (*where, k) in NULL_SAYS}
                 parts = {k: self.of(v, (*where, k[:60])) for k, v in said.items()}
@@ -275,12 +273,12 @@ class _Plain:
 def _scalar(value: Any, where: tuple[str, ...]) -> Any:
     if isinstance(value, str):
         if any("\ud800" <= c <= "\udfff" for c in value):
-            raise _mistake(where, f"{shown(value)} holds half a surrogate pair, which is no text")
+            raise _mistake(where, f"{shown(value)} contains half a surrogate pair, which is not valid text")
     elif isinstance(value, int) and abs(value) >= 2**63:
         raise _mistake(where, "the number is too large")
     elif not isinstance(value, int | float | None):
         kind = type(value).__name__
-        raise _mistake(where, f"{shown(value)} is of YAML's type {kind}; put quotation marks around it")
+        raise _mistake(where, f"{shown(value)} has YAML's type {kind}; put quotation marks around it")
     return value
 
 

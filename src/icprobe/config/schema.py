@@ -19,13 +19,15 @@ LARGEST = 2**31  # what bounds every whole number is not worth a word in a table
 INTRODUCTION = """\
 # The configuration
 
-Generated from `src/icprobe/config/sections.py` and `sources.py` by `make schema`; do not edit.
+This page lists every key of the configuration, with its type, default and meaning. `make schema` generates it from
+`src/icprobe/config/sections.py` and `sources.py`; do not edit it.
 
-`config.yaml` is the demo's. `--configfile other.yaml` overrides keys of it: mappings merge, lists replace, and `null`
-takes a key away (two keys of `evaluation.llm` say what null means there; `wandb: null` and `evaluation: null` switch
-off). A file that brings data of its own (a table of `data`, or `attribution.external`) stands alone: nothing of the
-demo is under it, unless `config.yaml` is named before it. Unknown keys are refused. A number such as `2e-7` is a text
-to YAML; here it is read as a number all the same. Editors that know JSON schemas read `config.schema.json`.
+`config.yaml` is the demo's. `--configfile other.yaml` overrides its keys: mappings merge, lists replace, and `null`
+removes a key (two keys of `evaluation.llm` say what null means there; `wandb: null` and `evaluation: null` switch these
+sections off). A file that brings its own data (a table of `data`, or `attribution.external`) stands alone: it inherits
+nothing from the demo, unless you name `config.yaml` before it. Unknown keys are refused. YAML reads a number such as
+`2e-7` as a string; icprobe reads it as a number all the same. For editors that know JSON schemas there is
+`config.schema.json`.
 """
 
 
@@ -91,7 +93,7 @@ def _table(fields: dict[str, Any], required: list[str], sections: dict[str, Any]
         if key in required:
             default = "required"
         elif "default" not in field:
-            default = "as said"  # of other keys
+            default = "as described"  # it depends on other keys
         elif isinstance(field["default"], dict) and _references(field):
             default = "below"
         else:
@@ -116,7 +118,7 @@ def _type(field: dict[str, Any]) -> str:
         return f"list of {_type(field['items'])}"
     if kind == "object":
         return f"mapping of names to {_type(field['additionalProperties'])}"
-    words = {"string": "text", "integer": "whole number", "boolean": "true or false", "null": "`null`"}
+    words = {"string": "string", "integer": "whole number", "boolean": "true or false", "null": "`null`"}
     bounds = [
         f"{sign} {field[name]:g}"
         for name, sign in (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))

@@ -34,32 +34,32 @@ class OneStep(Section):
 
 
 class IcpBudget(Section):
-    """ICP of those examples alone that may still be among the best or the worst."""
+    """ICP only for examples that may still be among the best or the worst."""
 
     share: Annotated[float, Field(gt=0, le=0.5)] = Field(
-        0.1, description="Share of the examples that are wanted as the best, and as the worst."
+        0.1, description="Share of the examples to find as the best, and as the worst."
     )
-    round_tasks: Count = Field(10, description="Tasks that are tried between two decisions on who stops.")
+    round_tasks: Count = Field(10, description="Tasks tried between two decisions on which examples stop.")
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="Confidence level of the intervals by which an example stops."
+        0.95, description="Confidence level of the intervals that decide when an example stops."
     )
 
 
 class ExternalScores(Section):
     """Scores or an attribution matrix that somebody else computed: parquet, CSV, JSON, JSONL, npy, npz or .pt."""
 
-    path: FilePath | list[FilePath] = Field(description="The file, or the files in which it lies in parts, in order.")
+    path: FilePath | list[FilePath] = Field(description="The file, or its parts as a list of files, in order.")
     key: str | None = Field(
         None, description="Name of the array in an npz, .pt or JSON file, or of the column in a table."
     )
     orientation: Literal["scores", "examples_by_tasks", "tasks_by_examples"] = Field(
-        description="scores: one number for each example; else what the rows and columns of the matrix are."
+        description="scores: one number for each example; otherwise what the rows and columns of the matrix are."
     )
-    parts: Literal["examples", "tasks"] = Field("examples", description="What the parts of several files divide.")
+    parts: Literal["examples", "tasks"] = Field("examples", description="What is divided among several files.")
     join: Literal["order", "id"] = Field(
         "order",
-        description="order: row i is example i; id: by the file's ids. Where the examples came without ids, files that "
-        "have none, or numbers, join by row number, from 0.",
+        description="order: row i is example i; id: by the file's ids. If the examples came without ids, files with no "
+        "ids, or with numbers, join by row number, from 0.",
     )
     id_column: str = Field("id", description="Column of a table that names its rows.")
     header: bool = Field(True, description="Whether the first line of a CSV file names its columns.")
@@ -85,25 +85,28 @@ class Attribution(Section):
         ["icp", "influence", "influence_log", "one_step", "length", "random"], description="Methods to compute."
     )
     dtype: Dtype = Field("bfloat16", description="Arithmetic of the model; one_step always computes in float32.")
-    device: Device = Field("auto", description="auto takes CUDA where there is one.")
+    device: Device = Field("auto", description="auto uses CUDA if available.")
     tf32: bool = Field(False, description="Allow TF32 matrix products in float32 on CUDA.")
     aggregators: dict[str, Literal["mean", "fraction_positive"]] = Field(
         {"icp": "fraction_positive", "one_step": "fraction_positive"},
-        description="How a method's matrix is reduced over tasks; mean for methods not named.",
+        description="How to reduce a method's matrix over tasks; mean for methods not named.",
     )
     shards: Literal["auto"] | Count = Field(
         "auto",
-        description="Jobs into which each method's work is cut; numbers do not depend on it. auto: about half an hour "
-        "each, by the sizes of the files, the model's and what `device` is taken to do (docs/clusters.md).",
+        description="Jobs into which each method's work is split; results do not depend on it. auto: about half an "
+        "hour each, estimated from the sizes of files and model and the speed expected of `device` (docs/clusters.md).",
     )
-    memory_budget_gb: PositiveFloat = how(3, "Memory for gradients and caches beside the model, in GB (10^9 bytes).")
+    memory_budget_gb: PositiveFloat = how(
+        3, "Memory for gradients and caches in addition to the model, in GB (10^9 bytes)."
+    )
     batch_tokens: Count = Field(
-        1024, description="Tokens that go through the model together, about: of examples, of tasks."
+        1024, description="Approximate number of tokens, of examples or of tasks, that go through the model together."
     )
     one_step: OneStep = Field(OneStep(), description="Settings of the method one_step.")
     external: dict[Name, ExternalScores] = Field(
         {},
-        description="Score sets of others, each a method of its name; one named as a method here takes its place.",
+        description="Scores computed elsewhere, each a method with its own name; one with a built-in method's name "
+        "replaces it.",
     )
     icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
 
@@ -119,19 +122,19 @@ class Attribution(Section):
 
 
 class Chain(Section):
-    """The chain icp ~ one_step ~ influence, which is looked at where all three are computed."""
+    """The chain icp ~ one_step ~ influence, which is analysed if all three are computed."""
 
     learning_rates: list[PositiveFloat] = Field(
         [],
-        description="Step sizes η at which one_step is computed besides its own, attribution.one_step.learning_rate; "
-        "each costs what the method one_step does.",
+        description="Further step sizes η for one_step, in addition to attribution.one_step.learning_rate; each costs "
+        "as much as the method one_step.",
     )
 
     @model_validator(mode="after")
     def _each_once(self) -> "Chain":
         doubled = [eta for eta in self.learning_rates if self.learning_rates.count(eta) > 1]
         if doubled:
-            raise ValueError(f"learning_rates: {doubled[0]:g} stands there twice")
+            raise ValueError(f"learning_rates: {doubled[0]:g} appears twice")
         return self
 
 
@@ -140,7 +143,7 @@ class Analysis(Section):
 
     resamples: Count = Field(1000, description="Bootstrap resamples over examples.")
     analytic_above: Count = Field(
-        20_000, description="Rows above which intervals are analytic instead (those of the chain: a jackknife)."
+        20_000, description="Rows above which intervals are analytic instead (for the chain: a jackknife)."
     )
     chain: Chain = Field(Chain(), description="The chain of the paper's argument.")
 
@@ -148,19 +151,19 @@ class Analysis(Section):
 class Synthetic(Section):
     """Linear regression in context: a small transformer trained here, icp and influence against closed forms."""
 
-    in_all: bool = Field(False, description="Whether `all` makes it, too; `snakemake synthetic` always does.")
+    in_all: bool = Field(False, description="Whether `all` includes it; `snakemake synthetic` always runs it.")
     dimensions: list[Count] = Field([1, 2, 4, 8], min_length=1, description="Dimensions of x.")
     noise: list[Float] = Field(
         [0.0, 0.25, 0.5, 1.0, 2.0], min_length=1, description="Standard deviations σ of the noise in y."
     )
-    points: Count = Field(8, description="Points of a function that stand in a prompt, and that are valued.")
-    functions: Count = Field(400, description="Held-out functions for each dimension and noise.")
+    points: Count = Field(8, description="Points of a function in a prompt, each of which is valued.")
+    functions: Count = Field(400, description="Held-out functions for each dimension and noise level.")
     width: Count = Field(64, description="Hidden size of the transformer.")
     layers: Count = Field(3, description="Blocks of the transformer.")
-    heads: Count = Field(4, description="Attention heads of a block; they divide the width.")
+    heads: Count = Field(4, description="Attention heads of a block; must divide the width.")
     steps: Count = Field(8_000, description="Training steps.")
     batch_size: Count = Field(64, description="Functions in a training step.")
-    learning_rate: PositiveFloat = Field(1e-3, description="Peak learning rate of AdamW; a cosine follows it.")
+    learning_rate: PositiveFloat = Field(1e-3, description="Peak learning rate of AdamW, with cosine decay.")
 
     @model_validator(mode="after")
     def _can_be_made(self) -> "Synthetic":
@@ -170,7 +173,7 @@ class Synthetic(Section):
             values = getattr(self, key)
             doubled = [value for value in values if values.count(value) > 1]
             if doubled:
-                raise ValueError(f"{key}: {doubled[0]} stands there twice")
+                raise ValueError(f"{key}: {doubled[0]} appears twice")
         return self
 
 
@@ -182,8 +185,8 @@ class Figures(Section):
     )
     sweep: bool | None = Field(
         None,
-        description="The experiment's figure of icp against influence by model and by domain of task; null draws it "
-        "where there are several models, or several domains in a local task file.",
+        description="Whether to draw the experiment's figure of icp against influence by model and by domain of task; "
+        "null draws it if there are several models, or several domains in a local task file.",
     )
     colors: list[Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]] = Field(
         [*OKABE_ITO],
@@ -208,8 +211,8 @@ class Finetune(Section):
 
     methods: list[Name] | None = Field(
         None,
-        description="Methods whose bins are fine-tuned on; null means icp, influence and random, as far as "
-        "attribution.methods has them, and where it has none of them all that it has.",
+        description="Methods whose bins to fine-tune on; null means those of icp, influence and random that are in "
+        "attribution.methods, or all of attribution.methods if none of them is.",
     )
     bins: list[Bin] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
     seeds: list[Seed] = Field([0], min_length=1, description="One model for each seed.")
@@ -223,78 +226,82 @@ class Finetune(Section):
     )
     warmup_ratio: Fraction = Field(0.03, description="Share of the steps that warm up.")
     weight_decay: Float = Field(0.0, description="AdamW's weight decay.")
-    max_length: Count = Field(512, description="Tokens of query and response, at most; the rest is cut off.")
+    max_length: Count = Field(512, description="Maximum tokens of query and response; the rest is cut off.")
     dtype: Dtype = Field("float32", description="Arithmetic of training.")
-    device: Device = Field("auto", description="auto takes CUDA where there is one.")
+    device: Device = Field("auto", description="auto uses CUDA if available.")
     lora: Lora | None = Field(None, description="Train adapters instead of all weights; null trains all weights.")
-    checkpoint_minutes: PositiveFloat = how(2, "A killed training loses at most about this much work, in minutes.")
+    checkpoint_minutes: PositiveFloat = how(2, "Most work that a killed training can lose, approximately, in minutes.")
 
 
 class LlmJudge(Section):
-    """A language model that judges, behind any OpenAI-compatible endpoint (OpenAI, vLLM, Ollama, llama.cpp)."""
+    """A language model as judge, behind any OpenAI-compatible endpoint (OpenAI, vLLM, Ollama, llama.cpp)."""
 
     base_url: str = Field(description="The endpoint, such as https://api.openai.com/v1.", pattern=r"^https?://")
-    model: str = Field(description="The judge's name at the endpoint; a dated one for a reproducible experiment.")
+    model: str = Field(description="The judge's name at the endpoint; use a dated one for a reproducible experiment.")
     key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = how(
         None, "Name of the environment variable that holds the key, never the key itself; null sends none."
     )
     mode: Literal["weighted", "plain"] = Field(
         "weighted",
-        description="weighted: one token, its probabilities weigh the responses; plain: a structured answer.",
+        description="weighted: one token, whose probabilities weight the responses; plain: a structured answer.",
     )
-    top_logprobs: Count = Field(20, description="weighted: likeliest tokens looked at; OpenAI gives 20 at most.")
+    top_logprobs: Count = Field(
+        20, description="weighted: number of likeliest tokens to read; OpenAI gives at most 20."
+    )
     order: Literal["hash", "both"] = Field(
-        "hash", description="hash: a hash of the prompt says which response comes first; both: each way, averaged."
+        "hash", description="hash: a hash of the prompt decides which response comes first; both: each way, averaged."
     )
     least_mass: Fraction = Field(
         0.01,
-        description="weighted: probability that the tokens m and M have together, at least; below it the judge was "
-        "about to say something else, such as <think>, and the answer counts as unreadable.",
+        description="weighted: minimum total probability of the tokens m and M; below it the judge was about to say "
+        "something else, such as <think>, and the answer counts as unreadable.",
     )
     temperature: OrLeftOut = Field(
-        0.0, description="Sampling temperature; null or false leaves it out, for endpoints that refuse it."
+        0.0, description="Sampling temperature; null or false omits it, for endpoints that refuse it."
     )
     json_schema: bool | None = Field(
         True,
-        description="plain: demand JSON of the verdict's schema; null or false leaves that out, for endpoints that "
-        "refuse it, and the verdict is looked for in what the judge says.",
+        description="plain: require JSON with the verdict's schema; null or false omits that, for endpoints that "
+        "refuse it, and the verdict is searched for in the judge's answer.",
     )
-    concurrency: Count = how(8, "Requests under way at once, at most: one job at a time asks, whatever `--cores` says.")
-    attempts: Count = how(6, "Times a request is sent when the endpoint fails, with growing pauses.")
+    concurrency: Count = how(
+        8, "Maximum number of parallel requests; one job at a time sends them, whatever `--cores` says."
+    )
+    attempts: Count = how(6, "Times to send a request if the endpoint fails, with growing pauses.")
     timeout_seconds: PositiveFloat = how(120, "Time for one answer, in seconds.")
-    max_answer_tokens: Count = Field(64, description="plain: tokens of an answer, at most.")
+    max_answer_tokens: Count = Field(64, description="plain: maximum tokens of an answer.")
     limit_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
-        "max_tokens", description="How the endpoint calls the limit on an answer's tokens."
+        "max_tokens", description="What the endpoint calls the limit on an answer's tokens."
     )
     price_input: Float | None = how(
-        None, "Price of a million tokens read, in dollars; null: unknown, 0: the endpoint costs nothing."
+        None, "Price of a million input tokens, in dollars; null: unknown, 0: the endpoint costs nothing."
     )
-    price_output: Float | None = how(None, "Price of a million tokens written, in dollars; likewise.")
+    price_output: Float | None = how(None, "Price of a million output tokens, in dollars; likewise.")
     max_cost: Float | None = how(
         None,
-        "Budget of the experiment's judgements, in dollars, over all jobs and runs by the answers kept in "
-        "`.cache/`; a request that might pass it is not sent. Needs both prices. What a request that broke off has "
-        "cost is not known, and not counted.",
+        "Budget for the experiment's judgements, in dollars, over all jobs and runs whose answers are kept in "
+        "`.cache/`; a request that might exceed it is not sent. Needs both prices. The cost of interrupted requests is "
+        "unknown and not counted.",
     )
 
     @model_validator(mode="after")
     def _a_budget_needs_prices(self) -> "LlmJudge":
         if self.max_cost is not None and None in (self.price_input, self.price_output):
             raise ValueError(
-                "max_cost: with unknown prices no budget can be kept; set price_input and price_output (0 where the "
-                "endpoint costs nothing)"
+                "max_cost: set price_input and price_output too (0 if the endpoint costs nothing); without prices no "
+                "budget can be kept"
             )
         return self
 
 
 class Annotations(Section):
-    """Judgements that exist: AlpacaEval's annotations of one model's responses, as JSON or JSONL."""
+    """Existing judgements: AlpacaEval's annotations of one model's responses, as JSON or JSONL."""
 
-    path: FilePath | list[FilePath] = Field(description="The file, or files to be read one after the other.")
+    path: FilePath | list[FilePath] = Field(description="The file, or a list of files to read in order.")
     generator: str | None = Field(
-        None, description="Which generator_2 to take; needed where the files hold several models' responses."
+        None, description="Which generator_2 to read; needed if the files hold several models' responses."
     )
-    method: Name | None = Field(None, description="Method in the table; null takes the annotations' own name.")
+    method: Name | None = Field(None, description="Method in the table; null uses the annotations' own name.")
     bin: Bin | Literal["all"] = Field("all", description="Bin in the table.")
     seed: Seed = Field(0, description="Seed in the table.")
 
@@ -316,22 +323,22 @@ class Evaluation(Section):
     judge: Literal["reference", "llm", "annotations", "none"] = Field(
         "reference",
         description="reference: chrF against the gold answer of each eval prompt; llm: a language model; annotations: "
-        "judgements that exist already, so that nothing is fine-tuned for the table; none, or `evaluation: null`: "
-        "fine-tuned models are kept, and not asked anything.",
+        "existing judgements, so nothing is fine-tuned for the table; none, or `evaluation: null`: fine-tuned models "
+        "are kept but not evaluated.",
     )
     base_responses: Literal["generate", "given"] = Field(
         "generate",
-        description="generate: what the model itself answers; given: the output of the eval table is the base model's.",
+        description="generate: the base model answers the prompts; given: the eval table's output is its response.",
     )
     draw_margin: Float = Field(1.0, description="reference judge: a chrF difference below this is a draw, in points.")
     llm: LlmJudge | None = Field(None, description="Settings of the judge llm.")
     annotations: dict[Name, Annotations] = Field(
-        {}, description="What the judge annotations reads: a row of the table by its name."
+        {}, description="What the judge annotations reads: each name is a row of the table."
     )
-    max_new_tokens: Count = Field(128, description="Tokens of a response, at most.")
+    max_new_tokens: Count = Field(128, description="Maximum tokens of a response.")
     batch_size: Count = Field(8, description="Prompts generated together.")
     dtype: Dtype = Field("float32", description="Arithmetic of generation.")
-    device: Device = Field("auto", description="auto takes CUDA where there is one.")
+    device: Device = Field("auto", description="auto uses CUDA if available.")
 
     @model_validator(mode="after")
     def _llm_is_described(self) -> "Evaluation":
@@ -343,11 +350,11 @@ class Evaluation(Section):
         for row in rows:
             if rows.count(row) > 1:
                 method, bin_, seed = row
-                raise ValueError(f"annotations: method {method}, bin {bin_}, seed {seed} stands there twice")
+                raise ValueError(f"annotations: method {method}, bin {bin_}, seed {seed} appears twice")
         if self.base_responses == "given" and self.judge == "reference":
             raise ValueError(
-                "base_responses: given takes the output of the eval table for the base model's, so the judge reference "
-                "has no gold answer to compare with; choose judge: llm"
+                "base_responses: choose judge: llm, because given uses the output of the eval table as the base "
+                "model's response and leaves the judge reference no gold answer"
             )
         return self
 
@@ -365,17 +372,17 @@ class Report(Section):
 
 
 class Wandb(Section):
-    """Weights & Biases; `wandb: null` switches it off. No result depends on it: a change here reruns nothing."""
+    """Weights & Biases; `wandb: null` switches it off. No result depends on it, so a change here reruns nothing."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "offline",
-        description="auto is online where a key is found, else offline. The variable WANDB_MODE wins over all but "
+        description="auto is online if a key is found, otherwise offline. The variable WANDB_MODE overrides all but "
         "disabled.",
     )
     project: Name = Field("icprobe", description="W&B project.")
-    entity: str | None = Field(None, description="W&B user or team; null takes the key's default.")
+    entity: str | None = Field(None, description="W&B user or team; null uses the key's default.")
     texts: bool = Field(
         False,
-        description="Whether runs hold texts of rows, too: examples, tasks, prompts, responses, the report. By default "
-        "they hold numbers and figures alone.",
+        description="Whether runs also contain texts of rows: examples, tasks, prompts, responses, the report. By "
+        "default they contain only numbers and figures.",
     )

@@ -32,7 +32,7 @@ class PypiSource(Section):
 
 
 class HubSource(Section):
-    """A model of the Hugging Face hub; a copy in HF_HOME is enough when there is no network."""
+    """A model of the Hugging Face hub; without a network a copy in HF_HOME is enough."""
 
     source: Literal["hub"]
     id: str = Field(description="Hub id, such as EleutherAI/pythia-1b-deduped.")
@@ -60,11 +60,11 @@ class RandomSource(Section):
     corpus: FilePath = Field(
         "resources/demo/train.jsonl", description="Data file whose texts train the tokenizer (Alpaca's fields)."
     )
-    vocabulary: Count = Field(512, description="Tokens of the tokenizer's vocabulary, at most.")
+    vocabulary: Count = Field(512, description="Maximum size of the tokenizer's vocabulary, in tokens.")
 
 
 class ExternalSource(Section):
-    """A model that is not here: others scored examples or judged responses with it. Nothing is run with it."""
+    """A model that is not available here; others scored examples or judged responses with it. It is never run."""
 
     source: Literal["external"]
 
@@ -85,38 +85,41 @@ SMOLLM2_SOURCE = PypiSource(
 
 
 class Sample(Section):
-    """A random sample of the rows, drawn once and with a seed."""
+    """A random sample of the rows, drawn once with a seed."""
 
     n: Count = Field(description="Rows to draw, over all strata.")
     stratify: str | None = Field(
-        None, description="Label column, or `subset`; equal numbers are drawn from each of its values."
+        None, description="Label column, or `subset`; draw the same number of rows for each of its values."
     )
     seed: Seed = Field(0, description="Seed of the draw.")
     max_tokens: Count | None = Field(
         None,
-        description="Draw only rows whose document (of an eval prompt: its query) has fewer tokens than this, by "
+        description="Draw only rows whose document (for an eval prompt: its query) has fewer tokens than this, by "
         "the first model's tokenizer.",
     )
 
 
 class Table(Section):
-    """Where rows come from: a local file (JSON, JSONL, CSV, parquet) or a data set of the Hugging Face hub."""
+    """Source of the rows: a local file (JSON, JSONL, CSV, parquet) or a data set of the Hugging Face hub."""
 
     path: FilePath | None = Field(None, description="Local file, relative to the repository root or absolute.")
     url: str | None = Field(
-        None, pattern=r"^(https?|file)://", description="Address of such a file; one that pins a commit stays the same."
+        None,
+        pattern=r"^(https?|file)://",
+        description="Address of such a file; pin a commit so that it does not change.",
     )
     hub: str | None = Field(None, description="Hub data set id, such as tatsu-lab/alpaca.")
     file: str | None = Field(
-        None, description="File of the hub data set's repository to read as it is, where `datasets` cannot load it."
+        None, description="File in the hub data set's repository to read directly, if `datasets` cannot load it."
     )
     name: str | None = Field(None, description="Configuration name of the hub data set.")
     split: str = Field("train", description="Split of the hub data set.")
     revision: str | None = Field(None, description="Revision of the hub data set.")
     columns: dict[str, str] = Field(
         {},
-        description="Our column name: the name in the file, such as {output: response}. Our names are id, instruction, "
-        "input, output, domain; of training examples those in data.labels too, of eval prompts subset and generator.",
+        description="Maps our column names to those in the file, such as {output: response}. Our names are id, "
+        "instruction, input, output, domain; for training examples also those in data.labels, for eval prompts also "
+        "subset and generator.",
     )
 
     our_columns: ClassVar[tuple[str, ...]] = ("id", "instruction", "input", "output", "domain")
@@ -126,7 +129,7 @@ class Table(Section):
     def _one_origin(self) -> "Table":
         if sum(bool(getattr(self, origin)) for origin in self.origins) != 1:
             names = ", ".join(f'"{name}"' for name in self.origins)
-            raise ValueError(f"exactly one of {names} says where the rows come from; set the others to null")
+            raise ValueError(f"give exactly one of {names} as the source of the rows; set the others to null")
         return self
 
 
@@ -137,11 +140,11 @@ class TrainTable(Table):
 
 
 class TaskTable(Table):
-    """The tasks, and which of them are chosen."""
+    """The tasks, and which of them to use."""
 
     select: str | list[str] = Field(
         "all",
-        description='all, "first:12", "random:12", "kmeans:100", or a list of ids; where the file has no ids, a list '
+        description='all, "first:12", "random:12", "kmeans:100", or a list of ids; if the file has no ids, a list '
         'of row numbers from 0, such as ["0", "2"].',
     )
 
@@ -149,7 +152,7 @@ class TaskTable(Table):
     def _known_selection(self) -> "TaskTable":
         if isinstance(self.select, str) and not re.fullmatch(r"all|(first|random|kmeans):[1-9][0-9]{0,8}", self.select):
             raise ValueError(
-                f'select: {shown(self.select)} is none of all, "first:n", "random:n", "kmeans:n" or a list of ids'
+                f'select: use all, "first:n", "random:n", "kmeans:n" or a list of ids, not {shown(self.select)}'
             )
         if not self.select:
             raise ValueError("select: the list of task ids is empty")
@@ -159,8 +162,8 @@ class TaskTable(Table):
 class EvalTable(Table):
     """The eval prompts: one file, or one for each subset.
 
-    A prompt's subset is its column `subset`, else `dataset` (AlpacaEval's name for it), else, where there are several
-    files, the stem of its file.
+    A prompt's subset is its column `subset`, otherwise `dataset` (AlpacaEval's name for it), otherwise, if there are
+    several files, the stem of its file.
     """
 
     path: FilePath | list[FilePath] | None = Field(
@@ -169,7 +172,7 @@ class EvalTable(Table):
     subsets: dict[Name, FilePath] = Field({}, description="Subset: the local file with its prompts.")
     sample: Sample | None = Field(
         None,
-        description="Draw a sample instead of taking all prompts; stratify: subset draws as many from each subset.",
+        description="Draw a sample instead of taking all prompts; stratify: subset draws equally from each subset.",
     )
     our_columns: ClassVar[tuple[str, ...]] = (*Table.our_columns, "subset", "generator")
     origins: ClassVar[tuple[str, ...]] = ("path", "subsets", "url", "hub")
@@ -187,42 +190,45 @@ class Data(Section):
     """The three tables and what to do with rows that cannot be used as they are."""
 
     train: TrainTable | None = Field(
-        None, description="The training examples; null where external scores alone are analysed, without texts."
+        None, description="The training examples; null to analyse only external scores, without texts."
     )
-    tasks: TaskTable | None = Field(None, description="The tasks; null where external scores alone are analysed.")
-    eval: EvalTable | None = Field(None, description="The eval prompts; null where nothing is fine-tuned.")
+    tasks: TaskTable | None = Field(None, description="The tasks; null to analyse only external scores.")
+    eval: EvalTable | None = Field(None, description="The eval prompts; null if nothing is fine-tuned.")
     in_domain: list[str] | None = Field(
         None,
-        description="Domains of tasks that the training examples are of; null takes those that the examples themselves "
-        "carry in their column domain, if they have one.",
+        description="Task domains that the training examples belong to; null means those in the examples' own column "
+        "domain, if they have one.",
     )
     labels: list[str] = Field(
         [],
-        description="Columns that describe examples, in words or numbers; no scorer sees them. One in which no row "
-        "has a value is an error.",
+        description="Columns that describe examples, in words or numbers; no scorer sees them. A column without any "
+        "value is an error.",
     )
     sound_labels: dict[str, list[str]] = Field(
         {},
-        description="Values of each label column that mark good examples: what the AUC of a method is computed for; "
-        "[] says that none does. A column of labels in which no row has one of them is an error. Labels that are "
-        "numbers are correlated with each method's scores as well.",
+        description="Values of each label column that mark good examples, for which each method's AUC is computed; "
+        "[] says that none does. A label column in which no row has one of them is an error. Numeric labels are "
+        "also correlated with each method's scores.",
     )
-    on_empty: Literal["error", "drop"] = Field("error", description="A row whose output is empty: stop, or drop it.")
+    on_empty: Literal["error", "drop"] = Field(
+        "error", description="What to do with a row whose output is empty: stop, or drop it."
+    )
     on_too_long: Literal["error", "truncate", "drop"] = Field(
         "error",
-        description="A row that does not fit the model's context: stop, cut its output between two tokens, or drop it.",
+        description="What to do with a row that does not fit the model's context: stop, cut its output between two "
+        "tokens, or drop it.",
     )
     special_tokens: Literal["text", "token", "error"] = Field(
         "text",
-        description="A control token that stands in a row's words, such as <|endoftext|>: read it as these letters, "
-        "make the token of it, or stop. One that a template writes is a token.",
+        description="What to do with a control token in a row's text, such as <|endoftext|>: read it as these letters, "
+        "turn it into the token, or stop. A control token in a template is always a token.",
     )
 
     @model_validator(mode="after")
     def _labels_are_no_other_columns(self) -> "Data":
         for label in self.labels:
             if label in ("id", "instruction", "input", "output"):
-                raise ValueError(f"labels: {label!r} is what the scorers see, so it cannot be a label")
+                raise ValueError(f"labels: {label!r} cannot be a label because the scorers see it")
             if label in ("row_number", "n_query", "n_target") or label.startswith(("score_", "rank_", "mean_effect_")):
                 raise ValueError(
                     f"labels: {label!r} is a column of our own in tables/scores.csv; give the label another name, such "
@@ -242,11 +248,13 @@ class Data(Section):
                 if ours in known:
                     continue
                 if theirs in known:
-                    what = f"a mapping reads ours: theirs, so write {{{theirs}: {ours}}}"
+                    what = f"write {{{theirs}: {ours}}}, ours first"
                 else:
-                    what = "a label is listed in data.labels, too" if name == "train" else "leave it out"
+                    what = "if it is a label, list it in data.labels" if name == "train" else "leave it out"
                     what += did_you_mean(ours, known)
-                raise ValueError(f"{name}.columns: {shown(ours)} is none of our columns ({', '.join(known)}); {what}")
+                raise ValueError(
+                    f"{name}.columns: {shown(ours)} is not one of our columns ({', '.join(known)}); {what}"
+                )
         return self
 
 
@@ -254,15 +262,15 @@ class Data(Section):
 
 
 class Templates(Section):
-    """Jinja2 templates (sandboxed) of all texts; the filter `flat` makes every run of white space one space."""
+    """Jinja2 templates (sandboxed) for all texts; the filter `flat` turns every run of white space into one space."""
 
     query: str = Field(
         "Instruction: {{ instruction | flat }}{% if input | flat %} Input: {{ input | flat }}{% endif %} Response:",
-        description="What the model reads before the response; sees instruction and input.",
+        description="What the model reads before the response; has instruction and input.",
     )
-    target: str = Field(" {{ output | flat }}", description="The response, as it follows the query; sees output.")
+    target: str = Field(" {{ output | flat }}", description="The response that follows the query; has output.")
     one_shot_prefix: str = Field(
         "These examples may be helpful to answer the question\n\n\n{{ document }}",
-        description="What precedes a task's query when one example stands in the context; sees document.",
+        description="What precedes a task's query when one example is in the context; has document.",
     )
     separator: str = Field("\n\n", description="Between the one-shot prefix and the task's query; begins the suffix.")

@@ -18,9 +18,9 @@ MISSING_TO_PANDAS = {"NA", "NULL", "NaN", "None", "nan", "null"}
 
 def _plain_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or ".." in name:
-        raise ValueError("a plain name is needed: letters, digits, '.', '_' and '-', beginning with a letter or digit")
+        raise ValueError("use a plain name: letters, digits, '.', '_' and '-', beginning with a letter or digit")
     if name in MISSING_TO_PANDAS:
-        raise ValueError("this word means a missing value in tables; choose another name")
+        raise ValueError("choose another name, because this word means a missing value in tables")
     return name
 
 
@@ -36,7 +36,7 @@ def _bin(text: str) -> str:
 
 def _path(text: str) -> str:
     if not text.strip() or not text.isprintable() or any(c in "{}" for c in text):
-        raise ValueError("a path is needed, without braces (Snakemake's wildcards), tabs and line breaks")
+        raise ValueError("use a path without braces (Snakemake's wildcards), tabs and line breaks")
     return text
 
 

@@ -37,7 +37,7 @@ def load_fine_tuned(
     if manifest["base_digest"] != artifacts.content_digest(base):
         raise ArtifactError(
             f"{checkpoint}: this adapter belongs to another {manifest['base']} than {base}. "
-            f"Remove {checkpoint} so that it is made anew."
+            f"Remove {checkpoint} to have it rebuilt."
         )
     model = PeftModel.from_pretrained(load_model(base, dtype="float32", device="cpu"), checkpoint).merge_and_unload()
     return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)

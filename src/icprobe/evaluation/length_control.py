@@ -74,7 +74,9 @@ def length_control(preferences: np.ndarray, length_base: np.ndarray, length_resp
     left = 100 * float((wins - expit(features @ coefficients)).std(ddof=1))
     if theta == 0 and left / np.sqrt(n) > LARGEST_ERROR:
         needed = int(np.ceil((left / LARGEST_ERROR) ** 2))
-        return LengthControl(np.nan, f"the penalty alone makes it 50: {n} judgements, some {needed} are needed")
+        return LengthControl(
+            np.nan, f"the penalty alone makes it 50; there are {n} judgements, and some {needed} are needed"
+        )
     return LengthControl(100 * float(expit(theta)))
 
 

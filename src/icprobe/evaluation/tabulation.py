@@ -9,7 +9,7 @@ from icprobe.analysis import headline
 from icprobe.formatting import bin_words, fixed
 
 SIGNIFICANT = 0.05
-NOTE = "Best of a bin in bold where its difference to the next is significant (sign-flip test, Holm, 5%)."
+NOTE = "The best of a bin is in bold if its difference from the next is significant (sign-flip test, Holm, 5%)."
 # The columns before those of the subsets; the last is n.
 READABLE = ("bin", "method", "win rate", "95% interval", "± s.e.", "length-controlled", "discrete")
 ESCAPED = {

@@ -304,9 +304,7 @@ def _table(source: Source | None) -> pd.DataFrame | None:
             return pd.read_parquet(path)
         return artifacts.read_csv(path)
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: cannot be read for the report ({error}). Remove it so that it is made anew."
-        ) from None
+        raise DataError(f"{path}: cannot be read for the report ({error}). Remove it to have it rebuilt.") from None
 
 
 def _rows(source: Source, wanted: pd.Series, known: pd.Series, what: str) -> pd.DataFrame:
@@ -353,9 +351,7 @@ def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read for the report ({error}). Remove it so that it is made anew."
-        ) from None
+        raise DataError(f"{path}: cannot be read for the report ({error}). Remove it to have it rebuilt.") from None
 
 
 def _figure(path: Path) -> dict[str, Any]:
@@ -364,7 +360,7 @@ def _figure(path: Path) -> dict[str, Any]:
     try:
         drawing = ElementTree.fromstring(content)
     except ElementTree.ParseError as error:
-        raise DataError(f"{path}: is no SVG figure ({error}). Remove it so that it is made anew.") from None
+        raise DataError(f"{path}: is no SVG figure ({error}). Remove it to have it rebuilt.") from None
     # Of the drawing itself: the program that drew it has a dc:title too.
     work = drawing.find(".//{http://creativecommons.org/ns#}Work")
     title, text = ("", "") if work is None else (work.findtext(DUBLIN_CORE + key) for key in ("title", "description"))

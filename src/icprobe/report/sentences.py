@@ -37,12 +37,12 @@ def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) 
         unit = f" ({units['icp']})" if "icp" in units else ""
         sentences.append(
             f"icp's bin {name} holds the examples whose icp score{unit} is {limit}. The bin {name} of another method "
-            f"holds the same number of examples, its own {'best' if above else 'worst'} ones: methods are compared on "
-            "bins of one size, whatever their units."
+            f"holds the same number of examples, its own {'best' if above else 'worst'} ones, so that methods are "
+            "compared on bins of equal size, whatever their units."
         )
     if shares:
         sentences.append(
-            f"A bin such as {shares[0]} holds that part of the examples by the method's own ranking, whatever its unit."
+            f"A bin such as {shares[0]} holds that part of the method's own ranking of the examples, whatever its unit."
         )
     for model in models:
         chosen = [] if model.overlaps is None else headline.strictest_bin(model.overlaps).itertuples()
@@ -71,10 +71,10 @@ def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Fi
         findings.append(Finding("Do icp and influence agree?", sentences))
     if findings:
         return findings
-    sentences = ["There are no labels with good values and no fine-tuned models to hold the scores against."]
+    sentences = ["There are no labels with good values and no fine-tuned models to compare the scores with."]
     if model.correlations is not None:
-        sentences.append("How far the methods agree with each other is in the table of correlations.")
-    return [Finding("What do the scores tell?", sentences)]
+        sentences.append("The table of correlations shows how far the methods agree with each other.")
+    return [Finding("What do the scores say?", sentences)]
 
 
 def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
@@ -84,18 +84,18 @@ def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
         for row in rows.itertuples()
     }
     groups = {
-        "{} rank{s} {good} examples above the others more often than chance does.": rows[rows["low"] > 0.5],
-        "{} rank{s} the others above the {good} ones, more often than chance does.": rows[rows["high"] < 0.5],
-        "The interval of {} includes 0.5: these examples do not show that {it} any better or worse than chance.": (
+        "{} rank{s} {good} examples above the others more often than chance would.": rows[rows["low"] > 0.5],
+        "{} rank{s} the others above the {good} ones more often than chance would.": rows[rows["high"] < 0.5],
+        "The interval of {} includes 0.5, so these examples do not show that {it} any better or worse than chance.": (
             rows[(rows["low"] <= 0.5) & (rows["high"] >= 0.5)]
         ),
-        "Of {} there is no interval: too few examples.": rows[rows["low"].isna()],
+        "There are too few examples for an interval of {}.": rows[rows["low"].isna()],
     }
     sentences = [
         f"By the label {label}, {count(rows['n_positive'].max())} examples are {good} and "
         f"{count(rows['n_negative'].max())} are not.",
-        f"Beside each method: how often one of the {good} examples scores above one of the others (the AUC: 0.5 is "
-        "chance, 1 is without error), with its 95% interval.",
+        f"In parentheses after each method is its AUC with a 95% interval: how often one of the {good} examples scores "
+        "above one of the others (0.5 is chance, 1 is without error).",
     ]
     for words, of_group in groups.items():
         ordered = of_group.sort_values("auc", ascending=False, kind="stable")["method"]
@@ -111,16 +111,20 @@ def against_base(judged: pd.DataFrame, prompts: int) -> list[str]:
     """Which fine-tuned models win against the base model. judged: win rates over all prompts and seeds."""
     sentences = [
         f"{_many(len(judged), 'fine-tuned model')} answered {_many(prompts, 'prompt')}, and a judge compared each "
-        "answer with the base model's; at a win rate of 50% neither is preferred."
+        "answer with the base model's. At a win rate of 50% neither is preferred."
     ]
     better, worse = judged[judged["low"] > 50], judged[judged["high"] < 50]
     for rows, verb in ((better, "wins against"), (worse, "loses to")):
         if len(rows):
             names = _listed(map(_win_rate, rows.itertuples()))
-            sentences.append(f"Beyond chance, training on {names} {verb} the base model.")
+            sentences.append(f"Training on {names} {verb} the base model beyond chance.")
     if left := len(judged) - len(better) - len(worse):
         models = f"the other {_many(left, 'model')}" if left < len(judged) else _every(left, "model")
-        sentences.append(f"The interval of {models} includes 50%: better or worse than the base model is left open.")
+        one = left == 1
+        sentences.append(
+            f"The interval{'' if one else 's'} of {models} include{'s' if one else ''} 50%, so whether "
+            f"{'it is' if one else 'they are'} better or worse than the base model is open."
+        )
     return sentences
 
 
@@ -130,29 +134,29 @@ def against_each_other(judged: pd.DataFrame, differences: pd.DataFrame | None, p
     tested = pd.DataFrame() if differences is None else differences[differences["p_value_holm"].notna()]
     if len(tested):
         apart = tested[tested["p_value_holm"] < SIGNIFICANT]
-        pairs = f"{_many(len(tested), 'comparison')} of two methods on one bin"
+        pairs = f"{_many(len(tested), 'comparison')} of two methods on the same bin"
         if len(apart):
             told = [
                 f"{row.method_a} against {row.method_b} on {bin_label(row.bin)} ({fixed(row.difference, 1)} points)"
                 for row in apart.itertuples()
             ]
-            sentences.append(f"Significant among {pairs} (sign-flip test, Holm, 5%): {_listed(told)}.")
+            sentences.append(f"Of {pairs}, these differ significantly (sign-flip test, Holm, 5%): {_listed(told)}.")
         else:
             reach = fixed((tested["high"] - tested["low"]).median() / 2, 0)
             sentences.append(
-                f"Among {pairs} no difference is significant (sign-flip test, Holm, 5%): {_many(prompts, 'prompt')} "
-                "cannot decide which method chooses the better bin. The intervals of the differences reach about "
+                f"No difference is significant in {pairs} (sign-flip test, Holm, 5%), so {_many(prompts, 'prompt')} "
+                "cannot decide which method chooses the better bin. The intervals of the differences extend about "
                 f"{reach} points to either side; a smaller difference does not show."
             )
     of_bins = judged[(judged["bin"] != headline.ALL) & judged["low"].notna()]
     if len(of_bins) > 1:
         highest, lowest = of_bins.loc[of_bins["low"].idxmax()], of_bins.loc[of_bins["high"].idxmin()]
         if highest.low > lowest.high:
-            sentences.append(f"The interval of {_win_rate(highest)} lies wholly above that of {_win_rate(lowest)}.")
+            sentences.append(f"The interval of {_win_rate(highest)} is wholly above that of {_win_rate(lowest)}.")
         else:
             sentences.append(
                 f"The intervals of {_every(len(of_bins), 'bin')} overlap (they share {fixed(highest.low, 0)} to "
-                f"{fixed(lowest.high, 0)}%), so that {_many(prompts, 'prompt')} cannot decide which bin is better."
+                f"{fixed(lowest.high, 0)}%), so {_many(prompts, 'prompt')} cannot decide which bin is better."
             )
     return sentences
 
@@ -164,12 +168,12 @@ def agreement(correlations: pd.DataFrame) -> list[str]:
         return []
     plain, partial = rows["spearman"], rows.get("spearman_partial_length")
     if plain.value != plain.value:
-        return ["The correlation of icp and influence is undefined: one of the two scores is constant."]
+        return ["The correlation of icp and influence is undefined because one of the two scores is constant."]
     sentences = [
         f"Over {_many(plain.n, 'example')}, icp and influence have a Spearman correlation of "
         f"{fixed(plain.value)} (95% interval {fixed(plain.low)} to {fixed(plain.high)}, {plain.interval}). "
         + _reading(plain, "the two methods rank examples"),
-        "At 1 they rank the examples alike, at 0 the one ranking tells nothing of the other, at −1 they are opposite.",
+        "At 1 the rankings are the same, at 0 one says nothing about the other, at −1 they are opposite.",
     ]
     if partial is not None and partial.value == partial.value:
         sentences.append(
@@ -184,10 +188,10 @@ def _reading(row: Any, what: str) -> str:
     if row.low != row.low or row.high != row.high:
         return "Its interval is undefined."
     if row.low > 0:
-        return f"The interval excludes 0: {what} alike, more than chance would."
+        return f"The interval excludes 0: {what} more alike than chance would."
     if row.high < 0:
-        return f"The interval excludes 0 from below: {what} in opposite ways."
-    return "The interval includes 0: these examples do not tell it from no correlation at all."
+        return f"The whole interval is below 0: {what} in opposite order."
+    return "The interval includes 0: these examples do not distinguish it from no correlation at all."
 
 
 def _win_rate(row: Any) -> str:

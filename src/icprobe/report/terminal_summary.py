@@ -12,6 +12,7 @@ from tabulate import tabulate
 
 from icprobe import artifacts, paths
 from icprobe.analysis import headline
+from icprobe.errors import several
 from icprobe.formatting import bin_label, estimate, fixed
 from icprobe.tracking.syncing import pending
 
@@ -38,7 +39,8 @@ def summary(experiment: str, models: Sequence[str], tracked: bool, width: int | 
     if tracked:
         waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
-        ends.append(_wrapped(f"W&B: {waiting} runs wait here; to upload them: {command}", width) if waiting else "")
+        runs = several(waiting, "run")
+        ends.append(_wrapped(f"W&B: {runs} kept here; to upload, run {command}", width) if waiting else "")
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
 
 
@@ -65,7 +67,7 @@ def _agreement(tables: Path) -> list[str]:
     plain, partial = found["spearman"], found.get("spearman_partial_length")
     lines = [f"Spearman of icp and influence: {_estimate(plain, plain.value)} over {plain.n} examples"]
     if partial is not None:
-        lines.append(f"The same given response length: {_estimate(partial, partial.value)}")
+        lines.append(f"Given response length: {_estimate(partial, partial.value)}")
     return lines
 
 
@@ -87,7 +89,7 @@ def _overlap(tables: Path) -> list[str]:
         for row in chosen.itertuples()
     )
     bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].max(), 100 * chosen["chance"].iloc[0]
-    return [f"Share of icp's bin {bin_} ({size} examples) in that of: {shares}; by chance {chance:.0f}%"]
+    return [f"Share of icp's bin {bin_} ({size} examples) in the bin of {shares}; by chance {chance:.0f}%"]
 
 
 def _labels(tables: Path) -> list[str]:
@@ -154,7 +156,7 @@ def failures(jobs: Iterable[tuple[str, Mapping[str, str], Sequence[str]]], width
     blocks = []
     for rule, wildcards, logs in jobs:
         what = " ".join(f"{name}={value}" for name, value in wildcards.items())
-        sentence = next(filter(None, map(sentence_of, logs)), "it ended without a word: killed, perhaps for memory")
+        sentence = next(filter(None, map(sentence_of, logs)), "it ended without a message, perhaps killed for memory")
         lines = wrap(
             f"{rule} failed{f' ({what})' if what else ''}: {sentence}",
             width,
@@ -165,7 +167,7 @@ def failures(jobs: Iterable[tuple[str, Mapping[str, str], Sequence[str]]], width
         blocks.append("\n".join([*lines, *(f"  log: {log}" for log in logs)]))
     if not blocks:
         return ""
-    again = "What is finished stays; the same command goes on from there."
+    again = "To resume, run the same command again; finished work is kept."
     return "\n\n".join([*blocks, _wrapped(again, width)])
 
 

@@ -191,5 +191,5 @@ def _resume(checkpoint: Path, parts: dict[str, Any]) -> tuple[int, list[float]]:
     saved = torch.load(checkpoint, weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(saved[name])
-    logger.info("Going on from step %d", saved["step"])
+    logger.info("Resuming from step %d", saved["step"])
     return saved["step"], saved["losses"]

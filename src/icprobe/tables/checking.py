@@ -88,7 +88,7 @@ def check_labels(labels: Iterable[str], names: Sequence[str], origin: str, colum
             hint = did_you_mean(theirs, [name for name in names if name not in (*TEXTS, "id")])
             raise ConfigError(
                 f"config: data.labels: no row of {origin} has a value in the column {shown(theirs)}{hint or ';'} "
-                "correct the name, or take it out of data.labels"
+                "correct the name, or remove it from data.labels"
             )
 
 
@@ -220,12 +220,12 @@ def _check_text(where: str, column: str, value: Any, required: bool = False) -> 
             raise DataError(f'{where}: "{column}" is missing.')
         return
     if not isinstance(value, str):
-        raise DataError(f'{where}: "{column}" is {shown(value)} ({type(value).__name__}), not a text.')
+        raise DataError(f'{where}: "{column}" is {shown(value)} ({type(value).__name__}), not a string.')
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
         raise DataError(
-            f'{where}: "{column}" holds half a surrogate pair, which is no text; correct the row.'
+            f'{where}: "{column}" holds half a surrogate pair, which is not valid text; correct the row.'
         ) from None
     if required and not value.strip():
         raise DataError(f'{where}: "{column}" is empty.')
@@ -238,18 +238,20 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
         if _missing(value):
             raise DataError(f'{where}: "id" is missing; give all rows one, or none.')
         if isinstance(value, bool) or not isinstance(value, str | int):
-            raise DataError(f'{where}: "id" is {shown(value)} ({type(value).__name__}), not a text or a whole number.')
+            raise DataError(
+                f'{where}: "id" is {shown(value)} ({type(value).__name__}), not a string or a whole number.'
+            )
         name = str(value)
         _check_text(where, "id", name, required=True)
         steers_terminal = any(ord(c) < 32 or ord(c) == 127 for c in name)
         if len(name) > MAX_ID_CHARACTERS or len(name.splitlines()) > 1 or steers_terminal:
             raise DataError(
                 f'{where}: "id" is {shown(name)}; an id is one line of at most {MAX_ID_CHARACTERS} characters, '
-                "none of which steers a terminal."
+                "without control characters."
             )
         if name in ids:
             earlier = ids[name].removeprefix(where.rpartition(", ")[0] + ", ")  # the file is named already
-            raise DataError(f"{where}: the id {shown(name)} is taken already, by {earlier}; ids must be unique.")
+            raise DataError(f"{where}: the id {shown(name)} is already used by {earlier}; ids must be unique.")
         ids[name] = where
     return list(ids)
 

@@ -37,7 +37,7 @@ def column_names(path: str | Path) -> list[str]:
 
 def damaged(path: str | Path, error: Exception) -> ArtifactError:
     """Makes the error for a table of ours that cannot be read."""
-    return ArtifactError(f"{path}: is damaged ({reason(error)}); remove it, it will be made anew.")
+    return ArtifactError(f"{path}: is damaged ({reason(error)}); remove it to have it rebuilt.")
 
 
 def rows_within(piece_bytes: float, columns: int) -> int:

@@ -82,7 +82,7 @@ def _parse(text: str) -> Any:
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
-            raise ValueError(f"the key {shown(first_double([key for key, _ in pairs]))} stands there twice")
+            raise ValueError(f"the key {shown(first_double([key for key, _ in pairs]))} appears twice")
         return row
 
     def no_constant(name: str) -> None:
@@ -129,12 +129,12 @@ def _read_json(path: Path) -> pd.DataFrame:
     except ValueError as error:
         raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DataError(f"{path}: must be a JSON list of objects; for one object a line name it .jsonl.")
+        raise DataError(f"{path}: must be a JSON list of objects; if it has one object per line, name it .jsonl.")
     return _from_rows(path, rows, [f"{path}, row {number}" for number in range(1, len(rows) + 1)])
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    # Not pandas: it fills short rows, takes a surplus field for an index, and renames a column that stands there twice.
+    # Not pandas: it fills short rows, takes a surplus field for an index, and renames a column that appears twice.
     csv.field_size_limit(2**31 - 1)
     lines = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
     rows: list[list[str | None]] = []
@@ -148,11 +148,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
             if not header:
                 header = row
                 if (double := first_double(header)) is not None:
-                    raise DataError(f"{place}: the column {shown(double)} stands there twice; rename one.")
+                    raise DataError(f"{place}: the column {shown(double)} appears twice; rename one.")
             elif len(row) != len(header):
                 raise DataError(
                     f"{place}: holds {len(row)} fields where the header names {len(header)}; "
-                    "a field with commas or line breaks stands in quotation marks."
+                    "put a field with commas or line breaks in quotation marks."
                 )
             else:
                 rows.append([cell or None for cell in row])  # CSV has no other word for what is absent
@@ -166,7 +166,7 @@ def _read_parquet(path: Path) -> pd.DataFrame:
     try:
         table = pq.ParquetFile(path).read()
         if (double := first_double(table.column_names)) is not None:
-            raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
+            raise DataError(f"{path}: the column {shown(double)} appears twice; rename one.")
         # Not to_pandas: it makes 7.0 of the id 7 where another id is null.
         columns = {column: table[column].to_pylist() for column in table.column_names}
     except (pa.ArrowException, ValueError, OverflowError, MemoryError) as error:
@@ -194,7 +194,7 @@ def read_rows(rows: Any, name: str) -> pd.DataFrame:
     """
     if isinstance(rows, pd.DataFrame):
         if (double := first_double(map(str, rows.columns))) is not None:
-            raise DataError(f"{name}: the column {shown(double)} stands there twice; rename one.")
+            raise DataError(f"{name}: the column {shown(double)} appears twice; rename one.")
         plain = rows.astype(object).where(rows.notna(), None)
         where = [f"{name}.iloc[{number}]" for number in range(len(rows))]
         frame = _table({str(column): plain[column].tolist() for column in rows.columns}, where)

@@ -55,7 +55,7 @@ def select_tasks(
             raise DataError(f"data.tasks.select: there is no task {shown(unknown)}; the first ids are {known}.")
         rows = found.tolist()
         if len(set(rows)) < len(rows):
-            raise DataError("data.tasks.select: a task stands there twice.")
+            raise DataError("data.tasks.select: a task appears twice.")
     elif select == "all":
         rows = list(range(len(frame)))
     else:

@@ -40,7 +40,7 @@ class Reader:
         raise DataError(
             f"{f'row {rows[0]}' if rows else 'templates'}: {shown(token)} is a control token of {self.model}'s "
             f"tokenizer that the model does not know (its number is {number}, the embedding has {self.vocabulary} "
-            "rows); remove it, or set data.special_tokens: text where it stands in a row."
+            "rows); remove it, or set data.special_tokens: text if it is in a row's text."
         )
 
     def token_ends(self, text: str) -> list[int]:

@@ -86,7 +86,7 @@ def reader(directory: str | Path) -> Reader:
     """Opens a prepared model to read texts with; its weights are not loaded."""
     manifest = artifacts.read_manifest(directory)
     if "max_positions" not in manifest:
-        raise ArtifactError(f"{directory}: is no prepared model. Remove it so that it is made anew.")
+        raise ArtifactError(f"{directory}: is not a prepared model. Remove it to have it rebuilt.")
     # The digest of its source, which ends the directory's name, tells a reader of messages nothing.
     name = re.sub(r"-[0-9a-f]{12}$", "", Path(directory).name)
     return Reader(name, load_tokenizer(directory), manifest["max_positions"], manifest["vocabulary"])

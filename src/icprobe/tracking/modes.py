@@ -48,7 +48,7 @@ def asked(environment: Mapping[str, str]) -> tuple[str, str] | None:
         return "WANDB_DISABLED", "disabled"
     if said := environment.get("WANDB_MODE", "").strip().lower():
         if said not in MODES:
-            raise ConfigError(f"WANDB_MODE: {shown(said)} is no mode here; choose online, offline or disabled")
+            raise ConfigError(f"WANDB_MODE: {shown(said)} is not a mode; use online, offline or disabled")
         return "WANDB_MODE", MODES[said]
     home = environment.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
     # What stands in the working directory overrides what stands in the home, as in wandb.

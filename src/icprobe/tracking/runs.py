@@ -181,7 +181,7 @@ class Run:
         except TimeoutError:
             self._complete = False
             where = os.path.relpath(self._run.settings.sync_dir)
-            logger.warning("W&B: no answer in time for %s; what was logged lies in %s for `make sync`", what, where)
+            logger.warning("W&B: no answer in time for %s; what was logged is kept in %s for `make sync`", what, where)
         except Exception as error:
             self._complete = False
             logger.warning("W&B: %s could not be logged (%s)", what, reason(error))
@@ -218,7 +218,7 @@ def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
     try:
         _begin(run, chosen, subject)
     except Exception as error:
-        logger.warning("W&B: no run (%s: %s); the work goes on without", type(error).__name__, error)
+        logger.warning("W&B: no run (%s: %s); the job continues without one", type(error).__name__, error)
         _kill_service()
     return run
 
@@ -226,7 +226,7 @@ def begin(subject: Subject, chosen: Mapping[str, Any]) -> Run:
 def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
     root, why = _root(Path(paths.EXPERIMENT.format(experiment=chosen["experiment"])))
     if why:
-        logger.warning("W&B: %s; this run lies in %s and `make sync` does not find it", why, root)
+        logger.warning("W&B: %s; this run is in %s, where `make sync` does not find it", why, root)
     _remove_old(root / paths.WANDB, subject.identity)
     _set_variables(root / paths.WANDB, subject.identity)
 
@@ -269,7 +269,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject) -> None:
         run._run = _within(30, begin)
     # wandb falls back to /tmp by itself, without a word.
     if root.absolute() not in Path(run._run.dir).absolute().parents:
-        logger.warning("W&B: %s is not used; this run lies in %s", root, run._run.dir)
+        logger.warning("W&B: %s is not used; this run is in %s", root, run._run.dir)
     # Beside the log, for `sync`; what makes nothing, such as the workflow's own run, has none.
     if run._outputs:
         directory = Path(run._run.settings.sync_dir)

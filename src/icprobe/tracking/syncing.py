@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 SERVER = "https://api.wandb.ai"
 # `wandb sync` of a log that breaks off within a record. No later attempt sends such a run, so that none waits for it.
 CUT = "incomplete record"
-REMEDY = "Where a log or a file is lost, run the job again or remove the run's directory; else try again."
+REMEDY = "If a log or a file is lost, run the job again or remove the run's directory; otherwise try again."
 
 
 class TrackingError(IcprobeError):
@@ -51,7 +51,7 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
             f"{experiment_directory}: no such directory. Name an experiment's results, such as results/demo."
         )
     if (word := modes.asked(os.environ)) and word[1] == "disabled":
-        raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; take that away first.")
+        raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; remove that setting first.")
     directory = Path(experiment_directory, paths.WANDB).absolute()
     runs = records.read_all(directory)
     sent = records.versions(run for run in runs if _is_synced(run.log))
@@ -91,7 +91,7 @@ def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict
             maker = next((makers[made["name"]] for made in run.inputs if made["name"] in makers), None)
             if gave_up or maker:
                 # It would appear as the maker of what it reads.
-                failed[run.log] = gave_up or f"it reads what {maker} made, which goes first"
+                failed[run.log] = gave_up or f"it reads what {maker} made, which must be uploaded first"
             else:
                 ready.append(run)
         if ready:

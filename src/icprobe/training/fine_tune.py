@@ -101,7 +101,7 @@ def fine_tune(
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     resumed = newest_complete(partial)
     if resumed:
-        logger.info("Going on from %s", resumed.name)
+        logger.info("Resuming from %s", resumed.name)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
 
     _save(trainer.model, tokenizer, output, adapter=lora is not None)
@@ -133,7 +133,7 @@ def _log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
         )
     if counts["truncated"] or counts["dropped"]:
         logger.warning(
-            "%d of %d examples are cut off at %d tokens; %d are dropped, for their query alone is as long.",
+            "%d of %d examples are cut off at %d tokens; %d are dropped because their query alone is as long.",
             counts["truncated"],
             n_rows,
             length,
@@ -230,7 +230,7 @@ def newest_complete(partial: str | Path) -> Path | None:
                 newest = path
                 continue
             except ArtifactError as error:
-                logger.warning("An unfinished checkpoint is passed over: %s", error)
+                logger.warning("Ignoring an unfinished checkpoint: %s", error)
         shutil.rmtree(path)
     return newest
 

@@ -34,6 +34,6 @@ def require_controller(executor: str) -> None:
             return
         said = reason(Exception(answer.stderr or answer.stdout or f"nothing, and exit code {answer.returncode}"))
     raise ClusterError(
-        f"{executor}: the controller does not answer (`{asked}`: {said}). Nothing was submitted; ask those who run the "
-        "cluster, and start again when it does. What is finished stays."
+        f"{executor}: the controller does not answer (`{asked}`: {said}). Nothing was submitted; ask the cluster's "
+        "administrators, and start again when it does. Finished work is kept."
     )

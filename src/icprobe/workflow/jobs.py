@@ -155,7 +155,7 @@ def _refuse_future_inputs(inputs: Iterable[Any]) -> None:
     ahead = modified - time.time()
     if ahead > CLOCKS_DIFFER_SECONDS:
         raise ArtifactError(
-            f"{path}: its modification time lies {ahead:.0f} s in the future. Set the clock of this machine, or of the "
+            f"{path}: its modification time is {ahead:.0f} s in the future. Set the clock of this machine, or of the "
             f"one that wrote it, and `touch {path}`."
         )
 
@@ -198,7 +198,7 @@ def _sentence(error: Exception, snakemake: Any) -> str | None:
     # safetensors, torch and pyarrow report a full disk in exceptions of their own.
     if getattr(error, "errno", None) in FULL or "No space left on device" in str(error):
         where = getattr(error, "filename", None) or next(iter(snakemake.output), os.getcwd())
-        return f"{where}: the disk is full. Free some space and run again; what is finished stays, and is not repeated."
+        return f"{where}: the disk is full. Free some space and run again; finished work is kept and not repeated."
     # torch.OutOfMemoryError, by its name: torch is not imported for this.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         what = str(error).splitlines()[0] if str(error) else "allocation refused"

@@ -58,7 +58,7 @@ def pair_up(
         for what, table in (("base model", base_by_id), ("fine-tuned model", by_id)):
             if row["id"] not in table:
                 raise DataError(
-                    f"Eval prompt {row['id']!r} has no response of the {what}. Generate the responses anew."
+                    f"Eval prompt {row['id']!r} has no response of the {what}. Generate the responses again."
                 )
         found = by_id[row["id"]]
         pairs.append(
@@ -83,7 +83,7 @@ def judge(
     judges that ask and pay for answers. Raises ConfigError for an unknown judge.
     """
     if name not in JUDGES:
-        raise ConfigError(f"config: evaluation.judge: {name!r} is no judge; known are {', '.join(JUDGES)}")
+        raise ConfigError(f"config: evaluation.judge: {name!r} is not a judge; use one of {', '.join(JUDGES)}")
     verdict_of: Judge = getattr(importlib.import_module(JUDGES[name]), name)
     judgements = []
     with Progress(total=len(pairs), desc=f"judging ({name})", unit="pair") as progress:
@@ -104,7 +104,7 @@ def judge(
     read = [row["preference"] for row in judgements if row["preference"] is not None]
     if len(read) < len(judgements):
         logger.warning(
-            "%d of %d answers of the judge cannot be read; these judgements have no preference",
+            "%d of the judge's %d answers cannot be read; these judgements have no preference",
             len(judgements) - len(read),
             len(judgements),
         )

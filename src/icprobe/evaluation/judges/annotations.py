@@ -72,8 +72,8 @@ def _preference(row: dict[str, Any]) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (value == 0 or 1 <= value <= 2):
         raise DataError(
-            f"{row[reading.WHERE]}: the preference is {shown(value)}; it lies between 1 (generator_1 is better) and 2, "
-            "or is 0 or 1.5 for a draw."
+            f"{row[reading.WHERE]}: the preference is {shown(value)}; it must be between 1 (generator_1 is better) and "
+            "2, or 0 or 1.5 for a draw."
         )
     return DRAW if value == 0 else float(value)
 

@@ -78,7 +78,7 @@ class Cache:
         try:
             lock.acquire(blocking=False)
         except Timeout:
-            logger.info("another job asks the judge; this one goes on after it")
+            logger.info("another job is using the judge; this one waits for it")
             lock.acquire()
         try:
             self._read()
@@ -132,7 +132,7 @@ class Budget:
                     raise JudgeError(
                         f"evaluation.llm.max_cost: {shown_dollars(self.spent)} of {shown_dollars(limit)} are spent on "
                         f"this experiment's judgements, and the next request may cost {shown_dollars(cost)}. Answers "
-                        "so far are kept; raise max_cost and run again to go on."
+                        "so far are kept; raise max_cost and run again to continue."
                     )
                 self._changed.wait()
             self._set_aside.append(cost)

@@ -86,7 +86,9 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
         for pair in pairs
     ]
     if equal := requests.count([]):
-        logger.info("%d of %d pairs are equal responses, draws that nobody is asked about", equal, len(pairs))
+        logger.info(
+            "%d of %d pairs are equal responses, which count as draws without asking the judge", equal, len(pairs)
+        )
     wanted = {cache_key(body, settings): body for asked in requests for _, body in asked}
     answers = Cache(cache, lambda answer: share(answer, ORDERS[0], settings["least_mass"]) is not None)
     masses = []
@@ -308,8 +310,8 @@ def ask(client: openai.OpenAI, body: dict[str, Any], settings: dict[str, Any]) -
             "seconds": round(time.monotonic() - started, 3),
         }
     raise JudgeError(
-        f"{where} sent something else than a chat completion {settings['attempts']} times. Is base_url right? It often "
-        "ends in /v1."
+        f"{where} sent something other than a chat completion {settings['attempts']} times. Is base_url right? It "
+        "often ends in /v1."
     )
 
 
@@ -329,7 +331,7 @@ def _said(completion: Any, mode: str) -> Any:
     if choice.logprobs is None:
         # llama.cpp has none either for a first token that is no text: an end, or a part of a character (U+FFFD).
         if (choice.message.content or "").strip(" \N{REPLACEMENT CHARACTER}"):
-            raise JudgeError("The judge's endpoint gives no logprobs. Set evaluation.llm.mode: plain.")
+            raise JudgeError("The judge's endpoint returns no logprobs. Set evaluation.llm.mode: plain.")
         return None
     tokens = choice.logprobs.content
     # A token without a finite number (null, -Infinity) cannot come.

@@ -36,7 +36,7 @@ def serving(gguf: str | Path, port: int, slots: int = 2, context: int = 4096) ->
     except ImportError:
         raise JudgeError("A llama.cpp server needs the package xllamacpp: pip install xllamacpp.") from None
     if not Path(gguf).is_file():
-        raise JudgeError(f"{gguf}: no such file; a GGUF file is needed.")
+        raise JudgeError(f"{gguf}: no such file; give a GGUF file.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

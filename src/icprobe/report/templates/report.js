@@ -382,7 +382,7 @@ function drawEffects(target, methods, effects) {
 
 function effectsTable(methods, effects) {
   const details = element("details");
-  details.append(element("summary", "The same as a table"));
+  details.append(element("summary", "Show as a table"));
   const made = element("table");
   made.append(element("caption", "Effect on each task, the most helped first"));
   const head = made.createTHead().insertRow();
