@@ -92,7 +92,8 @@ onstart:
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     if any(job.rule.name == "report" for job in workflow.dag.jobs):
-        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED))
+        planned = [*PLAN.tables, *PLAN.judged_tables]
+        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, planned=planned))
 
 
 onerror:

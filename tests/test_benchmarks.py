@@ -182,7 +182,7 @@ def test_reckoned_operations_are_those_of_one_pair_after_another(monkeypatch):
     assert reckoning.icp(one) == icp
     assert reckoning.one_step(one) == icp + 3 * 4 * 10 * 5  # two passes back besides the one forward
     assert reckoning.influence(one) == 3 * 6 * 10 * 5 + 2 * 3 * 2 * 10
-    assert reckoning.hours(one, "icp") == icp / reckoning.BFLOAT16 / 3600
+    assert reckoning.hours(one, "icp") == icp / reckoning.RATES["icp"] / 3600
     # Where little can be held: two parts of the tasks' factors, eight groups of examples behind each.
     monkeypatch.setattr(reckoning, "BUDGET", 100)
     large = replace(one, blocks=1000)

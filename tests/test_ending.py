@@ -79,6 +79,20 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert "W&B" not in terminal_summary.summary("mine", ["m"], tracked=False, width=100)
 
 
+def test_tables_of_an_earlier_configuration_are_not_told(finished):
+    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, planned=["label_aucs.csv"])
+    assert "AUC of planted" in said
+    assert "Spearman" not in said
+    assert "61.2" not in said
+
+
+def test_where_scores_and_subsets_are_is_told_where_they_are(finished):
+    (finished / "results/mine/m/tables/scores.csv").touch()
+    (finished / "results/mine/m/subsets").mkdir()
+    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
+    assert "Scores: results/mine/m/tables/scores.csv\nSubsets: results/mine/m/subsets\nReport: " in said
+
+
 @pytest.mark.parametrize("width", [40, 50, 80, 100])
 def test_the_summary_fits_the_terminal(finished, width):
     said = terminal_summary.summary("mine", ["m"], tracked=True, width=width)

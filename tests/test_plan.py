@@ -251,8 +251,10 @@ def test_a_sweep_is_drawn_where_there_is_something_to_compare(tmp_path):
     ],
 )
 def test_no_table_is_made_that_would_be_empty(methods, tables):
-    of_any = {"label_aucs.csv", "label_correlations.csv", "bins.csv"}
-    assert set(plan(attribution={"methods": methods}, bins=["top 20%"]).tables) == of_any | tables
+    plain = plan(attribution={"methods": methods}, bins=["top 20%"], data={"labels": []}).tables
+    assert set(plain) == {"bins.csv"} | tables
+    labelled = plan(attribution={"methods": methods}, bins=["top 20%"], data={"labels": ["source"]}).tables
+    assert set(labelled) == {"label_aucs.csv", "label_correlations.csv", "bins.csv"} | tables
 
 
 def test_only_thresholds_read_the_icp_scores():

@@ -142,15 +142,19 @@ def borders(scores: Mapping[str, pd.Series], names: Sequence[str]) -> pd.DataFra
     return pd.DataFrame(rows, columns=BORDER_COLUMNS)
 
 
+def decided_by_ties(table: pd.DataFrame) -> pd.DataFrame:
+    """The bins of which ties decide more than COARSE; table: as `borders` makes it."""
+    return table[(table["n_tied"] > table["n_tied_inside"]) & (table["n_tied_inside"] > COARSE * table["n"])]
+
+
 def coarse(table: pd.DataFrame) -> list[str]:
     """Warns, a sentence each, of bins of which ties decide more than COARSE; table: as `borders` makes it."""
-    decided = table[(table["n_tied"] > table["n_tied_inside"]) & (table["n_tied_inside"] > COARSE * table["n"])]
     return [
         f"{row.method}, bin {row.bin}: {row.n_tied} examples share the score {number(row.border)} at its border, and "
         f"{row.n_tied_inside} of them are among its {row.n}, by mean effect where there is one, then by id. The score "
-        f"is too coarse for this bin: it takes {row.n_values} values, as a share of few tasks does. Take more tasks, "
-        "or the mean over them (attribution.aggregators)."
-        for row in decided.itertuples()
+        f"is too coarse for this bin: it takes {row.n_values} values. If it is a share of tasks, take more tasks, or "
+        "the mean over them (attribution.aggregators)."
+        for row in decided_by_ties(table).itertuples()
     ]
 
 

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from icprobe.analysis import headline
+from icprobe.analysis import binning, headline
 from icprobe.evaluation.tabulation import SIGNIFICANT
+from icprobe.evaluation.win_rates import FEWEST
 from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, parse_bin
 from icprobe.report.findings import Findings
 
+FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 FEW_PROMPTS = 100  # of fewer, a length-controlled win rate is a hint and no more
 
 
@@ -50,7 +52,24 @@ def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) 
             of = f" of {model.name}" if len(models) > 1 else ""
             size = f"{count(row.n)} of the {count(n_examples)} examples"
             sentences.append(f"The bin {bin_label(row.bin)}{of} has {size}.")
+        sentences += coarse(model.bins)
     return sentences
+
+
+def coarse(bins: pd.DataFrame | None) -> list[str]:
+    """Which bins end among examples of one score, in one sentence. bins: as `binning.borders` makes it."""
+    rows = [] if bins is None else binning.decided_by_ties(bins).itertuples()
+    told = [
+        f"{row.method} {bin_label(row.bin)} ({count(row.n_tied_inside)} of its {count(row.n)} share a score with "
+        f"{count(row.n_tied - row.n_tied_inside)} outside)"
+        for row in rows
+    ]
+    if not told:
+        return []
+    return [
+        f"Ties decide part of {_listed(told)}. Mean effect, then id, orders equal scores; a score that is a share of "
+        "tasks takes more values with more tasks."
+    ]
 
 
 def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Finding]:
@@ -69,6 +88,10 @@ def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Fi
         findings.append(Finding("Which bin trains the better model?", sentences))
     if model.correlations is not None and (sentences := agreement(model.correlations)):
         findings.append(Finding("Do icp and influence agree?", sentences))
+    if model.label_correlations is not None:
+        rows = headline.over_all_tasks(model.label_correlations).query("statistic == 'spearman'")
+        for label, of_label in rows.groupby("label", sort=False):
+            findings.append(Finding(f"Do the scores go with {label}?", numbers(str(label), of_label)))
     if findings:
         return findings
     sentences = ["There are no labels with good values and no fine-tuned models to compare the scores with."]
@@ -107,12 +130,30 @@ def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
     return sentences
 
 
+def numbers(label: str, rows: pd.DataFrame) -> list[str]:
+    """Which methods' scores follow a label that is a number. rows: one rank correlation for each method."""
+    few, known = rows["n"].max() < FEW_EXAMPLES, rows[rows["low"].notna()]
+    apart = known[(known["low"] > 0) | (known["high"] < 0)]
+    told = [f"{row.method} ({estimate(row.value, row.low, row.high)})" for row in known.itertuples()]
+    sentences = [
+        f"Spearman correlation of each method's scores with {label} over {_many(rows['n'].max(), 'example')}, with its "
+        f"95% interval: {_listed(told) or 'undefined'}."
+    ]
+    if few:
+        return [*sentences, f"{_many(rows['n'].max(), 'example')} cannot tell a correlation from chance."]
+    if len(apart):
+        return [*sentences, f"The interval of {_listed(apart['method'])} excludes 0."]
+    return [*sentences, "Every interval includes 0: these examples show no correlation."] if len(known) else sentences
+
+
 def against_base(judged: pd.DataFrame, prompts: int) -> list[str]:
     """Which fine-tuned models win against the base model. judged: win rates over all prompts and seeds."""
     sentences = [
         f"{_many(len(judged), 'fine-tuned model')} answered {_many(prompts, 'prompt')}, and a judge compared each "
         "answer with the base model's. At a win rate of 50% neither is preferred."
     ]
+    if prompts < FEWEST:
+        return [*sentences, f"{_many(prompts, 'prompt')} cannot tell better from worse."]
     better, worse = judged[judged["low"] > 50], judged[judged["high"] < 50]
     for rows, verb in ((better, "wins against"), (worse, "loses to")):
         if len(rows):
@@ -187,6 +228,8 @@ def _reading(row: Any, what: str) -> str:
     """What an interval says about 0, in a sentence."""
     if row.low != row.low or row.high != row.high:
         return "Its interval is undefined."
+    if row.n < FEW_EXAMPLES:
+        return f"{_many(row.n, 'example')} cannot tell a correlation from chance."
     if row.low > 0:
         return f"The interval excludes 0: {what} more alike than chance would."
     if row.high < 0:

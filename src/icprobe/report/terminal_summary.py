@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import Any
@@ -16,26 +16,42 @@ from icprobe.errors import several
 from icprobe.formatting import bin_label, estimate, fixed
 from icprobe.tracking.syncing import pending
 
+Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; None where there is none
+
 WIDEST = 100  # characters, on a terminal that has them
 # What is shown where there is room for it; a narrower terminal has the first so many.
 ROOM = (8, 4, 3)
 
 
-def summary(experiment: str, models: Sequence[str], tracked: bool, width: int | None = None) -> str:
-    """The end of a finished experiment: headline, win rates, the report, how to upload W&B's runs.
+def summary(
+    experiment: str,
+    models: Sequence[str],
+    tracked: bool,
+    width: int | None = None,
+    planned: Collection[str] | None = None,
+) -> str:
+    """The end of a finished experiment: headline, win rates, where scores, subsets and the report are, how to upload.
 
-    tracked: whether W&B is on. width: characters (default: the terminal's). What was not computed is left out.
+    tracked: whether W&B is on. width: characters (default: the terminal's). planned: names of the tables that the
+    experiment makes (default: all that are there); others may be of an earlier configuration. What was not computed is
+    left out.
     """
     width = width or terminal_width()
     folder = Path(paths.EXPERIMENT.format(experiment=experiment))
-    blocks = [f"{experiment}: finished"]
+    blocks, kept = [f"{experiment}: finished"], []
     for model in models:
-        tables = Path(paths.table("").format(experiment=experiment, model=model))
-        lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(tables), *_overlap(tables), *_labels(tables)]
+        here = folder / model
+
+        def read(name: str, tables: Path = here / "tables") -> pd.DataFrame | None:
+            return _table(tables / name) if planned is None or name in planned else None
+
+        lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(read), *_overlap(read), *_labels(read)]
         blocks.append("\n".join(_wrapped(line, width) for line in lines))
-        blocks.append(_win_rates(tables, width))
+        blocks.append(_win_rates(read, width))
+        kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets")]
     # A path is not broken: it is there to be copied.
-    ends = [f"Report: {paths.REPORT.format(experiment=experiment)}"]
+    ends = [f"{what}: {path}" for what, path in kept if path.exists()]
+    ends.append(f"Report: {paths.REPORT.format(experiment=experiment)}")
     if tracked:
         waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
@@ -59,8 +75,8 @@ def _table(path: Path) -> pd.DataFrame | None:
         return None
 
 
-def _agreement(tables: Path) -> list[str]:
-    table = _table(tables / "correlations.csv")
+def _agreement(read: Read) -> list[str]:
+    table = read("correlations.csv")
     found = {} if table is None else headline.agreement(table)
     if "spearman" not in found:
         return []
@@ -78,9 +94,9 @@ def _estimate(row: Any, value: float) -> str:
     return estimate(value, row.low, row.high) if row.low == row.low else fixed(value)
 
 
-def _overlap(tables: Path) -> list[str]:
+def _overlap(read: Read) -> list[str]:
     """The overlaps with ICP's strictest bin, with their 95% intervals."""
-    table = _table(tables / "overlaps.csv")
+    table = read("overlaps.csv")
     chosen = pd.DataFrame() if table is None else headline.strictest_bin(table)
     if chosen.empty:
         return []
@@ -92,15 +108,15 @@ def _overlap(tables: Path) -> list[str]:
     return [f"Share of icp's bin {bin_} ({size} examples) in the bin of {shares}; by chance {chance:.0f}%"]
 
 
-def _labels(tables: Path) -> list[str]:
+def _labels(read: Read) -> list[str]:
     """How well each method tells a label's good values from all others, and follows labels that are numbers."""
-    table = _table(tables / "label_aucs.csv")
+    table = read("label_aucs.csv")
     lines = []
     for label, rows in () if table is None else headline.good_against_others(table).groupby("label", sort=False):
         sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
         told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
         lines.append(f"AUC of {label}, {sizes}: {told}")
-    table = _table(tables / "label_correlations.csv")
+    table = read("label_correlations.csv")
     found = (
         ()
         if table is None
@@ -112,8 +128,8 @@ def _labels(tables: Path) -> list[str]:
     return lines
 
 
-def _win_rates(tables: Path, width: int) -> str:
-    table = _table(tables / "win_rates.csv")
+def _win_rates(read: Read, width: int) -> str:
+    table = read("win_rates.csv")
     if table is None:
         return ""
     rows = headline.overall(table)

@@ -234,7 +234,7 @@ class Plan:
         several = len(methods) > 1
         return [
             *(["correlations.csv"] if several else []),
-            *("label_aucs.csv", "label_correlations.csv"),
+            *(["label_aucs.csv", "label_correlations.csv"] if self.config.data.labels else []),
             *(["bins.csv"] if bins else []),
             *(["overlaps.csv"] if bins and several and "icp" in methods else []),
             *(["chain.csv", "weak_link.txt"] if self.chain else []),
