@@ -16,7 +16,7 @@ from icprobe.attribution import METHODS
 README = dag.ROOT / "README.md"
 # What the README shows.
 OWN = yaml.safe_load(re.search(r"Write `mine.yaml`:\n\n(.*?)\n\n\S?", README.read_text(encoding="utf-8"), re.DOTALL)[1])
-TRAINED = {"fine_tune", "subset", "generate", "generate_base", "judge", "prepare_eval", "tabulate_win_rates"}
+TRAINED = {"fine_tune", "generate", "generate_base", "judge", "prepare_eval", "tabulate_win_rates"}
 
 
 TINY = {
@@ -68,6 +68,7 @@ def test_own_data_are_planned_without_the_demos_prompts_labels_and_trainings(pla
     assert ended.returncode == 0, ended.output
     assert ended.jobs["report"] == ended.jobs["correlate"] == 1
     assert not TRAINED & {*ended.jobs}, ended.jobs
+    assert ended.jobs["subset"] == 12, "files for trainers: six methods, two bins"
     assert "demo" not in ended.output.split("Job stats")[1]
 
 
