@@ -247,8 +247,8 @@ BROKEN = {
     "a text": ("a.json", lambda p: p.write_text('[["a"], ["b"]]'), {}, "not real numbers"),
     "words in a column": ("a.csv", lambda p: p.write_text("id,x,y\na,1,word\n"), {}, "'y' holds string"),
     "a row too short": ("a.csv", lambda p: p.write_text("id,x,y\na,1\n"), {}, "broken CSV"),
-    "a column twice": ("a.csv", lambda p: p.write_text("x,x\n1,2\n"), {}, "'x' stands there twice"),
-    "an id twice": ("a.csv", lambda p: p.write_text("id,x\na,1\na,2\n"), {"join": "id"}, "'a' stands there twice"),
+    "a column twice": ("a.csv", lambda p: p.write_text("x,x\n1,2\n"), {}, "'x' appears twice"),
+    "an id twice": ("a.csv", lambda p: p.write_text("id,x\na,1\na,2\n"), {"join": "id"}, "'a' appears twice"),
     "an id that is a number with a fraction": (
         "a.parquet",
         lambda p: pd.DataFrame({"id": [1.5], "x": [1.0]}).to_parquet(p),

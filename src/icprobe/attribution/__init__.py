@@ -98,7 +98,7 @@ METHODS: dict[str, Method] = {
     "length": Method(
         "icprobe.attribution.baselines",
         "tokens",
-        "How many tokens long is its response? A rival that costs nothing and knows no task.",
+        "How many tokens long is its response? A baseline that costs nothing and knows no task.",
         **_NO_MODEL,
     ),
     "random": Method(

@@ -70,9 +70,9 @@ def _contents(path: Path, settings: Mapping[str, Any]) -> _Found:
 
 
 def _check_unique(path: Path, names: list[str] | None) -> None:
-    """Raises DataError for a name that stands there twice."""
+    """Raises DataError for a name that appears twice."""
     if (double := reading.first_double(names or [])) is not None:
-        raise DataError(f"{path}: the name {shown(double)} stands there twice; rename one, or set join: order.")
+        raise DataError(f"{path}: the name {shown(double)} appears twice; rename one, or set join: order.")
 
 
 def _one_each(path: Path, found: _Found) -> Scores:
@@ -179,7 +179,7 @@ def _of_json(path: Path, settings: Mapping[str, Any]) -> _Found:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("a key appears twice")
     return row
 
 
@@ -242,7 +242,7 @@ def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Foun
     """Reads the columns of a table: all but the id column, or the one that key names, which may hold lists."""
     names = table.column_names
     if (double := reading.first_double(names)) is not None:
-        raise DataError(f"{path}: the column {shown(double)} stands there twice; rename one.")
+        raise DataError(f"{path}: the column {shown(double)} appears twice; rename one.")
     row_names = _row_names(path, table, settings["id_column"])
     rest = [name for name in names if name != settings["id_column"]]
     if settings["key"] is not None or settings["orientation"] == "scores":

@@ -23,9 +23,10 @@ def _of_runs(chosen: Mapping[str, Any], folder: str, ask: bool) -> str:
     kept = f"offline, {held}, kept in {folder}, nothing is sent"
     if chosen["mode"] == "offline":
         return f"{kept} ({chosen['why']})"
+    if not ask:
+        return f"online, {held}, where there is a key and the server answers; else kept in {folder}"
     try:
-        if ask:
-            check_server(CONNECT_SECONDS)
+        check_server(CONNECT_SECONDS)
     except TrackingError as error:
         why = str(error).removeprefix("W&B: ").partition(". ")[0]
         return f"{kept} ({why})"
