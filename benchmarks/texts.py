@@ -126,7 +126,7 @@ class Work:
     @cached_property
     def documents(self) -> list[Any]:
         """The examples' documents as `Encoded`, their loss over all tokens after the first."""
-        from icprobe.attribution.matrix import encode_documents
+        from icprobe.attribution.documents import encode_documents
 
         return [*encode_documents(self.inputs(), [range(len(self.train))]).values()]
 

@@ -16,6 +16,7 @@ rule attribute:
         model=model_of,
         manifest=manifest_of,
         checked=lambda w: dtype_checked(w, w.method),
+        losses=lambda w: losses_checked(w, w.method),
     output:
         matrix=paths.shard(),
     wildcard_constraints:
@@ -70,6 +71,7 @@ if INFLUENCE:
             model=model_of,
             manifest=manifest_of,
             checked=lambda w: dtype_checked(w, "influence"),
+            losses=lambda w: losses_checked(w, INFLUENCE[0]),
         output:
             **{m: paths.shard(m) for m in INFLUENCE},
         params:

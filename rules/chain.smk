@@ -17,6 +17,7 @@ if PLAN.chain:
             **ATTRIBUTION_INPUTS,
             model=model_of,
             manifest=manifest_of,
+            losses=lambda w: losses_checked(w, "one_step"),
         output:
             matrix=paths.shard(paths.STEP),
         params:

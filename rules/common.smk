@@ -132,6 +132,13 @@ def dtype_checked(wildcards, method):
     return paths.DTYPE_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
 
 
+def losses_checked(wildcards, method):
+    """That every example has the loss whose gradient the method takes, as an input; in a whole document all have."""
+    if not PLAN.takes_loss(method):
+        return []
+    return paths.LOSSES_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
+
+
 # --- figures and tables -------------------------------------------------------------------------------------------
 
 

@@ -269,6 +269,34 @@ rule measure_lengths:
         "../workflow/scripts/data/measure_lengths.py"
 
 
+# A rule of its own: what the gradients are of is nothing to those who read the lengths alone.
+rule check_losses:
+    localrule: True
+    message:
+        "Checking that every example has a loss in fine-tuning, for {wildcards.model}"
+    input:
+        lengths=paths.LENGTHS,
+        model=model_of,
+        manifest=manifest_of,
+    output:
+        paths.LOSSES_CHECKED,
+    params:
+        max_length=CONFIG.finetune.max_length,
+        code=fingerprint("data/check_losses"),
+    log:
+        paths.log("check_losses/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("check_losses/{model}")
+    # Before all else that could run.
+    priority: 1
+    resources:
+        **LIGHT,
+    script:
+        "../workflow/scripts/data/check_losses.py"
+
+
 rule measure_prompts:
     message:
         "Counting tokens of the eval prompts for {wildcards.model}"

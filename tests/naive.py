@@ -46,16 +46,20 @@ def block_parameters(model):
     return names
 
 
-def gradient(model, tokenizer, row, whole_document):
-    """{parameter name: gradient} of −Σ log p: over the document's tokens after the first, or the target's."""
+def gradient(model, tokenizer, row, whole_document, end=False, mean=False):
+    """{parameter name: gradient} of −Σ log p: over the document's tokens after the first, or the target's.
+
+    end: the end of sequence follows. mean: of the mean over these tokens.
+    """
     model = copy.deepcopy(model).requires_grad_(True)
     model.set_attn_implementation("eager")
     context = "" if whole_document else query(row)
     ids = tokenizer(query(row) + target(row), add_special_tokens=False)["input_ids"]
+    ids += [tokenizer.eos_token_id] if end else []
     start = 1 if whole_document else len(tokenizer(context, add_special_tokens=False)["input_ids"])
     log_p = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
     loss = -sum(log_p[i - 1, ids[i]] for i in range(start, len(ids)))
-    loss.backward()
+    (loss / (len(ids) - start) if mean else loss).backward()
     gradients = dict(model.named_parameters())
     return {name: gradients[name].grad for name in block_parameters(model)}
 
@@ -81,8 +85,20 @@ def influence_log(g_z, g_t):
     return sum(math.copysign(1, d) * math.log(abs(d)) for d, _ in signed_log_terms(g_z, g_t) if d)
 
 
-def one_step(model, tokenizer, example, task, learning_rate):
-    g_z = gradient(model, tokenizer, example, whole_document=True)
+def example_gradient(model, tokenizer, example, train_loss, reduction):
+    response = train_loss == "response"
+    return gradient(model, tokenizer, example, not response, end=response, mean=reduction == "mean")
+
+
+def n_target(tokenizer, row):
+    whole, context = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in (query(row) + target(row), query(row))
+    )
+    return len(whole) - len(context)
+
+
+def one_step(model, tokenizer, example, task, learning_rate, train_loss="document", reduction="sum"):
+    g_z = example_gradient(model, tokenizer, example, train_loss, reduction)
     stepped = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in stepped.named_parameters():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from icprobe.attribution.matrix import Inputs, encode_documents, encode_tasks
+from icprobe.attribution.documents import encode_documents
+from icprobe.attribution.matrix import Inputs, encode_tasks
 from icprobe.attribution.one_shots import OneShots
 from icprobe.config import Templates
 from icprobe.errors import DataError

@@ -86,6 +86,22 @@ def test_numbers_are_those_of_the_dag_to_the_bit(method, valued, prepared, promp
     assert scores[f"score_{method}"].tolist() == aggregate(expected, how)["score"].tolist()
 
 
+def test_the_objective_is_that_of_the_dag(prepared, prompts, tmp_path):
+    objective = {"train_loss": "response", "reduction": "mean", "task_likelihood": "mean"}
+    settings = {"methods": ["icp", "influence"], "dtype": "float32", "finetune": {"max_length": 100}}
+    _, found = icprobe.value(TRAIN, TASKS, model=prepared, matrices=True, **settings, **objective)
+    of_influence = by_the_dag(prepared, "influence", 0, 2, tmp_path, prompts, max_length=100, **objective)
+    pd.testing.assert_frame_equal(found["influence"], of_influence, check_exact=True)
+    of_icp = by_the_dag(prepared, "icp", 0, 2, tmp_path, prompts, task_likelihood="mean")
+    pd.testing.assert_frame_equal(found["icp"], of_icp, check_exact=True)
+
+
+def test_an_example_without_a_loss_is_told_before_any_work(prepared, monkeypatch):
+    monkeypatch.setattr("icprobe.notebook.valuing.compute", None)
+    with pytest.raises(DataError, match=r"7 examples without a loss: .*Raise finetune\.max_length"):
+        icprobe.value(TRAIN, TASKS, model=prepared, train_loss="response", finetune={"max_length": 3})
+
+
 def test_one_table_holds_texts_lengths_and_every_score_in_the_order_of_the_rows(valued):
     scores, _ = valued
     columns = ["id", "instruction", "input", "output", "n_query", "n_target"]

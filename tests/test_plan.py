@@ -1,6 +1,7 @@
 """What a configuration decides before anything runs: which jobs there are, and what they read of it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -179,8 +180,51 @@ def test_a_methods_job_sees_its_own_settings_alone():
         "batch_tokens": 1024,
         "learning_rate": 3e-4,
         "dtype": "float32",
+        "train_loss": "document",
+        "reduction": "sum",
+        "task_likelihood": "sum",
     }
     assert found.method_settings("random") == {}
+
+
+def test_the_loss_reaches_the_methods_by_gradients_and_where_training_cuts_only_with_its_loss():
+    methods = [*METHODS]
+    document = plan(attribution={"methods": methods}, finetune={"max_length": 99})
+    assert not any("max_length" in document.method_settings(method) for method in methods)
+    assert not any(map(document.takes_loss, methods))
+    assert "as in the paper" in document.objective[0]
+    response = plan(attribution={"methods": methods, "train_loss": "response"}, finetune={"max_length": 99})
+    taking = ["influence", "influence_log", "one_step", "influence_mean"]
+    assert [method for method in methods if response.takes_loss(method)] == taking
+    assert [m for m in methods if response.method_settings(m).get("max_length") == 99] == taking
+    assert "after 99 tokens" in response.objective[0]
+    reads_likelihood = [m for m in methods if "task_likelihood" in response.method_settings(m)]
+    assert reads_likelihood == ["icp", *taking]
+    assert len(plan(attribution={"methods": ["icp"], "train_loss": "response"}).objective) == 1
+    assert plan(attribution={"methods": ["random"]}, bins=["top 20%"]).objective == []
+
+
+@pytest.mark.parametrize(
+    ("attribution", "units"),
+    [
+        ({}, {"icp": "nats", "one_step": "nats", "influence": "nats²", "influence_mean": "nats²"}),
+        (
+            {"task_likelihood": "mean"},
+            {"icp": "nats per token", "one_step": "nats per token", "influence": "nats² per token"},
+        ),
+        ({"reduction": "mean"}, {"icp": "nats", "one_step": "nats", "influence_mean": "nats² per token"}),
+        (
+            {"reduction": "mean", "task_likelihood": "mean"},
+            {"influence": "nats² per token²", "influence_log": "signed log", "icp_budget": "share of tasks helped"},
+        ),
+    ],
+)
+def test_units_and_questions_say_per_token_where_it_is_so(attribution, units):
+    known = plan(attribution=attribution).methods
+    assert {method: known[method].unit for method in units} == units
+    for method, unit in units.items():
+        if "nats" in unit:
+            assert re.findall(r"nats²?(?: per token²?)?", known[method].asks) == [unit]
 
 
 # --- analysis -----------------------------------------------------------------------------------------------------

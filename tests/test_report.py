@@ -102,6 +102,13 @@ def test_the_page_explains_before_it_shows_and_its_links_follow_it(tmp_path):
     assert "By how many nats? Score: share of tasks helped. A nat is" in plain(text)
 
 
+def test_the_loss_and_the_likelihood_are_said_where_the_methods_are_explained(tmp_path):
+    asked = {"icp": ("By how many nats per token?", "mean over tasks, nats per token")}
+    text = plain(page(tmp_path, asked=asked, objective=["The loss is the sum.", "Fine-tuning minimises the mean."]))
+    assert "Which loss, which likelihood The loss is the sum. Fine-tuning minimises the mean." in text
+    assert "Which loss" not in plain(page(tmp_path, asked=asked))
+
+
 def test_a_table_that_is_absent_or_empty_leaves_no_section(tmp_path):
     inputs = experiment(tmp_path)["models"]["smollm2"]
     for win_rates in (None, inputs.win_rates.iloc[:0], inputs.win_rates.assign(model="another")):

@@ -45,6 +45,9 @@ OF_RANDOM = (
 OF_SCORES = ANALYSIS | OF_FINE_TUNED_SCORES
 OF_ATTRIBUTIONS = ATTRIBUTION + OF_SCORES + STEPS + CHAIN
 OF_TRAIN = OF_ATTRIBUTIONS + Counter(measure_lengths=1) | Counter(subset=5) + TRAINING
+# influence and one_step alone.
+OF_GRADIENTS = Counter(attribute=2, attribute_influence=2, gather_attributions=3, score=3) + ANALYSIS + STEPS + CHAIN
+LOSSES = Counter(check_losses=1)
 NOTHING = Counter()
 
 MODULE = "\n_ADDED = 1\n"
@@ -166,6 +169,17 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         config(attribution={"one_step": {"learning_rate": 1e-3}}),
         Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS + CHAIN,
     ),
+    # The gradients are of another loss, icp's likelihoods are not; a bin of random and its training stand.
+    "attribution.train_loss": (config(attribution={"train_loss": "response"}), LOSSES + OF_GRADIENTS),
+    "attribution.reduction": (config(attribution={"reduction": "mean"}), OF_GRADIENTS),
+    "finetune.max_length": (config(finetune={"max_length": 256}), TRAINING),
+    "attribution.task_likelihood": (
+        config(attribution={"task_likelihood": "mean"}),
+        Counter(attribute=4, attribute_influence=2, gather_attributions=4, score=4)
+        + (ANALYSIS | OF_FINE_TUNED_SCORES)
+        + STEPS
+        + CHAIN,
+    ),
     "a step size of the chain is added": (
         config(analysis={"chain": {"learning_rates": [1e-5, 1e-6]}}),
         STEPS + CHAIN + FIGURES + END,
@@ -261,10 +275,8 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         module("attribution/one_step"),
         Counter(attribute=2, gather_attributions=1, score=1) + ANALYSIS + STEPS + CHAIN,
     ),
-    "gradients.py": (
-        module("engine/gradients"),
-        Counter(attribute=2, attribute_influence=2, gather_attributions=3, score=3) + ANALYSIS + STEPS + CHAIN,
-    ),
+    "gradients.py": (module("engine/gradients"), OF_GRADIENTS),
+    "completions.py": (module("texts/completions"), OF_GRADIENTS | TRAINING),
     "likelihood.py": (
         module("engine/likelihood"),
         Counter(attribute=4, attribute_influence=2, gather_attributions=4, score=4)

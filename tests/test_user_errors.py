@@ -193,6 +193,13 @@ MISTAKES = {
         target=f"{dag.RESULTS}/attributions/icp.parquet",
         log="tiny/check_dtype/tiny-llama.log",
     ),
+    "an example whose query leaves no room for a response in training": Mistake(
+        lambda project: {"attribution": {"train_loss": "response"}, "finetune": {"max_length": 5}},
+        r"train_loss: response: 24 examples without a loss: .*5 tokens or more, .*Raise finetune\.max_length",
+        target=f"{dag.RESULTS}/data/losses.checked.json",
+        log="tiny/check_losses/tiny-llama.log",
+        before_torch=False,
+    ),
     "good values that no row's label has": Mistake(
         misspelt_label,
         "data.sound_labels.planted: no row of data.train has 'sond'; the column 'planted' holds .*'sound'",

@@ -3,7 +3,7 @@
 Each module offers `attribute(inputs, batches, **settings)`; see icprobe.attribution.matrix.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from icprobe.errors import ConfigError
@@ -19,7 +19,8 @@ class Method:
     module: where its `attribute` is. unit: of the matrix's entries, for axes. asks: the question it puts to an
     example ("it"), in one sentence with its unit, for readers of the report who know no method. settings: keys of
     the configuration's `attribution` section that it uses. execution: those of them that change no bit of the
-    matrix (`values.how`). together: the methods whose matrices come out of the same pass. needs_model: its job
+    matrix (`values.how`). per_token: those of them of which `mean` divides the matrix by a number of tokens, and so its
+    unit. together: the methods whose matrices come out of the same pass. needs_model: its job
     reads a model, tasks and texts beside the examples' lengths. per_task: the matrix has a column for each task,
     not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
     costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip:
@@ -31,6 +32,7 @@ class Method:
     asks: str
     settings: tuple[str, ...] = ()
     execution: tuple[str, ...] = ()
+    per_token: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
     needs_model: bool = True
     per_task: bool = True
@@ -42,6 +44,9 @@ class Method:
 
 _ENGINE = ("dtype", "device", "tf32", "batch_tokens")
 _BUDGET = ("memory_budget_gb",)
+_TASK = ("task_likelihood",)
+_LOSS = ("train_loss", "reduction", *_TASK)
+_BOTH_SIDES = ("reduction", *_TASK)
 _INFLUENCE = ("influence", "influence_log")
 _NO_MODEL = {"needs_model": False, "per_task": False, "whole": True}
 
@@ -50,15 +55,17 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.icp",
         "nats",
         "Put into the prompt, by how many nats of log-likelihood does it make a task's answer likelier?",
-        _ENGINE,
+        (*_ENGINE, *_TASK),
+        per_token=_TASK,
     ),
     "influence": Method(
         "icprobe.attribution.influence",
         "nats²",
         "Does training on it push the model's weights where training on a task would? "
         "The product of their two loss gradients tells, in nats².",
-        _ENGINE,
+        (*_ENGINE, *_LOSS),
         _BUDGET,
+        per_token=_BOTH_SIDES,
         together=_INFLUENCE,
     ),
     "influence_log": Method(
@@ -66,7 +73,7 @@ METHODS: dict[str, Method] = {
         "signed log",
         "What influence asks, by the formula of the paper's released code: the products of the gradients of each "
         "weight matrix go into a sum of signed logs.",
-        _ENGINE,
+        (*_ENGINE, *_LOSS),
         _BUDGET,
         together=_INFLUENCE,
     ),
@@ -74,7 +81,8 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.one_step",
         "nats",
         "After one small step of fine-tuning on it, by how many nats of log-likelihood is a task's answer likelier?",
-        (*_ENGINE[1:], "one_step"),
+        (*_ENGINE[1:], *_LOSS, "one_step"),
+        per_token=_TASK,
         dtype="float32",
     ),
     "influence_mean": Method(
@@ -82,7 +90,8 @@ METHODS: dict[str, Method] = {
         "nats²",
         "Does training on it push the model's weights where training on all tasks together would? "
         "The product of its loss gradient and the tasks' mean one tells, in nats².",
-        _ENGINE,
+        (*_ENGINE, *_LOSS),
+        per_token=_BOTH_SIDES,
         per_task=False,
     ),
     "icp_budget": Method(
@@ -114,6 +123,8 @@ METHODS: dict[str, Method] = {
 def methods_of(config: "Config") -> dict[str, Method]:
     """The methods that a configuration can name: the registry, and its external scores, which go before it.
 
+    Units are those of its objective.
+
     Raises ConfigError where a chosen method needs a model or texts that the configuration does not give.
     """
     external = {
@@ -140,4 +151,11 @@ def methods_of(config: "Config") -> dict[str, Method]:
             raise ConfigError(f"config: attribution.methods: {name} needs data.{absent[0]}, which is null")
     if "train" in absent and not any(name in external for name in config.attribution.methods):
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
-    return METHODS | external
+    return {name: _in_units(method, config) for name, method in METHODS.items()} | external
+
+
+def _in_units(method: Method, config: "Config") -> Method:
+    """Says "per token" in a method's unit and question, as often as its matrix is divided by tokens."""
+    times = sum(getattr(config.attribution, key) == "mean" for key in method.per_token)
+    unit = f"{method.unit} per token{'²' if times == 2 else ''}"
+    return replace(method, unit=unit, asks=method.asks.replace(method.unit, unit)) if times else method

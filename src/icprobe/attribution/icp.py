@@ -22,16 +22,24 @@ PIECE_SECONDS = 10.0  # of work that makes one of `Inputs.pieces`
 ROW_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
-def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_tokens: int = 1024) -> Pieces:
+def attribute(
+    inputs: Inputs,
+    method: str,
+    batches: Sequence[np.ndarray],
+    batch_tokens: int = 1024,
+    task_likelihood: str = "sum",
+) -> Pieces:
     """A[z, t] = ll(target(t) | one-shot context of t given z) − ll(target(t) | query(t)), in nats.
 
+    task_likelihood: mean divides it by the number of target(t)'s tokens: nats per token.
     Source: arXiv 2407.12259; Nuggets, arXiv 2312.10302.
     """
     probe = Probe(inputs, batch_tokens)
+    divisors = probe.target_tokens if task_likelihood == "mean" else np.ones_like(probe.target_tokens)
     rows = np.concatenate(batches)
     inputs.progress.expect(len(rows) * len(inputs.tasks), "pair", probe.tokens(rows))
     for rows in batches:
-        yield method, rows, probe.effects(rows, f"{method}/{rows[0]}")
+        yield method, rows, probe.effects(rows, f"{method}/{rows[0]}") / divisors
     if probe.one_shots.joint:
         logger.info("%d pairs were tokenised jointly: their prefix and suffix merge", probe.one_shots.joint)
 
@@ -47,6 +55,7 @@ class Probe:
         self.network = Network(inputs.model, inputs.capabilities, forward_only=True)
         self.row_tokens = max(batch_tokens, ROW_TOKENS[self.network.device.type])  # at most
         tasks = encode_tasks(inputs)
+        self.target_tokens = np.array([task.n_target for task in tasks], dtype=np.float32)  # [M]
         self._task_tokens = np.array([len(task.ids) for task in tasks])
         self._example_tokens = (inputs.lengths["n_query"] + inputs.lengths["n_target"]).to_numpy()
         zero_shot = [Suffix(task.ids, task.n_context) for task in tasks]

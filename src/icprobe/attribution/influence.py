@@ -3,13 +3,16 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from icprobe.attribution.contraction import CONTRACTIONS
+from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.gradient_cache import GradientCache
-from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
+from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.attribution.memory_plan import Plan, SequenceBatches
+from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import packed, packs
 from icprobe.engine.gradients import layers_of
 from icprobe.engine.network import Network
@@ -29,17 +32,20 @@ def attribute(
     batch_tokens: int = 1024,
     memory_budget_gb: float = 3.0,
     methods: Sequence[str] = ("influence", "influence_log"),
+    **objective: Any,
 ) -> Pieces:
     """A[z, t] = ⟨g_z, g_t⟩, and with signed logarithms per parameter tensor, from one pass over examples and tasks.
 
     influence: TracIn (arXiv 2002.08484) with one checkpoint, first order. influence_log: Σ_p sign(d_p)·ln|d_p| with
     d_p = ⟨clamp(g_z,p), clamp(g_t,p)⟩, 0 where d_p = 0: what the code released with arXiv 2407.12259 computes.
 
+    objective: whose gradients (`Objective`).
+
     One side's gradients are held within the budget, the other's stream past; `memory_plan.Plan` chooses. Whatever it
     chooses, the same pairs of batches are multiplied layer by layer in the same order: the budget changes no bit of the
     result.
     """
-    yield from _Influence(inputs, batches, batch_tokens, memory_budget_gb, methods).pieces()
+    yield from _Influence(inputs, batches, batch_tokens, memory_budget_gb, methods, Objective(**objective)).pieces()
 
 
 class _Influence:
@@ -56,11 +62,13 @@ class _Influence:
         batch_tokens: int,
         memory_budget_gb: float,
         methods: Sequence[str],
+        objective: Objective,
     ) -> None:
         self.inputs, self.batches, self.methods = inputs, batches, methods
         self.network = Network(inputs.model, inputs.capabilities)
         self.layers = layers_of(self.network)
-        documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
+        documents = encode_documents(inputs, batches, objective)
+        tasks = encode_tasks(inputs, objective.task_likelihood)
         self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
         self.tasks = SequenceBatches([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
         # Gram matrices serve where influence is wanted alone: influence_log needs the elements of gradients.

@@ -1,12 +1,15 @@
 """The mean of `influence` over all tasks at the price of one, when nothing else is wanted of the matrix."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
+from icprobe.attribution.documents import encode_documents
+from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
+from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import packs, spans
 from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.matmul import matmul_float32
@@ -14,8 +17,10 @@ from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
 
-def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_tokens: int = 1024) -> Pieces:
-    """score[z] = mean_t ⟨g_z, g_t⟩ = ⟨g_z, Σ_t g_t⟩ / M, one column.
+def attribute(
+    inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_tokens: int = 1024, **objective: Any
+) -> Pieces:
+    """score[z] = mean_t ⟨g_z, g_t⟩ = ⟨g_z, Σ_t g_t⟩ / M, one column. objective: whose gradients (`Objective`).
 
     The tasks' summed gradient V is one vector, whatever M is. No example's gradient is formed: in each layer
     ⟨δᵀa, V⟩ = Σ_s δ_s·(V a_s), as many operations as an ordinary weight gradient. (A forward-mode derivative along V
@@ -23,7 +28,8 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_
     """
     network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
-    documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
+    whose = Objective(**objective)
+    documents, tasks = encode_documents(inputs, batches, whose), encode_tasks(inputs, whose.task_likelihood)
     task_tokens = sum(len(task.ids) for task in tasks)
     inputs.progress.expect(task_tokens + sum(len(document.ids) for document in documents.values()), "token")
     summed = _SummedGradient(network, layers)

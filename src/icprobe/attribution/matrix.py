@@ -1,7 +1,7 @@
 """What all methods share: their inputs, the pieces of the matrix that they give, and the matrix as a table."""
 
 from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,6 @@ import pandas as pd
 
 from icprobe.errors import ScoreError, several, some
 from icprobe.progress import Progress
-from icprobe.texts.control_tokens import token_ids
 from icprobe.texts.prompts import Encoded, Prompts, encode
 
 
@@ -46,18 +45,11 @@ Piece = tuple[str, np.ndarray, np.ndarray]
 Pieces = Iterator[Piece]
 
 
-def encode_documents(inputs: Inputs, batches: Sequence[Sequence[int]]) -> dict[int, Encoded]:
-    """Tokenises the documents of the rows in these batches, by row; their loss is over all tokens after the first."""
-    rows = np.concatenate(batches).tolist()
-    documents = [inputs.prompts.document(example) for example in inputs.examples(rows)]
-    encoded = token_ids(inputs.tokenizer, documents)
-    return {row: Encoded(tuple(ids), 1) for row, ids in zip(rows, encoded, strict=True)}
-
-
-def encode_tasks(inputs: Inputs) -> list[Encoded]:
-    """Tokenises all tasks zero-shot; their loss is over the target alone."""
+def encode_tasks(inputs: Inputs, likelihood: str = "sum") -> list[Encoded]:
+    """Tokenises all tasks zero-shot; their loss is over the target alone, the sum or the mean of its tokens'."""
     rows = inputs.tasks.to_dict("records")
-    return [encode(inputs.tokenizer, inputs.prompts.query(row), inputs.prompts.target(row)) for row in rows]
+    encoded = [encode(inputs.tokenizer, inputs.prompts.query(row), inputs.prompts.target(row)) for row in rows]
+    return [replace(task, mean=likelihood == "mean") for task in encoded]
 
 
 def to_table(ids: Sequence[str], columns: Sequence[str], values: np.ndarray) -> pd.DataFrame:

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.attribution.matrix import Inputs, Pieces, encode_documents, encode_tasks
+from icprobe.attribution.documents import encode_documents
+from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
+from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import packs, spans
 from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
@@ -27,15 +30,20 @@ def attribute(
     batches: Sequence[np.ndarray],
     batch_tokens: int = 1024,
     learning_rate: float = 1e-4,
+    **objective: Any,
 ) -> Pieces:
     """A[z, t] = ll(t; θ − η·g_z) − ll(t; θ), in nats, zero-shot; the one-step check of arXiv 2407.12259.
+
+    objective: whose gradient, and whether ll is the sum over a target's tokens or their mean (`Objective`).
 
     The update of a linear layer by one example has rank T (its tokens): it is added to the layer's output, or to a
     copy of its weight where that is cheaper; the model's own weights never change. Needs a float32 model.
     """
     network = Network(inputs.model, inputs.capabilities)
     layers = layers_of(network)
-    documents, tasks = encode_documents(inputs, batches), encode_tasks(inputs)
+    whose = Objective(**objective)
+    documents, tasks = encode_documents(inputs, batches, whose), encode_tasks(inputs, whose.task_likelihood)
+    divisors = np.array([task.n_target if task.mean else 1 for task in tasks])
     task_rows = _rows_of_tasks(tasks, batch_tokens)
     before = torch.cat(list(_log_likelihoods(network, task_rows)))
     row_tokens = [sum(len(suffix.ids) for suffix in row) for row in task_rows]
@@ -57,7 +65,7 @@ def attribute(
                 for n, of_row in zip(row_tokens, _log_likelihoods(network, task_rows), strict=True):
                     after.append(of_row)
                     inputs.progress.update(len(of_row), n + of_update)
-            inputs.pieces[name] = (torch.cat(after) - before).cpu().numpy().astype(np.float32)
+            inputs.pieces[name] = ((torch.cat(after) - before).cpu().numpy() / divisors).astype(np.float32)
         yield method, rows, np.stack([inputs.pieces.pop(name) for name in names])
 
 

@@ -102,6 +102,18 @@ class Attribution(Section):
     batch_tokens: Count = Field(
         1024, description="Approximate number of tokens, of examples or of tasks, that go through the model together."
     )
+    train_loss: Literal["document", "response"] = Field(
+        "document",
+        description="Loss of an example, whose gradient influence and one_step take. document: over all tokens after the "
+        "first, as in the paper. response: as in fine-tuning, over the response and the end of sequence, with the query "
+        "masked; cut off after finetune.max_length.",
+    )
+    reduction: Literal["sum", "mean"] = Field("sum", description="That loss is the sum over these tokens, or the mean.")
+    task_likelihood: Literal["sum", "mean"] = Field(
+        "sum",
+        description="Log-likelihood of a task's answer in icp, one_step and the task's side of influence: the sum over "
+        "its tokens, or the mean (nats per token).",
+    )
     one_step: OneStep = Field(OneStep(), description="Settings of the method one_step.")
     external: dict[Name, ExternalScores] = Field(
         {},

@@ -83,7 +83,8 @@ def collect_gradients(layers: Sequence[Layer], consume: Consumer) -> Iterator[No
 def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
     """Backward pass of Σ −log p(target | context) over sequences packed in one row; hooks see the gradients.
 
-    A document's loss over all tokens after the first is an `Encoded` with n_context = 1.
+    A document's loss over all tokens after the first is an `Encoded` with n_context = 1; where `mean` is set, a
+    sequence's loss is divided by its number of targets.
     """
     _, states, delta = loss(network, sequences)
     states.backward(delta)
@@ -91,16 +92,20 @@ def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
 
 def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Execution, Tensor, Tensor]:
     """The packed row, its final hidden states [S, d], and the gradient of Σ −log p(target | context) by them."""
-    row, predictors, targets = Row(), [], []
+    row, predictors, targets, counts = Row(), [], [], []
     for sequence, span in zip(sequences, spans(sequences), strict=True):
         row.add(sequence.ids)
         predictors += range(span.start + sequence.n_context - 1, span.stop - 1)
         targets += sequence.ids[sequence.n_context :]
+        counts += [sequence.n_target if sequence.mean else 1] * sequence.n_target
     with torch.enable_grad():
         execution, states = network.run(row)
     delta = torch.zeros_like(states)
     chosen = on_device(predictors, states.device)
-    delta[chosen] = loss_gradient(network, states.detach()[chosen], targets)
+    of_tokens = loss_gradient(network, states.detach()[chosen], targets)
+    if any(sequence.mean for sequence in sequences):
+        of_tokens = (of_tokens.float() / on_device(counts, states.device)[:, None]).to(of_tokens.dtype)
+    delta[chosen] = of_tokens
     return execution, states, delta
 
 

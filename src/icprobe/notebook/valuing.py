@@ -24,6 +24,7 @@ from icprobe.notebook.scores import scores_table
 from icprobe.progress import lines_told
 from icprobe.tables import checking
 from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
+from icprobe.texts.completions import check_trainable, end_of_sequence, longest
 from icprobe.texts.prompts import Prompts
 from icprobe.workflow.plan import Plan
 
@@ -40,6 +41,7 @@ def value(
     tokenizer: Any = None,
     templates: Mapping[str, str] | None = None,
     data: Mapping[str, Any] | None = None,
+    finetune: Mapping[str, Any] | None = None,
     seed: int = 0,
     matrices: bool = False,
     **attribution: Any,
@@ -51,8 +53,9 @@ def value(
     {"hub": "tatsu-lab/alpaca"} or {"path": "mine.csv", "columns": {"output": "response"}}. model: a directory, a hub
     id, "smollm2-135m-instruct", a mapping as in `model_sources`, or a transformers model in memory with its
     `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was. templates, data:
-    keys of the sections of that name. attribution: keys of the section `attribution`, such as `dtype`, `device`,
-    `memory_budget_gb`, `aggregators`, `one_step`.
+    keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response". attribution: keys
+    of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`, `one_step`,
+    `train_loss`, `reduction`, `task_likelihood`.
 
     Returns a table with a row for each example, in train's order: `id`, texts, labels, `n_query`, `n_target` (tokens),
     and of each method `score_icp` and `rank_icp` (1 is the best). With `matrices`: (that table, {method: `id`, then one
@@ -63,6 +66,7 @@ def value(
         source_of(model),
         seed=seed,
         templates=templates,
+        finetune={"methods": [], "all_data": False, **(finetune or {})},
         data={**(data or {}), "train": _section("train", train), "tasks": _section("tasks", tasks)},
         attribution={
             **arithmetic_of(model),
@@ -112,10 +116,14 @@ def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: S
     tasks = choose_tasks(candidates, *how, hidden_states)
     train = draw(rows, slice_of(data.train)["sample"], prompts.document, readers, "data.train.sample")
     train = fit_train(train, tasks, prompts, readers, data.on_too_long)
+    tokens = lengths(train, prompts, subject.reader)
+    if any(map(plan.takes_loss, plan.computed)):
+        end_of_sequence(subject.reader.tokenizer)
+        check_trainable(tokens, longest(plan.config.finetune.max_length, subject.reader.max_positions))
     return Inputs(
         train=train,
         tasks=tasks,
-        lengths=lengths(train, prompts, subject.reader),
+        lengths=tokens,
         prompts=prompts,
         tokenizer=subject.reader.tokenizer,
         capabilities=subject.capabilities,

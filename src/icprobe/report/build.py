@@ -42,6 +42,7 @@ def build(
     sweep: str | Path | None = None,
     colors: Sequence[str] = OKABE_ITO,
     asked: Mapping[str, tuple[str, str]] | None = None,
+    objective: Sequence[str] = (),
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 
@@ -53,7 +54,7 @@ def build(
     peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure
     (SVG) of icp against influence by model and domain, with its table beside it (.csv). colors: the cycle of #rrggbb
     in which the charts are drawn. asked: method -> the question it puts to an example, and what its score is with its
-    unit.
+    unit. objective: whose gradients and likelihoods the methods take, in sentences.
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
@@ -94,6 +95,7 @@ def build(
         experiment=experiment,
         models=experiments,
         asked={method: asked[method] for method in methods if method in (asked or {})},
+        objective=objective,
         bins=sentences.bins(experiments, len(train), {method: unit for method, (_, unit) in (asked or {}).items()}),
         found={model.name: sentences.found(model, sound_labels) for model in experiments},
         few_prompts=sentences.FEW_PROMPTS,

@@ -116,10 +116,14 @@ def _as_it_is(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of context + target; the first `n_context` are the context, the others the target."""
+    """Token ids of context + target; the first `n_context` are the context, the others the target.
+
+    mean: its loss is divided by the number of its target's tokens, and so is the gradient.
+    """
 
     ids: tuple[int, ...]
     n_context: int
+    mean: bool = False
 
     @property
     def n_target(self) -> int:

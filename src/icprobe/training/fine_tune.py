@@ -21,9 +21,10 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from icprobe import artifacts
 from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device
-from icprobe.errors import ArtifactError, DataError, ModelError
+from icprobe.errors import ArtifactError, DataError
 from icprobe.progress import Progress
-from icprobe.texts.prompts import Prompts, encode
+from icprobe.texts.completions import completions, longest
+from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -40,19 +41,12 @@ def tokenize(
     ids: query + target + end of sequence, so that the model learns to stop; cut off after max_length tokens. Labels are
     the ids of target and end, and IGNORED at the query. An example whose query alone fills max_length is dropped.
     """
-    end = tokenizer.eos_token_id
-    if end is None:
-        raise ModelError("The tokenizer has no end-of-sequence token, so a fine-tuned model could not learn to stop.")
-    examples, counts = [], {"truncated": 0, "dropped": 0}
-    for row in rows:
-        encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
-        ids = [*encoded.ids, end]
-        labels = [IGNORED] * encoded.n_context + ids[encoded.n_context :]
-        if encoded.n_context >= max_length:
-            counts["dropped"] += 1
-            continue
-        counts["truncated"] += len(ids) > max_length
-        examples.append({"input_ids": ids[:max_length], "labels": labels[:max_length]})
+    encoded, counts = completions(tokenizer, rows, prompts, max_length)
+    examples = [
+        {"input_ids": [*one.ids], "labels": [IGNORED] * one.n_context + [*one.ids[one.n_context :]]}
+        for one in encoded
+        if one is not None
+    ]
     return examples, counts
 
 
@@ -84,7 +78,7 @@ def fine_tune(
     model = load_model(base, dtype=dtype, device=settings["device"])
     model.requires_grad_(lora is None)
     tokenizer = load_tokenizer(base)
-    length = min(settings["max_length"], max_positions(model.config) or settings["max_length"])
+    length = longest(settings["max_length"], max_positions(model.config))
     examples, counts = tokenize(tokenizer, rows, prompts, length)
     _log_cut(len(rows), counts, length)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from icprobe.attribution import Method
+from icprobe.attribution.objective import said
 from icprobe.config import Config
 from icprobe.config.sections import Annotations, ExternalScores
 from icprobe.config.sources import local_files
@@ -170,7 +171,21 @@ class Plan:
         settings = slice_of(self.config.attribution, *known.settings) if known.settings else {}
         # Settings of one method alone lie one level lower, under its name.
         own = settings.pop(method, {})
+        if settings.get("train_loss") == "response":
+            own["max_length"] = self.config.finetune.max_length
         return {**settings, **own, **({"dtype": known.dtype} if known.dtype else {})}
+
+    def takes_loss(self, method: str) -> bool:
+        """Whether a method takes gradients of the loss that fine-tuning minimises, which an example may not have."""
+        return self.config.attribution.train_loss == "response" and "train_loss" in self.methods[method].settings
+
+    @property
+    def objective(self) -> list[str]:
+        """Whose gradients and likelihoods the methods take, in sentences; none where no method takes any."""
+        settings: dict[str, Any] = {}
+        for method in self.computed:
+            settings |= self.method_settings(method)
+        return said(settings)
 
     def aggregator(self, method: str) -> str:
         """How a method's matrix is reduced over tasks."""

@@ -13,11 +13,14 @@ from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     from icprobe.attribution.matrix import Inputs
+    from icprobe.attribution.objective import said
     from icprobe.attribution.shards import compute
     from icprobe.engine.batching import parse_shard
 
     params, files, wildcards = snakemake.params, snakemake.input, snakemake.wildcards
     settings = dict(params.settings)
+    for sentence in said(settings):
+        logging.info(sentence)
     number, of = parse_shard(wildcards.scatteritem)
     inputs = Inputs(
         train=pd.read_parquet(files.train),

@@ -45,6 +45,7 @@ with job(snakemake) as run:
         next(iter(snakemake.input.sweep), None),
         params.colors,
         params.asked,
+        params.objective,
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)

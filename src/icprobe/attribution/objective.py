@@ -1,0 +1,63 @@
+"""The objective: whose gradients and likelihoods the methods take, and whether fine-tuning here minimises the same."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The loss L_z of an example, of which g_z is the gradient, and the likelihood of a task's answer.
+
+    train_loss: document takes all tokens of query and response after the first, as arXiv 2407.12259 does; response
+    those of the response and of the end of sequence, as fine-tuning does (`texts.completions`). max_length: tokens
+    after which fine-tuning cuts, for response; None: where the context ends. reduction: L_z is the sum over
+    these tokens, or their mean. task_likelihood: the log-likelihood is the sum over the answer's tokens, or their mean.
+    """
+
+    train_loss: str = "document"
+    reduction: str = "sum"
+    task_likelihood: str = "sum"
+    max_length: int | None = None
+
+
+def said(settings: Mapping[str, Any]) -> list[str]:
+    """Says the objective in sentences, as far as these settings of the section `attribution` hold it."""
+    names = {field.name for field in fields(Objective)}
+    objective = Objective(**{name: value for name, value in settings.items() if name in names})
+    sentences = _of_examples(objective) if "train_loss" in settings else []
+    if "task_likelihood" in settings:
+        per_token = objective.task_likelihood == "mean"
+        how = "divided by the number of these tokens, in nats per token" if per_token else "in nats"
+        sentences.append(
+            f"The log-likelihood of a task (task_likelihood: {objective.task_likelihood}) is summed over the tokens of "
+            f"its answer, {how}."
+        )
+    return sentences
+
+
+def _of_examples(objective: Objective) -> list[str]:
+    """Says the loss of an example, and what fine-tuning minimises instead, where it does."""
+    response, mean = objective.train_loss == "response", objective.reduction == "mean"
+    if response:
+        cut = f", cut off as fine-tuning does, after {objective.max_length} tokens" if objective.max_length else ""
+        tokens = f"its response and the end of sequence, with the query masked{cut}"
+    else:
+        tokens = f"all its tokens after the first, of query and response{'' if mean else ', as in the paper'}"
+    loss = (
+        f"The loss of an example, whose gradient is taken (train_loss: {objective.train_loss}, reduction: "
+        f"{objective.reduction}), is the {objective.reduction} over {tokens}."
+    )
+    trained = "the mean over all tokens of response and end of sequence in the examples of an optimiser step"
+    if not response:
+        return [loss, f"It is not the loss that fine-tuning minimises: {trained}, with the queries masked."]
+    if mean:
+        return [
+            loss,
+            f"Fine-tuning minimises it where a step holds one example; of several it minimises {trained}, where a "
+            "longer response weighs more than it does here.",
+        ]
+    return [
+        loss,
+        f"Fine-tuning minimises {trained}: this sum, up to one factor for the step, is an example's part in it.",
+    ]
