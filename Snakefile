@@ -69,7 +69,7 @@ rule all:
     input:
         paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
-        [each_model(path) for path in [*TABLES, *SCORE_TABLES, *JUDGED_TABLES, *model_figures()]],
+        [each_model(path) for path in [*TABLES, *SCORE_TABLES, *HELD_OUT_TABLES, *JUDGED_TABLES, *model_figures()]],
         sweep_figures(),
         [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
         # Where models are fine-tuned, theirs are made; `snakemake subsets` makes all.
@@ -92,7 +92,7 @@ onstart:
 # The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     if any(job.rule.name == "report" for job in workflow.dag.jobs):
-        planned = [*PLAN.tables, *PLAN.judged_tables]
+        planned = [*PLAN.tables, *PLAN.held_out_tables, *PLAN.judged_tables]
         say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, planned=planned))
 
 

@@ -115,6 +115,34 @@ rule compare_bins:
         "../workflow/scripts/analysis/compare_bins.py"
 
 
+if PLAN.tail_patch:
+
+    rule tail_patch:
+        localrule: True
+        message:
+            "What one step on the best and the worst examples of each method does, {wildcards.model}"
+        input:
+            scores=SCORES,
+            one_step=paths.matrix("one_step"),
+            checked=BINS_CHECKED,
+        output:
+            table("tail_patch", "Fine-tuned models", "tail patch"),
+        params:
+            methods=CONFIG.attribution.methods,
+            bins=CONFIG.bins,
+            code=fingerprint("analysis/tail_patch"),
+        log:
+            paths.log("tail_patch/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("tail_patch/{model}")
+        resources:
+            **RESOURCES["score"],
+        script:
+            "../workflow/scripts/analysis/tail_patch.py"
+
+
 rule tell_labels:
     localrule: True
     message:

@@ -117,12 +117,17 @@ def shard_files(model, method, folder=None):
     return [pattern.format(scatteritem="1-of-1")] if METHODS[method].whole else getattr(gather, model)(pattern)
 
 
-def of_conditions(pattern, model, conditions):
+def of_conditions(pattern, model, conditions, experiment=CONFIG.experiment):
     """A pattern's path of each fine-tuned model; conditions: (method, bin, seed)."""
     return [
-        pattern.format(experiment=CONFIG.experiment, model=model, method=method, bin=bin_folder(threshold), seed=seed)
+        pattern.format(experiment=experiment, model=model, method=method, bin=bin_folder(threshold), seed=seed)
         for method, threshold, seed in conditions
     ]
+
+
+def tuned(pattern):
+    """A pattern's path of each fine-tuned model whose held-out answers are looked at, of whichever model."""
+    return of_conditions(pattern, "{model}", PLAN.held_out, "{experiment}")
 
 
 def dtype_checked(wildcards, method):

@@ -144,7 +144,7 @@ if REPEATED:
         input:
             train=paths.TRAIN,
             tasks=paths.TASKS if CONFIG.data.tasks else [],
-            eval=paths.EVAL if CONFIG.data.eval and PLAN.judged else [],
+            eval=paths.EVAL if PLAN.reads_eval else [],
         output:
             paths.REPEATED,
         params:

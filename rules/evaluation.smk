@@ -1,8 +1,82 @@
-# Responses to the eval prompts, judged against the base model's, and the table of win rates.
+# How much likelier fine-tuning makes held-out answers; responses to the eval prompts, judged against the base model's, and the
+# table of win rates.
 
 from icprobe.evaluation.judges import JUDGES
 
+HELD_OUT_TABLES = [f"tables/{name}" for name in PLAN.held_out_tables]
 JUDGED_TABLES = [f"tables/{name}" for name in PLAN.judged_tables]
+
+
+rule held_out:
+    localrule: True
+    message:
+        "{CONFIG.experiment}: held-out gains are in tables/held_out.csv of each model"
+    input:
+        [each_model(path) for path in HELD_OUT_TABLES],
+
+
+if PLAN.held_out:
+    HELD_OUT_SETS = {name: paths.data(name) for name in PLAN.held_out_sets}
+
+    # One process for all models: of each one's seconds most would be those in which PyTorch starts.
+    rule measure_outcomes:
+        message:
+            "Log-likelihoods of held-out answers by {wildcards.model} and its fine-tuned models"
+        input:
+            **HELD_OUT_SETS,
+            base=model_of,
+            base_manifest=manifest_of,
+            checkpoints=ancient(tuned(paths.CHECKPOINT)),
+            checkpoint_manifests=tuned(paths.manifest(paths.CHECKPOINT)),
+        output:
+            base=paths.BASE_OUTCOMES,
+            tuned=tuned(paths.OUTCOMES),
+        params:
+            sets=PLAN.held_out_sets,
+            # Training changes fine digits, which bfloat16 has not.
+            settings={**slice_of(CONFIG.evaluation, "device"), "dtype": "float32"},
+            templates=PLAN.text_settings("query", "target"),
+            results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
+            code=fingerprint("evaluation/measure_outcomes"),
+        log:
+            paths.log("measure_outcomes/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("measure_outcomes/{model}")
+        threads: THREADS
+        resources:
+            **RESOURCES["measure_outcomes"],
+            heavy=1,
+        script:
+            "../workflow/scripts/evaluation/measure_outcomes.py"
+
+    rule tabulate_held_out:
+        localrule: True
+        message:
+            "Tabulating held-out gains of {wildcards.model}"
+        input:
+            **HELD_OUT_SETS,
+            base=paths.BASE_OUTCOMES,
+            tuned=tuned(paths.OUTCOMES),
+        output:
+            table=table("held_out", "Fine-tuned models", "held-out gain"),
+            differences=table("held_out_differences", "Fine-tuned models", "differences in held-out gain"),
+        params:
+            sets=PLAN.held_out_sets,
+            conditions=PLAN.held_out,
+            code=fingerprint("evaluation/held_out"),
+        log:
+            paths.log("tabulate_held_out/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("tabulate_held_out/{model}")
+        threads: 1
+        resources:
+            **LIGHT,
+        script:
+            "../workflow/scripts/evaluation/held_out.py"
 
 
 rule win_rates:

@@ -29,7 +29,7 @@ rule report:
         "Writing the report of {CONFIG.experiment}"
     input:
         **REPORT_INPUTS,
-        tables=[each_model(path) for path in [*TABLES, *JUDGED_TABLES]],
+        tables=[each_model(path) for path in [*TABLES, *HELD_OUT_TABLES, *JUDGED_TABLES]],
         figures=[each_model(path) for path in model_figures()],
         sweep=sweep_figures(),
     # No wildcards: it is a target, too.
@@ -37,7 +37,7 @@ rule report:
         paths.REPORT.format(experiment=CONFIG.experiment),
     params:
         **REPORT_PARAMS,
-        tables=[*TABLES, *JUDGED_TABLES],
+        tables=[*TABLES, *HELD_OUT_TABLES, *JUDGED_TABLES],
         figures=model_figures(),
         rules=lambda w: provenance.behind("report", workflow.dag),
         code=fingerprint("report/report"),

@@ -39,6 +39,9 @@ RESOURCES = {
     ),
     "generate": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
     "generate_base": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
+    "measure_outcomes": directives(
+        lambda w, input: SIZES.measure_outcomes(w.model, 1 + len(PLAN.held_out)), CONFIG.evaluation.device
+    ),
     "take_base_responses": OF_RESPONSES,
     "judge": OF_RESPONSES,
     "train_regressor": directives(lambda w, input: SIZES.train_regressor()),

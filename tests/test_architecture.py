@@ -50,6 +50,7 @@ def test_analysis_and_tables_load_neither_torch_nor_transformers():
     names = [
         "analysis.correlations",
         "evaluation.win_rates",
+        "evaluation.held_out",
         "analysis.statistics",
         "figures.scatter",
         "tables.checking",

@@ -42,6 +42,16 @@ WIN_RATES = pd.DataFrame(
         *["discrete_win_rate", "n_wins", "n_wins_base", "n_draws"],
     ],
 )
+HELD_OUT = pd.DataFrame(
+    [
+        (method, bin_, name, subset, seed, n, 3.2, 3.2 + gain, gain, gain - 0.05, gain + 0.05)
+        for method, bin_, n, gains in (("icp", ">0.8", 24, (0.1234, -0.0421)), ("all", "all", 24, (0.25, 0.5)))
+        for name, gain in zip(("tasks", "eval"), gains, strict=True)
+        for subset, seed, gain in (("law", "all", 0.9999), ("overall", "0", 0.9999), ("overall", "all", gain))
+    ]
+    + [("random", ">0.8", name, "overall", "all", 0, *[float("nan")] * 5) for name in ("tasks", "eval")],
+    columns=["method", "bin", "set", "subset", "seed", "n", "nll", "nll_base", "gain", "low", "high"],
+)
 
 
 @pytest.fixture
@@ -99,6 +109,20 @@ def test_the_summary_fits_the_terminal(finished, width):
     # A path stays whole, to be copied.
     assert max(len(line) for line in said.splitlines() if "report.html" not in line) <= width
     assert "61.2" in said
+
+
+def test_held_out_gains_stand_before_the_win_rates(finished):
+    HELD_OUT.assign(model="m", domain="all").to_csv(finished / "results/mine/m/tables/held_out.csv", index=False)
+    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
+    assert said.index("Held-out gain") < said.index("Win rates")
+    rows = [line.split() for line in said.splitlines()]
+    assert [*["icp", ">0.8", "0.1234", "0.0734", "to", "0.1734", "−0.0421", "−0.0921", "to", "0.0079"]] in rows
+    assert ["random", ">0.8", *"––––"] in rows
+    assert "0.9999" not in said
+    for width in (40, 60, 80):
+        said = terminal_summary.summary("mine", ["m"], tracked=False, width=width)
+        assert max(len(line) for line in said.splitlines() if "report.html" not in line) <= width
+        assert "0.1234" in said
 
 
 def test_what_was_not_computed_is_left_out(tmp_path, monkeypatch):

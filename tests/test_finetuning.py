@@ -13,7 +13,7 @@ from icprobe import artifacts
 from icprobe.config.sources import Templates
 from icprobe.engine.models import linear_layers, load_model, random_model
 from icprobe.errors import DataError
-from icprobe.evaluation.generation import load_fine_tuned
+from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
 from icprobe.training.fine_tune import IGNORED, fine_tune, newest_complete, tokenize

@@ -25,8 +25,10 @@ OF_TABLES = {
     "compare_bins": TABLES / "overlaps.csv",
     "tell_labels": TABLES / "label_aucs.csv",
     "chain": TABLES / "chain.csv",
+    "tabulate_held_out": TABLES / "held_out.csv",
     "tabulate_win_rates": TABLES / "win_rates.csv",
 }
+WITHOUT_DOMAINS = {"tabulate_held_out", "tabulate_win_rates"}
 OF_FILES = {
     "gather_attributions": dag.RESULTS / "attributions/random.parquet",
     "score": dag.RESULTS / "scores/random.parquet",
@@ -71,7 +73,7 @@ def by_keys(rows, prefix, keys, value):
 def expected(project):
     """Rule -> the numbers of its run, from the tables and files on disk."""
     tables = {rule: pd.read_csv(project.path / path) for rule, path in OF_TABLES.items()}
-    assert all(len(set(table["domain"])) == 3 for rule, table in tables.items() if rule != "tabulate_win_rates")
+    assert all(len(set(table["domain"])) == 3 for rule, table in tables.items() if rule not in WITHOUT_DOMAINS)
     over_all = {rule: table[table["domain"] == "all"] for rule, table in tables.items()}
 
     spearman = over_all["correlate"].query("statistic == 'spearman'")
@@ -90,6 +92,7 @@ def expected(project):
     links = over_all["chain"].query("level == 'element' and statistic == 'spearman'")
     ends, links = links[links["learning_rate"].isna()], links[links["learning_rate"].notna()]
     rates = over_all["tabulate_win_rates"].query("subset == 'overall' and seed == 'all'")
+    gains = over_all["tabulate_held_out"].query("subset == 'overall' and seed == 'all'")
     judged = [
         json.loads(line)
         for path in (project.path / dag.RESULTS / "judgements").rglob("*.jsonl")
@@ -109,6 +112,7 @@ def expected(project):
         "chain": by_keys(links, "chain", ["link", "learning_rate"], "value")
         | by_keys(ends, "chain", ["link"], "value")
         | {"weak_link": project.read(TABLES / "weak_link.txt").decode().strip()},
+        "tabulate_held_out": by_keys(gains, "held_out_gain", ["set", "method", "bin"], "gain"),
         "tabulate_win_rates": by_keys(rates, "win_rate", ["method", "bin"], "win_rate")
         | {"judgements": len(judged), "unreadable": sum(row["preference"] is None for row in judged)},
         "gather_attributions": {"examples": len(matrix), "columns": matrix.shape[1] - 1},

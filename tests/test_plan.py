@@ -321,6 +321,32 @@ def test_a_model_is_fine_tuned_for_each_method_bin_and_seed_and_for_all_data():
     assert plan().judged_tables == []
 
 
+def test_held_out_answers_are_those_of_tasks_and_gold_answers():
+    of = {"finetune": {"methods": ["icp"], "bins": [">0.8"]}}
+    found = plan(**of)
+    assert found.held_out_sets == ["tasks", "eval"]
+    assert found.held_out == found.fine_tuned == found.judged
+    assert found.held_out_tables == ["held_out.csv", "held_out_differences.csv"]
+    # The outputs of the eval table are then what the base model said.
+    llm = {"base_url": "http://localhost/v1", "model": "j"}
+    assert plan(**of, evaluation={"judge": "llm", "llm": llm, "base_responses": "given"}).held_out_sets == ["tasks"]
+    assert plan().held_out == []
+    assert plan().held_out_tables == []
+
+
+def test_without_responses_the_held_out_gain_is_left():
+    found = plan(finetune={"methods": ["icp"], "bins": [">0.8"], "generate": False})
+    assert found.judged == []
+    assert found.judged_tables == []
+    assert found.held_out == found.fine_tuned == found.unjudged
+    assert found.reads_eval
+    # Nothing is asked of prompts, so that there need be none.
+    data = {"eval": None}
+    found = plan(finetune={"methods": ["icp"], "bins": [">0.8"], "generate": False}, data=data)
+    assert found.held_out_sets == ["tasks"]
+    assert not found.reads_eval
+
+
 def test_annotations_stand_in_the_table_in_place_of_fine_tuned_models():
     notes = {
         "icp": {"path": "a.json", "bin": ">0.9"},
@@ -329,6 +355,7 @@ def test_annotations_stand_in_the_table_in_place_of_fine_tuned_models():
     found = plan(evaluation={"judge": "annotations", "annotations": notes})
     assert found.judged == [("icp", ">0.9", 0), ("theirs", "all", 2)]
     assert found.judged_tables == ["win_rates.csv", "differences.csv"]
+    assert found.held_out == [], "what others have judged was not trained here"
     assert found.annotation("icp", "gt-0.90", "0").files == ["a.json"]
     assert found.annotation("theirs", "all", "2").files == ["b.json", "c.json"]
     with pytest.raises(ConfigError, match=r"there are no annotations of icp, gt-0\.90, seed 1"):

@@ -11,7 +11,10 @@ from reports import experiment, figure
 from test_report import page, plain
 
 from icprobe.analysis.chain import chain, weak_link
+from icprobe.evaluation.held_out import DIFFERENCE_COLUMNS as HELD_OUT_DIFFERENCES
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
+
+EFFECTS = {"best": 0.021, "worst": -0.034, "random": 0.005}
 
 
 @pytest.fixture
@@ -85,3 +88,34 @@ def test_an_experiment_without_them_says_nothing_of_them(tmp_path):
     assert 'id="sweep"' not in text
     assert "The chain:" not in text
     assert "Differences between methods" not in text
+
+
+def test_held_out_gains_and_the_tail_patch_stand_before_the_win_rates(arguments, tmp_path):
+    made, _ = arguments
+    columns = ["method", "bin", "set", "subset", "seed", "n", "nll", "nll_base", "gain", "low", "high"]
+    rows = [
+        ("icp", ">0.8", "tasks", "overall", "all", 12, 2.0, 2.1234, 0.1234, 0.05, 0.2),
+        ("icp", ">0.8", "eval", "overall", "all", 24, 3.0, 2.9, -0.1, -0.3, 0.1),
+        ("icp", ">0.8", "eval", "law", "0", 9, 3.0, 2.9, -0.777, -0.8, -0.7),
+        *(("random", ">0.8", name, "overall", "all", 0, *[np.nan] * 5) for name in ("tasks", "eval")),
+    ]
+    held_out = pd.DataFrame(rows, columns=columns).assign(model="smollm2", domain="all")
+    pair = ("smollm2", "all", "tasks", ">0.8", "icp", "random", 12, 0.0567, 0.01, 0.1, 0.004, 0.012)
+    differences = pd.DataFrame([pair], columns=["model", "domain", *HELD_OUT_DIFFERENCES])
+    patched = [("icp", which, "10", 10, effect, effect - 0.001, effect + 0.001) for which, effect in EFFECTS.items()]
+    tail_patch = pd.DataFrame(patched, columns=["method", "which", "k", "n", "effect", "low", "high"])
+    made["models"]["smollm2"] = dataclasses.replace(
+        made["models"]["smollm2"],
+        held_out=held_out,
+        held_out_differences=differences,
+        tail_patch=tail_patch.assign(model="smollm2"),
+    )
+    html = page(tmp_path, **made)
+    assert html.index('id="held-out"') < html.index('id="tail-patch"') < html.index('id="win-rates"')
+    text = plain(html)
+    assert "icp &gt;0.8 0.1234 [0.0500, 0.2000] 2.123 → 2.000 −0.1000 [−0.3000, 0.1000] 2.900 → 3.000" in text
+    assert "random &gt;0.8 – empty – empty" in text
+    assert "tasks &gt;0.8 icp − random 12 0.0567 [0.0100, 0.1000] 0.0040 0.0120" in text
+    assert "icp 10 10 0.021 [0.02, 0.022] −0.034 [−0.035, −0.033] 0.005 [0.004, 0.006]" in text
+    assert "it would judge itself" in text
+    assert "Of 1 fine-tuned models 1 find the answers of the 12 tasks likelier than the base model does" in text

@@ -27,20 +27,24 @@ CHAIN = Counter(chain=1)
 # one_step at a step size of the chain's own, in two shards.
 STEPS = Counter(attribute_step=2, gather_steps=1)
 # Every figure and table that reads all scores.
-ANALYSIS = Counter(["correlate", "tabulate_bins", "compare_bins", "tell_labels", "tabulate_scores", "plot_sweep"])
+ANALYSIS = Counter(
+    ["correlate", "tabulate_bins", "compare_bins", "tell_labels", "tabulate_scores", "tail_patch", "plot_sweep"]
+)
 ANALYSIS += FIGURES + END
 TABULATION = Counter(tabulate_win_rates=1, plot_judgements=1) + END
 JUDGING = Counter(judge=5) + TABULATION
 GENERATION = Counter(generate=5) + JUDGING
-TRAINING = Counter(fine_tune=5) + GENERATION
+# One process for all models of a base.
+OUTCOMES = Counter(measure_outcomes=1, tabulate_held_out=1)
+TRAINING = Counter(fine_tune=5) + GENERATION + OUTCOMES
 # icp and random are fine-tuned on, in two bins each; a bin of random has the size of icp's.
-OF_FINE_TUNED_SCORES = Counter(subset=4, fine_tune=4, generate=4, judge=4) + TABULATION
+OF_FINE_TUNED_SCORES = Counter(subset=4, fine_tune=4, generate=4, judge=4) + TABULATION + OUTCOMES
 # icp, influence and one_step in two shards; length and random in one.
 ATTRIBUTION = Counter(attribute=4, attribute_influence=2, attribute_without_model=2, gather_attributions=6, score=6)
 OF_RANDOM = (
     CHAIN
     + Counter(attribute_without_model=1, gather_attributions=1, score=1)
-    + (ANALYSIS | Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION)
+    + (ANALYSIS | Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION + OUTCOMES)
 )
 OF_SCORES = ANALYSIS | OF_FINE_TUNED_SCORES
 OF_ATTRIBUTIONS = ATTRIBUTION + OF_SCORES + STEPS + CHAIN
@@ -147,14 +151,21 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "finetune.learning_rate": (config(finetune={"learning_rate": 1e-3}), TRAINING),
     "finetune.seeds": (
         config(finetune={"seeds": [0, 1]}),
-        Counter(fine_tune=5, generate=5, judge=5) + TABULATION,
+        Counter(fine_tune=5, generate=5, judge=5) + TABULATION + OUTCOMES,
     ),
     "a bin is fine-tuned on besides": (
         config(finetune={"bins": ["<=0.5", ">0.8", ">0.5"]}),
-        Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION,
+        Counter(subset=2, fine_tune=2, generate=2, judge=2) + TABULATION + OUTCOMES,
     ),
-    "a bin is no longer fine-tuned on": (config(finetune={"bins": [">0.8"]}), TABULATION),
-    "bins": (config(bins=["<=0.5", ">0.5", ">0.8"]), Counter(tabulate_bins=1, compare_bins=1) + FIGURES + END),
+    "a bin is no longer fine-tuned on": (config(finetune={"bins": [">0.8"]}), TABULATION + OUTCOMES),
+    "no responses are generated": (
+        config(finetune={"generate": False}),
+        END,
+    ),
+    "bins": (
+        config(bins=["<=0.5", ">0.5", ">0.8"]),
+        Counter(tabulate_bins=1, compare_bins=1, tail_patch=1) + FIGURES + END,
+    ),
     "the aggregator of one_step": (
         config(attribution={"aggregators": {"one_step": "mean"}}),
         Counter(score=1) + ANALYSIS + CHAIN,
@@ -241,7 +252,10 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     ),
     "a row of the eval file": (
         replaced("resources/demo/eval.jsonl", '"output": "', '"output": "Well, '),
-        Counter(prepare_eval=1, count_repeated=1, check_prompts=1, measure_prompts=1, generate_base=1) + GENERATION,
+        # Nothing is trained anew.
+        Counter(prepare_eval=1, count_repeated=1, check_prompts=1, measure_prompts=1, generate_base=1)
+        + GENERATION
+        + OUTCOMES,
     ),
     "the times of all results, shuffled": (times_shuffled, NOTHING),
     "the times of all results, shuffled, and a row of the train file": (
@@ -309,16 +323,21 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "headline.py": (
         module("analysis/headline"),
         # What logs, draws or shows numbers of it; the scores and the bins stand.
-        CORRELATION + CHAIN + Counter(["compare_bins", "tell_labels", "tabulate_win_rates", "plot_judgements"]),
+        CORRELATION
+        + CHAIN
+        + Counter(["compare_bins", "tell_labels", "tabulate_held_out", "tabulate_win_rates", "plot_judgements"]),
     ),
     "figures/scatter.py": (module("figures/scatter"), FIGURES + END),
     "figures/sweep.py": (module("figures/sweep"), Counter(plot_sweep=1) + END),
     "figures/drawing.py": (module("figures/drawing"), ALL_FIGURES + END),
     "finetuning.py": (module("training/fine_tune"), TRAINING),
     "generation.py": (module("evaluation/generation"), Counter(generate_base=1) + GENERATION),
+    "outcomes.py": (module("evaluation/outcomes"), OUTCOMES + END),
+    "held_out.py": (module("evaluation/held_out"), Counter(tabulate_held_out=1) + END),
+    "tail_patch.py": (module("analysis/tail_patch"), Counter(tail_patch=1) + END),
     "judging.py": (module("evaluation/judges/__init__"), JUDGING + Counter(check_prompts=1)),
     "llm_judge.py, which is not chosen": (module("evaluation/judges/llm"), NOTHING),
-    "win_rates.py": (module("evaluation/win_rates"), TABULATION),
+    "win_rates.py": (module("evaluation/win_rates"), TABULATION + Counter(tabulate_held_out=1)),
     "report.py": (module("report/build"), END),
     "charts.py": (module("report/charts"), END),
     "the report's style sheet": (appended("src/icprobe/report/templates/report.css", "\n/* more */\n"), END),

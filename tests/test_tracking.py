@@ -70,6 +70,7 @@ def test_names_of_runs_can_be_read(rule, wildcards, name):
         ("results/demo/m/subsets/icp/gt-0.80.jsonl", "subset"),
         ("results/demo/m/checkpoints/icp/gt-0.80/seed-0", "model"),
         ("results/demo/m/responses/base.jsonl", "responses"),
+        ("results/demo/m/outcomes/base.parquet", "outcomes"),
         ("results/demo/m/judgements/icp/gt-0.80/seed-0.jsonl", "judgements"),
         ("results/demo/m/tables/win_rates.csv", "table"),
         ("results/demo/synthetic/transformer", "model"),

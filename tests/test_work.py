@@ -173,6 +173,7 @@ def asked(found):
         "chain": found.chain(),
         "fine_tune": found.fine_tune(model, found.examples),
         "generate": found.generate(model),
+        "measure_outcomes": found.measure_outcomes(model, 8),
         "train_regressor": found.train_regressor(),
         "correlate_points": found.correlate_points(),
     }

@@ -19,7 +19,20 @@ PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
 # Columns of tables that hold names, whatever these look like.
 NAME_COLUMNS = frozenset(
-    {"model", "domain", "method", "method_a", "method_b", "bin", "subset", "label", "kind", "statistic", "interval"}
+    {
+        "model",
+        "domain",
+        "method",
+        "method_a",
+        "method_b",
+        "bin",
+        "set",
+        "subset",
+        "label",
+        "kind",
+        "statistic",
+        "interval",
+    }
 )
 
 

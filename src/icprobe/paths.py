@@ -68,6 +68,8 @@ MESSAGES = OF_MODEL + "/subsets/{method}/{bin}.messages.jsonl"
 CHECKPOINT = OF_MODEL + "/checkpoints/{method}/{bin}/seed-{seed}"
 BASE_RESPONSES = OF_MODEL + "/responses/base.jsonl"
 RESPONSES = OF_MODEL + "/responses/{method}/{bin}/seed-{seed}.jsonl"
+BASE_OUTCOMES = OF_MODEL + "/outcomes/base.parquet"
+OUTCOMES = OF_MODEL + "/outcomes/{method}/{bin}/seed-{seed}.parquet"
 JUDGEMENTS = OF_MODEL + "/judgements/{method}/{bin}/seed-{seed}.jsonl"
 # What stands for a method in paths of one_step's matrices at the step sizes of the chain.
 STEP = "one_step/learning_rate-{learning_rate}"

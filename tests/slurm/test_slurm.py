@@ -67,6 +67,7 @@ SUBMITTED = Counter(
     rule_fine_tune=1,
     rule_generate=1,
     rule_generate_base=1,
+    rule_measure_outcomes=1,
 )
 
 

@@ -66,7 +66,7 @@ def bins(
     if icp is not None:
         _aligned(table.index, ranking.by_id, icp.index, "the other method")
     result = {}
-    for name, k in _sizes(icp, names, len(table)).items():
+    for name, k in sizes(icp, names, len(table)).items():
         if k > ranking.evaluated:
             asked = f"holds {k} examples" + (" of ICP" if parse_bin(name).is_threshold else "")
             raise ScoreError(
@@ -105,15 +105,15 @@ def overlaps(
     effects = mean_effects or {}
     target = scores[reference]
     of_reference = Ranking(target, effects.get(reference))
-    sizes = {name: min(k, of_reference.evaluated) for name, k in _sizes(target, names, len(target)).items()}
-    inside = {name: np.isin(np.arange(len(target)), of_reference.first(name, k)) for name, k in sizes.items()}
+    asked = {name: min(k, of_reference.evaluated) for name, k in sizes(target, names, len(target)).items()}
+    inside = {name: np.isin(np.arange(len(target)), of_reference.first(name, k)) for name, k in asked.items()}
     rows = []
     for method, score in scores.items():
         if method == reference:
             continue
         ranking = Ranking(score, effects.get(method))
         place = _aligned(score.index, ranking.by_id, target.index, method)
-        for name, size in sizes.items():
+        for name, size in asked.items():
             chosen = ranking.first(name, min(size, ranking.evaluated))
             n, n_overlap = len(chosen), int(inside[name][place[chosen]].sum())
             share, chance = n_overlap / n if n else np.nan, size / max(len(target), 1)
@@ -134,7 +134,7 @@ def borders(scores: Mapping[str, pd.Series], names: Sequence[str]) -> pd.DataFra
     rows = []
     for method, score in scores.items():
         ranking = Ranking(score)
-        for name, size in _sizes(scores.get("icp"), names, len(score)).items():
+        for name, size in sizes(scores.get("icp"), names, len(score)).items():
             k = min(size, ranking.evaluated)
             tied = ranking.tied(name, k)
             inside = int(np.isin(tied, ranking.first(name, k)).sum())
@@ -225,7 +225,7 @@ def _aligned(ids: pd.Index, by_id: np.ndarray, reference: pd.Index, method: str)
     return place
 
 
-def _sizes(icp: pd.Series | None, names: Sequence[str], n: int) -> dict[str, int]:
+def sizes(icp: pd.Series | None, names: Sequence[str], n: int) -> dict[str, int]:
     """The size of each bin of n examples; icp: [n], whose scores decide on thresholds."""
     thresholds = [name for name in names if parse_bin(name).is_threshold]
     if thresholds and icp is None:

@@ -105,5 +105,11 @@ def of_win_rates(table: pd.DataFrame) -> dict[str, float]:
     return _defined({f"win_rate/{row.method}/{row.bin}": row.win_rate for row in overall(table).itertuples()})
 
 
+def of_held_out(table: pd.DataFrame) -> dict[str, float]:
+    """held_out_gain/{set}/{method}/{bin}, in nats per token; set: tasks or eval."""
+    rows = overall(table).itertuples()
+    return _defined({f"held_out_gain/{row.set}/{row.method}/{row.bin}": row.gain for row in rows})
+
+
 def _defined(numbers: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if value == value}

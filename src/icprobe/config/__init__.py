@@ -160,7 +160,7 @@ class Config(Section):
             what
             for what, there in (
                 ("data.train", self.data.train),
-                ("data.eval", self.data.eval or self.evaluation.judge == "none"),
+                ("data.eval", self.data.eval or self.evaluation.judge == "none" or not self.finetune.generate),
                 ("models that are not external", len(here) == len(self.models)),
             )
             if not there

@@ -241,6 +241,11 @@ class Finetune(Section):
     max_length: Count = Field(512, description="Maximum tokens of query and response; the rest is cut off.")
     dtype: Dtype = Field("float32", description="Arithmetic of training.")
     device: Device = Field("auto", description="auto uses CUDA if available.")
+    generate: bool = Field(
+        True,
+        description="Whether fine-tuned models answer the eval prompts, for win rates; false leaves them with the "
+        "held-out gain, the likelihood of answers that are there.",
+    )
     lora: Lora | None = Field(None, description="Train adapters instead of all weights; null trains all weights.")
     checkpoint_minutes: PositiveFloat = how(2, "Most work that a killed training can lose, approximately, in minutes.")
 
@@ -336,7 +341,7 @@ class Evaluation(Section):
         "reference",
         description="reference: chrF against the gold answer of each eval prompt; llm: a language model; annotations: "
         "existing judgements, so nothing is fine-tuned for the table; none, or `evaluation: null`: fine-tuned models "
-        "are kept but not evaluated.",
+        "are kept but give no responses.",
     )
     base_responses: Literal["generate", "given"] = Field(
         "generate",

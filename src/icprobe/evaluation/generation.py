@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from icprobe import artifacts, jsonl
-from icprobe.engine.models import DTYPES, load_model, max_positions, resolve_device
-from icprobe.errors import ArtifactError, DataError
+from icprobe import jsonl
+from icprobe.engine.models import max_positions, resolve_device
+from icprobe.errors import DataError
 from icprobe.evaluation.stopping import Stops
 from icprobe.progress import Progress
 from icprobe.texts.prompts import Prompts, full_instruction, token_ids
@@ -22,25 +21,6 @@ logger = logging.getLogger(__name__)
 
 NO_STOPS = Stops()
 TAIL = 32  # tokens at the end of a response, besides those of a next prompt's first line, in which that is looked for
-
-
-def load_fine_tuned(
-    checkpoint: str | Path, base: str | Path, dtype: str = "float32", device: str = "auto"
-) -> PreTrainedModel:
-    """The fine-tuned model of a checkpoint in evaluation mode; an adapter is merged into its base in float32.
-
-    Raises ArtifactError where a file is damaged, or where an adapter belongs to another base.
-    """
-    manifest = artifacts.verify(checkpoint)
-    if manifest["kind"] == "full":
-        return load_model(checkpoint, dtype=dtype, device=device)
-    if manifest["base_digest"] != artifacts.content_digest(base):
-        raise ArtifactError(
-            f"{checkpoint}: this adapter belongs to another {manifest['base']} than {base}. "
-            f"Remove {checkpoint} to have it rebuilt."
-        )
-    model = PeftModel.from_pretrained(load_model(base, dtype="float32", device="cpu"), checkpoint).merge_and_unload()
-    return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
 
 
 def generate(

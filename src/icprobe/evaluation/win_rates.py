@@ -191,10 +191,10 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
 
     judgements: as for `win_rate_table`; a prompt's preference is its mean over seeds. Returns `bin`, `method_a`,
     `method_b`, `n` (prompts that both have), `difference` (a − b, in percentage points), `low`, `high` (95%
-    percentile bootstrap over prompts; where a method has two seeds or more, the interval of `_over_seeds_too`; below
+    percentile bootstrap over prompts; where a method has two seeds or more, the interval of `over_seeds_too`; below
     six prompts it holds 0 always, for no test could tell; where all prompts differ alike, what `most_unlike` of others
     may do), `p_value` (two-sided, of `sign_flip_p_values`; where a
-    method has two seeds or more, the larger of that and of `_over_seeds_too`) and `p_value_holm` (Holm's correction
+    method has two seeds or more, the larger of that and of `over_seeds_too`) and `p_value_holm` (Holm's correction
     over the whole table). Below two shared prompts all of them are NaN but n. Raises DataError where a prompt is
     judged twice.
     """
@@ -225,7 +225,7 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
                 low, high = np.percentile(draws[~np.isnan(draws[:, k]), k], [2.5, 97.5])
                 p_value = p_values[k]
                 if of_seeds := [variances[method] for method in (a, b) if method in variances]:
-                    low, high, over_seeds = _over_seeds_too(shared, of_seeds)
+                    low, high, over_seeds = over_seeds_too(shared, of_seeds)
                     p_value = max(p_value, over_seeds)
                 if len(shared) < FEWEST:
                     low, high = min(low, 0), max(high, 0)
@@ -275,18 +275,21 @@ def sign_flip_p_values(differences: np.ndarray, draws: int, seed: int = 0) -> np
     return p_values
 
 
-def _over_seeds_too(differences: np.ndarray, of_seeds: list[tuple[float, int]]) -> tuple[float, float, float]:
+def over_seeds_too(
+    differences: np.ndarray, of_seeds: list[tuple[float, int]], limit: float = 100.0
+) -> tuple[float, float, float]:
     """(low, high, two-sided p-value) of the mean of differences [prompts], for other prompts and other seeds.
 
-    of_seeds: what `_seed_variances` gives for each of the two methods that has several seeds. Variances add up as in
-    `crossed_error`, and Student's t. Simulated without a difference, 5% of p-values lie below 0.01 to 0.06.
+    of_seeds: what `_seed_variances` gives for each of the two methods that has several seeds; limit: no difference is
+    larger. Variances add up as in `crossed_error`, and Student's t. Simulated without a difference, 5% of p-values lie
+    below 0.01 to 0.06.
     """
     n, mean = len(differences), float(differences.mean())
     error, degrees = _summed_error([(float(differences.var(ddof=1)) / n, n - 1), *of_seeds])
     if error == 0:
         return mean, mean, 0.0
     half = float(student.ppf(0.975, degrees)) * error
-    return max(-100.0, mean - half), min(100.0, mean + half), float(2 * student.sf(abs(mean) / error, degrees))
+    return max(-limit, mean - half), min(limit, mean + half), float(2 * student.sf(abs(mean) / error, degrees))
 
 
 def _seed_variances(judgements: pd.DataFrame) -> dict[str, tuple[float, int]]:

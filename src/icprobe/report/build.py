@@ -17,7 +17,7 @@ from icprobe.analysis.statistics import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
 from icprobe.formatting import OKABE_ITO
-from icprobe.report import charts, page, provenance, sentences
+from icprobe.report import charts, gains, page, provenance, sentences
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
 
@@ -98,6 +98,7 @@ def build(
         objective=objective,
         bins=sentences.bins(experiments, len(train), {method: unit for method, (_, unit) in (asked or {}).items()}),
         found={model.name: sentences.found(model, sound_labels) for model in experiments},
+        gains=gains,
         few_prompts=sentences.FEW_PROMPTS,
         n_examples=len(train),
         n_explored=len(explored),

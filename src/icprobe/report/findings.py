@@ -42,6 +42,9 @@ class ModelInputs:
     bins: Source | None = None  # [model], method, bin, n, border, n_tied, n_tied_inside, n_values
     overlaps: Source | None = None  # [model], method, bin, n, n_overlap, overlap, chance
     win_rates: Source | None = None  # [model], method, bin, subset, seed, n, win_rate, ..., n_draws
+    held_out: Source | None = None  # [model], method, bin, set, subset, seed, n, nll, nll_base, gain, low, high
+    held_out_differences: Source | None = None  # [model], set, bin, method_a, ..., p_value_holm
+    tail_patch: Source | None = None  # [model], method, which, k, n, effect, low, high
     differences: Source | None = None  # [model], bin, method_a, method_b, n, difference, ..., p_value_holm
     chain: Source | None = None  # [model], link, level, task, learning_rate, statistic, value, low, high, interval, n
     weak_link: str | Path | None = None  # text file: which link of the chain is the weak one, in words
@@ -84,6 +87,9 @@ class Findings:
         if self.win_rates is not None and "length_controlled_win_rate" not in self.win_rates:
             self.win_rates["length_controlled_win_rate"] = np.nan
         self.differences = self._own(inputs.differences)
+        self.held_out = self._own(inputs.held_out)
+        self.held_out_differences = self._own(inputs.held_out_differences)
+        self.tail_patch = self._own(inputs.tail_patch)
         self.chain = self._own(inputs.chain)
         self.weak_link = "" if inputs.weak_link is None else _content(Path(inputs.weak_link)).decode().strip()
         aucs = self._own(inputs.label_aucs)

@@ -9,6 +9,7 @@ from icprobe.analysis import binning, headline
 from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.evaluation.win_rates import FEWEST
 from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, parse_bin
+from icprobe.report import gains
 from icprobe.report.findings import Findings
 
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
@@ -81,6 +82,8 @@ def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Fi
         good = _listed(map(str, sound_labels.get(label, [])), "or") or "good"
         question = f"Which methods tell {good} examples from the others ({label})?"
         findings.append(Finding(question, labels(str(label), good, rows)))
+    if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
+        findings.append(Finding("Does training make held-out answers likelier?", sentences))
     rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
     if rows:
         judged, prompts = pd.DataFrame(rows), max(row.n_prompts for row in rows)

@@ -30,7 +30,7 @@ def summary(
     width: int | None = None,
     planned: Collection[str] | None = None,
 ) -> str:
-    """The end of a finished experiment: headline, win rates, where scores, subsets and the report are, how to upload.
+    """The end of a finished experiment: headline, held-out gains, win rates, where files are, how to upload.
 
     tracked: whether W&B is on. width: characters (default: the terminal's). planned: names of the tables that the
     experiment makes (default: all that are there); others may be of an earlier configuration. What was not computed is
@@ -47,6 +47,7 @@ def summary(
 
         lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(read), *_overlap(read), *_labels(read)]
         blocks.append("\n".join(_wrapped(line, width) for line in lines))
+        blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
         kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets")]
     # A path is not broken: it is there to be copied.
@@ -128,6 +129,50 @@ def _labels(read: Read) -> list[str]:
     return lines
 
 
+def _held_out(read: Read, width: int) -> str:
+    """Held-out gains over all answers and seeds, in nats per token: of tasks, and of eval prompts."""
+    table = read("held_out.csv")
+    rows = pd.DataFrame() if table is None else headline.overall(table)
+    if rows.empty:
+        return ""
+    conditions = list(dict.fromkeys(zip(rows["method"], rows["bin"], strict=True)))
+    shown = _conditions(conditions)
+    for name in dict.fromkeys(rows["set"]):
+        of_set = {(row.method, row.bin): row for row in rows[rows["set"] == name].itertuples()}
+        found = [of_set[condition] for condition in conditions]
+        shown[name] = [fixed(row.gain, 4) for row in found]
+        shown[f"95% ({name})"] = _intervals(found, 4)
+    sizes = [len(shown.columns), *range(len(shown.columns) - 1, 2, -1)]
+    title = _wrapped("Held-out gain against the base model, nats per token", width)
+    return f"{title}\n\n{_fitting(shown, sizes, width)}"
+
+
+def _conditions(conditions: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """What models were fine-tuned on, for tables: method and bin."""
+    return pd.DataFrame(
+        {
+            "method": [bin_label("all") if method == "all" else method for method, _ in conditions],
+            "bin": ["" if bin_ == "all" else bin_label(str(bin_)) for _, bin_ in conditions],
+        }
+    )
+
+
+def _intervals(rows: Sequence[Any], digits: int) -> list[str]:
+    return [f"{fixed(row.low, digits)} to {fixed(row.high, digits)}" if row.low == row.low else "–" for row in rows]
+
+
+def _fitting(shown: pd.DataFrame, sizes: Sequence[int], width: int) -> str:
+    """A table of as many of its first columns as fit. sizes: how many to try, the most first."""
+    for n in sizes:
+        columns = list(shown)[:n]
+        align = ["left" if name in ("method", "bin") else "right" for name in columns]
+        options = {"tablefmt": "simple", "colalign": align, "disable_numparse": True}
+        text = tabulate(shown[columns], headers="keys", showindex=False, **options)
+        if max(map(len, text.splitlines())) <= width:
+            break
+    return text
+
+
 def _win_rates(read: Read, width: int) -> str:
     table = read("win_rates.csv")
     if table is None:
@@ -135,29 +180,17 @@ def _win_rates(read: Read, width: int) -> str:
     rows = headline.overall(table)
     if rows.empty:
         return ""
-    shown = pd.DataFrame(
-        {
-            "method": [bin_label("all") if row.method == "all" else row.method for row in rows.itertuples()],
-            "bin": ["" if row.bin == "all" else bin_label(str(row.bin)) for row in rows.itertuples()],
+    shown = _conditions(list(zip(rows["method"], rows["bin"], strict=True))).assign(
+        **{
             "win rate, %": [fixed(row.win_rate, 1) for row in rows.itertuples()],
-            "95% interval": [
-                f"{fixed(row.low, 1)} to {fixed(row.high, 1)}" if row.low == row.low else "–"
-                for row in rows.itertuples()
-            ],
+            "95% interval": _intervals(list(rows.itertuples()), 1),
             "n": rows["n"].to_list(),
             "wins": rows["n_wins"].to_list(),
             "draws": rows["n_draws"].to_list(),
             "losses": rows["n_wins_base"].to_list(),
         }
     )
-    for n in ROOM:
-        columns = list(shown)[:n]
-        align = ["left" if name in ("method", "bin") else "right" for name in columns]
-        options = {"tablefmt": "simple", "colalign": align, "disable_numparse": True}
-        text = tabulate(shown[columns], headers="keys", showindex=False, **options)
-        if max(map(len, text.splitlines())) <= width:
-            break
-    return f"Win rates against the base model\n\n{text}"
+    return f"Win rates against the base model\n\n{_fitting(shown, ROOM, width)}"
 
 
 # --- failures ---------------------------------------------------------------------------------------------------

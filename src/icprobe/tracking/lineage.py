@@ -36,6 +36,7 @@ ARTIFACT_TYPES = {
     _folder(paths.scores()): "score",
     _folder(paths.SUBSET): "subset",
     _folder(paths.RESPONSES): "responses",
+    _folder(paths.OUTCOMES): "outcomes",
     _folder(paths.JUDGEMENTS): "judgements",
     _folder(paths.table("{file}")): "table",
     _folder(paths.figure("{file}")): "figure",
@@ -47,7 +48,7 @@ ARTIFACT_TYPES = {
     "resources/": "dataset",
 }
 # Types of files that hold numbers alone. What holds texts, or may, leaves the machine only where `wandb.texts` says so.
-WITHOUT_TEXTS = {"attribution", "score", "table", "figure", "model"}
+WITHOUT_TEXTS = {"attribution", "score", "outcomes", "table", "figure", "model"}
 TABLES_WITH_TEXTS = {"scores"}  # by their stems
 
 

@@ -198,6 +198,11 @@ class Plan:
         """Whether the chain of the paper's argument is looked at: where nothing of it comes from elsewhere."""
         return set(LINKS) <= set(self.computed)
 
+    @property
+    def tail_patch(self) -> bool:
+        """Whether one_step judges other methods' best and worst examples: where it is computed here, task by task."""
+        return "one_step" in self.computed and len(self.config.attribution.methods) > 1
+
     @cached_property
     def step_sizes(self) -> dict[str, float]:
         """The chain's step sizes of one_step besides its own, by their names in paths."""
@@ -253,6 +258,7 @@ class Plan:
             *(["bins.csv"] if bins else []),
             *(["overlaps.csv"] if bins and several and "icp" in methods else []),
             *(["chain.csv", "weak_link.txt"] if self.chain else []),
+            *(["tail_patch.csv"] if self.tail_patch else []),
         ]
 
     @property
@@ -290,12 +296,33 @@ class Plan:
         if self.config.evaluation.judge == "none":
             return []
         annotated = [(note.method or name, note.bin, note.seed) for name, note in self.annotations.items()]
-        return annotated or self.fine_tuned
+        return annotated or (self.fine_tuned if self.config.finetune.generate else [])
 
     @property
     def judged_tables(self) -> list[str]:
         """A model's tables that need judgements; none where nothing is judged."""
         return ["win_rates.csv", "differences.csv"] if self.judged else []
+
+    @cached_property
+    def held_out_sets(self) -> list[str]:
+        """The tables whose answers are held out: eval prompts where their outputs are gold answers, no model's."""
+        gold = self.config.data.eval and self.config.evaluation.base_responses != "given"
+        return [*(["tasks"] if self.config.data.tasks else []), *(["eval"] if gold else [])]
+
+    @cached_property
+    def held_out(self) -> list[Condition]:
+        """The fine-tuned models that are asked for the likelihood of held-out answers."""
+        return self.fine_tuned if self.held_out_sets and not self.annotations else []
+
+    @property
+    def held_out_tables(self) -> list[str]:
+        """A model's tables that need held-out answers."""
+        return ["held_out.csv", "held_out_differences.csv"] if self.held_out else []
+
+    @property
+    def reads_eval(self) -> bool:
+        """Whether anything that is made reads the eval prompts."""
+        return bool(self.config.data.eval and (self.judged or (self.held_out and "eval" in self.held_out_sets)))
 
     @property
     def unjudged(self) -> list[Condition]:

@@ -30,6 +30,7 @@ LOGITS_BYTES = 12 * 65_000  # of a token's logits, their float32 copy and their 
 MEMORY_BYTES_A_SECOND = {"cpu": 2e10, "auto": 2e10, "cuda": 1e12}  # what generation waits for
 CORE_OPERATIONS_A_SECOND = 2e10  # of floating-point numbers, in small products
 DOWNLOAD_BYTES_A_SECOND = 1e7
+READ_BYTES_A_SECOND = 3e8  # of weights, with their SHA-256
 ROWS_A_SECOND = 1000  # that are read, checked and counted in tokens
 MARGIN = 3  # of the run time over its estimate
 START_MINUTES = 20
@@ -201,6 +202,13 @@ class Sizes:
         steps = settings.max_new_tokens * (1 + self.prompts / settings.batch_size)
         cache = _activations_mb(size, settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS)) / 4
         return Needs(TORCH_MB + 10e-6 * size + cache, 4 * size * steps / MEMORY_BYTES_A_SECOND[settings.device])
+
+    def measure_outcomes(self, model: str, models: int) -> Needs:
+        """Reads so many models one after the other, in float32, and takes all tasks and eval prompts through each."""
+        settings, size = self.config.evaluation, self.parameters(model)
+        weights, tokens = 4 * size, 2 * ROW_TOKENS * (self.tasks + self.prompts)
+        seconds = models * (weights / READ_BYTES_A_SECOND + 2 * size * tokens / SPEED[settings.device])
+        return Needs(TORCH_MB + 2e-6 * weights + ROW_MB * (self.tasks + self.prompts) + 500, seconds)
 
 
 def _activations_mb(parameters: float, tokens: float) -> float:

@@ -16,7 +16,8 @@ with job(snakemake) as run:
     found, partial = [], None
     if not (checkpoint and artifacts.read_manifest(checkpoint).get("empty")):
         from icprobe.engine.models import load_model
-        from icprobe.evaluation.generation import load_fine_tuned, responses
+        from icprobe.evaluation.checkpoints import load_fine_tuned
+        from icprobe.evaluation.generation import responses
         from icprobe.texts.tokenizing import load_tokenizer
 
         settings, templates = snakemake.params.settings, snakemake.params.templates

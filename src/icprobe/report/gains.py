@@ -1,0 +1,65 @@
+"""What the report shows of training itself: held-out gains of fine-tuned models, and the tail patch."""
+
+from typing import Any
+
+import pandas as pd
+
+from icprobe.analysis import headline
+from icprobe.evaluation.tabulation import SIGNIFICANT
+from icprobe.report.findings import Findings
+
+SETS = {"tasks": "tasks", "eval": "eval prompts"}
+
+
+def held_out_sets(model: Findings) -> dict[str, str]:
+    """Set -> what its answers answer, of those that the table has."""
+    return {name: words for name, words in SETS.items() if name in set(model.held_out["set"])}
+
+
+def held_out_rows(model: Findings) -> list[dict[str, Any]]:
+    """One row for each method and bin, over all answers and seeds; of bins that hold the same examples one."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    seen = set()
+    for row in headline.overall(model.held_out).itertuples():
+        same = (row.method, model.bin_names(row.bin), row.set)
+        if same not in seen:
+            seen.add(same)
+            rows.setdefault((row.method, row.bin), {})[row.set] = row
+    return [{"method": method, "bin": bin_, "of": found} for (method, bin_), found in rows.items()]
+
+
+def every_held_out_row(model: Findings) -> list[Any]:
+    """Every subset and every seed."""
+    return list(model.held_out.itertuples())
+
+
+def tail_patch_rows(model: Findings) -> list[dict[str, Any]]:
+    """One row for each method and k: best, worst and random -> row of the table."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in model.tail_patch.itertuples():
+        rows.setdefault((row.method, str(row.k)), {})[row.which] = row
+    return [{"method": method, "k": k, "n": of["best"].n, "of": of} for (method, k), of in rows.items()]
+
+
+def held_out_sentences(model: Findings) -> list[str]:
+    """Which fine-tuned models find held-out answers likelier than the base model does, and whether methods differ."""
+    sentences = []
+    for name, words in held_out_sets(model).items():
+        trained = [row["of"][name] for row in held_out_rows(model) if row["of"][name].n]
+        if not trained:
+            continue
+        rows = pd.DataFrame(trained)
+        up, down = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
+        sentences.append(
+            f"Of {len(rows)} fine-tuned models {up or 'none'} find the answers of the {rows['n'].max()} {words} "
+            f"likelier than the base model does, and {down or 'none'} less likely, by intervals that exclude 0."
+        )
+    differences = model.held_out_differences
+    tested = pd.DataFrame() if differences is None else differences[differences["p_value_holm"].notna()]
+    if len(tested):
+        apart = int((tested["p_value_holm"] < SIGNIFICANT).sum())
+        sentences.append(
+            f"Of {len(tested)} comparisons of two methods on one bin {apart or 'none'} "
+            f"{'are' if apart > 1 else 'is'} significant (sign-flip test, Holm, 5%)."
+        )
+    return sentences
