@@ -104,9 +104,9 @@ class Attribution(Section):
     )
     train_loss: Literal["document", "response"] = Field(
         "document",
-        description="Loss of an example, whose gradient influence and one_step take. document: over all tokens after the "
-        "first, as in the paper. response: as in fine-tuning, over the response and the end of sequence, with the query "
-        "masked; cut off after finetune.max_length.",
+        description="An example's loss, whose gradient is taken. document: over all tokens after the first, as in the "
+        "paper. response: as in fine-tuning, over the response and the end of sequence, cut off after "
+        "finetune.max_length.",
     )
     reduction: Literal["sum", "mean"] = Field("sum", description="That loss is the sum over these tokens, or the mean.")
     task_likelihood: Literal["sum", "mean"] = Field(
