@@ -5,7 +5,7 @@ import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from icprobe.config.sections import Evaluation
+from icprobe.config.training import Evaluation
 from icprobe.evaluation.judges import Pair
 
 PAIRS = [Pair(str(n), "s", f"Count to {n}.", "one " * (n + 1), "two " * (9 - n), "-") for n in range(8)]

@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from icprobe.config.sections import Evaluation
+from icprobe.config.training import Evaluation
 from icprobe.errors import ConfigError, DataError
 from icprobe.evaluation.judges import JUDGES, Pair, judge, pair_up, require_some_base_response
 

@@ -12,7 +12,7 @@ from test_jobs import run_job
 from icprobe import masking
 from icprobe.attribution import METHODS
 from icprobe.config import load
-from icprobe.config.sections import Evaluation
+from icprobe.config.training import Evaluation
 from icprobe.errors import ConfigError, DataError
 from icprobe.evaluation import judges
 from icprobe.evaluation.judges import llm

@@ -18,7 +18,7 @@ import torch
 from icprobe import artifacts
 from icprobe.attribution import icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.shards import compute
-from icprobe.config.sections import Finetune
+from icprobe.config.training import Finetune
 from icprobe.engine import likelihood
 from icprobe.engine.batching import batches
 from icprobe.evaluation.generation import responses

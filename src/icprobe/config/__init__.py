@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from icprobe import paths
 from icprobe.artifacts import digest
-from icprobe.config.sections import Analysis, Attribution, Evaluation, Figures, Finetune, Report, Synthetic, Wandb
+from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
+from icprobe.config.training import Evaluation, Finetune
 from icprobe.config.types import Bin, Name, Section, Seed
 from icprobe.errors import ConfigError, did_you_mean, several, shown
 from icprobe.formatting import parse_bin

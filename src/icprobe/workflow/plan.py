@@ -14,8 +14,9 @@ from typing import Any
 from icprobe.attribution import Method
 from icprobe.attribution.objective import said
 from icprobe.config import Config
-from icprobe.config.sections import Annotations, ExternalScores
+from icprobe.config.sections import ExternalScores
 from icprobe.config.sources import local_files
+from icprobe.config.training import Annotations
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError
 from icprobe.formatting import bin_name, bin_of, parse_bin

@@ -1,0 +1,193 @@
+"""The sections of the configuration on fine-tuned models: how they are trained, what they answer, and who judges it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from icprobe.config.types import (
+    Bin,
+    Count,
+    Device,
+    Dtype,
+    FilePath,
+    Float,
+    Fraction,
+    Name,
+    OrLeftOut,
+    PositiveFloat,
+    Section,
+    Seed,
+    how,
+)
+
+
+class Lora(Section):
+    """Low-rank adapters (peft) on every linear layer of the transformer blocks."""
+
+    rank: Count = Field(16, description="Rank r of the update.")
+    alpha: PositiveFloat = Field(32, description="Scale; the update is multiplied by alpha / rank.")
+    dropout: Fraction = Field(0.0, description="Dropout on the adapter's input.")
+
+
+class Finetune(Section):
+    """One fine-tuned model per method × bin × seed, with trl's SFTTrainer and completion-only loss."""
+
+    methods: list[Name] | None = Field(
+        None,
+        description="Methods whose bins to fine-tune on; null means those of icp, influence and random that are in "
+        "attribution.methods, or all of attribution.methods if none of them is.",
+    )
+    bins: list[Bin] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
+    seeds: list[Seed] = Field([0], min_length=1, description="One model for each seed.")
+    all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
+    learning_rate: PositiveFloat = Field(2e-7, description="Peak learning rate of AdamW.")
+    epochs: PositiveFloat = Field(3, description="Passes over the subset.")
+    batch_size: Count = Field(8, description="Examples per device and forward pass.")
+    accumulation: Count = Field(4, description="Forward passes per optimiser step.")
+    scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+        "cosine", description="Learning-rate schedule."
+    )
+    warmup_ratio: Fraction = Field(0.03, description="Share of the steps that warm up.")
+    weight_decay: Float = Field(0.0, description="AdamW's weight decay.")
+    max_length: Count = Field(512, description="Maximum tokens of query and response; the rest is cut off.")
+    dtype: Dtype = Field("float32", description="Arithmetic of training.")
+    device: Device = Field("auto", description="auto uses CUDA if available.")
+    generate: bool = Field(
+        True,
+        description="Whether fine-tuned models answer the eval prompts, for win rates; false leaves them with the "
+        "held-out gain, the likelihood of answers that are there.",
+    )
+    lora: Lora | None = Field(None, description="Train adapters instead of all weights; null trains all weights.")
+    checkpoint_minutes: PositiveFloat = how(2, "Most work that a killed training can lose, approximately, in minutes.")
+
+
+class LlmJudge(Section):
+    """A language model as judge, behind any OpenAI-compatible endpoint (OpenAI, vLLM, Ollama, llama.cpp)."""
+
+    base_url: str = Field(description="The endpoint, such as https://api.openai.com/v1.", pattern=r"^https?://")
+    model: str = Field(description="The judge's name at the endpoint; use a dated one for a reproducible experiment.")
+    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = how(
+        None, "Name of the environment variable that holds the key, never the key itself; null sends none."
+    )
+    mode: Literal["weighted", "plain"] = Field(
+        "weighted",
+        description="weighted: one token, whose probabilities weight the responses; plain: a structured answer.",
+    )
+    top_logprobs: Count = Field(
+        20, description="weighted: number of likeliest tokens to read; OpenAI gives at most 20."
+    )
+    order: Literal["hash", "both"] = Field(
+        "hash", description="hash: a hash of the prompt decides which response comes first; both: each way, averaged."
+    )
+    least_mass: Fraction = Field(
+        0.01,
+        description="weighted: minimum total probability of the tokens m and M; below it the judge was about to say "
+        "something else, such as <think>, and the answer counts as unreadable.",
+    )
+    temperature: OrLeftOut = Field(
+        0.0, description="Sampling temperature; null or false omits it, for endpoints that refuse it."
+    )
+    json_schema: bool | None = Field(
+        True,
+        description="plain: require JSON with the verdict's schema; null or false omits that, for endpoints that "
+        "refuse it, and the verdict is searched for in the judge's answer.",
+    )
+    concurrency: Count = how(
+        8, "Maximum number of parallel requests; one job at a time sends them, whatever `--cores` says."
+    )
+    attempts: Count = how(6, "Times to send a request if the endpoint fails, with growing pauses.")
+    timeout_seconds: PositiveFloat = how(120, "Time for one answer, in seconds.")
+    max_answer_tokens: Count = Field(64, description="plain: maximum tokens of an answer.")
+    limit_parameter: Literal["max_tokens", "max_completion_tokens"] = Field(
+        "max_tokens", description="What the endpoint calls the limit on an answer's tokens."
+    )
+    price_input: Float | None = how(
+        None, "Price of a million input tokens, in dollars; null: unknown, 0: the endpoint costs nothing."
+    )
+    price_output: Float | None = how(None, "Price of a million output tokens, in dollars; likewise.")
+    max_cost: Float | None = how(
+        None,
+        "Budget for the experiment's judgements, in dollars, over all jobs and runs whose answers are kept in "
+        "`.cache/`; a request that might exceed it is not sent. Needs both prices. The cost of interrupted requests is "
+        "unknown and not counted.",
+    )
+
+    @model_validator(mode="after")
+    def _a_budget_needs_prices(self) -> "LlmJudge":
+        if self.max_cost is not None and None in (self.price_input, self.price_output):
+            raise ValueError(
+                "max_cost: set price_input and price_output too (0 if the endpoint costs nothing); without prices no "
+                "budget can be kept"
+            )
+        return self
+
+
+class Annotations(Section):
+    """Existing judgements: AlpacaEval's annotations of one model's responses, as JSON or JSONL."""
+
+    path: FilePath | list[FilePath] = Field(description="The file, or a list of files to read in order.")
+    generator: str | None = Field(
+        None, description="Which generator_2 to read; needed if the files hold several models' responses."
+    )
+    method: Name | None = Field(None, description="Method in the table; null uses the annotations' own name.")
+    bin: Bin | Literal["all"] = Field("all", description="Bin in the table.")
+    seed: Seed = Field(0, description="Seed in the table.")
+
+    @property
+    def files(self) -> list[str]:
+        """The files, in order."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
+
+    @model_validator(mode="after")
+    def _some_file(self) -> "Annotations":
+        if not self.files:
+            raise ValueError("path: the list of files is empty")
+        return self
+
+
+class Evaluation(Section):
+    """Responses of each fine-tuned model, judged against those of the base model."""
+
+    judge: Literal["reference", "llm", "annotations", "none"] = Field(
+        "reference",
+        description="reference: chrF against the gold answer of each eval prompt; llm: a language model; annotations: "
+        "existing judgements, so nothing is fine-tuned for the table; none, or `evaluation: null`: fine-tuned models "
+        "are kept but give no responses.",
+    )
+    base_responses: Literal["generate", "given"] = Field(
+        "generate",
+        description="generate: the base model answers the prompts; given: the eval table's output is its response.",
+    )
+    draw_margin: Float = Field(1.0, description="reference judge: a chrF difference below this is a draw, in points.")
+    llm: LlmJudge | None = Field(None, description="Settings of the judge llm.")
+    annotations: dict[Name, Annotations] = Field(
+        {}, description="What the judge annotations reads: each name is a row of the table."
+    )
+    max_new_tokens: Count = Field(128, description="Maximum tokens of a response.")
+    batch_size: Count = Field(8, description="Prompts generated together.")
+    dtype: Dtype = Field("float32", description="Arithmetic of generation.")
+    device: Device = Field("auto", description="auto uses CUDA if available.")
+
+    @model_validator(mode="after")
+    def _llm_is_described(self) -> "Evaluation":
+        if self.judge == "llm" and self.llm is None:
+            raise ValueError("the judge llm needs a mapping llm with base_url and model")
+        if self.judge == "annotations" and not self.annotations:
+            raise ValueError("the judge annotations needs a mapping annotations of names to files")
+        rows = [(note.method or name, note.bin, note.seed) for name, note in self.annotations.items()]
+        for row in rows:
+            if rows.count(row) > 1:
+                method, bin_, seed = row
+                raise ValueError(f"annotations: method {method}, bin {bin_}, seed {seed} appears twice")
+        if self.base_responses == "given" and self.judge == "reference":
+            raise ValueError(
+                "base_responses: choose judge: llm, because given uses the output of the eval table as the base "
+                "model's response and leaves the judge reference no gold answer"
+            )
+        return self
+
+    @property
+    def judge_settings(self) -> dict[str, Any]:
+        """What judgements of the chosen judge depend upon, as plain values, without other judges' settings."""
+        own = {"reference": {"draw_margin"}, "llm": {"llm"}, "annotations": {"annotations"}, "none": set()}[self.judge]
+        return self.model_dump(mode="json", include={"judge", *own})
