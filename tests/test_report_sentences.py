@@ -9,6 +9,7 @@ import pytest
 from reports import experiment
 from test_report import page, plain
 
+from icprobe.analysis.binning import BORDER_COLUMNS
 from icprobe.attribution import METHODS
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
 from icprobe.report import sentences
@@ -71,6 +72,38 @@ def test_few_prompts_are_said_to_decide_nothing():
     assert "24 prompts cannot decide which method chooses the better bin" in said
     assert "about 15 points to either side" in said
     assert "The intervals of both bins overlap (they share 40 to 60%), so 24 prompts cannot decide" in said
+
+
+def test_too_few_prompts_and_examples_tell_nothing():
+    sure = win_rates(icp=(">0.8", 90, 80, 100))
+    assert "wins" in " ".join(sentences.against_base(sure, 6))
+    assert sentences.against_base(sure, 5)[-1] == "5 prompts cannot tell better from worse."
+    row = {"method": "icp", "value": 1.0, "low": 1.0, "high": 1.0}
+    assert sentences.numbers("stars", pd.DataFrame([{**row, "n": 5}]))[-1] == "The interval of icp excludes 0."
+    assert sentences.numbers("stars", pd.DataFrame([{**row, "n": 4}]))[-1].startswith("4 examples cannot tell")
+    open_ = pd.DataFrame([{**row, "n": 60, "value": 0.1, "low": -0.1, "high": 0.3}])
+    assert sentences.numbers("stars", open_) == [
+        "Spearman correlation of each method's scores with stars over 60 examples, with its 95% interval: icp (0.10 "
+        "[−0.10, 0.30]).",
+        "Every interval includes 0: these examples show no correlation.",
+    ]
+
+
+def test_bins_that_ties_decide_are_named():
+    rows = [("icp", "top 20%", 14, 0.75, 21, 7, 9), ("influence", "top 20%", 14, 3.1, 1, 1, 70)]
+    table = pd.DataFrame(rows, columns=BORDER_COLUMNS)
+    (said,) = sentences.coarse(table)
+    assert said.startswith("Ties decide part of icp top 20% (7 of its 14 share a score with 14 outside).")
+    assert sentences.coarse(table[1:]) == sentences.coarse(None) == []
+
+
+def test_a_label_of_which_nothing_says_what_is_good_is_named(tmp_path):
+    model = model_of(tmp_path)
+    said = {
+        one.question: one.sentences for one in sentences.found(model, {"planted": ["sound"]}, ["planted", "client"])
+    }
+    assert "write data: {sound_labels: {client: [a good value]}}" in said["What about client?"][0]
+    assert not any("What about" in one.question for one in sentences.found(model, {"client": []}, ["client"]))
 
 
 def test_a_significant_difference_is_named():

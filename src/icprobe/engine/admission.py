@@ -49,6 +49,7 @@ ADVICE = "; such a model is not supported, choose another."
 @torch.no_grad()
 def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capabilities:
     """Tries out the model that was saved in `directory`, in each dtype. Raises ModelError where float32 is wrong."""
+    logger.info("the engines are tried on a few tokens of it, in float32 and in bfloat16")
     capabilities, trial, exact = _try_out(opened(directory, "float32", trusted), tokenizer)
     if wrong := _wrong_in_bfloat16(directory, trusted, capabilities, trial, exact):
         logger.warning("%s; it can be used with attribution.dtype: float32", wrong)

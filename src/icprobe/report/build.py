@@ -97,7 +97,7 @@ def build(
         asked={method: asked[method] for method in methods if method in (asked or {})},
         objective=objective,
         bins=sentences.bins(experiments, len(train), {method: unit for method, (_, unit) in (asked or {}).items()}),
-        found={model.name: sentences.found(model, sound_labels) for model in experiments},
+        found={model.name: sentences.found(model, sound_labels, labels) for model in experiments},
         gains=gains,
         few_prompts=sentences.FEW_PROMPTS,
         n_examples=len(train),

@@ -73,7 +73,9 @@ def coarse(bins: pd.DataFrame | None) -> list[str]:
     ]
 
 
-def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Finding]:
+def found(
+    model: Findings, sound_labels: Mapping[str, Sequence[str]], labels_of_rows: Sequence[str] = ()
+) -> list[Finding]:
     """What the tables of a model say, question by question; one sentence where there is nothing to compare."""
     findings = []
     for label, rows in (
@@ -95,6 +97,15 @@ def found(model: Findings, sound_labels: Mapping[str, Sequence[str]]) -> list[Fi
         rows = headline.over_all_tasks(model.label_correlations).query("statistic == 'spearman'")
         for label, of_label in rows.groupby("label", sort=False):
             findings.append(Finding(f"Do the scores go with {label}?", numbers(str(label), of_label)))
+    numeric = set() if model.label_correlations is None else set(model.label_correlations["label"])
+    if unmarked := [label for label in labels_of_rows if label not in {*sound_labels, *numeric}]:
+        key = f"data: {{sound_labels: {{{unmarked[0]}: [a good value]}}}}"
+        findings.append(
+            Finding(
+                f"What about {_listed(unmarked)}?",
+                [f"Nothing says which values are good, so no method is compared with them. To compare, write {key}."],
+            )
+        )
     if findings:
         return findings
     sentences = ["There are no labels with good values and no fine-tuned models to compare the scores with."]
