@@ -255,6 +255,21 @@ def test_titles_and_heat_maps_are_whole_on_a_narrow_screen(browser, tmp_path):
     report.close()
 
 
+def test_a_method_alone_is_shown_against_the_length_of_the_response(browser, tmp_path):
+    arguments = experiment(tmp_path)
+    inputs = arguments["models"]["smollm2"]
+    only = ModelInputs({"influence": inputs.scores["influence"]}, lengths=inputs.lengths)
+    build(tmp_path / "report.html", **arguments | {"models": {"smollm2": only}})
+    report = Opened(browser, tmp_path / "report.html")
+    assert report.page.locator("#method-b").input_value() == "response tokens"
+    headings = report.page.locator("#example-table thead th").all_inner_texts()
+    assert "response tokens" in headings
+    assert sum(heading == "influence" for heading in headings) == 1
+    report.page.locator("#example-table tbody button").first.click()
+    assert report.complaints == []
+    report.close()
+
+
 @pytest.mark.parametrize("labels", [0, 1, 3, 6])
 def test_instructions_can_be_read_in_the_explorer_however_many_labels_there_are(labels, browser, tmp_path):
     arguments = experiment(tmp_path)

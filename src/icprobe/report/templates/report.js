@@ -106,8 +106,11 @@ const state = { model: null, a: null, b: null, picked: -1, brushed: false };
 const keep = new Uint8Array(size).fill(1);
 const model = () => data.models[state.model];
 const ranks = () => byId("axes").value === "ranks";
-const axis = (method) => model()[ranks() ? "ranks" : "scores"][method];
-const axisTitle = (method) => `${method}, ${ranks() ? "rank" : "score"}`;
+// What stands beside a model's only method.
+const TOKENS = "response tokens";
+const scoresOf = (method) => (method === TOKENS ? model().n_target : model().scores[method]);
+const axis = (method) => (method === TOKENS || !ranks() ? scoresOf(method) : model().ranks[method]);
+const axisTitle = (method) => (method === TOKENS ? TOKENS : `${method}, ${ranks() ? "rank" : "score"}`);
 const limits = ["a-from", "a-to", "b-from", "b-to"];
 const limit = (id) => (byId(id).value === "" ? null : Number(byId(id).value));
 
@@ -157,8 +160,8 @@ const columns = [
   column("Instruction", (i) => examples.instruction[i], { className: "long" }),
   ...data.labels.map((label) => column(label, (i) => examples.labels[label][i], { className: "label" })),
   numberColumn("Tokens", () => model().n_target ?? [], "n tokens"),
-  numberColumn("a", () => model().scores[state.a]),
-  numberColumn("b", () => model().scores[state.b]),
+  numberColumn("a", () => scoresOf(state.a)),
+  numberColumn("b", () => scoresOf(state.b)),
   // Searched, never shown: the texts that no column holds.
   { title: "texts", type: "string", visible: false, orderable: false, data: (i) => escaped(`${examples.input[i]} ${examples.output[i]}`) },
 ];
@@ -314,7 +317,7 @@ function show(i, focus) {
     if (node) node.classList.toggle("open", this.data() === i);
   });
   if (scatterView) scatterView.signal("picked", i).runAsync();
-  const methods = state.a === state.b ? [state.a] : [state.a, state.b];
+  const methods = [...new Set([state.a, state.b])].filter((method) => method !== TOKENS);
 
   const texts = element("dl", undefined, { class: "texts", tabindex: "0", "aria-label": "Texts of the example" });
   for (const [name, title] of [["instruction", "Instruction"], ["input", "Input"], ["output", "Response"]]) {
@@ -408,9 +411,10 @@ function switchModel(name) {
   const choice = methods.map((method) => [method, method]);
   const kept = (method, fallback) => (methods.includes(method) ? method : fallback);
   state.a = kept(state.a, kept("icp", methods[0]));
-  state.b = kept(state.b, kept("influence", methods[1] ?? methods[0]));
+  const alone = methods.length === 1 && model().n_target;
+  state.b = alone ? TOKENS : kept(state.b, kept("influence", methods[1] ?? methods[0]));
   options(byId("method-a"), choice, state.a);
-  options(byId("method-b"), choice, state.b);
+  options(byId("method-b"), alone ? [[TOKENS, TOKENS]] : choice, state.b);
   const bin = byId("bin").value;
   const bins = Object.keys(model().bins);
   options(byId("bin"), [["", bins.length ? "any" : "no bins"], ...bins.map((one) => [one, one])], bins.includes(bin) ? bin : "");
