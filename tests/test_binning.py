@@ -254,10 +254,10 @@ def test_every_method_is_compared_with_icps_own_bin_of_the_same_share():
     assert found["chance"].tolist() == [0.5, 0.25]
 
 
-def test_ties_at_a_border_go_by_mean_effect_and_no_others():
+def test_equal_scores_go_by_mean_effect_then_by_id():
     icp = table([1.0, 1.0, 1.0, 1.0, 0.0]).assign(mean_effect=[0.1, 0.4, 0.3, 0.4, 0.0])
     assert members(icp, "top 3") == ["e1", "e3", "e2"]
-    assert members(icp, "top 4") == ["e0", "e1", "e2", "e3"], "the border falls between two scores: the order is by id"
+    assert members(icp, "top 4") == ["e1", "e3", "e2", "e0"], "within the bin, too"
     assert members(icp, "bottom 3") == ["e4", "e0", "e2"]
     assert members(icp.drop(columns="mean_effect"), "top 3") == ["e0", "e1", "e2"]
     # Another method's bin of a threshold has icp's size, and its border may fall among ties.
@@ -291,7 +291,7 @@ def test_a_score_that_is_too_coarse_for_a_bin_is_warned_of():
     assert warning.startswith(
         "icp, bin top 20%: 16 examples share the score 1 at its border, and 4 of them are among its 4"
     )
-    assert "few tasks" in warning
+    assert "it takes 2 values. If it is a share of tasks, take more tasks" in warning
 
 
 def test_ties_of_a_few_at_the_border_of_a_large_bin_are_not_warned_of():
@@ -306,3 +306,10 @@ def test_an_empty_bin_has_no_border():
     row = borders({"icp": icp}, [">0.9"]).iloc[0]
     assert (row["n"], row["n_tied"], row["n_tied_inside"]) == (0, 0, 0)
     assert np.isnan(row["border"])
+
+
+def test_thresholds_are_on_shares_of_tasks_alone():
+    nats = table([0.2, -3.0, 7.5])
+    with pytest.raises(ScoreError, match=r"a threshold on shares of tasks, but the icp scores go from −3 to 7\.5"):
+        members(nats, ">0.5", nats)
+    assert len(members(nats, "top 2")) == 2

@@ -143,6 +143,12 @@ def test_parts_together_are_the_whole(orientation, parts, tmp_path):
     assert np.array_equal(found[TASKS].to_numpy(), MATRIX)
 
 
+def test_files_that_hold_none_of_the_examples_are_refused_though_some_may_be_missing(tmp_path):
+    pd.DataFrame({"id": [f"other-{n}" for n in range(N)], "x": range(N)}).to_csv(tmp_path / "scores.csv", index=False)
+    told = refusal(tmp_path / "scores.csv", "scores", join="id", allow_missing=True)
+    assert "none of the 12 is in the files" in told
+
+
 def test_files_that_name_their_rows_in_another_order_do_not_join_by_order(tmp_path):
     shuffled = pd.DataFrame({"id": IDS[::-1], "x": range(N)})
     shuffled.to_csv(tmp_path / "scores.csv", index=False)

@@ -391,3 +391,9 @@ def test_a_script_without_a_terminal_hears_how_far_it_is(prepared):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert re.search(r"icp: 21/21 pairs", ended.stderr), ended.stderr
+
+
+def test_rows_that_appear_twice_are_refused_by_select():
+    table = pd.DataFrame([dict(row, score_mine=1.0) for row in (*TRAIN, TRAIN[0])])
+    with pytest.raises(ScoreError, match=rf"The id '{TRAIN[0]['id']}' appears twice"):
+        icprobe.select(table, "mine", "top 2")

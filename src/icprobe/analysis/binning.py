@@ -232,6 +232,11 @@ def sizes(icp: pd.Series | None, names: Sequence[str], n: int) -> dict[str, int]
         raise ScoreError(f"Bin {thresholds[0]} is a threshold on the icp score, which is absent.")
     if thresholds and icp.isna().any():
         raise ScoreError(f"{icp.isna().sum()} of {len(icp)} ICP scores are NaN. Bins need all of them.")
+    if thresholds and len(icp) and not icp.between(0, 1).all():
+        raise ScoreError(
+            f"Bin {thresholds[0]} is a threshold on shares of tasks, but the icp scores go from {number(icp.min())} to "
+            f"{number(icp.max())}. Write bins such as top 20%."
+        )
     return {
         name: int(_meets(icp.to_numpy(dtype=np.float64), name).sum()) if name in thresholds else size_of(name, n)
         for name in names

@@ -121,6 +121,8 @@ def _join(
     if numbers is not None and (order < 0).all():
         order = _by_number(names, count).get_indexer(list(numbers))
     absent = int((order < 0).sum())
+    if settings["allow_missing"] and absent == len(wanted) > 0:
+        raise DataError(f"{what}: none of the {absent:,} is in the files; look at the ids of both, or join by order.")
     if absent and not settings["allow_missing"]:
         first = wanted[int((order < 0).argmax())]
         raise DataError(

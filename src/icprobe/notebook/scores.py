@@ -64,6 +64,8 @@ def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
     scores of icp. Equal scores at its border go by mean effect, where the table has it, then by id. Raises ConfigError
     where the bin cannot be read, ScoreError where it holds more rows than the method has scored.
     """
+    if (doubled := scores["id"][scores["id"].duplicated()]).size:
+        raise ScoreError(f"The id {shown(doubled.iloc[0])} appears twice in the table; keep one row for each example.")
     ids = members(_ranked(scores, method), bin, _ranked(scores, "icp") if parse_bin(bin).is_threshold else None)
     return scores.iloc[pd.Index(scores["id"]).get_indexer(ids)].reset_index(drop=True)
 
