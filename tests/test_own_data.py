@@ -94,8 +94,8 @@ def test_a_plan_is_read_in_one_look(planned):
     ("sections", "rules"),
     [
         (
-            {"finetune": {"methods": ["icp"], "bins": [">0.5"], "all_data": False}, "evaluation": None},
-            {"subset", "fine_tune"},
+            {"finetune": {"methods": ["icp"], "bins": ["top 20%"], "all_data": False}, "evaluation": None},
+            {"fine_tune"},
         ),
         ({"finetune": None}, set()),
     ],

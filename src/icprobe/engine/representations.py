@@ -16,7 +16,7 @@ from icprobe.texts.control_tokens import token_ids
 @torch.no_grad()
 def mean_hidden_states(model: Any, capabilities: Capabilities, tokenizer: Any, texts: Sequence[str]) -> np.ndarray:
     """Mean of the final hidden states over the tokens of each text: [texts, d] float32."""
-    network = Network(model, capabilities, packed_weights=True)
+    network = Network(model, capabilities, forward_only=True)
     encoded = token_ids(tokenizer, texts)
     points = []
     for ids in Progress(encoded, desc="hidden states", unit="text"):
