@@ -41,6 +41,7 @@ OVERLAY = {
 # The same experiment, whole where it was cut, and without the pages and figures that are not compared.
 AT_HOME = {**OVERLAY, "attribution": {**OVERLAY["attribution"], "shards": 1}}
 NAMES = ("correlations", "overlaps", "label_aucs", "chain", "bins", "scores")
+NAMES += ("held_out", "held_out_differences", "tail_patch")
 TABLES = [*(str(dag.RESULTS / f"tables/{name}.csv") for name in NAMES), "results/tiny/data/repeated.csv"]
 # What is computed; reports and figures also say when and how fast.
 COMPARED = {".parquet", ".csv", ".md", ".tex", ".jsonl", ".safetensors"}
@@ -50,12 +51,14 @@ BASE = "results/tiny/tiny-llama/responses/base.jsonl"
 END = Counter(report=1, all=1)
 TABULATION = Counter(tabulate_win_rates=1, plot_judgements=1) + END
 GENERATION = Counter(generate=1, judge=1) + TABULATION
+OUTCOMES = Counter(measure_outcomes=1, tabulate_held_out=1)
 ICP = (
     Counter(attribute=2, gather_attributions=1, score=1, correlate=1, compare_bins=1, tell_labels=1, plot_scores=1)
     + Counter(tabulate_scores=1)
     + Counter(["tabulate_bins", "subset", "fine_tune"])
-    + Counter(["chain", "plot_sweep"])
+    + Counter(["chain", "plot_sweep", "tail_patch"])
     + GENERATION
+    + OUTCOMES
 )
 SUBMITTED = Counter(
     rule_prepare_model=1,
@@ -187,7 +190,7 @@ def test_a_second_run_has_nothing_to_do(finished):
 def test_an_edited_parameter_reruns_what_reads_it(finished):
     changed = {**OVERLAY, "finetune": {**OVERLAY["finetune"], "learning_rate": 1e-3}}
     ended = slurm(finished, "all", "-n", config=changed)
-    assert ended.jobs == Counter(fine_tune=1) + GENERATION, ended.output
+    assert ended.jobs == Counter(fine_tune=1) + GENERATION + OUTCOMES, ended.output
 
 
 def edit(module):
