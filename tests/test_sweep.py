@@ -52,9 +52,12 @@ def test_every_table_of_each_model_names_it_and_the_domain(two):
         tables = sorted((project.path / f"results/tiny/{model}/tables").glob("*.csv"))
         assert {"correlations.csv", "overlaps.csv", "label_aucs.csv", "chain.csv"} <= {path.name for path in tables}
         for path in tables:
-            if path.name == "scores.csv":
-                continue  # a row for each example, not for each domain
+            if path.name in ("scores.csv", "bins.csv"):
+                continue  # over all tasks
             table = pd.read_csv(path)
+            if table.empty:  # the labels of the demo are no numbers
+                assert path.name == "label_correlations.csv"
+                continue
             assert list(table.columns[:2]) == ["model", "domain"], path
             assert set(table["model"]) == {model}
             of_all = ("win_rates.csv", "differences.csv", "held_out.csv", "held_out_differences.csv", "tail_patch.csv")
