@@ -234,11 +234,6 @@ class Data(Section):
                     f"labels: {label!r} is a column of our own in tables/scores.csv; give the label another name, such "
                     f"as my_{label}, and write train.columns: {{my_{label}: {label}}}"
                 )
-        # A file laid over another may leave values of labels that it does not take; a slip of the pen is none of these.
-        unmarked = [label for label in self.labels if label not in self.sound_labels]
-        for label in self.sound_labels:
-            if label not in self.labels and (meant := did_you_mean(label, unmarked)):
-                raise ValueError(f"sound_labels: {label!r} is not among labels{meant}")
         return self
 
     @model_validator(mode="after")
