@@ -1,6 +1,5 @@
 """Contracts gradients of examples and tasks to terms of a matrix, parameter tensor by parameter tensor."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icprobe.engine.matmul import can_compile, matmul_float32
+from icprobe.engine.matmul import compiled_on_cuda, matmul_float32
 
 # Of a gradient, prepared and multiplied at a time for all pairs of batches: they stay in a CPU's cache.
 CHUNK_ELEMENTS = 1 << 16
@@ -26,19 +25,10 @@ class Contraction:
     finish: Callable[[Tensor], Tensor]
 
 
+@compiled_on_cuda  # in one pass over the gradient, where PyTorch's four operations make four
 def clamp(gradient: Tensor) -> Tensor:
     """sign(g)·min(max(|g|, 1e-4), 1), element by element; 0 stays 0."""
-    return _clamp_compiled()(gradient) if can_compile(gradient.device) else _clamp(gradient)
-
-
-def _clamp(gradient: Tensor) -> Tensor:
     return gradient.abs().clamp_(1e-4, 1).mul_(gradient.sign())
-
-
-@functools.cache
-def _clamp_compiled() -> Callable[[Tensor], Tensor]:
-    """In one pass over the gradient, where PyTorch's four operations make four."""
-    return torch.compile(_clamp, dynamic=True)
 
 
 def signed_log(d: Tensor) -> Tensor:

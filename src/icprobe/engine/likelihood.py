@@ -1,8 +1,7 @@
 """Log-likelihoods of targets, many behind one shared prefix, exact, with the LM head only where a target needs it."""
 
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from icprobe.engine.batching import split_by_size
 from icprobe.engine.execution import on_device
-from icprobe.engine.matmul import can_compile, matmul_float32
+from icprobe.engine.matmul import compiled_on_cuda, matmul_float32
 from icprobe.engine.network import Network
 from icprobe.engine.rows import WORTH_SHARING, PrefixCache, Row, common_length
 
@@ -97,7 +96,7 @@ def packed_log_likelihoods(
 def target_log_probabilities(network: Network, states: Tensor, targets: Sequence[int]) -> Tensor:
     """log p(target_i | state_i): states [n, d], targets n ids → [n] float64, each in float32."""
     wanted = on_device(targets, states.device)
-    parts = zip(*(x.split(states_at_a_time(network, states.device)) for x in (states, wanted)), strict=True)
+    parts = _at_a_time(network, states, wanted)
     # Summed in float64 by the caller: hundreds of nats would lose 1e-4 in float32, which is what effects are made of.
     return torch.cat([_log_probabilities(network, *part) for part in parts]).double()
 
@@ -106,8 +105,7 @@ def _log_probabilities(network: Network, states: Tensor, wanted: Tensor) -> Tens
     """The same of some states, in float32."""
     if states.device.type != "cpu":
         ((_, logits),) = head_tiles(network, states)
-        total = logsumexp()(logits) if can_compile(states.device) else logits.logsumexp(dim=1)
-        return logits.gather(1, wanted[:, None])[:, 0] - total
+        return logits.gather(1, wanted[:, None])[:, 0] - logsumexp(logits)
     total = torch.full((len(states),), -torch.inf)
     chosen = torch.zeros_like(total)
     for start, logits in head_tiles(network, states):
@@ -117,15 +115,15 @@ def _log_probabilities(network: Network, states: Tensor, wanted: Tensor) -> Tens
     return chosen - total
 
 
-@functools.cache
-def logsumexp() -> Callable[[Tensor], Tensor]:
-    """Over the last dimension, compiled: one kernel reads the logits once, where PyTorch's four each do."""
-    return torch.compile(lambda logits: logits.logsumexp(dim=1), dynamic=True)
+@compiled_on_cuda  # which reads the logits once, where PyTorch's four kernels each do
+def logsumexp(logits: Tensor) -> Tensor:
+    return logits.logsumexp(dim=1)
 
 
-def states_at_a_time(network: Network, device: torch.device) -> int:
-    """How many states' logits are formed at a time."""
-    return max(1, HEAD_LOGITS // words_at_a_time(network, device))
+def _at_a_time(network: Network, states: Tensor, wanted: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """States with their targets, so many at a time that no more than HEAD_LOGITS logits exist."""
+    n = max(1, HEAD_LOGITS // words_at_a_time(network, states.device))
+    return zip(states.split(n), wanted.split(n), strict=True)
 
 
 def words_at_a_time(network: Network, device: torch.device) -> int:
@@ -151,8 +149,7 @@ def loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> T
     difference itself would be rounding.
     """
     wanted = on_device(targets, states.device)
-    parts = zip(*(x.split(states_at_a_time(network, states.device)) for x in (states, wanted)), strict=True)
-    return torch.cat([_loss_gradient(network, *part) for part in parts])
+    return torch.cat([_loss_gradient(network, *part) for part in _at_a_time(network, states, wanted)])
 
 
 def _loss_gradient(network: Network, states: Tensor, wanted: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ PyTorch's own `linear` and `mm` take oneDNN for 16-bit types alone; its operator
 float32 as well. Where there is no oneDNN, and on other devices, PyTorch's products are taken.
 """
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -47,9 +48,16 @@ def matmul_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return matmul(x.float(), weight.float(), None if bias is None else bias.float())
 
 
-def can_compile(device: torch.device) -> bool:
-    """Whether PyTorch makes kernels of its own for this device: on CUDA with Triton."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+def compiled_on_cuda(function: Forward) -> Forward:
+    """A function of one tensor as one compiled kernel where that is on CUDA and Triton is there; else as it is."""
+    compiled = functools.cache(lambda: torch.compile(function, dynamic=True))
+
+    @functools.wraps(function)
+    def call(x: Tensor) -> Tensor:
+        on_cuda = x.is_cuda and importlib.util.find_spec("triton") is not None
+        return compiled()(x) if on_cuda else function(x)
+
+    return call
 
 
 def _dense(x: Tensor) -> Tensor:
