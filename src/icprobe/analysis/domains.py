@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe.analysis.headline import ALL, of_pair
+from icprobe.analysis.headline import ALL, named, of_pair
 from icprobe.analysis.statistics import aggregate
 from icprobe.tables.parquet import read_parquet
 
@@ -64,12 +64,7 @@ def score_tables(
 
 def by_domain(model: str, sets: Iterable[tuple[str, Any]], table_of: Callable[[Any], pd.DataFrame]) -> pd.DataFrame:
     """Puts the tables of all domains one below the other, with the columns `model` and `domain` before their own."""
-    tables = []
-    for domain, scores in sets:
-        table = table_of(scores)
-        table.insert(0, "model", model)
-        table.insert(1, "domain", domain)
-        tables.append(table)
+    tables = [named(table_of(scores), model, domain) for domain, scores in sets]
     # An empty table would turn whole numbers of the others into floats.
     return pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
 

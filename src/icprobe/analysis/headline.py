@@ -18,6 +18,13 @@ PAIR = ("icp", "influence")
 AGREEMENT = {"spearman": "spearman", "spearman_partial_length": "spearman_given_length"}
 
 
+def named(table: pd.DataFrame, model: str, domain: str = ALL) -> pd.DataFrame:
+    """Puts the columns `model` and `domain` before the table's own, in place."""
+    table.insert(0, "model", model)
+    table.insert(1, "domain", domain)
+    return table
+
+
 def over_all_tasks(table: pd.DataFrame) -> pd.DataFrame:
     """Takes the rows of a table that are over all tasks; every row where it knows no domains."""
     return table[table["domain"] == ALL] if "domain" in table else table

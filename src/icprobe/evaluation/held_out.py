@@ -6,7 +6,6 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from icprobe.errors import DataError
 from icprobe.evaluation.win_rates import (
@@ -15,6 +14,7 @@ from icprobe.evaluation.win_rates import (
     crossed_half_width,
     over_seeds_too,
     sign_flip_p_values,
+    with_holm,
 )
 
 OVERALL, ALL = "overall", "all"
@@ -66,7 +66,7 @@ def tabulate(
         tests += [{"set": name, **row} for row in _differences(of_set, found, resamples, seed)]
     places = {key: place for place, key in enumerate(asked)}
     rows.sort(key=lambda row: places[row["method"], row["bin"]])  # stable: sets and subsets stay in order
-    return pd.DataFrame(rows, columns=COLUMNS), _with_holm(pd.DataFrame(tests, columns=DIFFERENCE_COLUMNS))
+    return pd.DataFrame(rows, columns=COLUMNS), with_holm(pd.DataFrame(tests, columns=DIFFERENCE_COLUMNS))
 
 
 def _aligned(tuned: pd.DataFrame, base: pd.DataFrame, name: str) -> np.ndarray:
@@ -177,12 +177,3 @@ def _differences(base: pd.DataFrame, tuned: Tuned, resamples: int, seed: int) ->
                     low, high = min(low, 0), max(high, 0)
             row |= {"difference": difference, "low": low, "high": high, "p_value": p_value}
         yield row
-
-
-def _with_holm(table: pd.DataFrame) -> pd.DataFrame:
-    numbers = DIFFERENCE_COLUMNS[5:]
-    table[numbers] = table[numbers].astype(np.float64)
-    tested = table["p_value"].notna()
-    if tested.any():
-        table.loc[tested, "p_value_holm"] = multipletests(table.loc[tested, "p_value"], method="holm")[1]
-    return table

@@ -235,13 +235,17 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
                     low, high = min(low, alike - 100 * unlike), max(high, alike + 100 * unlike)
                 row |= {"difference": shared.mean(), "low": low, "high": high, "p_value": p_value}
             rows.append(row)
-    result = pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS)
-    numbers = DIFFERENCE_COLUMNS[4:]
-    result[numbers] = result[numbers].astype(np.float64)
-    tested = result["p_value"].notna()
+    return with_holm(pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS))
+
+
+def with_holm(differences: pd.DataFrame) -> pd.DataFrame:
+    """Fills `p_value_holm`, by Holm's correction over the whole table; the columns behind `n` become float64."""
+    numbers = differences.columns[differences.columns.get_loc("n") + 1 :]
+    differences[numbers] = differences[numbers].astype(np.float64)
+    tested = differences["p_value"].notna()
     if tested.any():
-        result.loc[tested, "p_value_holm"] = multipletests(result.loc[tested, "p_value"], method="holm")[1]
-    return result
+        differences.loc[tested, "p_value_holm"] = multipletests(differences.loc[tested, "p_value"], method="holm")[1]
+    return differences
 
 
 def sign_flip_p_values(differences: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:

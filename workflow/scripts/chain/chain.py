@@ -23,9 +23,7 @@ with job(snakemake) as run:
         table = chain(
             icp[columns], influence[columns], of_domain, params.aggregators, seed=params.seed, **params.settings
         )
-        table.insert(0, "model", snakemake.wildcards.model)
-        table.insert(1, "domain", domain)
-        tables.append(table)
+        tables.append(headline.named(table, snakemake.wildcards.model, domain))
     table = pd.concat(tables, ignore_index=True)
     sentence = weak_link(tables[0])
     if params.dtype != "float32":

@@ -21,10 +21,8 @@ with job(snakemake) as run:
     }
     table, differences = tabulate(read_parquet(files.base), tuned, groups)
     for path, found in ((snakemake.output.table, table), (snakemake.output.differences, differences)):
-        found.insert(0, "model", snakemake.wildcards.model)
         # As of win rates: a model is fine-tuned by scores over all tasks; the domains of its answers are subsets.
-        found.insert(1, "domain", "all")
-        artifacts.write_csv(path, found)
+        artifacts.write_csv(path, headline.named(found, snakemake.wildcards.model))
     tested = differences["p_value_holm"]
     logging.info("%d of %d differences are significant (Holm, 5%%)", (tested < 0.05).sum(), tested.notna().sum())
     run.table("held_out", table)

@@ -6,14 +6,14 @@ import shutil
 from icprobe import artifacts
 from icprobe.evaluation.outcomes import held_out_answers, outcomes
 from icprobe.tables import parquet
-from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer
+from icprobe.training.subsets import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     files, params = snakemake.input, snakemake.params
     tables = {name: parquet.read_parquet(files.get(name)) for name in params.sets}
-    prompts = Prompts({"one_shot_prefix": "", "separator": "", **params.templates})
+    prompts = prompts_of(params.templates)
     limit = artifacts.read_manifest(files.base)["max_positions"]
     answers = held_out_answers(tables, prompts, load_tokenizer(files.base), limit)
     # Of all models together: what a killed job has done of one counts, whatever the others are when it runs again.

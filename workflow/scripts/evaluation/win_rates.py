@@ -27,10 +27,8 @@ with job(snakemake) as run:
     artifacts.write_text(snakemake.output.markdown, markdown(table, differences))
     artifacts.write_text(snakemake.output.latex, latex(table, differences))
     for path, found in ((snakemake.output.differences, differences), (snakemake.output.csv, table)):
-        found.insert(0, "model", snakemake.wildcards.model)
         # Domains are those of tasks; prompts have subsets, and a model is fine-tuned by scores over all tasks.
-        found.insert(1, "domain", "all")
-        artifacts.write_csv(path, found)
+        artifacts.write_csv(path, headline.named(found, snakemake.wildcards.model))
     tested = differences["p_value_holm"]
     logging.info("%d of %d differences are significant (Holm, 5%%)", (tested < 0.05).sum(), tested.notna().sum())
     run.table("win_rates", table)
