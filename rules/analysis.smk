@@ -67,7 +67,7 @@ rule correlate:
 rule tabulate_bins:
     localrule: True
     message:
-        "Finding the ends of the bins of {wildcards.model} end"
+        "Finding the ends of the bins of {wildcards.model}"
     input:
         scores=SCORES,
         checked=BINS_CHECKED,

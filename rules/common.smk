@@ -181,8 +181,8 @@ def outlook():
     """What a dry run says of the jobs that would run: their work, and where results and runs would go."""
     jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
     told = [(job.rule.name, job.resources["runtime"], job.resources["mem_mb"]) for job in jobs]
-    names, attribution = {name for name, *_ in told}, CONFIG.attribution
-    slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and "attribute" in " ".join(names)
+    attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence"}
+    slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and forwards & {name for name, *_ in told}
     sentences = [dry_run.work(told), dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]
     return "\n".join(filter(None, [*sentences, destination.sentence(CONFIG.experiment, ask=False)]))
 
