@@ -154,7 +154,7 @@ def numbers(label: str, rows: pd.DataFrame) -> list[str]:
         f"95% interval: {_listed(told) or 'undefined'}."
     ]
     if few:
-        return [*sentences, f"{_many(rows['n'].max(), 'example')} cannot tell a correlation from chance."]
+        return [*sentences, _undecided(rows["n"].max())]
     if len(apart):
         return [*sentences, f"The interval of {_listed(apart['method'])} excludes 0."]
     return [*sentences, "Every interval includes 0: these examples show no correlation."] if len(known) else sentences
@@ -243,12 +243,16 @@ def _reading(row: Any, what: str) -> str:
     if row.low != row.low or row.high != row.high:
         return "Its interval is undefined."
     if row.n < FEW_EXAMPLES:
-        return f"{_many(row.n, 'example')} cannot tell a correlation from chance."
+        return _undecided(row.n)
     if row.low > 0:
         return f"The interval excludes 0: {what} more alike than chance would."
     if row.high < 0:
         return f"The whole interval is below 0: {what} in opposite order."
     return "The interval includes 0: these examples do not distinguish it from no correlation at all."
+
+
+def _undecided(n: float) -> str:
+    return f"{_many(n, 'example')} cannot tell a correlation from chance."
 
 
 def _win_rate(row: Any) -> str:
