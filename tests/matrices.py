@@ -1,5 +1,6 @@
 """A method's matrix in the order of its examples, and how near another must come."""
 
+import naive
 import numpy as np
 
 from icprobe.engine.batching import batches
@@ -14,6 +15,21 @@ def matrices(module, inputs, method, batch_tokens=200, **settings):
     for name, rows, block in module.attribute(inputs, method, runs, batch_tokens=batch_tokens, **settings):
         out.setdefault(name, np.full((len(inputs.train), len(inputs.tasks)), np.nan, np.float32))[rows] = block
     return out
+
+
+def assert_influence_log(fast, examples, tasks):
+    """That a matrix is the naive loop's where no term is near its jump; examples, tasks: naive gradients."""
+    compared = 0
+    for i, z in enumerate(examples):
+        for j, t in enumerate(tasks):
+            terms = naive.signed_log_terms(z, t)
+            if all(abs(d) >= 1e-6 * total for d, total in terms):
+                compared += 1
+                slow = naive.influence_log(z, t)
+                # Each d_p may be off by 1e-4 of its absolute terms, which its logarithm magnifies.
+                allowed = sum(1e-4 * total / abs(d) for d, total in terms) + 1e-4 * abs(slow)
+                assert abs(fast[i, j] - slow) <= allowed, f"pair {i},{j}: {fast[i, j]} against {slow}"
+    assert compared >= 10
 
 
 def assert_close(fast, slow, tolerance, relative_to=1.0):
