@@ -57,6 +57,7 @@ include: "rules/chain.smk"
 include: "rules/figures.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
+include: "rules/truth.smk"
 include: "rules/report.smk"
 include: "rules/synthetic.smk"
 
@@ -74,6 +75,7 @@ rule all:
         [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
         # Where models are fine-tuned, theirs are made; `snakemake subsets` makes all.
         [] if PLAN.fine_tuned else SUBSETS,
+        TRUTH if CONFIG.truth.in_all else [],
         REPEATED,
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 

@@ -8,6 +8,23 @@ SUBSETS = [
 ]
 
 
+# What a training depends upon.
+TRAINING = slice_of(
+    CONFIG.finetune,
+    "learning_rate",
+    "epochs",
+    "batch_size",
+    "accumulation",
+    "scheduler",
+    "warmup_ratio",
+    "weight_decay",
+    "max_length",
+    "dtype",
+    "device",
+    "lora",
+)
+
+
 rule checkpoints:
     localrule: True
     message:
@@ -63,20 +80,7 @@ rule fine_tune:
         checkpoint=directory(paths.CHECKPOINT),
         manifest=paths.manifest(paths.CHECKPOINT),
     params:
-        settings=slice_of(
-            CONFIG.finetune,
-            "learning_rate",
-            "epochs",
-            "batch_size",
-            "accumulation",
-            "scheduler",
-            "warmup_ratio",
-            "weight_decay",
-            "max_length",
-            "dtype",
-            "device",
-            "lora",
-        ),
+        settings=TRAINING,
         templates=PLAN.text_settings("query", "target"),
         results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
         code=fingerprint("finetuning/fine_tune"),

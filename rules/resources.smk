@@ -42,6 +42,9 @@ RESOURCES = {
     "measure_outcomes": directives(
         lambda w, input: SIZES.measure_outcomes(w.model, 1 + len(PLAN.held_out)), CONFIG.evaluation.device
     ),
+    "retrain": directives(
+        lambda w, input: SIZES.retrain(w.model, w.part, PLAN.truth_sets(w.part, SIZES.tasks)), CONFIG.finetune.device
+    ),
     "take_base_responses": OF_RESPONSES,
     "judge": OF_RESPONSES,
     "train_regressor": directives(lambda w, input: SIZES.train_regressor()),

@@ -26,6 +26,7 @@ EXPERIMENT = RESULTS + "/{experiment}"
 REPORT = EXPERIMENT + "/report.html"
 SCORES_REPORT = EXPERIMENT + "/scores.html"
 JUDGE_ANSWERS = EXPERIMENT + "/.cache/llm_judge"
+RETRAININGS = EXPERIMENT + "/.cache/retrainings"
 # Below an experiment's folder, wherever that is: W&B's runs, and what jobs have not finished.
 WANDB, PARTIAL = "wandb", ".partial"
 FOLDERS = ("data", "figures", "synthetic", WANDB)  # beside those of the models
@@ -71,8 +72,15 @@ RESPONSES = OF_MODEL + "/responses/{method}/{bin}/seed-{seed}.jsonl"
 BASE_OUTCOMES = OF_MODEL + "/outcomes/base.parquet"
 OUTCOMES = OF_MODEL + "/outcomes/{method}/{bin}/seed-{seed}.parquet"
 JUDGEMENTS = OF_MODEL + "/judgements/{method}/{bin}/seed-{seed}.jsonl"
+SETS = OF_MODEL + "/truth/{part}.parquet"
+RETRAINED = OF_MODEL + "/truth/{part}/{chunk}.parquet"
 # What stands for a method in paths of one_step's matrices at the step sizes of the chain.
 STEP = "one_step/learning_rate-{learning_rate}"
+
+
+def truth_outcomes(part: str) -> str:
+    """What models that were trained anew say of the answers; part: "subsets", "removals" or "left_out"."""
+    return f"{OF_MODEL}/truth/{'outcomes' if part == 'subsets' else part + '_outcomes'}.parquet"
 
 
 def shard(method: str = "{method}") -> str:

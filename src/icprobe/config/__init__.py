@@ -16,6 +16,7 @@ from icprobe.artifacts import digest
 from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
 from icprobe.config.training import Evaluation, Finetune
+from icprobe.config.truth import Truth
 from icprobe.config.types import Bin, Name, Section, Seed
 from icprobe.errors import ConfigError, did_you_mean, several, shown
 from icprobe.formatting import parse_bin
@@ -72,6 +73,7 @@ class Config(Section):
         Finetune(methods=[], all_data=False),
         description="Fine-tuned models; without this key, or with `finetune: null`, there are none.",
     )
+    truth: Truth = Truth()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
     wandb: Wandb = Wandb()
@@ -116,6 +118,9 @@ class Config(Section):
                     f"finetune.methods: {method!r} is not scored; add it to attribution.methods or remove it here "
                     "(null means those that are scored)"
                 )
+        for method in self.truth.removals:
+            if method not in methods:
+                raise ValueError(f"truth.removals: {method!r} is not in attribution.methods")
         for pair in [] if self.figures.scatter == "all" else self.figures.scatter:
             for method in pair:
                 if method not in methods:
@@ -171,6 +176,25 @@ class Config(Section):
             if absent == ["data.eval"]:
                 ways = "data: {eval: {path: my_prompts.jsonl}}, or `evaluation: null` to skip evaluation, or " + ways
             raise ValueError(f"finetune: fine-tuning and its evaluation need {' and '.join(absent)}; write {ways}")
+        return self
+
+    @model_validator(mode="after")
+    def _truth_can_be_trained(self) -> "Config":
+        if not self.truth.parts:
+            return self
+        if "finetune" not in self.model_fields_set:
+            raise ValueError(
+                "truth: models are trained as finetune says; write finetune: {methods: [], all_data: false, "
+                "learning_rate: 2e-4, epochs: 1} with the settings of your training"
+            )
+        for key, table in (("data.train", self.data.train), ("data.tasks", self.data.tasks)):
+            if table is None:
+                raise ValueError(
+                    f"truth: {key} is needed, the texts to train on and to ask for; write truth: null for none"
+                )
+        away = [model for model in self.models if self.model_sources[model].source == "external"]
+        if away:
+            raise ValueError(f"truth: {away[0]!r} is external and cannot be trained; write truth: null for none")
         return self
 
     @property

@@ -27,6 +27,9 @@ class Lora(Section):
     rank: Count = Field(16, description="Rank r of the update.")
     alpha: PositiveFloat = Field(32, description="Scale; the update is multiplied by alpha / rank.")
     dropout: Fraction = Field(0.0, description="Dropout on the adapter's input.")
+    init_seed: Seed | None = Field(
+        None, description="Seed of the adapters' initial weights, for trainings that begin alike; null: the training's."
+    )
 
 
 class Finetune(Section):

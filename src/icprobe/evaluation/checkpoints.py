@@ -1,8 +1,11 @@
 """Fine-tuned models as they are asked: loaded from a checkpoint, an adapter merged into its base."""
 
 from pathlib import Path
+from typing import Any
 
+import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from icprobe import artifacts
@@ -27,3 +30,19 @@ def load_fine_tuned(
         )
     model = PeftModel.from_pretrained(load_model(base, dtype="float32", device="cpu"), checkpoint).merge_and_unload()
     return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def merged(trained: Any, base: str | Path, device: str = "auto") -> PreTrainedModel:
+    """A model just trained, as `load_fine_tuned` would load it in float32 had it been saved.
+
+    trained: with all its weights trained, which is that model itself; or with adapters on a base of any dtype, whose
+    updates are added to the base model loaded anew.
+    """
+    if not isinstance(trained, PeftModel):
+        return trained.eval().requires_grad_(False)
+    model = load_model(base, dtype="float32", device=device)
+    for name, layer in trained.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            model.get_submodule(name).weight += layer.get_delta_weight("default").to(torch.float32)
+    return model.eval().requires_grad_(False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from transformers import PreTrainedModel
 
 from icprobe import artifacts, jsonl
 from icprobe.engine.batching import split_by_size
@@ -77,40 +78,63 @@ def outcomes(
     answers share rows depends on no kill.
     """
     if checkpoint and artifacts.read_manifest(checkpoint).get("empty"):
-        return pd.DataFrame(columns=list(TYPES)).astype(TYPES)
-    order = sorted(range(len(answers)), key=lambda i: (len(answers[i].encoded.ids), i))
-    parts = split_by_size([len(answers[i].encoded.ids) for i in order], ROW_TOKENS)
+        return table_of([])
+    parts = _parts(answers)
     done = {(row["set"], row["id"]): row for row in jsonl.recover(journal)}
     network = None
     with Progress(total=len(answers), desc=_name(checkpoint), unit="answer") as progress:
         for part in parts:
-            of_row = [answers[order[place]] for place in part]
-            if all((answer.set, answer.id) in done for answer in of_row):
-                progress.found(len(of_row))
+            if all((answer.set, answer.id) in done for answer in part):
+                progress.found(len(part))
                 continue
             network = network or _network(base, checkpoint, device)
-            new = _of_row(network, of_row)
+            values = _of_part(network, part)
+            new = [_row(answer, value) for answer, value in zip(part, values, strict=True)]
             jsonl.append(journal, new)
             done |= {(row["set"], row["id"]): row for row in new}
-            progress.update(len(of_row))
-    return pd.DataFrame([done[answer.set, answer.id] for answer in answers], columns=list(TYPES)).astype(TYPES)
+            progress.update(len(part))
+    return table_of([done[answer.set, answer.id] for answer in answers])
+
+
+def log_likelihoods(network: Network, answers: Sequence[Answer]) -> list[float]:
+    """Log-likelihood of each answer by a model that is loaded, as in `outcomes`, in nats and in their order."""
+    found = {}
+    for part in _parts(answers):
+        found |= zip(((answer.set, answer.id) for answer in part), _of_part(network, part), strict=True)
+    return [found[answer.set, answer.id] for answer in answers]
+
+
+def table_of(rows: list[dict[str, Any]], **columns: str) -> pd.DataFrame:
+    """The table that `outcomes` returns, of its rows as mappings; columns: the types of others before these."""
+    types = {**columns, **TYPES}
+    return pd.DataFrame(rows, columns=list(types)).astype(types)
+
+
+def network_of(base: str | Path, model: PreTrainedModel) -> Network:
+    """The network of a base model or of one fine-tuned from it; what the engines can do with it, training leaves."""
+    return Network(model, Capabilities.of(base), forward_only=True)
 
 
 def _network(base: str | Path, checkpoint: str | Path | None, device: str) -> Network:
     set_precision(tf32=False)
     options = {"dtype": DTYPE, "device": device}
-    model = load_fine_tuned(checkpoint, base, **options) if checkpoint else load_model(base, **options)
-    # What the engines can do with a model, training does not change.
-    return Network(model, Capabilities.of(base), forward_only=True)
+    return network_of(base, load_fine_tuned(checkpoint, base, **options) if checkpoint else load_model(base, **options))
 
 
-def _of_row(network: Network, answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def _parts(answers: Sequence[Answer]) -> list[list[Answer]]:
+    """The answers that share a row."""
+    ordered = sorted(answers, key=lambda answer: len(answer.encoded.ids))  # stable
+    parts = split_by_size([len(answer.encoded.ids) for answer in ordered], ROW_TOKENS)
+    return [[ordered[place] for place in part] for part in parts]
+
+
+def _of_part(network: Network, answers: Sequence[Answer]) -> list[float]:
     suffixes = [Suffix(answer.encoded.ids, answer.encoded.n_context) for answer in answers]
-    found = packed_log_likelihoods(network, [((), suffixes)])[0].tolist()
-    return [
-        {"id": answer.id, "set": answer.set, "log_likelihood": value, "n_tokens": answer.encoded.n_target}
-        for answer, value in zip(answers, found, strict=True)
-    ]
+    return packed_log_likelihoods(network, [((), suffixes)])[0].tolist()
+
+
+def _row(answer: Answer, value: float) -> dict[str, Any]:
+    return {"id": answer.id, "set": answer.set, "log_likelihood": value, "n_tokens": answer.encoded.n_target}
 
 
 def _name(checkpoint: str | Path | None) -> str:

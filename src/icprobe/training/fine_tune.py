@@ -8,14 +8,14 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig
-from transformers import PrinterCallback, TrainerCallback, TrainerState
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, PrinterCallback, TrainerCallback, TrainerState, set_seed
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -24,7 +24,7 @@ from icprobe.engine.models import linear_layers, load_model, max_positions, reso
 from icprobe.errors import ArtifactError, DataError
 from icprobe.progress import Progress
 from icprobe.texts.completions import completions, longest
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.prompts import Encoded, Prompts
 from icprobe.texts.tokenizing import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,13 @@ def tokenize(
     the ids of target and end, and IGNORED at the query. An example whose query alone fills max_length is dropped.
     """
     encoded, counts = completions(tokenizer, rows, prompts, max_length)
-    examples = [
-        {"input_ids": [*one.ids], "labels": [IGNORED] * one.n_context + [*one.ids[one.n_context :]]}
-        for one in encoded
-        if one is not None
-    ]
-    return examples, counts
+    return [labelled(one) for one in encoded if one is not None], counts
+
+
+def labelled(example: Encoded) -> dict[str, list[int]]:
+    """An example's ids, and its labels: the ids, but IGNORED at the query."""
+    ids, n_context = example.ids, example.n_context
+    return {"input_ids": [*ids], "labels": [IGNORED] * n_context + [*ids[n_context:]]}
 
 
 def fine_tune(
@@ -74,24 +75,12 @@ def fine_tune(
     output.mkdir(parents=True, exist_ok=True)
     partial.mkdir(parents=True, exist_ok=True)
     lora = settings.get("lora")
-    dtype = settings["dtype"] if lora else "float32"
-    model = load_model(base, dtype=dtype, device=settings["device"])
-    model.requires_grad_(lora is None)
     tokenizer = load_tokenizer(base)
-    length = longest(settings["max_length"], max_positions(model.config))
+    length = longest(settings["max_length"], max_positions(AutoConfig.from_pretrained(base)))
     examples, counts = tokenize(tokenizer, rows, prompts, length)
-    _log_cut(len(rows), counts, length)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    trainer = SFTTrainer(
-        model=model,
-        args=_options(settings, seed, partial, sum(p.numel() for p in model.parameters())),
-        data_collator=DataCollatorForLanguageModeling(pad_token_id=pad),
-        train_dataset=Dataset.from_list(examples),
-        processing_class=tokenizer,
-        peft_config=_adapters(model, lora) if lora else None,
-        callbacks=[_Checkpoints(60 * settings["checkpoint_minutes"]), _Watch(log)],
-    )
-    trainer.remove_callback(PrinterCallback)  # it prints to the terminal what _Watch logs
+    log_cut(len(rows), counts, length)
+    watched = [_Checkpoints(60 * settings["checkpoint_minutes"]), _Watch(log)]
+    trainer = trainer_of(base, tokenizer, examples, settings, seed, partial, watched)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     resumed = newest_complete(partial)
     if resumed:
@@ -118,7 +107,42 @@ def fine_tune(
     }
 
 
-def _log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
+def trainer_of(
+    base: str | Path,
+    tokenizer: Any,
+    examples: list[dict[str, list[int]]],
+    settings: dict[str, Any],
+    seed: int,
+    folder: str | Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> SFTTrainer:
+    """The trainer of a base model, freshly loaded, on tokenised examples (`tokenize`), as the settings say.
+
+    folder: where it may write. Adapters begin as drawn with the settings' `init_seed`, or else with the training's.
+    """
+    lora = settings.get("lora")
+    model = load_model(base, dtype=settings["dtype"] if lora else "float32", device=settings["device"])
+    model.requires_grad_(lora is None)
+    adapters = _adapters(model, lora) if lora else None
+    if lora and lora.get("init_seed") is not None:
+        set_seed(lora["init_seed"])
+        model, adapters = get_peft_model(model, adapters), None
+    trainer = SFTTrainer(
+        model=model,
+        args=_options(settings, seed, Path(folder), sum(p.numel() for p in model.parameters())),
+        data_collator=DataCollatorForLanguageModeling(
+            pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        ),
+        train_dataset=Dataset.from_list(examples),
+        processing_class=tokenizer,
+        peft_config=adapters,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # it prints to the terminal what _Watch logs
+    return trainer
+
+
+def log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
     """Says in the log how many rows are cut off or dropped. Raises DataError where all of them are dropped."""
     if counts["dropped"] == n_rows:
         raise DataError(

@@ -323,12 +323,33 @@ class Plan:
     @property
     def reads_eval(self) -> bool:
         """Whether anything that is made reads the eval prompts."""
-        return bool(self.config.data.eval and (self.judged or (self.held_out and "eval" in self.held_out_sets)))
+        asked = (self.held_out or self.truth_parts) and "eval" in self.held_out_sets
+        return bool(self.config.data.eval and (self.judged or asked))
 
     @property
     def unjudged(self) -> list[Condition]:
         """Fine-tuned models that nothing else of the experiment asks for."""
         return [] if self.judged else self.fine_tuned
+
+    # --- retraining ---------------------------------------------------------------------------------------------
+
+    @property
+    def truth_parts(self) -> list[str]:
+        """What is trained anew: "subsets", "removals", "left_out"."""
+        return self.config.truth.parts
+
+    def removed_by_task(self, method: str) -> bool:
+        """Whether a method's best examples are removed task by task."""
+        return self.config.truth.removal == "per_task" and method in self.per_task
+
+    def truth_sets(self, part: str, tasks: float) -> float:
+        """How many sets a part trains on; tasks: how many there are, about."""
+        truth = self.config.truth
+        if part != "removals":
+            return truth.subsets if part == "subsets" else 1 + truth.leave_one_out
+        return truth.controls + sum(tasks if self.removed_by_task(method) else 1 for method in truth.removals)
+
+    # --- judgements ---------------------------------------------------------------------------------------------
 
     def annotation(self, method: str, bin: str, seed: str) -> Annotations:
         """The annotations that make the judgements of these wildcards. Raises ConfigError where there are none."""

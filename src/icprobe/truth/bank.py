@@ -1,0 +1,119 @@
+"""The retrain bank: what models that were trained on other examples say of the answers, each training done once.
+
+No weights are kept, only each answer's log-likelihood, in a file a training, named after all that decides it. So a
+killed job loses the one training that it was at, and another set of trainings does those that are new.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from icprobe import artifacts
+from icprobe.engine.models import set_precision
+from icprobe.errors import DataError
+from icprobe.evaluation.checkpoints import merged
+from icprobe.evaluation.outcomes import Answer, log_likelihoods, network_of, table_of
+from icprobe.progress import Progress
+from icprobe.training.fine_tune import IGNORED, trainer_of
+from icprobe.truth.sets import Training
+
+logger = logging.getLogger(__name__)
+
+Example = Mapping[str, list[int]]  # "input_ids" and "labels"
+
+
+class Bank:
+    """The trainings that are done, in a folder that belongs to one base model, its settings and its answers."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def get(self, examples: Sequence[Example], seed: int, answers: int) -> list[float] | None:
+        """The log-likelihoods [answers] after the training on these examples, or None where it is not done."""
+        path = self._path(examples, seed)
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            found = []
+        if len(found) != answers:
+            logger.warning("%s is damaged: its training is done again", path)
+            return None
+        return found
+
+    def keep(self, examples: Sequence[Example], seed: int, values: Sequence[float]) -> None:
+        """Keeps the log-likelihoods after a training."""
+        artifacts.write_text(self._path(examples, seed), json.dumps(list(values)) + "\n")
+
+    def _path(self, examples: Sequence[Example], seed: int) -> Path:
+        identity = [[*map(dict, examples)], seed]
+        return self.folder / f"{artifacts.digest(identity)[:32]}.json"
+
+
+def retrain(
+    base: str | Path,
+    tokenizer: Any,
+    trainings: Sequence[Training],
+    examples: Mapping[str, Example],
+    answers: Sequence[Answer],
+    settings: dict[str, Any],
+    bank: Bank,
+) -> pd.DataFrame:
+    """Trains the base model on each set of examples, and asks each result for the log-likelihoods of the answers.
+
+    Every training begins at the base's weights and is the one that `fine_tune` would do with this seed. examples: id ->
+    token ids and labels, of those that can be trained on; settings: `finetune` as plain values. Returns `subset`,
+    `seed`, `set`, `id`, `log_likelihood` (nats, in float32, summed over tokens) and `n_tokens`. Raises DataError for a
+    set of which no example can be trained on.
+    """
+    rows = []
+    with Progress(total=len(trainings), desc="trainings", unit="training") as progress:
+        for training in trainings:
+            chosen = [_of(examples[id], id == training.masked) for id in training.members if id in examples]
+            if not chosen:
+                raise DataError(
+                    f"truth: no example of {training.subset} can be trained on; each query alone fills "
+                    "finetune.max_length"
+                )
+            values = bank.get(chosen, training.seed, len(answers))
+            if values is None:
+                values = _outcomes(base, tokenizer, chosen, answers, settings, training.seed)
+                bank.keep(chosen, training.seed, values)
+                progress.update()
+            else:
+                progress.found(1)
+            rows += [
+                {"subset": training.subset, "seed": training.seed, "set": answer.set, "id": answer.id}
+                | {"log_likelihood": value, "n_tokens": answer.encoded.n_target}
+                for answer, value in zip(answers, values, strict=True)
+            ]
+    return table_of(rows, subset="object", seed="int64")
+
+
+def _of(example: Example, masked: bool) -> dict[str, list[int]]:
+    """An example as it is trained on; masked: it keeps its place in its batch, and has no loss."""
+    return {**example, "labels": [IGNORED] * len(example["labels"])} if masked else dict(example)
+
+
+def _outcomes(
+    base: str | Path,
+    tokenizer: Any,
+    examples: list[dict[str, list[int]]],
+    answers: Sequence[Answer],
+    settings: dict[str, Any],
+    seed: int,
+) -> list[float]:
+    """Trains once, and asks once."""
+    with artifacts.temporary_directory() as folder:
+        trainer = trainer_of(base, tokenizer, examples, settings, seed, folder)
+        trainer.train()
+        model = merged(trainer.model, base, settings["device"])
+    del trainer
+    set_precision(tf32=False)
+    return log_likelihoods(network_of(base, model), answers)
