@@ -94,7 +94,18 @@ def sections(text):
 def test_the_page_explains_before_it_shows_and_its_links_follow_it(tmp_path):
     text = page(tmp_path, asked={"icp": ("By how many nats?", "share of tasks helped")})
     assert sections(text) == [
-        *("asked", "found", "examples", "explorer", "correlations", "overlaps", "labels", "win-rates", "figures"),
+        *(
+            "asked",
+            "found",
+            "right",
+            "examples",
+            "explorer",
+            "correlations",
+            "overlaps",
+            "labels",
+            "win-rates",
+            "figures",
+        ),
         "making",
     ]
     links = re.findall(r'<a href="#([^"]+)">', text[text.index("<nav") : text.index("</nav>")])

@@ -90,7 +90,7 @@ def test_an_experiment_without_them_says_nothing_of_them(tmp_path):
     assert "Differences between methods" not in text
 
 
-def test_held_out_gains_and_the_tail_patch_stand_before_the_win_rates(arguments, tmp_path):
+def test_the_tail_patch_and_held_out_gains_stand_before_the_win_rates(arguments, tmp_path):
     made, _ = arguments
     columns = ["method", "bin", "set", "subset", "seed", "n", "nll", "nll_base", "gain", "low", "high"]
     rows = [
@@ -111,7 +111,7 @@ def test_held_out_gains_and_the_tail_patch_stand_before_the_win_rates(arguments,
         tail_patch=tail_patch.assign(model="smollm2"),
     )
     html = page(tmp_path, **made)
-    assert html.index('id="held-out"') < html.index('id="tail-patch"') < html.index('id="win-rates"')
+    assert html.index('id="tail-patch"') < html.index('id="held-out"') < html.index('id="win-rates"')
     text = plain(html)
     assert "icp &gt;0.8 0.1234 [0.0500, 0.2000] 2.123 → 2.000 −0.1000 [−0.3000, 0.1000] 2.900 → 3.000" in text
     assert "random &gt;0.8 – empty – empty" in text

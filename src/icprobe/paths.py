@@ -25,6 +25,7 @@ def manifest(directory: str) -> str:
 EXPERIMENT = RESULTS + "/{experiment}"
 REPORT = EXPERIMENT + "/report.html"
 SCORES_REPORT = EXPERIMENT + "/scores.html"
+TRUTH_REPORT = EXPERIMENT + "/truth.html"
 JUDGE_ANSWERS = EXPERIMENT + "/.cache/llm_judge"
 RETRAININGS = EXPERIMENT + "/.cache/retrainings"
 # Below an experiment's folder, wherever that is: W&B's runs, and what jobs have not finished.

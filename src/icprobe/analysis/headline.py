@@ -14,6 +14,9 @@ from icprobe.formatting import parse_bin
 ALL = "all"  # in the column `domain`: over all tasks, of whichever domain; in `seed`: over all seeds
 OVERALL = "overall"  # in the column `subset`: over all prompts
 PAIR = ("icp", "influence")
+# What a subset of examples is worth by the number of its tokens: stands for a method in lds.csv and leave_one_out.csv.
+RIVALS = ("document tokens", "response tokens")
+TAIL_PATCH_K = "10"  # the k of the tail patch that speaks for a method
 # Statistic of the pair -> its name as a number of the headline.
 AGREEMENT = {"spearman": "spearman", "spearman_partial_length": "spearman_given_length"}
 
@@ -77,6 +80,24 @@ def overall(win_rates: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["subset"].astype(str) == OVERALL) & (rows["seed"].astype(str) == ALL)]
 
 
+def of_set(table: pd.DataFrame, name: str = "tasks") -> pd.DataFrame:
+    """Takes the rows of lds.csv or a table like it that are over all of "tasks", or of "eval"."""
+    rows = over_all_tasks(table)
+    return rows[rows["set"] == name]
+
+
+def best_predictor(lds: pd.DataFrame) -> Any | None:
+    """Finds the method with the highest LDS; no rival is one. lds: rows of one set; None where no LDS is defined."""
+    rows = lds[~lds["method"].isin(RIVALS) & lds["lds"].notna()]
+    return None if rows.empty else next(rows.sort_values("lds", ascending=False, kind="stable").itertuples())
+
+
+def tail_patch(table: pd.DataFrame, which: str = "best") -> pd.DataFrame:
+    """Takes one row for each method: the effect of one step on its best, on its worst, or on random examples."""
+    rows = over_all_tasks(table)
+    return rows[(rows["k"].astype(str) == TAIL_PATCH_K) & (rows["which"] == which)]
+
+
 # --- as numbers with names, for W&B's table of runs; undefined ones are left out --------------------------------------
 
 
@@ -110,6 +131,27 @@ def of_chain(table: pd.DataFrame) -> dict[str, float]:
 def of_win_rates(table: pd.DataFrame) -> dict[str, float]:
     """win_rate/{method}/{bin}, in percent."""
     return _defined({f"win_rate/{row.method}/{row.bin}": row.win_rate for row in overall(table).itertuples()})
+
+
+def of_lds(table: pd.DataFrame) -> dict[str, Any]:
+    """lds/{set}/{method}; of the best over tasks also lds, lds_low, lds_high, lds_ceiling, and its name, lds_best."""
+    numbers = {f"lds/{row.set}/{row.method}": row.lds for row in over_all_tasks(table).itertuples()}
+    best = best_predictor(of_set(table))
+    if best is not None:
+        numbers |= {"lds": best.lds, "lds_low": best.low, "lds_high": best.high}
+        numbers |= {"lds_ceiling": best.ceiling, "lds_best": best.method}
+    return _defined(numbers)
+
+
+def of_leave_one_out(table: pd.DataFrame) -> dict[str, float]:
+    """leave_one_out/{set}/{method}."""
+    rows = over_all_tasks(table).itertuples()
+    return _defined({f"leave_one_out/{row.set}/{row.method}": row.lds for row in rows})
+
+
+def of_removal(table: pd.DataFrame) -> dict[str, float]:
+    """removal/{method}, in nats a task."""
+    return _defined({f"removal/{row.method}": row.loss for row in over_all_tasks(table).itertuples()})
 
 
 def of_held_out(table: pd.DataFrame) -> dict[str, float]:

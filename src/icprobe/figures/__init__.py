@@ -16,7 +16,7 @@ class Figure(NamedTuple):
     what: str  # its label there; {0} and {1} are the methods of a pair
     reads: tuple[str, ...]  # `scores`, `lengths`, `train`, `tasks`, or tables by their names
     group: str = "scores"  # one process draws it with all others of its group: those of a model's scores and tables,
-    # those of its `judgements`, or those of all models together (`sweep`)
+    # those of its `judgements`, those of its retrainings (`truth`), or those of all models together (`sweep`)
     of_pairs: bool = False
 
 
@@ -29,6 +29,7 @@ FIGURES = {
     "lengths": Figure("Scores", "against response length", ("scores", "lengths")),
     "scatter": Figure("Scores against scores", "{0} against {1}", ("scores", "correlations", "train"), of_pairs=True),
     "win_rates": Figure("Fine-tuned models", "win rates", ("win_rates",), "judgements"),
+    "frontier": Figure("Which method is right?", "agreement against cost", ("frontier",), "truth"),
     "sweep": Figure(None, "icp against influence by model and domain", ("correlations", "tasks", "train"), "sweep"),
 }
 

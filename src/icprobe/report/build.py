@@ -17,7 +17,7 @@ from icprobe.analysis.statistics import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
 from icprobe.formatting import OKABE_ITO
-from icprobe.report import charts, gains, page, provenance, sentences
+from icprobe.report import charts, gains, page, provenance, sentences, truth
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
 
@@ -99,6 +99,8 @@ def build(
         bins=sentences.bins(experiments, len(train), {method: unit for method, (_, unit) in (asked or {}).items()}),
         found={model.name: sentences.found(model, sound_labels, labels) for model in experiments},
         gains=gains,
+        truth=truth,
+        with_truth=[model for model in experiments if truth.is_shown(model)],
         few_prompts=sentences.FEW_PROMPTS,
         n_examples=len(train),
         n_explored=len(explored),

@@ -243,6 +243,61 @@ def win_rates(
     )
 
 
+def frontier(
+    table: pd.DataFrame, methods: Sequence[str], model: str, colors: Sequence[str] = OKABE_ITO
+) -> dict[str, Any]:
+    """Agreement with the truth that the parameter `statistic` names, against seconds and against operations.
+
+    table: one model's rows of frontier.csv, without rivals. methods: all of the experiment, whose order gives the
+    looks.
+    """
+    known = list(dict.fromkeys([*methods, *table["method"]]))
+    color_scale, shape_scale = _scales({method: look(k, colors) for k, method in enumerate(known)})
+    shown = alt.param(name="statistic", value=table["truth"].iloc[0])
+    sides = []
+    for cost, title, on_frontier in (
+        ("seconds", "seconds, measured", "pareto"),
+        ("operations", "floating-point operations, counted", "pareto_operations"),
+    ):
+        rows = table[table[cost].notna() & table["value"].notna()]
+        positive = rows.loc[rows[cost] > 0, cost]
+        scale = alt.Scale(type="symlog", constant=float(positive.min()) if len(positive) else 1.0, padding=14)
+        base = alt.Chart(rows).transform_filter("datum.truth == statistic")
+        x = alt.X(f"{cost}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=4, format="~g"))
+        y = alt.Y("value:Q", title="agreement", scale=alt.Scale(zero=False, nice=True))
+        color = alt.Color("method:N", title=None, scale=color_scale, legend=alt.Legend(orient="top"))
+        stairs = (
+            base.transform_filter(f"datum.{on_frontier}")
+            .mark_line(interpolate="step-after", color=GREY, strokeWidth=1.2)
+            .encode(x=x, y=y)
+        )
+        bars = base.mark_rule(strokeWidth=1.5).encode(
+            x=x, y=alt.Y("low:Q", title="agreement"), y2="high:Q", color=color
+        )
+        points = base.mark_point(filled=True, size=80, opacity=1).encode(
+            x=x,
+            y=y,
+            color=color,
+            shape=alt.Shape("method:N", title=None, scale=shape_scale),
+            tooltip=[
+                "method:N",
+                alt.Tooltip("value:Q", title="agreement", format=".3~g"),
+                alt.Tooltip("low:Q", format=".3~g"),
+                alt.Tooltip("high:Q", format=".3~g"),
+                alt.Tooltip("seconds:Q", format=".3~g"),
+                alt.Tooltip("operations:Q", format=".3~g"),
+            ],
+        )
+        parts = {"stairs": stairs, "bars": bars, "points": points}
+        layers = [part.properties(name=f"{name}-{cost}") for name, part in parts.items()]
+        sides.append(alt.layer(*layers).properties(width=300, height=220))
+    chart = alt.hconcat(*sides).add_params(shown)
+    return _specification(
+        chart,
+        f"Agreement of each method with a truth against its cost, {model}. The table frontier.csv holds the numbers.",
+    )
+
+
 # --- the DAG ----------------------------------------------------------------------------------------------------
 
 BOX_WIDTH, BOX_HEIGHT, COLUMN, LAYER = 164, 40, 174, 74  # the page shrinks a wider picture to its width

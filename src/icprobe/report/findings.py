@@ -45,6 +45,11 @@ class ModelInputs:
     held_out: Source | None = None  # [model], method, bin, set, subset, seed, n, nll, nll_base, gain, low, high
     held_out_differences: Source | None = None  # [model], set, bin, method_a, ..., p_value_holm
     tail_patch: Source | None = None  # [model], method, which, k, n, effect, low, high
+    lds: Source | None = None  # [model], set, method, lds, low, high, n_subsets, n_seeds, n_tasks, ..., ceiling_high
+    lds_differences: Source | None = None  # [model], set, method_a, method_b, n, difference, ..., p_value_holm
+    removal: Source | None = None  # [model], method, n_removed, loss, low, high, ..., n_seeds, n_controls
+    leave_one_out: Source | None = None  # as lds, with n_examples in place of n_subsets
+    frontier: Source | None = None  # [model], truth, method, value, low, high, ..., pareto, pareto_operations
     differences: Source | None = None  # [model], bin, method_a, method_b, n, difference, ..., p_value_holm
     chain: Source | None = None  # [model], link, level, task, learning_rate, statistic, value, low, high, interval, n
     weak_link: str | Path | None = None  # text file: which link of the chain is the weak one, in words
@@ -90,6 +95,9 @@ class Findings:
         self.held_out = self._own(inputs.held_out)
         self.held_out_differences = self._own(inputs.held_out_differences)
         self.tail_patch = self._own(inputs.tail_patch)
+        self.lds, self.lds_differences = self._own(inputs.lds), self._own(inputs.lds_differences)
+        self.removal, self.leave_one_out = self._own(inputs.removal), self._own(inputs.leave_one_out)
+        self.frontier = self._own(inputs.frontier)
         self.chain = self._own(inputs.chain)
         self.weak_link = "" if inputs.weak_link is None else _content(Path(inputs.weak_link)).decode().strip()
         aucs = self._own(inputs.label_aucs)
@@ -202,6 +210,10 @@ class Findings:
                 ]
                 drawn = pd.DataFrame(rows)[["method", "win_rate", "low", "high"]].round(3).assign(condition=conditions)
                 found[f"win-rates-{number}"] = charts.win_rates(drawn, self.methods, self.name, colors)
+        if self.frontier is not None:
+            rows = self.frontier[~self.frontier["method"].isin(headline.RIVALS)]
+            if rows["value"].notna().any():
+                found[f"frontier-{number}"] = charts.frontier(rows, self.methods, self.name, colors)
         return found
 
     def example(self, row: int, method: str) -> dict[str, Any]:

@@ -44,6 +44,8 @@ HOW = {
     "tabulate_bins": "where each method's bins end, and how many examples are tied there",
     "compare_bins": "examples that each method's bins share with those of icp",
     "tail_patch": "what one step of training on each method's best, worst and random examples does",
+    "frontier": "each method's agreement with each truth beside what its jobs took, and the operations counted for it",
+    "plot_truth": "that agreement against seconds and operations",
     "tell_labels": "how well each method tells good examples from others, and follows numeric labels",
     "attribute_step": "one_step at another step size, for the chain",
     "gather_steps": "the shards of a step size, joined",
@@ -63,6 +65,7 @@ HOW = {
     "tabulate_win_rates": "preferences averaged by method, bin, subset and seed",
     "report": "this page",
     "report_scores": "this page, for the scores alone",
+    "report_truth": "this page, for the scores and what holds them against retraining",
 }
 
 

@@ -1,6 +1,6 @@
 """What was asked and what was found, in sentences for people who have not read the paper, made from the tables."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -11,6 +11,7 @@ from icprobe.evaluation.win_rates import FEWEST
 from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, parse_bin
 from icprobe.report import gains
 from icprobe.report.findings import Findings
+from icprobe.report.wording import every, listed, many
 
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 FEW_PROMPTS = 100  # of fewer, a length-controlled win rate is a hint and no more
@@ -68,7 +69,7 @@ def coarse(bins: pd.DataFrame | None) -> list[str]:
     if not told:
         return []
     return [
-        f"Ties decide part of {_listed(told)}. Mean effect, then id, orders equal scores; a score that is a share of "
+        f"Ties decide part of {listed(told)}. Mean effect, then id, orders equal scores; a score that is a share of "
         "tasks takes more values with more tasks."
     ]
 
@@ -81,7 +82,7 @@ def found(
     for label, rows in (
         [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
     ):
-        good = _listed(map(str, sound_labels.get(label, [])), "or") or "good"
+        good = listed(map(str, sound_labels.get(label, [])), "or") or "good"
         question = f"Which methods tell {good} examples from the others ({label})?"
         findings.append(Finding(question, labels(str(label), good, rows)))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
@@ -102,7 +103,7 @@ def found(
         key = f"data: {{sound_labels: {{{unmarked[0]}: [a good value]}}}}"
         findings.append(
             Finding(
-                f"What about {_listed(unmarked)}?",
+                f"What about {listed(unmarked)}?",
                 [f"Nothing says which values are good, so no method is compared with them. To compare, write {key}."],
             )
         )
@@ -138,7 +139,7 @@ def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
         ordered = of_group.sort_values("auc", ascending=False, kind="stable")["method"]
         if len(ordered):
             one = len(ordered) == 1
-            names = _listed(told[method] for method in ordered)
+            names = listed(told[method] for method in ordered)
             it = "it tells them apart" if one else "they tell them apart"
             sentences.append(words.format(names, s="s" if one else "", it=it, good=good))
     return sentences
@@ -150,31 +151,31 @@ def numbers(label: str, rows: pd.DataFrame) -> list[str]:
     apart = known[(known["low"] > 0) | (known["high"] < 0)]
     told = [f"{row.method} ({estimate(row.value, row.low, row.high)})" for row in known.itertuples()]
     sentences = [
-        f"Spearman correlation of each method's scores with {label} over {_many(rows['n'].max(), 'example')}, with its "
-        f"95% interval: {_listed(told) or 'undefined'}."
+        f"Spearman correlation of each method's scores with {label} over {many(rows['n'].max(), 'example')}, with its "
+        f"95% interval: {listed(told) or 'undefined'}."
     ]
     if few:
         return [*sentences, _undecided(rows["n"].max())]
     if len(apart):
-        return [*sentences, f"The interval of {_listed(apart['method'])} excludes 0."]
+        return [*sentences, f"The interval of {listed(apart['method'])} excludes 0."]
     return [*sentences, "Every interval includes 0: these examples show no correlation."] if len(known) else sentences
 
 
 def against_base(judged: pd.DataFrame, prompts: int) -> list[str]:
     """Which fine-tuned models win against the base model. judged: win rates over all prompts and seeds."""
     sentences = [
-        f"{_many(len(judged), 'fine-tuned model')} answered {_many(prompts, 'prompt')}, and a judge compared each "
+        f"{many(len(judged), 'fine-tuned model')} answered {many(prompts, 'prompt')}, and a judge compared each "
         "answer with the base model's. At a win rate of 50% neither is preferred."
     ]
     if prompts < FEWEST:
-        return [*sentences, f"{_many(prompts, 'prompt')} cannot tell better from worse."]
+        return [*sentences, f"{many(prompts, 'prompt')} cannot tell better from worse."]
     better, worse = judged[judged["low"] > 50], judged[judged["high"] < 50]
     for rows, verb in ((better, "wins against"), (worse, "loses to")):
         if len(rows):
-            names = _listed(map(_win_rate, rows.itertuples()))
+            names = listed(map(_win_rate, rows.itertuples()))
             sentences.append(f"Training on {names} {verb} the base model beyond chance.")
     if left := len(judged) - len(better) - len(worse):
-        models = f"the other {_many(left, 'model')}" if left < len(judged) else _every(left, "model")
+        models = f"the other {many(left, 'model')}" if left < len(judged) else every(left, "model")
         one = left == 1
         sentences.append(
             f"The interval{'' if one else 's'} of {models} include{'s' if one else ''} 50%, so whether "
@@ -189,17 +190,17 @@ def against_each_other(judged: pd.DataFrame, differences: pd.DataFrame | None, p
     tested = pd.DataFrame() if differences is None else differences[differences["p_value_holm"].notna()]
     if len(tested):
         apart = tested[tested["p_value_holm"] < SIGNIFICANT]
-        pairs = f"{_many(len(tested), 'comparison')} of two methods on the same bin"
+        pairs = f"{many(len(tested), 'comparison')} of two methods on the same bin"
         if len(apart):
             told = [
                 f"{row.method_a} against {row.method_b} on {bin_label(row.bin)} ({fixed(row.difference, 1)} points)"
                 for row in apart.itertuples()
             ]
-            sentences.append(f"Of {pairs}, these differ significantly (sign-flip test, Holm, 5%): {_listed(told)}.")
+            sentences.append(f"Of {pairs}, these differ significantly (sign-flip test, Holm, 5%): {listed(told)}.")
         else:
             reach = fixed((tested["high"] - tested["low"]).median() / 2, 0)
             sentences.append(
-                f"No difference is significant in {pairs} (sign-flip test, Holm, 5%), so {_many(prompts, 'prompt')} "
+                f"No difference is significant in {pairs} (sign-flip test, Holm, 5%), so {many(prompts, 'prompt')} "
                 "cannot decide which method chooses the better bin. The intervals of the differences extend about "
                 f"{reach} points to either side; a smaller difference does not show."
             )
@@ -210,8 +211,8 @@ def against_each_other(judged: pd.DataFrame, differences: pd.DataFrame | None, p
             sentences.append(f"The interval of {_win_rate(highest)} is wholly above that of {_win_rate(lowest)}.")
         else:
             sentences.append(
-                f"The intervals of {_every(len(of_bins), 'bin')} overlap (they share {fixed(highest.low, 0)} to "
-                f"{fixed(lowest.high, 0)}%), so {_many(prompts, 'prompt')} cannot decide which bin is better."
+                f"The intervals of {every(len(of_bins), 'bin')} overlap (they share {fixed(highest.low, 0)} to "
+                f"{fixed(lowest.high, 0)}%), so {many(prompts, 'prompt')} cannot decide which bin is better."
             )
     return sentences
 
@@ -225,7 +226,7 @@ def agreement(correlations: pd.DataFrame) -> list[str]:
     if plain.value != plain.value:
         return ["The correlation of icp and influence is undefined because one of the two scores is constant."]
     sentences = [
-        f"Over {_many(plain.n, 'example')}, icp and influence have a Spearman correlation of "
+        f"Over {many(plain.n, 'example')}, icp and influence have a Spearman correlation of "
         f"{fixed(plain.value)} (95% interval {fixed(plain.low)} to {fixed(plain.high)}, {plain.interval}). "
         + _reading(plain, "the two methods rank examples"),
         "At 1 the rankings are the same, at 0 one says nothing about the other, at −1 they are opposite.",
@@ -252,22 +253,9 @@ def _reading(row: Any, what: str) -> str:
 
 
 def _undecided(n: float) -> str:
-    return f"{_many(n, 'example')} cannot tell a correlation from chance."
+    return f"{many(n, 'example')} cannot tell a correlation from chance."
 
 
 def _win_rate(row: Any) -> str:
     name = bin_label(row.bin) if row.bin == headline.ALL else f"{row.method} {bin_label(row.bin)}"
     return f"{name} ({fixed(row.win_rate, 0)}% [{fixed(row.low, 0)}, {fixed(row.high, 0)}])"
-
-
-def _many(n: float, noun: str) -> str:
-    return f"{count(n)} {noun}{'' if n == 1 else 's'}"
-
-
-def _every(n: int, noun: str) -> str:
-    return f"the {noun}" if n == 1 else f"{'both' if n == 2 else f'all {count(n)}'} {noun}s"
-
-
-def _listed(words: Iterable[str], last: str = "and") -> str:
-    words = list(words)
-    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

@@ -14,6 +14,7 @@ from icprobe import artifacts, paths
 from icprobe.analysis import headline
 from icprobe.errors import several
 from icprobe.formatting import bin_label, estimate, fixed
+from icprobe.report import verdicts
 from icprobe.tracking.syncing import pending
 
 Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; None where there is none
@@ -29,8 +30,9 @@ def summary(
     tracked: bool,
     width: int | None = None,
     planned: Collection[str] | None = None,
+    report: str = paths.REPORT,
 ) -> str:
-    """The end of a finished experiment: headline, held-out gains, win rates, where files are, how to upload.
+    """The end of a finished experiment: headline, LDS, held-out gains, win rates, where files are, how to upload.
 
     tracked: whether W&B is on. width: characters (default: the terminal's). planned: names of the tables that the
     experiment makes (default: all that are there); others may be of an earlier configuration. What was not computed is
@@ -47,12 +49,13 @@ def summary(
 
         lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(read), *_overlap(read), *_labels(read)]
         blocks.append("\n".join(_wrapped(line, width) for line in lines))
+        blocks.append("\n".join(_wrapped(line, width) for line in _retraining(read)))
         blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
         kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets")]
     # A path is not broken: it is there to be copied.
     ends = [f"{what}: {path}" for what, path in kept if path.exists()]
-    ends.append(f"Report: {paths.REPORT.format(experiment=experiment)}")
+    ends.append(f"Report: {report.format(experiment=experiment)}")
     if tracked:
         waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
@@ -127,6 +130,17 @@ def _labels(read: Read) -> list[str]:
         told = ", ".join(f"{row.method} {_estimate(row, row.value)}" for row in rows.itertuples())
         lines.append(f"Spearman with {label}, {rows['n'].max()} examples: {told}")
     return lines
+
+
+def _retraining(read: Read) -> list[str]:
+    """Which method predicts retraining best, of which ceiling, and whom the subsets tell it apart from."""
+    table, differences = read("lds.csv"), read("lds_differences.csv")
+    lds = pd.DataFrame() if table is None else headline.of_set(table)
+    if lds.empty:
+        return []
+    apart = verdicts.told_apart(lds, None if differences is None else headline.of_set(differences))
+    first, *more = verdicts.verdict(lds)
+    return [f"LDS: {first}", " ".join([*more, *apart])]
 
 
 def _held_out(read: Read, width: int) -> str:

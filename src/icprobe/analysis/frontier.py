@@ -1,0 +1,124 @@
+"""The frontier: how well each method agrees with each truth, against what the method costs.
+
+A method is worth its cost where no other agrees at least as well for less.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from icprobe.analysis import headline
+
+COLUMNS = ["truth", "method", "value", "low", "high", "ceiling", "seconds", "operations", "pareto", "pareto_operations"]
+WORDS = {
+    "lds": "LDS (rank correlation)",
+    "removal": "removal of the best (nats)",
+    "tail_patch": "tail patch, 10 best (nats)",
+    "leave_one_out": "leave-one-out (rank correlation)",
+}
+FREE = {**dict.fromkeys(headline.RIVALS, 0.0), "length": 0.0, "random": 0.0}  # they multiply nothing
+
+
+def words(truth: str) -> str:
+    """What a truth is called on axes, with its unit."""
+    return WORDS.get(truth) or f"AUC of {truth.removeprefix('auc ')}"
+
+
+def agreements(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Puts what each method reaches by each truth into one table: truth, method, value, low, high, ceiling.
+
+    tables: name -> table, of lds, removal, leave_one_out, tail_patch and label_aucs those that there are, with the rows
+    of one model. Their units differ: rank correlations for lds and leave_one_out, nats for removal and tail_patch
+    (10 best examples), an AUC for each label. ceiling: of correlations where it is known, of an AUC 1, else NaN.
+    """
+    found = []
+
+    def add(truth: str, rows: pd.DataFrame, value: str, ceiling: float | None = None) -> None:
+        for row in rows.to_dict("records"):
+            limit = row.get("ceiling", np.nan) if ceiling is None else ceiling
+            found.append((truth, row["method"], row[value], row["low"], row["high"], limit))
+
+    for name in ("lds", "leave_one_out"):
+        if name in tables:
+            add(name, headline.of_set(tables[name]), "lds")
+    if "removal" in tables:
+        add("removal", headline.over_all_tasks(tables["removal"]), "loss")
+    if "tail_patch" in tables:
+        add("tail_patch", headline.tail_patch(tables["tail_patch"]), "effect")
+    if "label_aucs" in tables:
+        for label, rows in headline.good_against_others(tables["label_aucs"]).groupby("label", sort=False):
+            add(f"auc {label}", rows, "auc", 1.0)
+    return pd.DataFrame(found, columns=COLUMNS[:6])
+
+
+def operations(
+    method: str,
+    parameters: float,
+    examples: int,
+    example_tokens: float,
+    tasks: int,
+    task_tokens: float,
+    tried: float = 1.0,
+) -> float:
+    """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
+
+    parameters: of the model, P; example_tokens, task_tokens: of all examples, of all tasks. A token costs 2 P forward
+    and 4 P backward, as in `icprobe.workflow.work.operations`: attention over the context is left out, and that what
+    tasks begin with alike is shared. icp and one_step take each task forward behind each example; influence and
+    influence_log multiply the gradients of each pair, 2 P, influence_mean only with the tasks' sum. tried: the share of
+    all pairs that icp_budget evaluated.
+    """
+    forward = 2 * parameters
+    behind = forward * examples * task_tokens
+    gradients = 3 * forward * (example_tokens + task_tokens)
+    products = forward * examples * tasks
+    known = FREE | {
+        "icp": forward * example_tokens + behind,
+        "icp_budget": forward * example_tokens + tried * behind,
+        "one_step": 3 * forward * example_tokens + behind,
+        "influence": gradients + products,
+        "influence_log": gradients + products,
+        "influence_mean": gradients,
+    }
+    return known.get(method, np.nan)
+
+
+def tokens(lengths: pd.DataFrame, train: pd.DataFrame, tasks: pd.DataFrame) -> tuple[float, float]:
+    """Tokens of all examples, as they were counted, and of all tasks, by their characters at the examples' rate.
+
+    lengths: id, n_query, n_target. No file holds the tasks' tokens; the rate has those of templates in it.
+    """
+    characters = [
+        sum(table[name].fillna("").str.len().sum() for name in ("instruction", "input", "output") if name in table)
+        for table in (train, tasks)
+    ]
+    of_examples = float(lengths[["n_query", "n_target"]].sum().sum())
+    return of_examples, of_examples * characters[1] / characters[0] if characters[0] else np.nan
+
+
+def pareto(cost: pd.Series, value: pd.Series) -> pd.Series:
+    """Whether no other method reaches at least this value for less, or more for as much; False where one is NaN."""
+    known = cost.notna() & value.notna()
+    cost, value = cost.where(known, np.inf).to_numpy(float), value.where(known, -np.inf).to_numpy(float)
+    as_good = (value >= value[:, None]) & (cost <= cost[:, None])  # [method, other]
+    better = as_good & ((value > value[:, None]) | (cost < cost[:, None]))
+    return known & ~better.any(axis=1)
+
+
+def frontier(agreed: pd.DataFrame, seconds: Mapping[str, float], operations: Mapping[str, float]) -> pd.DataFrame:
+    """The rows of frontier.csv, without its column `model`.
+
+    agreed: of `agreements`. seconds: method -> of its jobs, one after another; operations: method -> its count. Rivals,
+    which count tokens, have no job, and so no seconds: they limit no method's place on the frontier. pareto and
+    pareto_operations: whether a method is on the frontier of its truth, by seconds and by operations.
+    """
+    table = agreed.assign(
+        seconds=agreed["method"].map(seconds).astype(float), operations=agreed["method"].map(operations).astype(float)
+    )
+    methods = table[~table["method"].isin(headline.RIVALS)]
+    for name, cost in (("pareto", "seconds"), ("pareto_operations", "operations")):
+        table[name] = False
+        for _, rows in methods.groupby("truth", sort=False):
+            table.loc[rows.index, name] = pareto(rows[cost], rows["value"])
+    return table[COLUMNS]
