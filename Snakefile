@@ -58,6 +58,7 @@ include: "rules/figures.smk"
 include: "rules/finetuning.smk"
 include: "rules/evaluation.smk"
 include: "rules/truth.smk"
+include: "rules/frontier.smk"
 include: "rules/report.smk"
 include: "rules/synthetic.smk"
 
@@ -91,11 +92,14 @@ onstart:
         records.tell_present(CONFIG.experiment, jobs, whole)
 
 
-# The last words, of runs of `all` and of the report. Dry runs, parts, and Snakemake within jobs have none.
+# The last words, of runs of `all`, of `truth` and of the report. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
-    if any(job.rule.name == "report" for job in workflow.dag.jobs):
-        planned = [*PLAN.tables, *PLAN.held_out_tables, *PLAN.judged_tables]
-        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, planned=planned))
+    made = {job.rule.name for job in workflow.dag.jobs}
+    if made & {"report", "report_truth"}:
+        tables = (REPORT_TABLES if "report" in made else TABLES) + (TRUTH_TABLES if "report_truth" in made else [])
+        page = paths.REPORT if "report" in made else paths.TRUTH_REPORT
+        planned = [os.path.basename(table) for table in tables]
+        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, planned=planned, report=page))
 
 
 onerror:

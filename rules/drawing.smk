@@ -31,7 +31,8 @@ def scatter_pairs():
 
 def figure_sources():
     """What figures can be drawn from here, by the names that their registry uses; paths are those of one model."""
-    tables = [name for name in [*PLAN.tables, *PLAN.judged_tables] if name.endswith(".csv")]
+    planned = [*PLAN.tables, *PLAN.judged_tables, *PLAN.truth_tables]
+    tables = [name for name in planned if name.endswith(".csv")]
     return {
         "scores": SCORES,
         # Known where there are texts, and a model to count their tokens.
@@ -93,8 +94,8 @@ def figure_files(group):
 
 
 def model_figures():
-    """All figures of one model."""
-    return figure_files("scores") + figure_files("judgements")
+    """All figures of one model that `all` includes."""
+    return figure_files("scores") + figure_files("judgements") + (figure_files("truth") if CONFIG.truth.in_all else [])
 
 
 def sweep_figures():

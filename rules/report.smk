@@ -1,4 +1,4 @@
-# The HTML reports, each one file that shows what was found, and how: of all, and of the scores alone.
+# The HTML reports, each one file that shows what was found, and how: of all, of the scores alone, and of retraining.
 
 REPORT_INPUTS = dict(
     train=paths.TRAIN.format(experiment=CONFIG.experiment),
@@ -22,6 +22,8 @@ REPORT_PARAMS = dict(
     templates=package_files("report/templates/report.*"),
 )
 
+REPORT_TABLES = [*TABLES, *HELD_OUT_TABLES, *JUDGED_TABLES, *(TRUTH_TABLES if CONFIG.truth.in_all else [])]
+
 
 rule report:
     localrule: True
@@ -29,7 +31,7 @@ rule report:
         "Writing the report of {CONFIG.experiment}"
     input:
         **REPORT_INPUTS,
-        tables=[each_model(path) for path in [*TABLES, *HELD_OUT_TABLES, *JUDGED_TABLES]],
+        tables=[each_model(path) for path in REPORT_TABLES],
         figures=[each_model(path) for path in model_figures()],
         sweep=sweep_figures(),
     # No wildcards: it is a target, too.
@@ -37,7 +39,7 @@ rule report:
         paths.REPORT.format(experiment=CONFIG.experiment),
     params:
         **REPORT_PARAMS,
-        tables=[*TABLES, *HELD_OUT_TABLES, *JUDGED_TABLES],
+        tables=REPORT_TABLES,
         figures=model_figures(),
         rules=lambda w: provenance.behind("report", workflow.dag),
         code=fingerprint("report/report"),
@@ -72,6 +74,31 @@ use rule report as report_scores with:
         paths.log("report_scores", CONFIG.experiment),
     benchmark:
         paths.benchmark("report_scores", CONFIG.experiment)
+
+
+if PLAN.truth_parts:
+
+    # What `snakemake truth` shows where the report, which `all` makes, must not wait for retraining.
+    use rule report as report_truth with:
+        message:
+            "Writing the report of what holds the methods of {CONFIG.experiment} against retraining"
+        input:
+            **REPORT_INPUTS,
+            tables=[each_model(path) for path in [*TABLES, *TRUTH_TABLES]],
+            figures=[each_model(path) for path in figure_files("truth")],
+            sweep=[],
+        output:
+            paths.TRUTH_REPORT.format(experiment=CONFIG.experiment),
+        params:
+            **REPORT_PARAMS,
+            tables=[*TABLES, *TRUTH_TABLES],
+            figures=figure_files("truth"),
+            rules=lambda w: provenance.behind("report_truth", workflow.dag),
+            code=fingerprint("report/report"),
+        log:
+            paths.log("report_truth", CONFIG.experiment),
+        benchmark:
+            paths.benchmark("report_truth", CONFIG.experiment)
 
 
 rule scores:

@@ -1,6 +1,6 @@
 # The truth that methods are held against: models trained anew on other examples, and what the answers are worth to them.
 
-TRUTH_TABLES = []
+TRUTH_TABLES = [f"tables/{name}" for name in PLAN.truth_tables]
 TRUTH_CHUNKS = {
     (part, model): SIZES.retraining_chunks(model, part, PLAN.truth_sets(part, SIZES.tasks))
     for part in PLAN.truth_parts
@@ -8,7 +8,7 @@ TRUTH_CHUNKS = {
 }
 # What `snakemake truth` makes.
 TRUTH = [
-    *(each_model(path) for path in TRUTH_TABLES),
+    *(each_model(path) for path in [*TRUTH_TABLES, *figure_files("truth")]),
     *(expand(paths.truth_outcomes(part), **EACH_MODEL) for part in PLAN.truth_parts),
 ]
 
@@ -19,6 +19,7 @@ rule truth:
         "{CONFIG.experiment}: methods are held against retraining"
     input:
         TRUTH,
+        paths.TRUTH_REPORT.format(experiment=CONFIG.experiment) if PLAN.truth_parts else [],
 
 
 if PLAN.truth_parts:

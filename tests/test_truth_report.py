@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import dag
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,17 +199,15 @@ def test_the_last_words_tell_the_best_lds_with_its_ceiling_before_held_out_gains
 def test_the_headline_is_the_best_methods_lds_and_no_rivals():
     found = headline.of_lds(truths.lds({**truths.PREDICTED, "response tokens": 0.9}))
     assert found["lds_best"] == "influence_log"
-    assert [found[name] for name in ("lds", "lds_low", "lds_high", "lds_ceiling")] == [0.48, 0.35, 0.61, 0.62]
+    assert [found[name] for name in ("lds", "lds_low", "lds_high", "ceiling")] == [0.48, 0.35, 0.61, 0.62]
+    assert found["lds/influence"] == 0.42
     assert found["lds/eval/influence"] == 0.21
-    assert "lds/tasks/random" not in found
-    assert "lds_ceiling" not in headline.of_lds(truths.lds(seeds=1))
+    assert "lds/random" not in found
+    assert "ceiling" not in headline.of_lds(truths.lds(seeds=1))
     assert "lds" not in headline.of_lds(truths.lds({"random": np.nan}))
-    assert headline.of_removal(truths.removal()) == {
-        "removal/icp": 0.3,
-        "removal/influence": 1.25,
-        "removal/length": -2.0,
-    }
-    assert headline.of_leave_one_out(truths.leave_one_out())["leave_one_out/tasks/influence"] == 0.25
+    losses = {"removal/icp": 0.3, "removal/influence": 1.25, "removal/length": -2.0}
+    assert headline.of_removal(truths.removal()) == losses
+    assert headline.of_lds(truths.leave_one_out(), "leave_one_out")["leave_one_out/influence"] == 0.25
 
 
 # --- the frontier -------------------------------------------------------------------------------------------------
@@ -294,3 +293,20 @@ def test_operations_are_counted_as_the_shards_are():
     assert operations("influence_mean", **sizes) == 6 * 10 * (15 + 8)
     assert [operations(name, **sizes) for name in ("length", "random", *truths.RIVALS)] == [0, 0, 0, 0]
     assert np.isnan(operations("of_others", **sizes))
+
+
+# --- the workflow -------------------------------------------------------------------------------------------------
+
+
+def test_the_page_and_the_frontier_are_made_by_truth_and_by_all_where_it_includes_them(tmp_path):
+    project = dag.new(tmp_path)
+
+    def made(target, **truth):
+        ended = project.snakemake(target, "-n", config={"truth": truth, "finetune": {"dtype": "float32"}})
+        assert ended.returncode == 0, ended.output
+        return ended.jobs.keys() & {"retrain", "frontier", "plot_truth", "report_truth", "report"}
+
+    assert made("truth", subsets=4) == {"retrain", "frontier", "plot_truth", "report_truth"}
+    assert made("all", subsets=4) == {"report"}
+    assert made("all", subsets=4, in_all=True) == {"retrain", "frontier", "plot_truth", "report"}
+    assert made("truth") == set()

@@ -133,24 +133,23 @@ def of_win_rates(table: pd.DataFrame) -> dict[str, float]:
     return _defined({f"win_rate/{row.method}/{row.bin}": row.win_rate for row in overall(table).itertuples()})
 
 
-def of_lds(table: pd.DataFrame) -> dict[str, Any]:
-    """lds/{set}/{method}; of the best over tasks also lds, lds_low, lds_high, lds_ceiling, and its name, lds_best."""
-    numbers = {f"lds/{row.set}/{row.method}": row.lds for row in over_all_tasks(table).itertuples()}
+def of_lds(table: pd.DataFrame, name: str = "lds") -> dict[str, Any]:
+    """{name}/{method} of the tasks, and their ceiling; of other answers {name}/{set}/{method} and ceiling/{set}.
+
+    Of the best method over tasks, which no rival is, also {name}, {name}_low, {name}_high, and its name, {name}_best.
+    """
+    numbers: dict[str, Any] = {}
+    for row in over_all_tasks(table).itertuples():
+        of_others = "" if row.set == "tasks" else f"/{row.set}"
+        numbers |= {f"{name}{of_others}/{row.method}": row.lds, f"ceiling{of_others}": row.ceiling}
     best = best_predictor(of_set(table))
     if best is not None:
-        numbers |= {"lds": best.lds, "lds_low": best.low, "lds_high": best.high}
-        numbers |= {"lds_ceiling": best.ceiling, "lds_best": best.method}
+        numbers |= {name: best.lds, f"{name}_low": best.low, f"{name}_high": best.high, f"{name}_best": best.method}
     return _defined(numbers)
 
 
-def of_leave_one_out(table: pd.DataFrame) -> dict[str, float]:
-    """leave_one_out/{set}/{method}."""
-    rows = over_all_tasks(table).itertuples()
-    return _defined({f"leave_one_out/{row.set}/{row.method}": row.lds for row in rows})
-
-
 def of_removal(table: pd.DataFrame) -> dict[str, float]:
-    """removal/{method}, in nats a task."""
+    """removal/{method}: what the tasks lose without its best examples, in nats, more than without others."""
     return _defined({f"removal/{row.method}": row.loss for row in over_all_tasks(table).itertuples()})
 
 

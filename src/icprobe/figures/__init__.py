@@ -29,7 +29,7 @@ FIGURES = {
     "lengths": Figure("Scores", "against response length", ("scores", "lengths")),
     "scatter": Figure("Scores against scores", "{0} against {1}", ("scores", "correlations", "train"), of_pairs=True),
     "win_rates": Figure("Fine-tuned models", "win rates", ("win_rates",), "judgements"),
-    "frontier": Figure("Which method is right?", "agreement against cost", ("frontier",), "truth"),
+    "frontier": Figure("Retraining", "agreement against cost", ("frontier",), "truth"),
     "sweep": Figure(None, "icp against influence by model and domain", ("correlations", "tasks", "train"), "sweep"),
 }
 

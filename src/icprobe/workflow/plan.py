@@ -338,6 +338,17 @@ class Plan:
         """What is trained anew: "subsets", "removals", "left_out"."""
         return self.config.truth.parts
 
+    @property
+    def truth_tables(self) -> list[str]:
+        """A model's tables that need retraining."""
+        of_part = {
+            "subsets": ["lds.csv", "lds_differences.csv"],
+            "removals": ["removal.csv"],
+            "left_out": ["leave_one_out.csv"],
+        }
+        tables = [name for part in self.truth_parts for name in of_part[part]]
+        return [*tables, *(["frontier.csv"] if tables else [])]
+
     def removed_by_task(self, method: str) -> bool:
         """Whether a method's best examples are removed task by task."""
         return self.config.truth.removal == "per_task" and method in self.per_task

@@ -1,0 +1,77 @@
+# What each method's agreement with retraining and the other truths costs: a table, a figure, and the page that shows it
+# where `all` does not include it.
+
+# Of retraining; the tail patch and the AUC of labels are truths too, where they are computed.
+FRONTIER_TABLES = {
+    Path(name).stem: paths.table(name)
+    for name in [*PLAN.truth_tables, *PLAN.tables]
+    if name in {"lds.csv", "removal.csv", "leave_one_out.csv", "tail_patch.csv", "label_aucs.csv"}
+}
+
+
+def attribution_logs(model, method):
+    """The logs of the jobs that made a method's matrix, beside which are their seconds; none of external scores."""
+    if method not in PLAN.computed:
+        return []
+    if method in PLAN.together:
+        job = "attribute_influence/{model}/{item}"
+    else:
+        job = "attribute" if METHODS[method].needs_model else "attribute_without_model"
+        job += "/{model}/{method}/{item}"
+    items = [Path(shard).stem for shard in shard_files(model, method)]
+    return [paths.log(job.format(model=model, method=method, item=item), CONFIG.experiment) for item in items]
+
+
+if PLAN.truth_parts:
+
+    # The files of seconds are no inputs: they change with the machine, and the tables say when attributions are new.
+    rule frontier:
+        localrule: True
+        message:
+            "What agreement with each truth costs, {wildcards.model}"
+        input:
+            **FRONTIER_TABLES,
+            train=paths.TRAIN,
+            tasks=paths.TASKS,
+            lengths=paths.LENGTHS,
+            manifest=manifest_of,
+            budget=[paths.matrix(method) for method in PLAN.computed if method == "icp_budget"],
+        output:
+            table("frontier", "Retraining", "agreement and cost"),
+        params:
+            tables=list(FRONTIER_TABLES),
+            logs=lambda w: {method: attribution_logs(w.model, method) for method in CONFIG.attribution.methods},
+            code=fingerprint("analysis/frontier"),
+        log:
+            paths.log("frontier/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("frontier/{model}")
+        threads: 1
+        resources:
+            **LIGHT,
+        script:
+            "../workflow/scripts/analysis/frontier.py"
+
+    rule plot_truth:
+        localrule: True
+        message:
+            "Drawing agreement against cost of {wildcards.model}"
+        input:
+            **figure_inputs("truth"),
+        output:
+            **figure_outputs("truth"),
+        params:
+            **figure_params("truth"),
+            methods=CONFIG.attribution.methods,
+        log:
+            paths.log("plot_truth/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("plot_truth/{model}")
+        resources:
+            **LIGHT,
+        script:
+            "../workflow/scripts/figures/plot.py"

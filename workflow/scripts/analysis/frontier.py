@@ -1,0 +1,31 @@
+"""How well each method agrees with each truth, the seconds its jobs took, and the operations counted for it."""
+
+import json
+import logging
+from pathlib import Path
+
+from icprobe import artifacts
+from icprobe.analysis.frontier import agreements, frontier, operations, tokens
+from icprobe.analysis.headline import RIVALS
+from icprobe.formatting import duration
+from icprobe.tables.parquet import read_parquet
+from icprobe.tracking.environment import measured
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    params, files = snakemake.params, snakemake.input
+    train, tasks, lengths = map(read_parquet, (files.train, files.tasks, files.lengths))
+    parameters = json.loads(Path(files.manifest).read_text(encoding="utf-8"))["parameters"]
+    tried = [read_parquet(path)["n_tasks"].mean() / len(tasks) for path in files.budget]
+    example_tokens, task_tokens = tokens(lengths, train, tasks)
+    sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens)
+    counted = {method: operations(method, *sizes, *tried) for method in [*params.logs, *RIVALS]}
+    seconds = {method: sum(measured(log)[0] for log in logs) for method, logs in params.logs.items() if logs}
+    agreed = agreements({name: artifacts.read_csv(getattr(files, name)) for name in params.tables})
+    table = frontier(agreed, seconds, counted)
+    table.insert(0, "model", snakemake.wildcards.model)
+    artifacts.write_csv(snakemake.output[0], table)
+    for method, took in seconds.items():
+        logging.info("%s: %s measured, %.3g operations counted", method, duration(took), counted[method])
+    run.table("frontier", table)
+    run.summary(rows=len(table))
