@@ -101,7 +101,7 @@ $(BENCH)/.installed: benchmarks/peers.txt benchmarks/requirements.txt pyproject.
 
 # What no computation brings back stays: judges' answers, which were paid for, and W&B runs, which may not be uploaded.
 clean:
-	@if ls -d results/*/.cache results/*/wandb 2>/dev/null; then echo 'These stay: answers of judges, W&B runs. (A run uploads' \
+	@if ls -d results/*/.cache results/*/wandb 2>/dev/null; then echo 'These stay: answers of judges, trainings of the retrain bank, W&B runs. (A run uploads' \
 		'files from their places: `make sync` before `make clean`.) `make clean-all` removes them, too.'; fi
 	test ! -d results || find results -mindepth 2 -maxdepth 2 ! -name .cache ! -name wandb -exec rm -rf {} +
 	rm -rf logs resources/models .snakemake

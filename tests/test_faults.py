@@ -50,6 +50,7 @@ ICP_BUDGET = dag.RESULTS / "attributions/icp_budget/1-of-1.parquet"
 CHECKPOINT = dag.RESULTS / "checkpoints/all/all/seed-0"
 RESPONSES = dag.RESULTS / "responses/base.jsonl"
 JUDGEMENTS = dag.RESULTS / "judgements/all/all/seed-0.jsonl"
+RETRAINED = dag.RESULTS / "truth/subsets/1-of-1.parquet"
 WEIGHTS = dag.MODEL / "model.safetensors"
 
 
@@ -119,6 +120,16 @@ def attribute(project: dag.Project) -> None:
     attribute_saves_each_batch(project)
     log = "tiny/attribute/tiny-llama/icp/1-of-2.log"
     killed_twice(project, ICP, (2, 1), log, lambda text: "examples were finished before" in text)
+
+
+def retrain(project: dag.Project) -> None:
+    """A killed job loses the training that it was at."""
+    project.edit("settings.yaml", "wandb:", "truth: {subsets: 3}\nwandb:")
+    ended = project.snakemake(str(RETRAINED), "--cores", "2")
+    assert ended.returncode == 0, ended.output
+    shutil.rmtree(project.path / "results/tiny/.cache/retrainings")
+    log = "tiny/retrain/tiny-llama/subsets/1-of-1.log"
+    killed_twice(project, RETRAINED, (2, 2), log, lambda text: "trainings were finished before" in text)
 
 
 def one_step(project: dag.Project) -> None:
@@ -335,6 +346,7 @@ FAULTS: dict[str, Callable[[dag.Project], None]] = {
     "a killed fine_tune goes on": fine_tune,
     "a killed attribute goes on": attribute,
     "a killed one_step goes on": one_step,
+    "a killed retraining goes on": retrain,
     "a killed icp_budget goes on": icp_budget,
     "a killed generate goes on": generate,
     "a killed generate generates nothing twice": generated_once,

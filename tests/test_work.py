@@ -174,6 +174,7 @@ def asked(found):
         "fine_tune": found.fine_tune(model, found.examples),
         "generate": found.generate(model),
         "measure_outcomes": found.measure_outcomes(model, 8),
+        "retrain": found.retrain(model, "subsets", 64),
         "train_regressor": found.train_regressor(),
         "correlate_points": found.correlate_points(),
     }

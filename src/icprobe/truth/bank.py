@@ -72,22 +72,28 @@ def retrain(
     `seed`, `set`, `id`, `log_likelihood` (nats, in float32, summed over tokens) and `n_tokens`. Raises DataError for a
     set of which no example can be trained on.
     """
+    chosen = [
+        [_of(examples[id], id == training.masked) for id in training.members if id in examples]
+        for training in trainings
+    ]
+    for training, members in zip(trainings, chosen, strict=True):
+        if not members:
+            raise DataError(
+                f"truth: no example of {training.subset} can be trained on; each query alone fills finetune.max_length"
+            )
+    planned = list(zip(trainings, chosen, strict=True))
+    found = [bank.get(members, training.seed, len(answers)) for training, members in planned]
+    finished = sum(values is not None for values in found)
+    if finished:
+        logger.info("resumed: %d of %d trainings were finished before", finished, len(trainings))
     rows = []
     with Progress(total=len(trainings), desc="trainings", unit="training") as progress:
-        for training in trainings:
-            chosen = [_of(examples[id], id == training.masked) for id in training.members if id in examples]
-            if not chosen:
-                raise DataError(
-                    f"truth: no example of {training.subset} can be trained on; each query alone fills "
-                    "finetune.max_length"
-                )
-            values = bank.get(chosen, training.seed, len(answers))
+        progress.found(finished)
+        for (training, members), values in zip(planned, found, strict=True):
             if values is None:
-                values = _outcomes(base, tokenizer, chosen, answers, settings, training.seed)
-                bank.keep(chosen, training.seed, values)
+                values = _outcomes(base, tokenizer, members, answers, settings, training.seed)
+                bank.keep(members, training.seed, values)
                 progress.update()
-            else:
-                progress.found(1)
             rows += [
                 {"subset": training.subset, "seed": training.seed, "set": answer.set, "id": answer.id}
                 | {"log_likelihood": value, "n_tokens": answer.encoded.n_target}

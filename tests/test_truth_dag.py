@@ -1,0 +1,137 @@
+"""The retrain bank in the DAG: what is trained, what an edit repeats, and what is refused before anything runs."""
+
+from collections import Counter
+
+import dag
+import pandas as pd
+import pytest
+
+TRUTH = {
+    "truth": {"subsets": 8, "removals": ["length"], "drop": 0.2, "controls": 2, "leave_one_out": 2},
+    "attribution": {"methods": ["length", "random"]},
+    "bins": ["top 20%"],
+    "figures": {"scatter": "all"},
+    "finetune": {"methods": [], "bins": None, "all_data": False, "dtype": "float32"},
+}
+OUTCOMES = {
+    part: dag.RESULTS / f"truth/{part}.parquet" for part in ("outcomes", "removals_outcomes", "left_out_outcomes")
+}
+TARGETS = [*map(str, OUTCOMES.values())]
+
+
+def laid_over(**sections):
+    return {
+        key: {**TRUTH.get(key, {}), **sections.get(key, {})} if isinstance(value, dict) else value
+        for key, value in {**TRUTH, **sections}.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The tiny experiment's sets, all trained on."""
+    project = dag.new(tmp_path_factory.mktemp("truth"))
+    ended = project.snakemake(*TARGETS, "--cores", "2", config=TRUTH)
+    assert ended.returncode == 0, ended.output[-6000:]
+    return project
+
+
+def kept(project):
+    """The trainings in the bank, by their files."""
+    return set((project.path / "results/tiny/.cache/retrainings").rglob("*.json"))
+
+
+def test_every_set_is_trained_on_with_every_seed(trained):
+    found = {part: pd.read_parquet(trained.path / path) for part, path in OUTCOMES.items()}
+    sets = {
+        "outcomes": [f"subset-{r}" for r in range(8)],
+        "removals_outcomes": ["length", "control-0", "control-1"],
+    }
+    answers = found["outcomes"].groupby(["subset", "seed"]).size()
+    assert answers.nunique() == 1
+    for part, names in sets.items():
+        assert found[part][["subset", "seed"]].drop_duplicates().values.tolist() == [
+            [n, s] for n in names for s in (0, 1)
+        ]
+    out = found["left_out_outcomes"]
+    assert out["subset"].nunique() == 3
+    assert out["subset"][0] == "all"
+    for table in found.values():
+        assert set(table["set"]) == {"tasks", "eval"}
+        assert (table["log_likelihood"] < 0).all()
+        assert table.groupby(["subset", "seed"]).size().nunique() == 1
+    assert len(kept(trained)) == 2 * (8 + 3 + 3)
+
+
+def test_the_trainings_take_less_than_a_minute_of_a_processor(trained):
+    (file,) = trained.path.glob("logs/tiny/retrain/tiny-llama/subsets/*.benchmark.tsv")
+    measured = pd.read_csv(file, sep="\t")
+    assert measured["cpu_time"].max() < 60, measured
+
+
+def test_more_subsets_train_those_alone(trained, tmp_path):
+    project = trained.copy(tmp_path)
+    before, first = kept(project), pd.read_parquet(project.path / OUTCOMES["outcomes"])
+    ended = project.snakemake(*TARGETS, "--cores", "2", config=laid_over(truth={"subsets": 12}))
+    assert ended.returncode == 0, ended.output[-6000:]
+    assert ended.jobs == Counter({"draw_sets": 1, "retrain": 1, "gather_subsets": 1})
+    more = kept(project) - before
+    assert len(more) == 2 * 4
+    assert before < kept(project)
+    table = pd.read_parquet(project.path / OUTCOMES["outcomes"])
+    assert table[: len(first)].equals(first)
+    assert table["subset"].nunique() == 12
+
+
+EDITS = {
+    "a method more": ({"attribution": {"methods": ["length", "random", "influence_mean"]}}, Counter()),
+    "another bin": ({"bins": ["top 10%"]}, Counter()),
+    "a method's aggregator": ({"attribution": {"aggregators": {"length": "fraction_positive"}}}, Counter()),
+    "another learning rate": (
+        {"finetune": {"learning_rate": 1e-3}},
+        Counter(retrain=3, gather_subsets=1, gather_removals=1, gather_left_out=1),
+    ),
+    "another removal": (
+        {"truth": {"removals": ["length", "random"]}},
+        Counter(choose_removals=1, retrain=1, gather_removals=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_repeats_what_it_must(edit, trained, tmp_path):
+    changes, expected = EDITS[edit]
+    ended = trained.copy(tmp_path).snakemake(*TARGETS, "-n", config=laid_over(**changes))
+    assert ended.returncode == 0, ended.output
+    seen = Counter(
+        {rule: n for rule, n in ended.jobs.items() if "retrain" in rule or "gather" in rule or "remov" in rule}
+    )
+    assert seen["retrain"] == expected["retrain"], ended.output
+    if edit == "another learning rate":
+        assert seen == expected, ended.output
+
+
+REFUSED = {
+    "no training": ({**TRUTH, "finetune": None}, "truth: models are trained as finetune says"),
+    "a method that is not scored": (laid_over(truth={"removals": ["icp"]}), "truth.removals: 'icp' is not in"),
+    "a method twice": (laid_over(truth={"removals": ["length", "length"]}), "'length' appears twice"),
+    "one control": (laid_over(truth={"controls": 1}), "truth.controls"),
+    "all examples": (laid_over(truth={"share": 1.0}), "truth.share"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_is_refused_in_one_sentence(case, tmp_path):
+    config, sentence = REFUSED[case]
+    from icprobe.attribution import METHODS
+    from icprobe.config import load
+    from icprobe.errors import ConfigError
+
+    raw = {
+        "experiment": "mine",
+        "data": {name: {"path": f"{name}.jsonl"} for name in ("train", "tasks")},
+        **config,
+    }
+    with pytest.raises(ConfigError) as refused:
+        load(raw, METHODS)
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
