@@ -15,6 +15,7 @@ class Known(NamedTuple):
     matrices: dict[str, Path]
     scores: dict[str, Path]
     lengths: pd.DataFrame
+    reference: str | None = None
 
 
 def experiment(
@@ -69,7 +70,10 @@ def experiment(
     rows = [(name, 0, "tasks", task, v, 7) for name, of in outcomes.items() for task, v in zip(names, of, strict=True)]
     columns = ["subset", "seed", "set", "id", "log_likelihood", "n_tokens"]
     listed = pd.DataFrame([(name, ids[i]) for name, of in members.items() for i in of], columns=["subset", "id"])
-    return Known(listed, pd.DataFrame(rows, columns=columns), matrices, scores, lengths)
+    if left_out:
+        listed = pd.concat([pd.DataFrame({"subset": ["all"], "id": [None]}), listed], ignore_index=True)
+    reference = "all" if left_out else None
+    return Known(listed, pd.DataFrame(rows, columns=columns), matrices, scores, lengths, reference)
 
 
 def noisy(outcomes: pd.DataFrame, noise: float, seeds: int, seed: int = 0) -> pd.DataFrame:

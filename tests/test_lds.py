@@ -1,6 +1,7 @@
 """The linear datamodeling score: naive loops, and experiments whose truth numpy knows exactly."""
 
 import logging
+import time
 
 import numpy as np
 import pandas as pd
@@ -9,8 +10,8 @@ from retrained import experiment, noisy
 from scipy.stats import spearmanr
 
 from icprobe.analysis.agreement import Jackknife, ceiling, of_mean, spearman, tied
-from icprobe.analysis.lds import COLUMNS, DIFFERENCE_COLUMNS, lds
-from icprobe.analysis.predictions import DOCUMENT_TOKENS, RESPONSE_TOKENS, Members, of_methods, outcomes_of
+from icprobe.analysis.lds import COLUMNS, DIFFERENCE_COLUMNS, lds, tabulate
+from icprobe.analysis.predictions import DOCUMENT_TOKENS, RESPONSE_TOKENS, Members, outcomes_of
 from icprobe.errors import DataError, ScoreError
 
 
@@ -214,13 +215,11 @@ def test_outcomes_that_are_not_all_there_are_refused():
 
 
 def scored(known, **changes):
-    """lds.csv of an experiment through its files, with the predictions that the files make."""
+    """lds.csv of an experiment, from its files."""
     files = known._replace(**changes)
-    names = list(dict.fromkeys(files.subsets["subset"]))
-    outcomes, tasks = outcomes_of(files.outcomes, "tasks", names)
-    members = Members(files.subsets, names, files.lengths["id"])
-    predictions = of_methods(members, tasks, files.matrices, files.scores, files.lengths)
-    return lds(predictions, outcomes, {}, "tasks")[0].set_index("method")
+    methods = {**files.matrices, **files.scores}
+    table, _ = tabulate(files.subsets, files.outcomes, methods, set(files.matrices), files.lengths, {}, files.reference)
+    return table.set_index("method")
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +272,43 @@ def test_the_ceiling_of_noisy_seeds_is_what_exact_predictions_reach(noise, seeds
     assert np.isclose(row.reliability_of_mean, seeds * of_one / (1 + (seeds - 1) * of_one), atol=0.03)
     assert row.ceiling_low < np.sqrt(row.reliability_of_mean) < row.ceiling_high
     assert np.isclose(row.lds, row.ceiling, atol=0.03)
+
+
+def test_leaving_examples_out_tells_influence_from_chance(tmp_path):
+    table = scored(experiment(tmp_path, subsets=60, train="ridge", left_out=True))
+    assert table.loc["influence", "lds"] >= 0.9
+    assert abs(table.loc["random", "lds"]) <= 0.15
+    assert table.loc["influence", "n_subsets"] == 60
+
+
+def test_answers_that_are_no_tasks_are_held_against_the_mean_over_tasks(known):
+    tasks = sorted(known.outcomes["id"].unique())
+    wide = known.outcomes.pivot(index="subset", columns="id", values="log_likelihood")
+    prompts = pd.concat(
+        [known.outcomes[known.outcomes["id"] == task].assign(set="eval", id=f"p-{task}") for task in tasks[:3]]
+    )
+    table, differences = tabulate(
+        known.subsets,
+        pd.concat([known.outcomes, prompts]),
+        {**known.matrices, **known.scores},
+        set(known.matrices),
+        known.lengths,
+        {"first": tasks[:5]},
+    )
+    rows = table.set_index(["set", "domain", "method"])
+    matrix = pd.read_parquet(known.matrices["influence"]).set_index("id").mean(axis=1)
+    sums = {subset: matrix.loc[ids].sum() for subset, ids in known.subsets.groupby("subset")["id"]}
+    expected = np.mean([spearmanr(wide.index.map(sums), wide[task]).statistic for task in tasks[:3]])
+    assert np.isclose(rows.loc[("eval", "all", "influence"), "lds"], expected)
+    assert rows.loc[("eval", "all", "influence"), "n_tasks"] == 3
+    assert set(rows.index.droplevel("method")) == {("tasks", "all"), ("tasks", "first"), ("eval", "all")}
+    assert set(differences["set"]) == {"tasks", "eval"}
+
+
+def test_many_subsets_tasks_and_methods_take_seconds():
+    rng = np.random.default_rng(0)
+    outcomes = rng.normal(size=(64, 2, 100))
+    predictions = {f"m{k}": rng.normal(size=(64, 100)) for k in range(15)}
+    started = time.process_time()
+    lds(predictions, outcomes, {f"d{k}": range(k, 100, 4) for k in range(4)}, "tasks")
+    assert time.process_time() - started < 20

@@ -62,7 +62,10 @@ class Jackknife:
     are formed around the value less its bias, with Student's t of G − 1 degrees of freedom; of correlations on the
     scale artanh, on which they stay within [−1, 1].
 
-    SIMULATED
+    Simulated with normal predictions and outcomes, R of 24 and 64, 1, 12 and 60 tasks that share 0 to 90% of their
+    variance, and correlations of 0 to 0.98, 200 to 500 times each, the intervals hold the truth in 95 to 99.8% of
+    cases. Without the bias the same ones held it in 36% (60 tasks, 0.9, R of 24); a percentile bootstrap, whose
+    resamples tie rows, in 9% (12 tasks, 0.98), BCa in 41%, the basic one in 87% (0.5).
     """
 
     kept: np.ndarray

@@ -6,8 +6,9 @@ section 2). Where single examples were left out instead, each is a subset of its
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import pandas as pd
 from icprobe.analysis.agreement import Jackknife, ceiling, of_mean, reliability
 from icprobe.analysis.headline import ALL
 from icprobe.analysis.holm import with_holm
+from icprobe.analysis.predictions import Members, of_methods, outcomes_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,11 +27,51 @@ COLUMNS = [
 DIFFERENCE_COLUMNS = [
     *("set", "domain", "method_a", "method_b", "n", "difference", "low", "high", "p_value", "p_value_holm"),
 ]
-Predictions = Mapping[str, np.ndarray | None]
+TASKS = "tasks"  # the set of answers that methods have values for; of any other, such as "eval", they know a mean
+
+
+def tabulate(
+    members: pd.DataFrame,
+    outcomes: pd.DataFrame,
+    files: Mapping[str, str | Path],
+    per_task: Container[str],
+    lengths: pd.DataFrame,
+    domains: Mapping[str, Sequence[str]],
+    reference: str | None = None,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of lds.csv and of lds_differences.csv over all sets of answers, without their column `model`.
+
+    members: `subset`, `id`; outcomes: `subset`, `seed`, `set`, `id`, `log_likelihood`; files, per_task, lengths: as
+    `predictions.of_methods` takes them; domains: name -> ids of its tasks. For answers other than the tasks', a method
+    predicts the mean of its sums over tasks. reference: the subset that nothing is left out of; the members of each
+    other are then what it lacks, and the outcome is by how much the reference's log-likelihood exceeds its own.
+    """
+    subsets = [name for name in dict.fromkeys(members["subset"]) if name != reference]
+    known = Members(members[members["subset"] != reference], subsets, lengths["id"])
+    _, tasks = outcomes_of(outcomes, TASKS, list(dict.fromkeys(members["subset"])))
+    predictions = of_methods(known, tasks, files, per_task, lengths)
+    tables, differences = [], []
+    for name in dict.fromkeys(outcomes["set"]):
+        asked = subsets if reference is None else [reference, *subsets]
+        values, answers = outcomes_of(outcomes, name, asked)
+        values = values if reference is None else values[0] - values[1:]
+        own = predictions
+        if name != TASKS:
+            own = {m: None if sums is None else sums.mean(axis=1, keepdims=True) for m, sums in predictions.items()}
+        places = {name: pd.Index(answers).get_indexer(ids) for name, ids in domains.items()} if name == TASKS else {}
+        table, of_pairs = lds(own, values, places, name, seed)
+        tables.append(table)
+        differences.append(of_pairs)
+    return pd.concat(tables, ignore_index=True), pd.concat(differences, ignore_index=True)
 
 
 def lds(
-    predictions: Predictions, outcomes: np.ndarray, domains: Mapping[str, Sequence[int]], name: str, seed: int = 0
+    predictions: Mapping[str, np.ndarray | None],
+    outcomes: np.ndarray,
+    domains: Mapping[str, Sequence[int]],
+    name: str,
+    seed: int = 0,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of lds.csv and of lds_differences.csv for one set of answers, without their column `model`.
 
@@ -47,8 +89,8 @@ def lds(
     trusted = reliability(outcomes, rows)  # [1 + G, M]
     mean = outcomes.mean(axis=1)
     found = {m: rows.correlations(values, mean) for m, values in predictions.items() if values is not None}
-    for method in predictions.keys() - found.keys():
-        logger.warning("%s has not evaluated all examples: it predicts no sums, and its row is empty", method)
+    for method in (method for method in predictions if method not in found):
+        logger.warning("%s has not evaluated all examples: it predicts no sums of %s, its rows are empty", method, name)
     defined = np.ptp(outcomes, axis=0).all(axis=0)
     table, differences = [], []
     for domain, places in {ALL: np.arange(mean.shape[1]), **domains}.items():

@@ -1,6 +1,6 @@
 """What methods predict of training on a subset: the sum of its members' attributions, a piece of a matrix at a time."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +8,12 @@ import pandas as pd
 from scipy.sparse import csc_array
 
 from icprobe.analysis.agreement import tied
-from icprobe.analysis.statistics import widen
+from icprobe.analysis.headline import RIVALS
 from icprobe.errors import DataError, ScoreError
-from icprobe.tables.parquet import read_pieces, read_scores
+from icprobe.tables.parquet import read_pieces
 
 PIECE_BYTES = 16e6  # of a matrix in memory at a time
-# Rivals that know nothing of the model: how much text is trained on. No method's name has a blank.
-DOCUMENT_TOKENS, RESPONSE_TOKENS = "document tokens", "response tokens"
+DOCUMENT_TOKENS, RESPONSE_TOKENS = RIVALS  # how much text is trained on: they know nothing of the model
 
 
 class Members:
@@ -63,21 +62,20 @@ class Members:
 def of_methods(
     members: Members,
     tasks: Sequence[str],
-    matrices: Mapping[str, str | Path],
-    scores: Mapping[str, str | Path],
+    files: Mapping[str, str | Path],
+    per_task: Container[str],
     lengths: pd.DataFrame,
 ) -> dict[str, np.ndarray | None]:
     """Predicts, by each method and rival, what training on each subset does for each task.
 
-    matrices: files of the methods that have a value for each task; scores: of those with one for all. lengths: `id`,
-    `n_query`, `n_target`, in tokens. Returns method -> sums over members [R, M] or, of one score, [R, 1]; None where
-    the method has not evaluated all examples: a sum over some would compare subsets by how many of them it knows.
+    files: of each method its matrix, if per_task names it, else its scores. lengths: `id`, `n_query`, `n_target`, in
+    tokens. Returns method -> sums over members [R, M] or, of one score for all tasks, [R, 1]; None where the method has
+    not evaluated all examples: a sum over some would compare subsets by how many of them it knows.
     """
-    found = {m: members.sums(read_pieces(path, PIECE_BYTES), m, tasks) for m, path in matrices.items()}
-    for method, path in scores.items():
-        score = read_scores([method], [path])[method]
-        table = pd.DataFrame({"id": score.index, "score": widen(score.to_numpy())})
-        found[method] = members.sums([table], method, ["score"])
+    found = {
+        method: members.sums(read_pieces(path, PIECE_BYTES), method, tasks if method in per_task else ["score"])
+        for method, path in files.items()
+    }
     for rival, columns in {DOCUMENT_TOKENS: ["n_query", "n_target"], RESPONSE_TOKENS: ["n_target"]}.items():
         table = lengths[["id"]].assign(score=lengths[columns].sum(axis=1))
         found[rival] = members.sums([table], rival, ["score"])

@@ -32,7 +32,10 @@ def removal(removals: pd.DataFrame, table: pd.DataFrame, domains: Mapping[str, S
     positive where these are missed more than others. n_removed: examples, of each model. low, high: 95% prediction
     interval, loss ± t(C − 1)·sd·√(1 + 1/C), of the standard deviation over C controls, each the mean over tasks and
     seeds, so that the noise of both the choice of examples and the seeds is in it; p_value: two-sided, that the model
-    is one more control. NaN with one control. p_value_holm is over the methods of a domain. SIMULATED
+    is one more control. NaN with one control. p_value_holm is over the methods of a domain. Simulated with 4 and 8
+    controls where nothing is lost, 4 and 6% of p-values lie below 0.05 if noise is normal, 6 and 8% if it has the tails
+    of Student's t of 3 degrees of freedom. Task by task the mean is over as many models, whose noise averages out, so
+    that interval and p-value are larger than need be.
     """
     sets = removals.drop_duplicates("subset").set_index("subset")
     sizes = removals.groupby("subset").size()
