@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from icprobe.analysis.holm import with_holm
 from icprobe.errors import DataError
 from icprobe.evaluation.win_rates import (
     DRAWS_PER_PAIR,
@@ -14,7 +15,6 @@ from icprobe.evaluation.win_rates import (
     crossed_half_width,
     over_seeds_too,
     sign_flip_p_values,
-    with_holm,
 )
 
 OVERALL, ALL = "overall", "all"

@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
 
+from icprobe.analysis.holm import with_holm
 from icprobe.errors import DataError, several
 
 Z_95 = 1.96
@@ -236,16 +236,6 @@ def paired_differences(judgements: pd.DataFrame, resamples: int = 10_000, seed: 
                 row |= {"difference": shared.mean(), "low": low, "high": high, "p_value": p_value}
             rows.append(row)
     return with_holm(pd.DataFrame(rows, columns=DIFFERENCE_COLUMNS))
-
-
-def with_holm(differences: pd.DataFrame) -> pd.DataFrame:
-    """Fills `p_value_holm`, by Holm's correction over the whole table; the columns behind `n` become float64."""
-    numbers = differences.columns[differences.columns.get_loc("n") + 1 :]
-    differences[numbers] = differences[numbers].astype(np.float64)
-    tested = differences["p_value"].notna()
-    if tested.any():
-        differences.loc[tested, "p_value_holm"] = multipletests(differences.loc[tested, "p_value"], method="holm")[1]
-    return differences
 
 
 def sign_flip_p_values(differences: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
