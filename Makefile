@@ -40,8 +40,9 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[slurm,executors,test]'
 	touch $@
 
-# Tests in as many processes as cores, each with one thread; a file stays in one process.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+# Tests in as many processes as cores, each with one thread; a file stays in one process. Those that take longest come first
+# (tests/conftest.py), which pytest-xdist would reorder by the number of their tests.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 test: install-test
 	$(TESTS) -m "not slow and not slurm"

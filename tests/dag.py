@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import snakemakes
 import yaml
 from snakemake.utils import update_config
 
@@ -38,6 +39,8 @@ PARTS = (
     "workflow",
 )
 RESULTS = Path("results/tiny/tiny-llama")
+# Digests by a source's content: `icprobe.fingerprints` parses no source twice.
+CACHES = ".snakemake/icprobe-caches"
 
 # Laid over configs/tiny.yaml: the train file is not the tokenizer's corpus, and every long job has several steps to be
 # killed between, each of them saved.
@@ -119,28 +122,11 @@ class Project:
 
         path: folders on PYTHONPATH before the copy's src.
         """
-        # Named, the demo's lies under them although SETTINGS bring a train file.
-        layers = ["config.yaml", "configs/tiny.yaml", "settings.yaml"]
-        if config is not None:
-            (self.path / "mine.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
-            layers.append("mine.yaml")
-        inherited = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("WANDB", "ICPROBE", "SNAKEMAKE", "PYTEST", "SLURM"))
-        }
         output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (`wait` closes it)
         process = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *arguments, "--nocolor", "--configfile", *layers],
+            [sys.executable, "-m", "snakemake", *arguments, *self._layers(config)],
             cwd=self.path,
-            env={
-                **inherited,
-                "PYTHONPATH": os.pathsep.join(map(str, [*path, self.path / "src"])),
-                # Some of the machine's users are others; a test that wants more threads says so.
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                **(environment or {}),
-            },
+            env=_environment(path=[*path, self.path / "src"]) | {**(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -148,8 +134,43 @@ class Project:
         )
         return Running(process, output)
 
-    def snakemake(self, *arguments: str, **options) -> Ended:
-        return self.start(*arguments, **options).wait()
+    def snakemake(
+        self,
+        *arguments: str,
+        config: Mapping | None = None,
+        environment: Mapping[str, str] | None = None,
+        path: Sequence[Path] = (),
+    ) -> Ended:
+        """The same, to its end; forked, but for one whose imports are other ones: with hooks on its path."""
+        if path:
+            return self.start(*arguments, config=config, environment=environment, path=path).wait()
+        return forked([*arguments, *self._layers(config)], self.path, **(environment or {}))
+
+    def _layers(self, config: Mapping | None) -> list[str]:
+        # Named, the demo's lies under them although SETTINGS bring a train file.
+        layers = ["config.yaml", "configs/tiny.yaml", "settings.yaml"]
+        if config is not None:
+            (self.path / "mine.yaml").write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
+            layers.append("mine.yaml")
+        return ["--nocolor", "--configfile", *layers]
+
+
+def _environment(path: Sequence[Path]) -> dict[str, str]:
+    """This process's variables, without those that say how to work; path: folders on PYTHONPATH."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("WANDB", "ICPROBE", "SNAKEMAKE", "PYTEST", "SLURM"))
+    }
+    # Some of the machine's users are others; a test that wants more threads says so.
+    return {
+        **inherited, "PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"
+    }  # fmt: skip
+
+
+def forked(arguments: Sequence[str], folder: Path, **environment: str) -> Ended:
+    """`snakemake` in a folder that holds the project, with its src on PYTHONPATH; its CPU is without the imports."""
+    return Ended(*snakemakes.snakemake(arguments, _environment([folder / "src"]) | environment, folder))
 
 
 class Running:
@@ -183,13 +204,20 @@ class Running:
         return self.wait()
 
 
+_made: list[Path] = []  # by this process
+
+
 def new(to: Path) -> Project:
-    """A copy of the project's files, without results."""
+    """A copy of the project's files, without results, and with what an earlier copy has found the code to mean."""
     for part in PARTS:
         (to / part).parent.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cp", "-a", ROOT / part, to / part], check=True)
     subprocess.run(["cp", to / "resources/demo/train.jsonl", to / "train.jsonl"], check=True)
     (to / "settings.yaml").write_text(yaml.safe_dump(SETTINGS), encoding="utf-8")
+    if earlier := next((path for path in _made if (path / CACHES).exists()), None):
+        (to / CACHES).parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-a", earlier / CACHES, to / CACHES], check=True)
+    _made.append(to)
     return Project(to)
 
 
@@ -214,7 +242,8 @@ def finished(folder: Path) -> Project:
             return Project(folder / "finished")
         project = new(folder / "finished")
         _leave_behind(project)
-        ended = project.snakemake("all", "--cores", "2")
+        # Not forked: a seed of hashes of its own shows what of the params depends on it.
+        ended = project.start("all", "--cores", "2").wait()
         if ended.returncode:
             raise RuntimeError(ended.output[-6000:])
         (folder / "ended").touch()

@@ -1,9 +1,6 @@
 """AlpacaEval's files: prompts in subsets, the base model's responses, and judgements that exist already."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -272,15 +269,9 @@ def test_annotations_and_given_base_responses_go_through_the_dag(tmp_path):
 
 def test_the_whole_paper_is_planned(tmp_path):
     project = dag.new(tmp_path / "project")
-    planned = subprocess.run(
-        [sys.executable, "-m", "snakemake", "-n", "--nocolor", "all", "--configfile", "configs/paper.yaml"],
-        cwd=project.path,
-        env={**os.environ, "PYTHONPATH": str(project.path / "src"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert planned.returncode == 0, planned.stdout + planned.stderr
-    jobs = dag.Ended(0, planned.stdout + planned.stderr, 0.0).jobs
+    planned = dag.forked(["-n", "--nocolor", "all", "--configfile", "configs/paper.yaml"], project.path)
+    assert planned.returncode == 0, planned.output
+    jobs = planned.jobs
     methods, bins = 4, 5
     models = methods * bins + 1
     for rule in ("subset", "fine_tune", "generate", "judge"):

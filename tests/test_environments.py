@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-import subprocess
 import sys
 
 import dag
@@ -41,16 +40,9 @@ def project(tmp_path_factory):
 
 def test_every_rule_with_a_script_names_the_environment():
     """By Snakemake's own linter, which wants a log and no mixture of rules and functions, too."""
-    linted = subprocess.run(
-        [sys.executable, "-m", "snakemake", "--lint"],
-        cwd=dag.ROOT,
-        env={**os.environ, "PYTHONPATH": str(dag.ROOT / "src")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert linted.returncode == 0, linted.stdout + linted.stderr
-    assert "in a good condition" in linted.stdout + linted.stderr
+    linted = dag.forked(["--lint"], dag.ROOT)
+    assert linted.returncode == 0, linted.output
+    assert "in a good condition" in linted.output
 
 
 def test_all_jobs_are_planned_in_one_environment(project, conda):

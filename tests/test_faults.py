@@ -303,7 +303,7 @@ def no_home(project: dag.Project) -> None:
     """A home in which nothing can be written, not by root either."""
     targets = [str(dag.RESULTS / "figures/lengths.svg"), str(RESPONSES)]
     wanted = project.read(RESPONSES)
-    ended = project.snakemake(*targets, "--force", "--cores", "2", environment={"HOME": "/proc/none"})
+    ended = project.start(*targets, "--force", "--cores", "2", environment={"HOME": "/proc/none"}).wait()
     assert ended.returncode == 0, ended.output
     assert project.read(RESPONSES) == wanted
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import snakemakes
 
 from icprobe.tracking.workflow_run import INHERITED, Invocation, cause
 
@@ -106,24 +107,29 @@ class Project:
         self.path = path
         (path / "Snakefile").write_text(SNAKEFILE)
 
-    def start(
-        self, *arguments: str, code: int = 0, seconds: float = 0, sign: str = "+", **environment: str
-    ) -> subprocess.Popen:
-        inherited = {n: v for n, v in os.environ.items() if not n.startswith(("WANDB", "ICPROBE", "SNAKEMAKE"))}
-        command = [sys.executable, "-m", "snakemake", "--cores", "2", "--logger", "icprobe", "--nocolor", *arguments]
+    def start(self, *arguments: str, **options) -> subprocess.Popen:
+        words, environment = self._asked(*arguments, **options)
         return subprocess.Popen(
-            [*command, "--config", f"code={code}", f"seconds={seconds}", f"sign={sign}"],
+            [sys.executable, "-m", "snakemake", *words],
             cwd=self.path,
-            env={**inherited, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environment},
-            stdout=subprocess.PIPE,
+            env=environment,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.STDOUT,
-            text=True,
         )
 
     def run(self, *arguments: str, **options) -> tuple[int, str]:
-        process = self.start(*arguments, **options)
-        said, _ = process.communicate(timeout=120)
-        return process.returncode, said
+        return snakemakes.snakemake(*self._asked(*arguments, **options), self.path)[:2]
+
+    def _asked(
+        self, *arguments: str, code: int = 0, seconds: float = 0, sign: str = "+", **environment: str
+    ) -> tuple[list[str], dict[str, str]]:
+        """The words after `snakemake`, and its environment."""
+        inherited = {n: v for n, v in os.environ.items() if not n.startswith(("WANDB", "ICPROBE", "SNAKEMAKE"))}
+        words = ["--cores", "2", "--logger", "icprobe", "--nocolor", *arguments]
+        return (
+            [*words, "--config", f"code={code}", f"seconds={seconds}", f"sign={sign}"],
+            {**inherited, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", **environment},
+        )
 
     def runs(self) -> list[Path]:
         return sorted((self.path / "results/demo/wandb").glob("*run-*/run-*.wandb"))

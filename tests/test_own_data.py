@@ -1,10 +1,7 @@
 """An experiment of one's own: it holds nothing of the demo, and a plan of it is read in one look."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import dag
 import pandas as pd
@@ -44,15 +41,7 @@ def run(tmp_path):
 
     def start(configuration, *arguments):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
-        ended = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--nocolor", *arguments, "--configfile", "mine.yaml"],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(dag.ROOT / "src"), "WANDB_MODE": "disabled"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return dag.Ended(ended.returncode, ended.stdout + ended.stderr, 0.0)
+        return dag.forked(["--nocolor", *arguments, "--configfile", "mine.yaml"], tmp_path, WANDB_MODE="disabled")
 
     return start
 

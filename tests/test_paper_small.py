@@ -4,7 +4,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import dag
@@ -66,15 +65,7 @@ def test_make_paper_small_plans_the_whole_experiment_with_data_from_any_folder(d
     snakemake = served[served.index("--") + 2 :]
     layers = snakemake[snakemake.index("--configfile") + 1 : snakemake.index("--config")]
     assert layers == ["configs/paper.yaml", "configs/paper-small.yaml"]
-    plan = subprocess.run(
-        [sys.executable, "-m", "snakemake", *snakemake, "-n", "--nocolor"],
-        cwd=project.path,
-        env={**os.environ, "PYTHONPATH": str(project.path / "src"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    ended = dag.Ended(plan.returncode, plan.stdout + plan.stderr, 0.0)
+    ended = dag.forked([*snakemake, "-n", "--nocolor"], project.path)
     assert ended.returncode == 0, ended.output
     assert ended.jobs["fine_tune"] == ended.jobs["judge"] == 4 * 2 + 1
     assert str(data / "alpaca/kmeans_100.json") in ended.output

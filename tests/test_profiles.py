@@ -21,13 +21,19 @@ def project(tmp_path_factory):
     return dag.new(tmp_path_factory.mktemp("planned"))
 
 
+@pytest.fixture(scope="module")
+def planned(project):
+    """The jobs without a profile of a cluster."""
+    return project.snakemake("all", "-n", "--cores", "2").jobs
+
+
 def needs_plugin(name, kind="executor"):
     if not importlib.util.find_spec(f"snakemake_{kind}_plugin_{name}"):
         pytest.skip(f"needs snakemake-{kind}-plugin-{name.replace('_', '-')}")
 
 
 @pytest.mark.parametrize("profile", PLUGINS)
-def test_a_profile_plans_the_whole_experiment(profile, project, tmp_path):
+def test_a_profile_plans_the_whole_experiment(profile, project, planned, tmp_path):
     needs_plugin(PLUGINS[profile])
     arguments = []
     if profile == "profiles/kubernetes":
@@ -40,7 +46,7 @@ def test_a_profile_plans_the_whole_experiment(profile, project, tmp_path):
         arguments = ["--default-storage-prefix", str(volume)]
     ended = project.snakemake("--profile", profile, "all", "-n", *arguments)
     assert ended.returncode == 0, ended.output
-    assert ended.jobs == project.snakemake("all", "-n", "--cores", "2").jobs
+    assert ended.jobs == planned
     assert not re.search("warn|deprecat", ended.output, re.IGNORECASE), ended.output
 
 

@@ -72,26 +72,30 @@ def test_it_opens_in_a_browser_without_network(report):
         browser.close()
 
 
-def test_the_picture_of_the_dag_in_our_report_is_whole(project):
+@pytest.fixture(scope="module")
+def planned(project):
+    """All jobs of the experiment."""
+    return project.snakemake("all", "-n", "--forceall").jobs
+
+
+def test_the_picture_of_the_dag_in_our_report_is_whole(project, planned):
     text = project.read("results/tiny/report.html").decode()
     picture = json.loads(re.search(r'id="specifications">(.*?)</script>', text)[1])["dag"]
     rows = next(rows for rows in picture["datasets"].values() if "seconds" in rows[0])
     drawn = {row["rule"]: row for row in rows}
-    planned = project.snakemake("all", "-n", "--forceall").jobs
     assert {rule: row["jobs"] for rule, row in drawn.items()} == {r: n for r, n in planned.items() if r not in BESIDE}
     # The report itself was still being written.
     assert [rule for rule, row in drawn.items() if row["seconds"] is None] == ["report"]
     assert "{experiment," not in text
 
 
-def test_what_an_earlier_configuration_left_is_no_part_of_the_record(project):
+def test_what_an_earlier_configuration_left_is_no_part_of_the_record(project, planned):
     for name in dag.LEFT_BEHIND:
         assert (project.path / f"logs/tiny/{name}.environment.json").exists()
     text = project.read("results/tiny/report.html").decode()
     table = text[text.index("Versions, device and code") :]
     facts = dict(re.findall(r'<th scope="row">([^<]*)</th><td class="path">([^<]*)</td>', table))
     # Every job that the report rests on, and no other.
-    planned = project.snakemake("all", "-n", "--forceall").jobs
     assert int(facts["jobs"]) == planned.total() - planned["report"] - sum(planned[rule] for rule in BESIDE)
     assert facts["device.generate_base"] == "cpu"
     assert "left behind" not in text

@@ -45,7 +45,7 @@ def test_what_reads_the_edited_thing_reruns_and_nothing_else(case, plans):
 
 def test_a_finished_experiment_is_looked_through_within_seconds(tmp_path_factory, tmp_path):
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
-    ended = [project.snakemake("all", "-n") for _ in range(3)]
+    ended = [project.start("all", "-n").wait() for _ in range(3)]
     assert all("Nothing to be done" in one.output for one in ended)
     # Of the processor, not of the clock: on a machine that others use too, only these tell anything, and even these
     # differ by half between processors. Three on a quiet machine of today.
