@@ -23,8 +23,8 @@ with job(snakemake) as run:
     for path, found in ((snakemake.output.table, table), (snakemake.output.differences, differences)):
         found.insert(0, "model", snakemake.wildcards.model)
         artifacts.write_csv(path, found)
-    numbers = headline.of_lds(table)
-    logging.info("%s", "; ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    for row in headline.of_set(table).itertuples():
+        logging.info("%s: %.3f (%.3f to %.3f); ceiling %.3f", row.method, row.lds, row.low, row.high, row.ceiling)
     run.table("lds", table)
     run.table("lds_differences", differences)
-    run.summary(**numbers)
+    run.summary(**headline.of_lds(table))

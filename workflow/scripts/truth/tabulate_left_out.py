@@ -24,7 +24,7 @@ with job(snakemake) as run:
     table = table.rename(columns={"n_subsets": "n_examples"})
     table.insert(0, "model", snakemake.wildcards.model)
     artifacts.write_csv(snakemake.output[0], table)
-    numbers = headline.of_lds(table, "leave_one_out")
-    logging.info("%s", "; ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
+    for row in headline.of_set(table).itertuples():
+        logging.info("%s: %.3f (%.3f to %.3f); ceiling %.3f", row.method, row.lds, row.low, row.high, row.ceiling)
     run.table("leave_one_out", table)
-    run.summary(**numbers)
+    run.summary(**headline.of_lds(table, "leave_one_out"))
