@@ -336,9 +336,12 @@ def test_a_sweep_tells_in_domain_tasks_from_others_by_colour_and_marker():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == kinds
 
 
-def test_methods_stay_apart_when_colours_begin_again():
-    looks = [tuple(look(k, ["#000001", "#000002"]).values()) for k in range(6)]
-    assert len(set(looks)) == 6
+@pytest.mark.parametrize("n", range(1, 11))
+def test_methods_stay_apart_when_colours_begin_again(n):
+    """Seven colours and eight shapes: the eighth method had those of the first."""
+    colors = [f"#{k:06x}" for k in range(n)]
+    looks = [tuple(look(k, colors).values()) for k in range(8 * n)]
+    assert len(set(looks)) == len(looks)
 
 
 @pytest.mark.parametrize(

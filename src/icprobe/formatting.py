@@ -4,6 +4,7 @@ A bin has three forms: that of configuration and tables, `>0.85` or `top 20%`; t
 `top-20pct`; and words.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -81,8 +82,9 @@ def rough_duration(seconds: float) -> str:
 
 
 def look(k: int, colors: Sequence[str]) -> tuple[str, str]:
-    """Colour and shape (Vega's name) of the k-th method or label; when the colours begin again, the shapes do not."""
-    return colors[k % len(colors)], list(SHAPES)[(k + k // len(colors)) % len(SHAPES)]
+    """Colour and shape (Vega's name) of the k-th method or label; no pair of them comes twice before all have come."""
+    again = k // math.lcm(len(colors), len(SHAPES))
+    return colors[k % len(colors)], list(SHAPES)[(k + again) % len(SHAPES)]
 
 
 # --- bins -------------------------------------------------------------------------------------------------------
