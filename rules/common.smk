@@ -125,6 +125,27 @@ def of_conditions(pattern, model, conditions, experiment=CONFIG.experiment):
     ]
 
 
+def attribution_logs(model, method):
+    """The logs of the jobs that made a method's matrix, beside which are their seconds; none of external scores."""
+    if method not in PLAN.computed:
+        return []
+    if method in PLAN.together:
+        job = "attribute_influence/{model}/{item}"
+    elif METHODS[method].needs_model:
+        job = "attribute/{model}/{method}/{item}"
+    else:
+        job = "attribute_without_model/{model}/{method}/{item}"
+    items = [Path(shard).stem for shard in shard_files(model, method)]
+    return [paths.log(job.format(model=model, method=method, item=item), CONFIG.experiment) for item in items]
+
+
+def retrained_chunks(part, model):
+    """The chunks of a part's trainings: "subsets", "removals" or "left_out"."""
+    n = SIZES.retraining_chunks(model, part, PLAN.truth_sets(part, SIZES.tasks))
+    pattern = paths.RETRAINED.replace("{part}", part)
+    return [pattern.replace("{chunk}", f"{i}-of-{n}") for i in range(1, n + 1)]
+
+
 def tuned(pattern):
     """A pattern's path of each fine-tuned model whose held-out answers are looked at, of whichever model."""
     return of_conditions(pattern, "{model}", PLAN.held_out, "{experiment}")

@@ -9,19 +9,6 @@ FRONTIER_TABLES = {
 }
 
 
-def attribution_logs(model, method):
-    """The logs of the jobs that made a method's matrix, beside which are their seconds; none of external scores."""
-    if method not in PLAN.computed:
-        return []
-    if method in PLAN.together:
-        job = "attribute_influence/{model}/{item}"
-    else:
-        job = "attribute" if METHODS[method].needs_model else "attribute_without_model"
-        job += "/{model}/{method}/{item}"
-    items = [Path(shard).stem for shard in shard_files(model, method)]
-    return [paths.log(job.format(model=model, method=method, item=item), CONFIG.experiment) for item in items]
-
-
 if PLAN.truth_parts:
 
     # The files of seconds are no inputs: they change with the machine, and the tables say when attributions are new.

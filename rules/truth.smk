@@ -1,11 +1,6 @@
 # The truth that methods are held against: models trained anew on other examples, and what the answers are worth to them.
 
 TRUTH_TABLES = [f"tables/{name}" for name in PLAN.truth_tables]
-TRUTH_CHUNKS = {
-    (part, model): SIZES.retraining_chunks(model, part, PLAN.truth_sets(part, SIZES.tasks))
-    for part in PLAN.truth_parts
-    for model in PLAN.models_here
-}
 # What `snakemake truth` makes.
 TRUTH = [
     *(each_model(path) for path in [*TRUTH_TABLES, *figure_files("truth")]),
@@ -114,39 +109,38 @@ if PLAN.truth_parts:
         script:
             "../workflow/scripts/truth/retrain.py"
 
-
-def chunks(part):
-    """A part's chunks, as inputs of the rule that gathers them."""
-
-    def of(wildcards):
-        n = TRUTH_CHUNKS[part, wildcards.model]
-        return [paths.RETRAINED.replace("{part}", part).replace("{chunk}", f"{i}-of-{n}") for i in range(1, n + 1)]
-
-    return of
-
-
-for PART in PLAN.truth_parts:
-
-    rule:
-        name:
-            f"gather_{PART}"
+    rule gather_retrained:
         localrule: True
         message:
-            f"Gathering what the answers are worth after training on {PART}"
+            "Gathering what the answers are worth after training {wildcards.model} on other examples: {wildcards.part}"
         input:
-            chunks(PART),
+            lambda w: retrained_chunks(w.part, w.model),
         output:
-            paths.truth_outcomes(PART),
+            paths.truth_outcomes("{part}"),
+        wildcard_constraints:
+            part="removals|left_out",
         params:
             code=fingerprint("truth/gather"),
         log:
-            paths.log(f"gather_{PART}/{{model}}"),
+            paths.log("gather_retrained/{model}/{part}"),
         conda:
             "../envs/icprobe.yaml"
         benchmark:
-            paths.benchmark(f"gather_{PART}/{{model}}")
+            paths.benchmark("gather_retrained/{model}/{part}")
         threads: 1
         resources:
             **LIGHT,
         script:
             "../workflow/scripts/truth/gather.py"
+
+    use rule gather_retrained as gather_subsets with:
+        message:
+            "Gathering what the answers are worth after training {wildcards.model} on random subsets"
+        input:
+            lambda w: retrained_chunks("subsets", w.model),
+        output:
+            paths.truth_outcomes("subsets"),
+        log:
+            paths.log("gather_subsets/{model}"),
+        benchmark:
+            paths.benchmark("gather_subsets/{model}")

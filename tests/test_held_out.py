@@ -205,19 +205,19 @@ def test_a_killed_job_measures_no_answer_twice_and_ends_in_the_same_bits(finishe
     tables = {name: rows_of(finished, name) for name in SETS}
     answers = outcomes.held_out_answers(tables, Prompts(templates), load_tokenizer(finished / dag.MODEL), None)
     monkeypatch.setattr(outcomes, "ROW_TOKENS", 200)
-    original, asked = outcomes._of_row, []
+    original, asked = outcomes._of_part, []
 
     def limited(most):
-        def of_row(network, answers):
+        def of_part(network, answers):
             if len(asked) == most:
                 raise KeyboardInterrupt
             asked.append(len(answers))
             return original(network, answers)
 
-        return of_row
+        return of_part
 
     def measure(journal, most):
-        monkeypatch.setattr(outcomes, "_of_row", limited(most))
+        monkeypatch.setattr(outcomes, "_of_part", limited(most))
         return outcomes.outcomes(finished / dag.MODEL, None, answers, "cpu", journal)
 
     undisturbed = measure(tmp_path / "undisturbed.jsonl", 10**6)
