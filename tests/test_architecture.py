@@ -70,3 +70,14 @@ def test_the_table_jobs_read_tokens_without_torch(tmp_path, tokenizer):
     )
     assert "transformers" in loaded
     assert "torch" not in loaded
+
+
+def test_no_script_loads_torch_before_its_job_has_set_the_environment():
+    """How threads wait and which progress bars show, torch and transformers read when they are imported."""
+    before = [
+        path.read_text(encoding="utf-8").partition("\nwith job(")[0] for path in ROOT.glob("workflow/scripts/*/*.py")
+    ]
+    assert len(before) > 40
+    loaded = modules_after("\n".join(text for text in before if "snakemake" not in text))
+    assert "icprobe.workflow.jobs" in loaded
+    assert not loaded & {"torch", "transformers"}

@@ -5,10 +5,12 @@ import logging
 from icprobe.artifacts import write_json
 from icprobe.tables import parquet
 from icprobe.texts.completions import check_trainable, end_of_sequence, longest
-from icprobe.texts.tokenizing import reader
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
+    # transformers reads the environment that the job sets when it is imported.
+    from icprobe.texts.tokenizing import reader
+
     lengths, model = parquet.read_parquet(snakemake.input.lengths), reader(snakemake.input.model)
     end_of_sequence(model.tokenizer)
     length = longest(snakemake.params.max_length, model.max_positions)

@@ -4,13 +4,15 @@ import logging
 import shutil
 
 from icprobe import artifacts
-from icprobe.evaluation.outcomes import held_out_answers, outcomes
 from icprobe.tables import parquet
-from icprobe.texts.tokenizing import load_tokenizer
 from icprobe.training.subsets import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
+    # Torch reads the environment that the job sets when it is imported.
+    from icprobe.evaluation.outcomes import held_out_answers, outcomes
+    from icprobe.texts.tokenizing import load_tokenizer
+
     files, params = snakemake.input, snakemake.params
     tables = {name: parquet.read_parquet(files.get(name)) for name in params.sets}
     prompts = prompts_of(params.templates)

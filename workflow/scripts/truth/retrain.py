@@ -3,19 +3,21 @@
 from pathlib import Path
 
 from icprobe import artifacts
-from icprobe.engine.batching import parse_shard
-from icprobe.evaluation.outcomes import held_out_answers
 from icprobe.tables import parquet
 from icprobe.tables.checking import records
 from icprobe.texts.completions import completions, longest
-from icprobe.texts.tokenizing import load_tokenizer
-from icprobe.training.fine_tune import labelled, log_cut
 from icprobe.training.subsets import prompts_of
-from icprobe.truth.bank import Bank, retrain
 from icprobe.truth.sets import trainings
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
+    # Torch reads the environment that the job sets when it is imported.
+    from icprobe.engine.batching import parse_shard
+    from icprobe.evaluation.outcomes import held_out_answers
+    from icprobe.texts.tokenizing import load_tokenizer
+    from icprobe.training.fine_tune import labelled, log_cut
+    from icprobe.truth.bank import Bank, retrain
+
     files, params, wildcards = snakemake.input, snakemake.params, snakemake.wildcards
     train = parquet.read_parquet(files.train)
     table = parquet.read_parquet(files.sets)
