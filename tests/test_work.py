@@ -156,6 +156,17 @@ def test_shards_do_not_move_with_what_attributions_do_not_read(tmp_path, monkeyp
     assert Sizes.of(paper()).shards == before
 
 
+def test_chunks_of_retraining_do_not_move_once_the_model_is_there(monkeypatch):
+    """Their number is in the jobs' paths, which each job of the running experiment works out again."""
+    config = loaded()
+    (model,) = config.models
+    before = Sizes.of(config).retraining_chunks(model, "subsets", 64)
+    assert before > 1
+    monkeypatch.setattr(artifacts, "read_manifest", lambda directory: {"parameters": 7_000_000_000})
+    assert Sizes.of(config).parameters(model) == 7e9
+    assert Sizes.of(config).retraining_chunks(model, "subsets", 64) == before
+
+
 # --- resources ----------------------------------------------------------------------------------------------------
 
 

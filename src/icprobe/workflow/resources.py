@@ -18,7 +18,7 @@ from icprobe.config.sources import local_files
 from icprobe.engine.batching import parse_shard, shard_numbers
 from icprobe.errors import ArtifactError
 from icprobe.workflow import work
-from icprobe.workflow.work import MOST_SHARDS, ROW_TOKENS, SHARD_SECONDS, SPEED, operations, parameters
+from icprobe.workflow.work import ROW_TOKENS, SPEED, operations, parameters
 
 LEAST_MB = 1000  # Snakemake starts three times for a job on a cluster: 350 MB before any work
 TORCH_MB = 1000  # more, of a script with torch, transformers and peft
@@ -212,23 +212,22 @@ class Sizes:
 
     # --- retraining ---------------------------------------------------------------------------------------------
 
-    def retraining(self, model: str, part: str) -> Needs:
-        """Trains once on a set of the part, and asks once; the model as it is measured stands beside it."""
+    def _retrained_examples(self, part: str) -> float:
+        """Examples in a set of the part."""
         share = {"subsets": self.config.truth.share, "removals": 1 - self.config.truth.drop}.get(part, 1)
-        training, asking = self.fine_tune(model, share * self.examples), self.measure_outcomes(model, 1)
-        return Needs(training.megabytes + 8e-6 * self.parameters(model), training.seconds + asking.seconds)
+        return share * self.examples
 
     def retraining_chunks(self, model: str, part: str, sets: float) -> int:
-        """Jobs that a part's trainings are cut into, of about half an hour each."""
+        """Jobs that a part's trainings are cut into."""
         trainings = sets * len(self.config.truth.seeds)
-        seconds = trainings * self.retraining(model, part).seconds
-        return int(max(1, min(round(seconds / SHARD_SECONDS), trainings, MOST_SHARDS)))
+        return work.retraining_chunks(self.config, model, trainings, self._retrained_examples(part))
 
     def retrain(self, model: str, part: str, sets: float) -> Needs:
-        """Does a chunk of a part's trainings."""
-        one = self.retraining(model, part)
+        """Trains, and asks, for each of a chunk's trainings; the model as it is measured stands beside it."""
+        training, asking = self.fine_tune(model, self._retrained_examples(part)), self.measure_outcomes(model, 1)
         trainings = sets * len(self.config.truth.seeds) / self.retraining_chunks(model, part, sets)
-        return Needs(one.megabytes, trainings * one.seconds)
+        megabytes = training.megabytes + 8e-6 * self.parameters(model)
+        return Needs(megabytes, trainings * (training.seconds + asking.seconds))
 
 
 def _activations_mb(parameters: float, tokens: float) -> float:
