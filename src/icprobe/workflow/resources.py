@@ -220,7 +220,8 @@ class Sizes:
     def retraining_chunks(self, model: str, part: str, sets: float) -> int:
         """Jobs that a part's trainings are cut into."""
         trainings = sets * len(self.config.truth.seeds)
-        return work.retraining_chunks(self.config, model, trainings, self._retrained_examples(part))
+        examples, answers = self._retrained_examples(part), self.tasks + self.prompts
+        return work.retraining_chunks(self.config, model, trainings, examples, answers)
 
     def retrain(self, model: str, part: str, sets: float) -> Needs:
         """Trains, and asks, for each of a chunk's trainings; the model as it is measured stands beside it."""

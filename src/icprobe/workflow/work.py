@@ -95,13 +95,14 @@ def shards(config: Config, model: str, examples: float, tasks: float) -> int:
     return min(2 ** round(math.log2(wanted)), MOST_SHARDS, max(1, int(examples)))
 
 
-def retraining_chunks(config: Config, model: str, trainings: float, examples: float) -> int:
-    """Settles into how many jobs so many trainings on about so many examples are cut: about half an hour each.
+def retraining_chunks(config: Config, model: str, trainings: float, examples: float, answers: float) -> int:
+    """Settles into how many jobs so many trainings on so many examples, each asked for answers, are cut: about half an
+    hour each.
 
     Like `shards` by the configuration alone: an estimate that a model's manifest corrects would move the jobs' names
     while the experiment runs.
     """
     settings = config.finetune
-    operations = 6 * parameters(config, model) * ROW_TOKENS * examples * settings.epochs
-    seconds = trainings * operations / SPEED[settings.device]
+    rows = 3 * examples * settings.epochs + 2 * answers  # read forward; a backward pass counts as two forward
+    seconds = trainings * 2 * parameters(config, model) * ROW_TOKENS * rows / SPEED[settings.device]
     return int(max(1, min(round(seconds / SHARD_SECONDS), trainings, MOST_SHARDS)))
