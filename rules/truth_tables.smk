@@ -26,6 +26,7 @@ if "subsets" in PLAN.truth_parts:
         params:
             methods=CONFIG.attribution.methods,
             per_task=PLAN.per_task,
+            reference=None,
             seed=CONFIG.seed,
             code=fingerprint("truth/tabulate_lds"),
         log:
@@ -79,12 +80,13 @@ if "left_out" in PLAN.truth_parts:
             sets=paths.SETS.replace("{part}", "left_out"),
             outcomes=paths.truth_outcomes("left_out"),
         output:
-            table("leave_one_out", "Retraining", "single examples left out"),
+            table=table("leave_one_out", "Retraining", "single examples left out"),
         params:
             methods=CONFIG.attribution.methods,
             per_task=PLAN.per_task,
+            reference="all",
             seed=CONFIG.seed,
-            code=fingerprint("truth/tabulate_left_out"),
+            code=fingerprint("truth/tabulate_lds"),
         log:
             paths.log("tabulate_left_out/{model}"),
         conda:
@@ -95,4 +97,4 @@ if "left_out" in PLAN.truth_parts:
         resources:
             **LIGHT,
         script:
-            "../workflow/scripts/truth/tabulate_left_out.py"
+            "../workflow/scripts/truth/tabulate_lds.py"

@@ -102,6 +102,8 @@ class Config(Section):
             ("finetune.methods", self.finetune.methods or []),
             ("finetune.bins", self.finetune.bins or []),
             ("finetune.seeds", self.finetune.seeds),
+            ("truth.seeds", self.truth.seeds),
+            ("truth.removals", self.truth.removals),
         ):
             doubled = sorted({name for name in names if names.count(name) > 1})
             if doubled:

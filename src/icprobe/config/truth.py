@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from icprobe.config.types import Count, Name, Section, Seed
 
@@ -34,14 +34,6 @@ class Truth(Section):
         0, description="Examples, drawn at random, that a training on all examples leaves out, one at a time; 0: none."
     )
     in_all: bool = Field(False, description="Whether `all` includes these trainings; `snakemake truth` always does.")
-
-    @model_validator(mode="after")
-    def _nothing_twice(self) -> "Truth":
-        for what, names in (("seeds", self.seeds), ("removals", self.removals)):
-            doubled = sorted({name for name in names if names.count(name) > 1})
-            if doubled:
-                raise ValueError(f"{what}: {doubled[0]!r} appears twice")
-        return self
 
     @property
     def parts(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""How well each method predicts what models say that were trained on random subsets."""
+"""How well each method predicts what retrained models say: after random subsets, or with single examples left out."""
 
 import logging
 
@@ -18,13 +18,17 @@ with job(snakemake) as run:
         params.per_task,
         read_parquet(files.lengths),
         task_domains(read_parquet(files.tasks)),
-        seed=params.seed,
+        params.reference,
+        params.seed,
     )
-    for path, found in ((snakemake.output.table, table), (snakemake.output.differences, differences)):
-        found.insert(0, "model", snakemake.wildcards.model)
-        artifacts.write_csv(path, found)
+    if params.reference is not None:
+        table = table.rename(columns={"n_subsets": "n_examples"})
+    found = {"lds" if params.reference is None else "leave_one_out": table, "lds_differences": differences}
+    # Of examples that are left out, no differences are asked for.
+    for (name, one), path in zip(found.items(), snakemake.output, strict=False):
+        one.insert(0, "model", snakemake.wildcards.model)
+        artifacts.write_csv(path, one)
+        run.table(name, one)
     for row in headline.of_set(table).itertuples():
         logging.info("%s: %.3f (%.3f to %.3f); ceiling %.3f", row.method, row.lds, row.low, row.high, row.ceiling)
-    run.table("lds", table)
-    run.table("lds_differences", differences)
-    run.summary(**headline.of_lds(table))
+    run.summary(**headline.of_lds(table, next(iter(found))))
