@@ -4,7 +4,8 @@
 
 in the folder of a finished experiment. They are run again, one after another their results the same; what was computed
 with a model is read where it lies. Each job's process says at its end what it and its children have used, from the
-start of Python on. Seconds of the processor are those of a quiet machine, whoever else is at work on it.
+start of Python on; so does the process that writes W&B runs. Seconds of the processor are nearly those of a quiet
+machine, whoever else is at work on it.
 """
 
 import json
@@ -18,20 +19,24 @@ from pathlib import Path
 # Rules that compute with a model or fetch one, targets, and what `all` does not make.
 OTHERS = {
     *("attribute", "attribute_influence", "attribute_step", "fetch_gguf", "fine_tune", "generate", "generate_base"),
-    *("name_model", "prepare_model", "train_regressor", "value_points", "correlate_points", "plot_points"),
+    *("measure_outcomes", "name_model", "prepare_model"),
+    *("train_regressor", "value_points", "correlate_points", "plot_points"),
     *("all", "analysis", "attributions", "checkpoints", "models", "synthetic", "win_rates"),
 }
-# In each process of Python that Snakemake starts; those of jobs have its object `snakemake`.
+# In each process of Python that Snakemake starts; those of jobs have its object `snakemake`, one follows the workflow.
 AT_THE_END = """
 import atexit, json, os, resource, sys
 
 def tell():
-    job = getattr(sys.modules["__main__"], "snakemake", None)
-    if hasattr(job, "rule"):
+    main = sys.modules["__main__"]
+    rule = getattr(getattr(main, "snakemake", None), "rule", None)
+    if getattr(main.__spec__, "name", None) == "icprobe.tracking.workflow_run":
+        rule = "(W&B runs)"
+    if rule:
         used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         seconds = sum(one.ru_utime + one.ru_stime for one in used)
         with open(os.environ["LIGHT_JOBS"], "a") as file:
-            file.write(json.dumps([job.rule, seconds]) + "\\n")
+            file.write(json.dumps([rule, seconds]) + "\\n")
 
 atexit.register(tell)
 """
@@ -60,7 +65,8 @@ def measure(arguments: list[str]) -> dict[str, list[float]]:
 def markdown(found: dict[str, list[float]]) -> str:
     """The table of docs/performance.md: rules, the dearest first."""
     rows = sorted(found.items(), key=lambda row: -sum(row[1]))
-    jobs, seconds = sum(map(len, found.values())), sum(map(sum, found.values()))
+    jobs = sum(len(used) for rule, used in found.items() if rule[0] != "(")
+    seconds = sum(map(sum, found.values()))
     lines = [f"| {rule} | {len(used)} | {sum(used):.1f} |" for rule, used in rows]
     return "\n".join(["| rule | jobs | CPU seconds |", "|---|---:|---:|", *lines, f"| all | {jobs} | {seconds:.1f} |"])
 

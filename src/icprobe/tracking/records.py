@@ -15,6 +15,7 @@ from typing import Any
 from icprobe import paths
 from icprobe.artifacts import content_digest, write_json
 from icprobe.errors import IcprobeError
+from icprobe.tracking import journals
 from icprobe.tracking.lineage import UPLOAD_BYTES, artifact_type, holds_texts
 
 RECORD = "edges.json"  # in a run's directory
@@ -58,10 +59,12 @@ def _any_texts(edges: Mapping[str, Iterable[Facts]]) -> bool:
     return any(holds_texts(one["name"]) for side in edges.values() for one in side)
 
 
-def read(log: Path) -> Record:
-    """The record beside a run's log; an empty one where there is none that can be read."""
+def read(log: Path, beside: Path | None = None) -> Record:
+    """The record beside a run's log, or beside the journal that it is to be made of; an empty one where there is none
+    that can be read.
+    """
     try:
-        found = json.loads(log.with_name(RECORD).read_text(encoding="utf-8"))
+        found = json.loads((beside or log).with_name(RECORD).read_text(encoding="utf-8"))
         # Names alone: written before facts were.
         edges = {
             side: [{"name": one} if isinstance(one, str) else one for one in found[side]]
@@ -75,8 +78,10 @@ def read(log: Path) -> Record:
 
 
 def read_all(directory: Path) -> list[Record]:
-    """The records of all runs below results/{experiment}/wandb, by their paths."""
-    return [read(log) for log in sorted(directory.glob("*run-*/run-*.wandb"))]
+    """The records of all runs below results/{experiment}/wandb, those to be made of journals too, by their paths."""
+    logs: dict[Path, Path | None] = {journals.log_of(journal): journal for journal in journals.waiting(directory)}
+    logs |= dict.fromkeys(directory.glob("*run-*/run-*.wandb"))
+    return [read(log, journal) for log, journal in sorted(logs.items())]
 
 
 # --- the present workflow ---------------------------------------------------------------------------------------

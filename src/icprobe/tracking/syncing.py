@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from icprobe import paths
 from icprobe.errors import DataError, IcprobeError
-from icprobe.tracking import modes, records
+from icprobe.tracking import journals, modes, records
 from icprobe.tracking.lineage import CLOCK, STEP
 from icprobe.tracking.records import Record
 
@@ -53,7 +53,9 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
     if (word := modes.asked(os.environ)) and word[1] == "disabled":
         raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; remove that setting first.")
     directory = Path(experiment_directory, paths.WANDB).absolute()
-    runs = records.read_all(directory)
+    unwritten = journals.write_all(directory)
+    # What has no log still: its job runs.
+    runs = [run for run in records.read_all(directory) if run.log.exists() or run.log in unwritten]
     sent = records.versions(run for run in runs if _is_synced(run.log))
     old = records.superseded(directory, runs)
     waiting = {run.log: run for run in runs if not _is_synced(run.log)}
@@ -63,7 +65,11 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
     if not waiting:
         logger.info("%s: every run is uploaded", experiment_directory)
         return {}
-    failed = {log: why for log, run in waiting.items() if (why := _damage(log) or records.lost(run, sent))}
+    failed = {
+        log: why
+        for log, run in waiting.items()
+        if (why := unwritten.get(log) or _damage(log) or records.lost(run, sent))
+    }
     ready = [run for log, run in waiting.items() if log not in failed]
     with_texts = sum(run.texts for run in ready)
     held = f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts"
@@ -109,14 +115,15 @@ def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict
 
 def check_server(timeout: float) -> None:
     """Raise TrackingError where there is no key or no way to the server: at once, not after wandb's many attempts."""
-    try:
-        from wandb.sdk.lib import wbauth
-    except ImportError as error:
-        raise TrackingError(f"W&B: {error}. Install the package wandb.") from None
-
     server = os.environ.get("WANDB_BASE_URL", SERVER)
     try:
-        found = wbauth.authenticate_session(host=server, source="sync", prompt=False, update_session=False)
+        found = None
+        if _may_have_key(server):
+            from wandb.sdk.lib import wbauth
+
+            found = wbauth.authenticate_session(host=server, source="sync", prompt=False, update_session=False)
+    except ImportError as error:
+        raise TrackingError(f"W&B: {error}. Install the package wandb.") from None
     except Exception as error:
         raise TrackingError(f"W&B: {error}") from None
     if found is None:
@@ -131,9 +138,34 @@ def check_server(timeout: float) -> None:
         raise TrackingError(f"W&B: {server} cannot be reached ({error}). Try again later.") from None
 
 
+def _may_have_key(server: str) -> bool:
+    """False where wandb finds no key, in the variables and files that it reads: asking wandb itself takes a light job
+    longer than its work.
+    """
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    words = ("wandb", "default", urlsplit(server).netloc)
+    netrc = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    home = os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb"
+    settings = [
+        f"{directory}/settings" for directory in (home, "wandb", ".wandb", f"{os.environ.get('WANDB_DIR', '.')}/wandb")
+    ]
+    return any(_mentions(path, words) for path in netrc) or any(_mentions(path, ["api_key"]) for path in settings)
+
+
+def _mentions(path: str, words: Sequence[str]) -> bool:
+    try:
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return any(word in text for word in words)
+
+
 def pending(directory: Path) -> list[Path]:
     """Logs of runs below results/{experiment}/wandb that are to be uploaded: not superseded, and not on the server, or
-    grown since they were.
+    grown since they were; of a run that is a journal still, the log that it becomes.
     """
     runs = records.read_all(directory)
     old = records.superseded(directory, runs)

@@ -10,6 +10,7 @@ import logging
 import re
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,14 +19,16 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe import masking
+from icprobe import masking, paths
 from icprobe.formatting import bin_text
-from icprobe.tracking import runs
+from icprobe.tracking import journals, runs
 from icprobe.tracking.environment import benchmark
 from icprobe.tracking.lineage import CLOCK, Subject, run_name
 
 # Snakemake's word for a job that reruns only because another one did: no cause of its own.
 INHERITED = "Input files updated by another job"
+# How often the runs of light jobs that have ended are written; at the end at any rate.
+WRITE_EVERY_SECONDS = 60
 REASON_LENGTH = 500  # characters; what a changed param was and is may be pages
 JOB_COLUMNS = ["job", "rule", "method", "bin", "model", "seed", "state", "began", "seconds", "peak_mb", "why", "reason"]
 
@@ -156,7 +159,10 @@ def cause(reason: str) -> str:
 
 
 def follow(lines: Iterable[str]) -> None:
-    """Log the events of one invocation, given as JSON lines, as they come; then its tables and charts."""
+    """Log the events of one invocation, given as JSON lines, as they come; then its tables and charts.
+
+    Jobs that leave journals have their runs written here, where wandb is at work anyway.
+    """
     chosen = runs.settings()
     events = map(json.loads, lines)
     header, plan = next(events, None), next(events, None)
@@ -181,10 +187,15 @@ def follow(lines: Iterable[str]) -> None:
     )
     run = runs.begin(subject, chosen)
     _point(run, invocation, latest)
+    kept, written = Path(paths.EXPERIMENT.format(experiment=chosen["experiment"]), paths.WANDB), time.monotonic()
     for event in events:
         latest = event.get("time", latest)
         if invocation.take(event):
             _point(run, invocation, latest)
+        if time.monotonic() - written > WRITE_EVERY_SECONDS:
+            journals.write_all(kept, alone=False)
+            written = time.monotonic()
+    journals.write_all(kept, alone=False)
     _conclude(run, invocation, latest)
 
 

@@ -1,0 +1,145 @@
+"""Runs of light jobs, kept as journals until one process writes them all: starting wandb costs more than such a job.
+
+A journal is a file of JSON lines, in a directory named as the run's will be: first what the run is (`Subject`), then
+its entries (`wandb_runs.Entry`), each written as soon as it was logged. Who talks to W&B anyway makes runs of them: the
+process of the workflow's own run, and `make sync`. What is killed meanwhile, a job or a writer, loses nothing.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from icprobe import paths
+from icprobe.errors import reason
+from icprobe.tracking import wandb_runs
+from icprobe.tracking.lineage import Subject
+
+logger = logging.getLogger(__name__)
+
+JOURNAL = "journal.jsonl"  # in a directory of its own below results/{experiment}/wandb/journals, beside its record
+STAMP = "%Y%m%d_%H%M%S"  # as wandb names directories of runs
+
+
+def log_of(journal: Path) -> Path:
+    """The log of W&B that a journal becomes."""
+    name = journal.parent.name
+    return journal.parents[2] / name / f"run-{name.split('-', 3)[3]}.wandb"
+
+
+class Journal:
+    """An offline run that is written later; takes what `wandb_runs.WandbRun` takes. Raises OSError."""
+
+    online = False
+    complete = True
+
+    def __init__(self, root: Path, subject: Subject, chosen: Mapping[str, Any]) -> None:
+        began = time.time()
+        name = f"offline-run-{datetime.fromtimestamp(began):{STAMP}}-{subject.identity}"
+        self.directory = root / paths.WANDB / wandb_runs.JOURNALS / name
+        self.directory.mkdir(parents=True)
+        self._file: IO[str] = open(self.directory / JOURNAL, "w", encoding="utf-8")  # noqa: SIM115 (`take` closes it)
+        # Held as long as the job's process lives: a journal that is free is of a job that has ended, or was killed.
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._write({"subject": asdict(subject), "chosen": dict(chosen), "began": began, "machine": platform.node()})
+
+    def take(self, entry: wandb_runs.Entry) -> None:
+        """Keep an entry."""
+        self._write({**entry, "time": time.time()})
+        if "end" in entry:
+            self._file.close()
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line, default=_plain) + "\n")
+        self._file.flush()
+
+
+def _plain(value: Any) -> Any:
+    """Numpy's numbers and arrays, in cells of tables, as JSON knows them; whatever else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+# --- from journals to runs --------------------------------------------------------------------------------------
+
+
+def waiting(directory: Path) -> list[Path]:
+    """Journals below results/{experiment}/wandb, the oldest first."""
+    return sorted(directory.glob(f"{wandb_runs.JOURNALS}/offline-run-*/{JOURNAL}"))
+
+
+def write_all(directory: Path, alone: bool = True) -> dict[Path, str]:
+    """Write the runs of all jobs that have ended; returns {log: why} of those that could not be written.
+
+    directory: results/{experiment}/wandb. alone: this process has no run of its own that goes on.
+    What another process holds, its job or another writer, is left to it.
+    """
+    failed = {}
+    journals = waiting(directory)
+    for journal in journals:
+        with _held(journal) as lines:
+            if lines is None:
+                continue
+            try:
+                if _write(journal, *lines):
+                    shutil.rmtree(journal.parent)
+            except Exception as error:
+                failed[log_of(journal)] = f"its run could not be written ({reason(error)})"
+                logger.warning("W&B: %s: %s", journal.parent.name, failed[log_of(journal)])
+                if isinstance(error, TimeoutError):  # as the others would; they are written another time
+                    break
+    if journals and alone:
+        wandb_runs.end_service()
+    return failed
+
+
+@contextmanager
+def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
+    """The lines of a journal that no other process holds meanwhile; None where one does, or has written it."""
+    try:
+        file = open(journal, encoding="utf-8")  # noqa: SIM115
+    except OSError:
+        yield None
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield None
+            return
+        lines = []
+        for line in file:
+            with suppress(ValueError):  # of a job that was killed in the middle of it
+                lines.append(json.loads(line))
+        yield lines if lines and os.fstat(file.fileno()).st_nlink else None
+
+
+def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]) -> bool:
+    """Write the run of one journal; False where its job may still go on."""
+    directory, began = log_of(journal).parent, header["began"]
+    stamp = directory.name.split("-")[2]
+    if f"{datetime.fromtimestamp(began):{STAMP}}" != stamp:  # its job saw another time zone
+        began = datetime.strptime(stamp, STAMP).timestamp()
+    shutil.rmtree(directory, ignore_errors=True)  # of a writer that was killed
+    run = wandb_runs.begin(directory.parents[1], Subject(**header["subject"]), header["chosen"], False, began)
+    for record in journal.parent.glob("*.json"):
+        shutil.copy(record, run.directory)
+    ended = any("end" in entry for entry in entries)
+    # One that was killed has failed.
+    for entry in entries if ended else [*entries, {"end": 1}]:
+        try:
+            wandb_runs.within(wandb_runs.OFFLINE_SECONDS, lambda one=entry: run.take(one))
+        except Exception as error:
+            if "end" in entry:
+                raise
+            logger.warning("W&B: %s: a part could not be logged (%s)", directory.name, reason(error))
+    # Not every file system tells another machine's locks.
+    return ended or header["machine"] == platform.node()
