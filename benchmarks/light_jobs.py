@@ -19,9 +19,10 @@ from pathlib import Path
 # Rules that compute with a model or fetch one, targets, and what `all` does not make.
 OTHERS = {
     *("attribute", "attribute_influence", "attribute_step", "fetch_gguf", "fine_tune", "generate", "generate_base"),
-    *("measure_outcomes", "name_model", "prepare_model"),
+    *("measure_outcomes", "measure_prompts", "check_dtype", "name_model", "prepare_model"),
     *("train_regressor", "value_points", "correlate_points", "plot_points"),
     *("all", "analysis", "attributions", "checkpoints", "models", "synthetic", "win_rates"),
+    *("held_out", "report_scores", "scores", "subsets", "truth"),
 }
 # In each process of Python that Snakemake starts; those of jobs have its object `snakemake`, one follows the workflow.
 AT_THE_END = """

@@ -1,12 +1,14 @@
 """What figures are drawn from, what drawing gives, and how it is written."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from fontTools.subset import Options
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
@@ -14,6 +16,11 @@ from icprobe.analysis.headline import over_all_tasks
 from icprobe.artifacts import PACKAGE, atomic_path, read_csv, write_csv
 from icprobe.figures.style import STYLE
 from icprobe.tables.parquet import read_parquet, read_scores
+
+# Of the fonts within a PDF, whose pages place each glyph themselves: cutting these tables to a figure's glyphs takes
+# longer than all else in drawing it. Not public; where it is gone, figures are drawn more slowly.
+with suppress(AttributeError):
+    Options._drop_tables_default.extend(["GDEF", "GPOS", "GSUB", "kern"])
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,7 @@ def save(figure: Figure, path: str | Path, table: pd.DataFrame, title: str = "",
         for suffix, values in metadata.items():
             with atomic_path(path.with_suffix(suffix)) as aside:
                 figure.savefig(aside, metadata={key: value for key, value in values.items() if value != ""})
+            figure.set_layout_engine("none")  # it is laid out, and the same in both formats
     write_csv(path.with_suffix(".csv"), table)
 
 
