@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked_jobs
 import snakemakes
 import yaml
 from snakemake.utils import update_config
@@ -117,14 +118,16 @@ class Project:
         config: Mapping | None = None,
         environment: Mapping[str, str] | None = None,
         path: Sequence[Path] = (),
+        forked: bool = False,
     ) -> "Running":
         """`snakemake` with the demo's configuration, configs/tiny.yaml, SETTINGS and `config`, each over those before.
 
-        path: folders on PYTHONPATH before the copy's src.
+        path: folders on PYTHONPATH before the copy's src. forked: whether jobs are.
         """
         output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (`wait` closes it)
+        command = forked_jobs.snakemake() if forked else [sys.executable, "-m", "snakemake"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "snakemake", *arguments, *self._layers(config)],
+            [*command, *arguments, *self._layers(config)],
             cwd=self.path,
             env=_environment(path=[*path, self.path / "src"]) | {**(environment or {})},
             stdin=subprocess.DEVNULL,
@@ -242,8 +245,8 @@ def finished(folder: Path) -> Project:
             return Project(folder / "finished")
         project = new(folder / "finished")
         _leave_behind(project)
-        # Not forked: a seed of hashes of its own shows what of the params depends on it.
-        ended = project.start("all", "--cores", "2").wait()
+        # Itself not forked: a seed of hashes of its own shows what of the params depends on it.
+        ended = project.start("all", "--cores", "2", forked=True).wait()
         if ended.returncode:
             raise RuntimeError(ended.output[-6000:])
         (folder / "ended").touch()

@@ -2,7 +2,7 @@
 
 Each call is a process of its own in its folder and environment, as `python -m snakemake` is, and imports its copy of
 the package: the one that it is forked from never does. Shared are the imports of other packages, and with them the seed
-of Python's hashes.
+of Python's hashes. So it is with the jobs that it starts (`forked_jobs`).
 """
 
 import functools
@@ -46,10 +46,12 @@ def snakemake(arguments: Sequence[str], environment: Mapping[str, str], folder: 
 @functools.cache
 def _server() -> socket.socket:
     """The connection to this process's server, which ends with it."""
+    import forked_jobs
+
     mine, its = socket.socketpair()
     with its:
         subprocess.Popen(
-            [sys.executable, "-P", __file__, str(its.fileno())],
+            [sys.executable, "-P", __file__, str(its.fileno()), forked_jobs.python()],
             pass_fds=[its.fileno()],
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -102,6 +104,7 @@ def _become(output: int, arguments: list[str], environment: dict[str, str], fold
         raise RuntimeError("the package was imported before the fork")
     sys.path[:0] = [folder, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     importlib.invalidate_caches()
+    sys.executable = sys.argv[2]  # of jobs
     from snakemake import cli, workflow
 
     workflow.Workflow._rundir = folder  # the folder in which it was imported

@@ -248,9 +248,13 @@ def outcomes(request, tmp_path_factory):
         project = dag.new(tmp_path_factory.mktemp("configured"))
         return project, project.snakemake("all", "-n", config=CONFIGURATIONS[name][0])
 
-    def run(prepare: Callable, target: str) -> tuple[dag.Project, dag.Ended]:
+    def run(prepare: Callable, target: str, alone: bool = False) -> tuple[dag.Project, dag.Ended]:
+        """alone: its jobs have imports and memory of their own."""
         project = dag.finished(base).copy(tmp_path_factory.mktemp("mistaken"))
-        return project, project.snakemake(target, "--cores", "1", config=prepare(project) or {})
+        asked, config = (target, "--cores", "1"), prepare(project) or {}
+        return project, (
+            project.start(*asked, config=config).wait() if alone else project.snakemake(*asked, config=config)
+        )
 
     with ThreadPoolExecutor(2) as pool:
         started = {}
@@ -260,7 +264,9 @@ def outcomes(request, tmp_path_factory):
                 started[kind, name] = pool.submit(configured, name)
             elif kind == "mistake":
                 dag.finished(base)
-                started[kind, name] = pool.submit(run, MISTAKES[name].prepare, MISTAKES[name].target)
+                started[kind, name] = pool.submit(
+                    run, MISTAKES[name].prepare, MISTAKES[name].target, MISTAKES[name].before_torch
+                )
             elif kind == "permitted":
                 dag.finished(base)
                 started[kind, name] = pool.submit(run, PERMITTED[name][0], TRAIN)
