@@ -256,6 +256,18 @@ def test_the_latex_table_is_well_formed_and_escapes_names():
     assert [line for line in lines if "rule" in line] == [r"\toprule", r"\midrule", r"\bottomrule"]
 
 
+@pytest.mark.parametrize(("n", "cautious"), [(40, True), (100, False)])
+def test_length_controlled_rates_of_few_prompts_carry_a_caution(n, cautious):
+    lengths = {"length_base": np.arange(n) % 7 + 5, "length_response": np.arange(n) % 5 + 4}
+    rows = pd.concat([judgements([2.0, 1.0] * (n // 2), seed=seed).assign(**lengths) for seed in (0, 1)])
+    # Judged at two seeds: the prompts are as few.
+    table = win_rate_table(rows).assign(length_controlled_win_rate=61.0)
+    nothing = paired_differences(rows, resamples=50)
+    assert ("61.0†" in markdown(table, nothing)) == ("† Caution: this uses fewer than" in markdown(table, nothing))
+    assert (r"61.0$^\dagger$" in latex(table, nothing)) == ("% † Caution" in latex(table, nothing)) == cautious
+    assert ("†" in markdown(table, nothing)) == cautious
+
+
 def test_a_subset_called_as_another_column_takes_no_number_of_it():
     names = ["method", "n", "win rate", "bin", "plain"]
     rows = pd.concat(

@@ -1,6 +1,7 @@
 """The tables of win rates that people read: Markdown and LaTeX, the best in bold only where it is significantly so."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pandas as pd
 from tabulate import tabulate
@@ -9,12 +10,18 @@ from icprobe.analysis import headline
 from icprobe.formatting import bin_words, fixed
 
 SIGNIFICANT = 0.05
+FEW_PROMPTS = 100  # of fewer, a length-controlled win rate is a hint and no more
+CAUTION = (
+    f"† Caution: this uses fewer than {FEW_PROMPTS} prompts. The regression behind a length-controlled win rate is "
+    "unstable with so few; take it as a hint."
+)
 NOTE = "The best of a bin is in bold if its difference from the next is significant (sign-flip test, Holm, 5%)."
 # The columns before those of the subsets; the last is n.
 READABLE = ("bin", "method", "win rate", "95% interval", "± s.e.", "length-controlled", "discrete")
 ESCAPED = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"}, "≤": r"$\leq$", "±": r"$\pm$", "–": "--",
+    "†": r"$^\dagger$",
 }  # fmt: skip
 
 
@@ -38,11 +45,20 @@ def significantly_best(table: pd.DataFrame, differences: pd.DataFrame) -> set[tu
     return best
 
 
+def prompts_of(table: pd.DataFrame) -> pd.Series:
+    """How many prompts each row of win_rates.csv is over [rows], by its index; seeds judge the same ones again."""
+    keys = ["method", "bin", "subset"]
+    of_seeds = table[table["seed"].astype(str) != headline.ALL].groupby(keys)["n"].max()
+    found = of_seeds.reindex(pd.MultiIndex.from_frame(table[keys]))
+    return pd.Series(found.to_numpy(), table.index).fillna(table["n"])
+
+
 def readable(table: pd.DataFrame, differences: pd.DataFrame, bold: Callable[[str], str]) -> pd.DataFrame:
     """Texts, one row for each method and bin: overall win rate with its interval and error, then each subset's.
 
     table: rows of win_rates.csv of one model. bold: marks a cell. A bin without judgements says so.
     """
+    table = table.assign(n_prompts=prompts_of(table))
     table = table[table["seed"].astype(str) == headline.ALL]
     subsets = [subset for subset in dict.fromkeys(table["subset"]) if subset != headline.OVERALL]
     best = significantly_best(table, differences)
@@ -60,7 +76,7 @@ def readable(table: pd.DataFrame, differences: pd.DataFrame, bold: Callable[[str
                     bold(rate) if (method, bin_) in best else rate,
                     f"{_percent(found.low)} to {_percent(found.high)}",
                     _percent(found.standard_error),
-                    _percent(getattr(found, "length_controlled_win_rate", float("nan"))),
+                    _length_controlled(found),
                     _percent(found.discrete_win_rate),
                     *(_percent(row.win_rate) if row else "–" for row in of_subsets),
                     str(found.n),
@@ -69,6 +85,11 @@ def readable(table: pd.DataFrame, differences: pd.DataFrame, bold: Callable[[str
     # A subset may be called as one of our own columns is.
     named = [f"{subset} (subset)" if subset in {*READABLE, "n"} else subset for subset in subsets]
     return pd.DataFrame(rows, columns=[*READABLE, *named, "n"])
+
+
+def _length_controlled(row: Any) -> str:
+    rate = getattr(row, "length_controlled_win_rate", float("nan"))
+    return _percent(rate) + ("†" if rate == rate and row.n_prompts < FEW_PROMPTS else "")
 
 
 def left_out(table: pd.DataFrame) -> list[str]:
@@ -91,15 +112,16 @@ def markdown(table: pd.DataFrame, differences: pd.DataFrame) -> str:
         escaped.values.tolist(), list(texts.columns), tablefmt="pipe", colalign=aligned, disable_numparse=True
     )
     missing = left_out(table)
+    notes = [f"Win rates against the base model in percent. {NOTE}", *_cautions(texts)]
     reasons = ["", "Without a length-controlled win rate:", "", *(f"- {line}" for line in missing)] if missing else []
-    return "\n".join([lines, "", f"Win rates against the base model in percent. {NOTE}", *reasons]) + "\n"
+    return "\n".join([lines, "", "\n\n".join(notes), *reasons]) + "\n"
 
 
 def latex(table: pd.DataFrame, differences: pd.DataFrame) -> str:
     """The readable table as a LaTeX tabular with booktabs' rules (`\\usepackage{booktabs}`)."""
     texts = readable(table, differences, lambda cell: f"\0{cell}\1")
     lines = [
-        f"% {NOTE}",
+        *(f"% {note}" for note in (NOTE, *_cautions(texts))),
         *(f"% Without a length-controlled win rate: {line}." for line in left_out(table)),
         rf"\begin{{tabular}}{{ll{'r' * (texts.shape[1] - 2)}}}",
         r"\toprule",
@@ -112,6 +134,10 @@ def latex(table: pd.DataFrame, differences: pd.DataFrame) -> str:
         lines.append(" & ".join(_escaped(cell) for cell in row) + r" \\")
         before = row[0]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _cautions(texts: pd.DataFrame) -> list[str]:
+    return [CAUTION] if texts["length-controlled"].str.endswith("†").any() else []
 
 
 def _escaped(text: str) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 from icprobe.analysis.statistics import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
+from icprobe.evaluation import tabulation
 from icprobe.formatting import OKABE_ITO
 from icprobe.report import charts, gains, page, provenance, sentences, truth
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
@@ -101,7 +102,8 @@ def build(
         gains=gains,
         truth=truth,
         with_truth=[model for model in experiments if truth.is_shown(model)],
-        few_prompts=sentences.FEW_PROMPTS,
+        few_prompts=tabulation.FEW_PROMPTS,
+        caution=tabulation.CAUTION,
         n_examples=len(train),
         n_explored=len(explored),
         n_tasks=len(tasks),

@@ -15,7 +15,7 @@ from icprobe.analysis import headline
 from icprobe.analysis.binning import bins, ranks
 from icprobe.analysis.statistics import label_aucs, widen
 from icprobe.errors import DataError, ScoreError
-from icprobe.evaluation.tabulation import left_out, significantly_best
+from icprobe.evaluation.tabulation import left_out, prompts_of, significantly_best
 from icprobe.formatting import bin_label, bin_text
 from icprobe.report import charts
 from icprobe.report.page import text
@@ -181,14 +181,12 @@ class Findings:
         rows = self.win_rates
         first = rows["bin"].map(lambda bin_: self._equal_to(bin_)[0])
         rows = rows[~rows[["method", "subset", "seed"]].assign(bin=first).duplicated()]
-        of_prompts = rows[rows["seed"].astype(str) != headline.ALL].groupby(["method", "bin", "subset"])["n"].max()
-        prompts = [of_prompts.get((row.method, row.bin, row.subset), row.n) for row in rows.itertuples()]
         best = set() if self.differences is None else significantly_best(self.win_rates, self.differences)
         over_all = rows.index.isin(headline.overall(rows).index)
         leads = [
             whole and (row.method, row.bin) in best for whole, row in zip(over_all, rows.itertuples(), strict=True)
         ]
-        rows = rows.assign(n_prompts=prompts, leads=leads)
+        rows = rows.assign(n_prompts=prompts_of(rows), leads=leads)
         return list((rows[over_all] if overall else rows).itertuples())
 
     def without_length_control(self) -> list[str]:

@@ -14,7 +14,6 @@ from icprobe.report.findings import Findings
 from icprobe.report.wording import every, listed, many
 
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
-FEW_PROMPTS = 100  # of fewer, a length-controlled win rate is a hint and no more
 
 
 class Finding(NamedTuple):
