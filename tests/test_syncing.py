@@ -14,11 +14,22 @@ from icprobe.tracking import records, syncing
 pytestmark = pytest.mark.timeout(90)
 
 
-def sync(directory: Path, server: str, *options: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "icprobe.tracking.syncing", "sync", "results/demo", *options]
+def sync(directory: Path, server: str, *options: str, within: Path | None = None) -> subprocess.CompletedProcess:
+    """within: the folder in which it is called, by default the project's."""
+    where = str(directory / "results/demo") if within else "results/demo"
+    command = [sys.executable, "-m", "icprobe.tracking.syncing", "sync", where, *options]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
     environment["PYTHONPATH"] = str(Path(syncing.__file__).parents[2])
-    return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=80)
+    return subprocess.run(command, cwd=within or directory, env=environment, capture_output=True, text=True, timeout=80)
+
+
+def test_sync_is_the_same_from_another_folder(tmp_path, server):
+    assert run_tracked(tmp_path, WORK).returncode == 0
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    said = sync(tmp_path, server.url, "--dry-run", within=elsewhere)
+    assert (said.returncode, "was removed" in said.stderr) == (0, False), said.stderr
+    assert sync(tmp_path, server.url, within=elsewhere).returncode == 0
+    assert len(server.sent("UseArtifact")) == 1
 
 
 def test_sync_uploads_once_with_lineage_and_uploads_again_what_has_grown(tmp_path, server):

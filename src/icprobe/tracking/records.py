@@ -154,15 +154,17 @@ def lost(run: Record, sent: set[tuple[str, str]]) -> str | None:
         by_content = by_content and (run.texts or not holds_texts(name))
         if digest is None or not by_content or (name, digest) in sent:
             continue
-        if not Path(name).exists():
+        # Named as from the folder that holds results/, whatever folder this is.
+        file = run.log.parents[4] / name
+        if not file.exists():
             return f"{name} was removed"
-        if _digest(name) != digest:
+        if _digest(file) != digest:
             return f"{name} was changed since"
     return None
 
 
-def _digest(name: str) -> str | None:
+def _digest(file: Path) -> str | None:
     try:
-        return content_digest(name)
+        return content_digest(file)
     except (OSError, IcprobeError):
         return None
