@@ -28,7 +28,9 @@ def load(directory: str | Path) -> "Results":
 class Results:
     """The results of one experiment. Where it has several models, each method takes the `model` that is meant.
 
-    Files are read when they are asked for, and checked as the DAG checks them.
+    Files are read when they are asked for, and checked as the DAG checks them. What an earlier configuration made and
+    the present one does not, such as the scores of a method that is no longer asked for, is read as long as its file
+    is there.
     """
 
     directory: Path

@@ -57,10 +57,10 @@ def value(
     of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`, `one_step`,
     `train_loss`, `reduction`, `task_likelihood`.
 
-    Returns a table with a row for each example, in train's order: `id`, texts, labels, `n_query`, `n_target` (tokens),
-    and of each method `score_icp` and `rank_icp` (1 is the best). With `matrices`: (that table, {method: `id`, then one
-    column per task}). The numbers are those of `snakemake` with the same configuration. Raises IcprobeError for what
-    cannot be used.
+    Returns a table with a row for each example, in train's order: `id`, texts, labels (as texts, those that are numbers
+    too: `pd.to_numeric` reads them), `n_query`, `n_target` (tokens), and of each method `score_icp` and `rank_icp` (1
+    is the best). With `matrices`: (that table, {method: `id`, then one column per task}). The numbers are those of
+    `snakemake` with the same configuration. Raises IcprobeError for what cannot be used.
     """
     config = configured(
         source_of(model),

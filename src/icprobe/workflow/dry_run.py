@@ -28,7 +28,8 @@ def work(jobs: Iterable[tuple[str, int, int]]) -> str:
     return (
         f"About {rough_duration(sum(seconds.values()))} of work, most of it {longest} "
         f"({rough_duration(seconds[longest])}); at most {megabytes / 1000:.1f} GB of memory a "
-        f"job ({hungriest}). These are estimates from the sizes of files and models."
+        f"job ({hungriest}). These are estimates from the sizes of files and models, for 8 cores or an A100; two cores "
+        "of a laptop take two to three times as long."
     )
 
 
