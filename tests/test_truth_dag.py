@@ -110,6 +110,52 @@ def test_an_edit_repeats_what_it_must(edit, trained, tmp_path):
         assert seen == expected, ended.output
 
 
+# --- the tables of the trainings -------------------------------------------------------------------------------
+
+SHOWN = {"frontier": 1, "plot_truth": 1, "report_truth": 1, "truth": 1}
+COMPARED = {"tabulate_lds": 1, "tabulate_left_out": 1}
+# (module of the analysis that is edited, jobs that rerun)
+TABLES = {
+    "nothing": (None, {}),
+    "how an LDS is computed": ("lds", COMPARED | SHOWN),
+    "how a removal is computed": ("removal", {"tabulate_removal": 1} | SHOWN),
+    "how costs are counted": ("frontier", SHOWN),
+}
+
+
+@pytest.fixture(scope="module")
+def shown(trained, tmp_path_factory):
+    """The same with its tables and page."""
+    project = trained.copy(tmp_path_factory.mktemp("shown"))
+    ended = project.snakemake("truth", "--cores", "2", config=TRUTH)
+    assert ended.returncode == 0, ended.output[-6000:]
+    assert "retrain" not in ended.jobs
+    return project
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_an_edit_of_a_tables_code_makes_it_and_what_shows_it_again(case, shown, tmp_path):
+    module, expected = TABLES[case]
+    project = shown.copy(tmp_path)
+    if module:
+        with open(project.path / f"src/icprobe/analysis/{module}.py", "a", encoding="utf-8") as file:
+            file.write("\n\nADDED = 1\n")
+    ended = project.snakemake("truth", "-n", config=TRUTH)
+    assert ended.returncode == 0, ended.output
+    assert ended.jobs == Counter(expected), ended.output
+
+
+def test_a_method_more_trains_nothing_and_is_in_the_tables(shown, tmp_path):
+    project = shown.copy(tmp_path)
+    more = laid_over(attribution={"methods": ["length", "random", "icp"]})
+    ended = project.snakemake("truth", "--cores", "2", config=more)
+    assert ended.returncode == 0, ended.output[-6000:]
+    assert "retrain" not in ended.jobs
+    assert "tabulate_removal" not in ended.jobs
+    for name in ("lds", "leave_one_out", "frontier"):
+        assert "icp" in set(pd.read_csv(project.path / dag.RESULTS / f"tables/{name}.csv")["method"]), name
+
+
 REFUSED = {
     "no training": ({**TRUTH, "finetune": None}, "truth: models are trained as finetune says"),
     "a method that is not scored": (laid_over(truth={"removals": ["icp"]}), "truth.removals: 'icp' is not in"),
