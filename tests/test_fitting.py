@@ -162,7 +162,7 @@ def test_examples_find_room_beside_a_task_that_is_cut(prompts, reader, tokenizer
     assert 294 <= count(tokenizer, whole) <= 300
     fits = fit_tasks(table("数" * 80), prompts, [model], "truncate")  # one that fits alone stays whole
     assert fits["output"][0] == "数" * 80
-    with pytest.raises(DataError, match=r"row r0 does not fit the 300 tokens of m, .* beside \d+ that others take"):
+    with pytest.raises(DataError, match=r"row r0 does not fit into the 300 tokens of m, even .* needs \d+ of them"):
         fit_train(table("x" * 100), fits, prompts, [model], "truncate")
 
 

@@ -200,8 +200,8 @@ def test_a_manifest_of_another_version_is_refused_in_one_sentence(capabilities, 
     for absent in ("shares_input", "packs", "refused_dtypes"):
         artifacts.write_manifest(tmp_path, **{name: value for name, value in kept.items() if name != absent})
         assert refused(lambda: Capabilities.of(tmp_path), ArtifactError) == (
-            f"{tmp_path}/manifest.json: says nothing of {absent}, for another version of icprobe prepared this model. "
-            f"Remove {tmp_path} so that it is made anew."
+            f"{tmp_path}/manifest.json: has no entry for {absent}: another version of icprobe prepared this model. "
+            f"Remove {tmp_path}, and it will be prepared again."
         )
 
 

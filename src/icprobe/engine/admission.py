@@ -49,7 +49,7 @@ ADVICE = "; such a model is not supported, choose another."
 @torch.no_grad()
 def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capabilities:
     """Tries out the model that was saved in `directory`, in each dtype. Raises ModelError where float32 is wrong."""
-    logger.info("the engines are tried on a few tokens of it, in float32 and in bfloat16")
+    logger.info("trying the engines on a few tokens, in float32 and in bfloat16")
     capabilities, trial, exact = _try_out(opened(directory, "float32", trusted), tokenizer)
     if wrong := _wrong_in_bfloat16(directory, trusted, capabilities, trial, exact):
         logger.warning("%s; it can be used with attribution.dtype: float32", wrong)
@@ -142,10 +142,15 @@ def check_theta(model: PreTrainedModel) -> float:
     """
     name, inside, layers = type(model).__name__, blocks(model), linear_layers(model)
     if other := [n for n, m in model.named_modules() if _in_another_list(model, inside, m)]:
-        raise ModelError(f"{name}: linear layers lie outside its {len(inside)} blocks, first {other[0]}; θ lacks them.")
+        raise ModelError(
+            f"{name}: it has linear layers outside its {len(inside)} blocks, first {other[0]}: gradients would leave "
+            f"them out{ADVICE}"
+        )
     for layer, module in layers.items():
         if more := dict(module.named_parameters()).keys() - {"weight", "bias"}:
-            raise ModelError(f"{name}: its layer {layer} has more than weight and bias: {', '.join(sorted(more))}.")
+            raise ModelError(
+                f"{name}: its layer {layer} has parameters besides weight and bias: {', '.join(sorted(more))}{ADVICE}"
+            )
     covered = {id(p) for module in layers.values() for p in module.parameters()}
     free = {
         id(p)

@@ -34,8 +34,8 @@ class Capabilities:
         names = [field.name for field in fields(cls)]
         if absent := [name for name in names if name not in manifest]:
             raise ArtifactError(
-                f"{Path(directory, artifacts.MANIFEST)}: says nothing of {', '.join(absent)}, for another version of "
-                f"icprobe prepared this model. Remove {directory} so that it is made anew."
+                f"{Path(directory, artifacts.MANIFEST)}: has no entry for {', '.join(absent)}: another version of "
+                f"icprobe prepared this model. Remove {directory}, and it will be prepared again."
             )
         return cls(**{**{name: manifest[name] for name in names}, "shares_input": tuple(manifest["shares_input"])})
 

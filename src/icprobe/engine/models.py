@@ -145,8 +145,8 @@ def check_gguf(path: Path, model: PreTrainedModel) -> None:
     wanted = sum(parameter.numel() for parameter in model.parameters())
     if held != wanted:
         raise ModelError(
-            f"{path.name}: it holds {held} weights where a {type(model).__name__} has {wanted}: transformers would "
-            f"leave some out, or make some up; {instead}"
+            f"{path.name}: it holds {held} weights, but a {type(model).__name__} has {wanted}: transformers would "
+            f"skip some of them or fill the missing ones with random values; {instead}"
         )
     fields = {name.partition(".")[2]: field for name, field in reader.fields.items()}
     values = {key: fields[key].contents() for key in (*GGUF_KEYS, *GGUF_MADE_KEYS) if key in fields}
@@ -155,8 +155,8 @@ def check_gguf(path: Path, model: PreTrainedModel) -> None:
         dropped += [f"the tensor {tensor.name}" for tensor in factors if (tensor.data != 1).any()]
     if dropped:
         raise ModelError(
-            f"{path.name}: transformers drops {dropped[0]} when it reads a GGUF file, so that another model would come "
-            f"of it; {instead}"
+            f"{path.name}: transformers drops {dropped[0]} when it reads a GGUF file, so the result would be a "
+            f"different model; {instead}"
         )
 
 

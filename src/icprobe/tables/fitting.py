@@ -166,9 +166,9 @@ def _cut_outputs(
         outputs[place] = _truncated(rows[place], reader, readers, text, besides)
         if not outputs[place]:
             raise DataError(
-                f"data.{what}: row {rows[place]['id']} does not fit the {reader.max_positions} tokens of "
-                f"{reader.model}, not even with one token of output, beside {besides[reader.model]} that others "
-                "take (the longest task, or an example); remove it, or shorten them."
+                f"data.{what}: row {rows[place]['id']} does not fit into the {reader.max_positions} tokens of "
+                f"{reader.model}, even with its output cut to one token: another row (the longest task, or an example) "
+                f"needs {besides[reader.model]} of them. Remove this row, or shorten that one."
             )
     logger.warning(
         "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",

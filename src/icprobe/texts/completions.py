@@ -54,6 +54,6 @@ def check_trainable(lengths: pd.DataFrame, length: int) -> None:
     if without:
         raise DataError(
             f"attribution.train_loss: response: {several(len(without), 'example')} without a loss: {some(without)}; "
-            f"the query alone has {length} tokens or more, where fine-tuning cuts. Raise finetune.max_length (within "
-            "the model's context), remove what is too long, or set train_loss: document."
+            f"the query alone has {length} tokens or more, and fine-tuning cuts there. Raise finetune.max_length "
+            "(within the model's context), remove what is too long, or set train_loss: document."
         )

@@ -60,7 +60,7 @@ def check_same_tokens(wanted: Callable[[str], Sequence[int]], tokenizer: Any, wh
         if seen != right:
             raise ModelError(
                 f"{where}: its {type(tokenizer).__name__} makes {len(seen)} tokens of {text!r}, but {what} it has "
-                f"{len(right)} others: transformers gives this type of model other rules; choose another model."
+                f"{len(right)} others: transformers has rules of its own for this type of model; choose another model."
             )
 
 
