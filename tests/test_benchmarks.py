@@ -192,3 +192,13 @@ def test_reckoned_operations_are_those_of_one_pair_after_another(monkeypatch):
 def test_the_page_holds_what_is_reckoned_now():
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     assert reckoning.table() in page, "run python -m benchmarks.reckoning"
+
+
+def test_a_setting_of_the_reliability_curve_is_a_section_of_the_configuration():
+    from benchmarks.reliability import changed
+
+    assert changed("epochs=2,lora.rank=8,lora.init_seed=null,scheduler=linear") == {
+        "epochs": 2,
+        "lora": {"rank": 8, "init_seed": None},
+        "scheduler": "linear",
+    }
