@@ -11,6 +11,7 @@ from snakemake.logging import logger
 from icprobe import cores, execution, fingerprints, masking, paths
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
+from icprobe.config.files import check_keys
 from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
 from icprobe.errors import IcprobeError
@@ -28,6 +29,7 @@ os.environ.update({masking.VARIABLE: json.dumps(masking.hide(config))})
 logger.addFilter(masking.of_record)
 
 try:
+    check_keys(workflow.configfiles)
     CONFIG = load(config, METHODS)
     METHODS = methods_of(CONFIG)
     PLAN = Plan(CONFIG, METHODS)

@@ -14,6 +14,7 @@ from icprobe.errors import ScoreError
 
 AGGREGATORS = {"icp": "fraction_positive", "one_step": "fraction_positive", "influence": "mean"}
 ETAS = (1e-3, 1e-2)
+LINKS = "Of the two links between icp and influence"
 
 
 def matrices(n=12, m=3, seed=0, noise=1.0):
@@ -164,12 +165,14 @@ def test_the_sentence_names_the_link_whose_interval_says_so():
     text = weak_link(table)
     row = table[(table["level"] == "element") & (table["learning_rate"] == 1e-3) & (table["statistic"] == "spearman")]
     first, second = row.set_index("link").loc[[FIRST, SECOND], "value"]
-    assert text.startswith("The weak link is icp – one_step: element by element (60 examples × 3 tasks, η = 0.001)")
+    assert text.startswith(
+        f"{LINKS}, icp – one_step is the weaker one: element by element (60 examples × 3 tasks, η = 0.001)"
+    )
     assert f"{first:.2f} [" in text
     assert f"{second:.2f} [" in text
     assert "This holds at every step size." in text
-    assert weak_link(with_difference(table, -0.4, -0.2)).startswith("The weak link is one_step – influence")
-    assert weak_link(with_difference(table, -0.4, 0.2)).startswith("These data do not show which link is weak")
+    assert weak_link(with_difference(table, -0.4, -0.2)).startswith(f"{LINKS}, one_step – influence is the weaker one")
+    assert weak_link(with_difference(table, -0.4, 0.2)).startswith("These data do not show which of the two links")
 
 
 def test_the_sentence_tells_the_step_sizes_at_which_it_is_otherwise():

@@ -11,6 +11,7 @@ import yaml
 
 from icprobe.attribution import METHODS
 from icprobe.config import SMOLLM2, Config, load, schema, stands_alone
+from icprobe.config.files import check_keys
 from icprobe.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -325,3 +326,24 @@ def test_every_key_is_described():
 def test_the_module_is_a_command():
     done = subprocess.run([sys.executable, "-m", "icprobe.config.schema", "--check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("data:\n  train: a\nbins: []\ndata:\n  eval: b\n", "the key data appears twice, in lines 1 and 4"),
+        ("data: {train: {path: a, path: b}}", "the key data.train.path appears twice, in lines 1 and 1"),
+        ("bins:\n- {a: 1, a: 2}\n", "the key bins.a appears twice"),
+        ("a: &x {b: 1}\nc: *x\nd: *x\ne: {<<: *x, b: 2}\n", None),
+        ("", None),
+        ("a: [broken", None),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_file_is_refused(text, said, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    if said is None:
+        check_keys([tmp_path / "mine.yaml", tmp_path / "absent.yaml"])
+        return
+    with pytest.raises(ConfigError) as refused:
+        check_keys([tmp_path / "mine.yaml"])
+    assert f"config: {tmp_path}/mine.yaml: {said}" in str(refused.value)

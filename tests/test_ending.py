@@ -146,6 +146,7 @@ LINE = "2026-11-24 10:00:00"
             f"{LINE} bug: KeyError\nTraceback (most recent call last):\n  File x\n    y\nKeyError: 'z'\n{LINE} failed",
             "a bug, KeyError: 'z'",
         ),
+        (f"{LINE} begun\n{LINE} terminated by SIGTERM\n", "it was ended from outside, by SIGTERM"),
         (f"{LINE} begun\n", ""),
     ],
 )

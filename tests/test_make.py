@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from icprobe.tracking import syncing
+from icprobe.tracking import saved_view, syncing
 
 ROOT = Path(__file__).parents[1]
 COMPUTED = ("results/demo/report.html", "results/demo/model/scores/icp.parquet", "logs/demo/report.log")
@@ -41,7 +41,7 @@ def test_make_clean_keeps_paid_answers_and_runs_and_says_so_and_clean_all_remove
 
 def test_make_workspace_follows_the_configuration(tmp_path, monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(syncing, "save_workspace", lambda *names: asked.append(names) or "https://…")
+    monkeypatch.setattr(saved_view, "save_workspace", lambda *names: asked.append(names) or "https://…")
     monkeypatch.chdir(tmp_path)
     whole = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     Path("config.yaml").write_text(yaml.safe_dump(whole))

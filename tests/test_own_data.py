@@ -9,10 +9,14 @@ import pytest
 import yaml
 
 from icprobe.attribution import METHODS
+from icprobe.config import load
 
 README = dag.ROOT / "README.md"
 # What the README shows.
 OWN = yaml.safe_load(re.search(r"Write `mine.yaml`:\n\n(.*?)\n\n\S?", README.read_text(encoding="utf-8"), re.DOTALL)[1])
+MORE = yaml.safe_load(
+    re.search(r"A file that asks for more:\n\n(.*?)\n\n\S", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+)
 TRAINED = {"fine_tune", "generate", "generate_base", "judge", "prepare_eval", "tabulate_win_rates"}
 
 
@@ -34,10 +38,13 @@ def run(tmp_path):
     for part in dag.PARTS:
         (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / part).symlink_to(dag.ROOT / part)
+    (tmp_path / "private").mkdir()
     rows = [("Say it.", word) for word in ("apple", "pear", "plum", "fig", "nut", "a date")]
-    pd.DataFrame(rows, columns=["prompt", "response"]).to_csv(tmp_path / "my_examples.csv", index=False)
+    pd.DataFrame(rows, columns=["prompt", "response"]).to_csv(tmp_path / "private/my_examples.csv", index=False)
     tasks = [{"instruction": "Name a fruit.", "output": "apple"}, {"instruction": "Name a tool.", "output": "saw"}]
-    (tmp_path / "my_tasks.jsonl").write_text("".join(f"{json.dumps(task)}\n" for task in tasks), encoding="utf-8")
+    (tmp_path / "private/my_tasks.jsonl").write_text(
+        "".join(f"{json.dumps(task)}\n" for task in tasks), encoding="utf-8"
+    )
 
     def start(configuration, *arguments):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(configuration), encoding="utf-8")
@@ -59,6 +66,12 @@ def test_own_data_are_planned_without_the_demos_prompts_labels_and_trainings(pla
     assert not TRAINED & {*ended.jobs}, ended.jobs
     assert ended.jobs["subset"] == 12, "files for trainers: six methods, two bins"
     assert "demo" not in ended.output.split("Job stats")[1]
+
+
+def test_the_readmes_file_that_asks_for_more_is_one_whole_configuration():
+    config = load(MORE, METHODS)
+    assert config.finetune_methods == ["icp", "influence"]
+    assert config.data.eval is not None
 
 
 def test_scores_are_a_target_that_stops_at_them_their_table_and_a_report_of_them(planned):

@@ -70,8 +70,13 @@ def test_runs_and_what_is_uploaded_of_them_hold_texts_only_where_that_is_asked_f
     ended = sync(tmp_path, server.url)
     assert ended.returncode == 0, ended.stderr
     count = "1 of them with texts of rows" if texts else "none of them with texts"
-    assert f"would upload 1 runs, {count}" in sent_before.stderr
-    assert f"uploading 1 runs, {count}" in ended.stderr
+    server_name = server.url.removeprefix("http://")
+    assert f"would upload 1 run to {server_name}, {count}" in sent_before.stderr
+    assert ("tables with texts; " in sent_before.stderr) == texts
+    for name in ("data/train.parquet", "tables/scores.csv", "report.html"):
+        assert (f"{name} (" in sent_before.stderr) == texts
+    assert "m/scores/icp.parquet (3 bytes)" in sent_before.stderr
+    assert f"uploading 1 run to {server_name}, {count}" in ended.stderr
     sent = json.dumps(server.requests)
     assert len(server.sent("CreateArtifact")) >= len(FILES["input"] + FILES["output"]) - 1
     for text in SECRET.values():

@@ -225,8 +225,9 @@ def test_examples_of_one_score_share_a_rank_and_stand_by_their_mean_effect():
     )
     bins = pd.DataFrame({"method": ["icp"], "bin": ["top 40%"]})
     found = Findings("m", ModelInputs(scores={"icp": scores}, bins=bins), train, [], {}, top=3)
-    assert found.best["icp"] == [2, 3, 4]
-    assert found.worst["icp"] == [1, 4, 3]
+    # Of four that are scored two and two, not three and three: none is among the best and among the worst.
+    assert found.best["icp"] == [2, 3]
+    assert found.worst["icp"] == [1, 4]
     assert [found.example(row, "icp")["rank"] for row in (2, 3, 4, 1)] == [1, 1, 1, 4]
     whole = Findings("m", ModelInputs(scores={"icp": scores.fillna(0)}, bins=bins), train, [], {}, top=3)
     assert whole.explorer(np.arange(5), pd.DataFrame({"id": []}))["bins"] == {"top 40%": {"icp": [2, 3]}}

@@ -60,6 +60,27 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
     ]
 
 
+def test_methods_that_tell_examples_apart_no_better_than_length_are_named():
+    table = aucs(length=(0.2, 0.1, 0.3), icp=(0.7, 0.6, 0.8), influence=(0.9, 0.8, 1.0), random=(0.5, 0.4, 0.6))
+    assert sentences.labels("planted", "sound", table)[-1].startswith(
+        "Response length alone (length) does no worse than icp: these may see how long an example is, and no more."
+    )
+    # A length that tells nothing, or less than each of the others, is no rival.
+    for length in ((0.55, 0.4, 0.7), (0.65, 0.55, 0.7)):
+        assert "length alone" not in " ".join(
+            sentences.labels("planted", "sound", aucs(length=length, icp=(0.7, 0.6, 0.8)))
+        )
+
+
+def test_a_score_that_many_examples_share_is_said_to_be_too_coarse_for_its_auc():
+    rows = [("icp", "top 20%", 14, 1.0, 40, 14, 9), ("influence", "top 20%", 14, 3.1, 1, 1, 70)]
+    table = aucs(icp=(0.6, 0.4, 0.8), influence=(0.9, 0.8, 1.0))
+    (said,) = sentences._too_coarse(pd.DataFrame(rows, columns=BORDER_COLUMNS), table)
+    assert said.startswith("40 examples have the same icp score")
+    assert "attribution: {aggregators: {icp: mean}}" in said
+    assert sentences._too_coarse(None, table) == []
+
+
 def test_few_prompts_are_said_to_decide_nothing():
     judged = win_rates(icp=(">0.8", 55, 40, 70), random=(">0.8", 45, 30, 60), all=("all", 60, 55, 65))
     said = " ".join(sentences.against_base(judged, 24))
@@ -93,7 +114,7 @@ def test_bins_that_ties_decide_are_named():
     rows = [("icp", "top 20%", 14, 0.75, 21, 7, 9), ("influence", "top 20%", 14, 3.1, 1, 1, 70)]
     table = pd.DataFrame(rows, columns=BORDER_COLUMNS)
     (said,) = sentences.coarse(table)
-    assert said.startswith("Ties decide part of icp top 20% (7 of its 14 share a score with 14 outside).")
+    assert said.startswith("Ties decide who is in icp top 20% (7 of its 14 share a score with 14 outside).")
     assert sentences.coarse(table[1:]) == sentences.coarse(None) == []
 
 

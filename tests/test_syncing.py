@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tracked import FILE, KEY, LIGHT, WORK, run_directories, run_jobs, run_name_of_work, run_of, run_tracked
 
-from icprobe.tracking import records, syncing
+from icprobe.tracking import records, saved_view, syncing
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -236,7 +236,7 @@ def test_nothing_is_uploaded_where_wandb_is_disabled(tmp_path, server, monkeypat
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
 def test_the_saved_view_shows_correlations_overlaps_and_win_rates():
     pytest.importorskip("wandb_workspaces", reason="the package wandb-workspaces is optional")
-    view = json.loads(syncing.workspace("icprobe", "me", "demo")._to_model().model_dump_json())
+    view = json.loads(saved_view.workspace("icprobe", "me", "demo")._to_model().model_dump_json())
     sections = view["spec"]["section"]["panel_bank_config"]["sections"]
     assert [section["name"] for section in sections] == [
         "Correlations",

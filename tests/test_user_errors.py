@@ -282,6 +282,16 @@ def test_a_mistake_in_the_configuration_is_one_sentence_and_all_that_is_said(con
     assert re.search("^config: .*" + CONFIGURATIONS[configuration][1], lines[0])
 
 
+def test_a_key_twice_in_a_file_of_ones_own_is_all_that_is_said(tmp_path):
+    project = dag.new(tmp_path)
+    (tmp_path / "mine.yaml").write_text("experiment: mine\nseed: 1\nexperiment: tiny\n")
+    ended = dag.forked(["all", "-n", "--configfile", "config.yaml", "configs/tiny.yaml", "mine.yaml"], project.path)
+    lines = [line for line in said(ended) if not line.startswith(GREETINGS)]
+    assert ended.returncode == 1
+    assert len(lines) == 1, ended.output
+    assert "mine.yaml: the key experiment appears twice, in lines 1 and 3" in lines[0]
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_file_is_one_sentence_on_the_terminal_and_in_the_log(mistake, outcomes):
     project, ended = outcomes["mistake", mistake].result()

@@ -168,7 +168,9 @@ def weak_link(table: pd.DataFrame) -> str:
     where = f"element by element ({n_examples} examples × {links('element')[0].n // n_examples} tasks, η = {best:g})"
     gap = _shown(rows["element", DIFFERENCE, "spearman_difference", best])
     opening = (
-        f"The weak link is {link_words(weak[best])}" if weak[best] else "These data do not show which link is weak"
+        f"Of the two links between icp and influence, {link_words(weak[best])} is the weaker one"
+        if weak[best]
+        else "These data do not show which of the two links between icp and influence is the weaker one"
     )
     sentences = [
         f"{opening}: {where} the Spearman correlation of icp and one_step is {first}; for one_step and influence it is "

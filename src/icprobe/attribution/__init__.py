@@ -54,7 +54,7 @@ METHODS: dict[str, Method] = {
     "icp": Method(
         "icprobe.attribution.icp",
         "nats",
-        "Put into the prompt, by how many nats of log-likelihood does it make a task's answer likelier?",
+        "In-context probing: with it in the prompt, by how many nats of log-likelihood is a task's answer likelier?",
         (*_ENGINE, *_TASK),
         per_token=_TASK,
     ),
@@ -62,7 +62,8 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.influence",
         "nats²",
         "Does training on it push the model's weights where training on a task would? "
-        "The product of their two loss gradients tells, in nats².",
+        "The inner product of their two loss gradients tells, in nats²: times the size of a small step on the example, "
+        "it is about how many nats of log-likelihood the task's answer gains.",
         (*_ENGINE, *_LOSS),
         _BUDGET,
         per_token=_BOTH_SIDES,
@@ -97,8 +98,8 @@ METHODS: dict[str, Method] = {
     "icp_budget": Method(
         "icprobe.attribution.icp_budget",
         "share of tasks helped",
-        "Put into the prompt, which share of the tasks does it help? Examples that are clearly neither among the best "
-        "nor among the worst are tried on some tasks only.",
+        "In-context probing on a budget: with it in the prompt, which share of the tasks' answers is likelier? "
+        "Examples that are clearly neither among the best nor among the worst are tried on some tasks only.",
         (*_ENGINE, "icp_budget"),
         per_task=False,
         whole=True,

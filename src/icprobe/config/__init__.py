@@ -324,7 +324,8 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         keys.append(str(first["loc"][-1]))
         what = "this key is missing"
     else:
-        message = "a mapping is needed" if first["type"] == "model_type" else first["msg"][:400]
+        needed = {"model_type": "a mapping is needed", "list_type": "a list is needed, in brackets such as [a, b]"}
+        message = needed.get(first["type"], first["msg"][:400])
         seen = first.get("input")
         what = message.removeprefix("Value error, ")
         # What stands where the name of a key's variable should is often the key itself.

@@ -110,7 +110,8 @@ class Findings:
         self.best, self.worst = {}, {}
         for method, table in tables.items():
             order = _best_first(table)
-            self.best[method], self.worst[method] = order[:top], order[::-1][:top]
+            most = min(top, max(1, len(order) // 2))  # none is both
+            self.best[method], self.worst[method] = order[:most], order[::-1][:most]
 
     def _own(self, source: Source | None) -> pd.DataFrame | None:
         """The rows of a table that are of this model and over all tasks; None where there are none."""

@@ -8,11 +8,12 @@ import pandas as pd
 from icprobe.analysis import binning, headline
 from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.evaluation.win_rates import FEWEST
-from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, parse_bin
+from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, number, parse_bin
 from icprobe.report import gains
 from icprobe.report.findings import Findings
 from icprobe.report.wording import every, listed, many
 
+COARSE = 0.25  # of the examples; where more have one score, that is said beside its AUC
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 
 
@@ -68,8 +69,8 @@ def coarse(bins: pd.DataFrame | None) -> list[str]:
     if not told:
         return []
     return [
-        f"Ties decide part of {listed(told)}. Mean effect, then id, orders equal scores; a score that is a share of "
-        "tasks takes more values with more tasks."
+        f"Ties decide who is in {listed(told)}. Equal scores are ordered by mean effect, then by id; a score that is a "
+        "share of tasks takes more values with more tasks."
     ]
 
 
@@ -83,7 +84,7 @@ def found(
     ):
         good = listed(map(str, sound_labels.get(label, [])), "or") or "good"
         question = f"Which methods tell {good} examples from the others ({label})?"
-        findings.append(Finding(question, labels(str(label), good, rows)))
+        findings.append(Finding(question, [*labels(str(label), good, rows), *_too_coarse(model.bins, rows)]))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
         findings.append(Finding("Does training make held-out answers likelier?", sentences))
     rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
@@ -108,7 +109,16 @@ def found(
         )
     if findings:
         return findings
-    sentences = ["There are no labels with good values and no fine-tuned models to compare the scores with."]
+    sentences = [
+        f"The {method} scores run from {number(scores.min())} to {number(scores.max())}, with their median at "
+        f"{number(scores.median())}."
+        for method, scores in model.scores.items()
+        if scores.notna().any()
+    ]
+    sentences.append(
+        "There are no labels with good values and no fine-tuned models to compare the scores with: data.labels and "
+        "data.sound_labels, or finetune, would tell which of them are worth something."
+    )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")
     return [Finding("What do the scores say?", sentences)]
@@ -141,7 +151,34 @@ def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
             names = listed(told[method] for method in ordered)
             it = "it tells them apart" if one else "they tell them apart"
             sentences.append(words.format(names, s="s" if one else "", it=it, good=good))
-    return sentences
+    return sentences + _beside_length(rows)
+
+
+def _beside_length(rows: pd.DataFrame) -> list[str]:
+    """Which methods tell examples apart, but no better than response length alone does."""
+    known = rows[rows["low"].notna()].assign(told=(rows["auc"] - 0.5).abs())
+    known = known[(known["low"] > 0.5) | (known["high"] < 0.5)].set_index("method")
+    if "length" not in known.index:
+        return []
+    behind = known[(known["told"] <= known["told"]["length"]) & (known.index != "length")]
+    if behind.empty:
+        return []
+    return [
+        f"Response length alone (length) does no worse than {listed(behind.index)}: these may see how long an example "
+        "is, and no more. The table of correlations has each method with length."
+    ]
+
+
+def _too_coarse(bins: pd.DataFrame | None, rows: pd.DataFrame) -> list[str]:
+    """Which methods give so many examples the same score that an AUC says little of them."""
+    tied = {} if bins is None else bins.groupby("method", sort=False)["n_tied"].max().to_dict()
+    return [
+        f"{count(tied[row.method])} examples have the same {row.method} score, so that its AUC and correlations cannot "
+        "tell these apart; as a mean effect (attribution: {aggregators: {"
+        f"{row.method}: mean}}}}) the score would."
+        for row in rows.itertuples()
+        if tied.get(row.method, 0) > COARSE * (row.n_positive + row.n_negative)
+    ]
 
 
 def numbers(label: str, rows: pd.DataFrame) -> list[str]:

@@ -247,4 +247,6 @@ def sentence_of(log: str | Path) -> str:
         # The first line that is neither indented nor one of the log's own.
         ends = [line for line in traceback.splitlines()[1:] if line and not line[0].isspace()]
         return f"a bug, {ends[0]}" if ends else "a bug"
+    if ended := re.findall(r"^\S+ \S+ terminated by (SIG\w+)", text, re.MULTILINE):
+        return f"it was ended from outside, by {ended[-1]}"
     return ""

@@ -167,7 +167,7 @@ def _tail_patch(table: pd.DataFrame) -> Column:
         "Tail patch",
         "nats per task",
         "By how many nats one step of training on one of a method's 10 best examples raises the log-likelihood of a "
-        "task's answer, mean over both.",
+        "task's answer, mean over these examples and the tasks.",
         many(rows["n"].max(), "best example"),
         _rows(rows),
         "effect",

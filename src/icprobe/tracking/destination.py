@@ -33,4 +33,5 @@ def _of_runs(chosen: Mapping[str, Any], folder: str, ask: bool) -> str:
     server = os.environ.get("WANDB_BASE_URL", SERVER)
     elsewhere = "" if server == SERVER else f" on {server}"
     project = f"{chosen['entity']}/{chosen['project']}" if chosen["entity"] else f"your project {chosen['project']}"
-    return f"online, to {project}{elsewhere}, {held}"
+    said = "" if chosen["why"] == "wandb.mode" else f" ({chosen['why']} says so)"
+    return f"online, to {project}{elsewhere}, {held}{said}"

@@ -146,21 +146,36 @@ def lost(run: Record, sent: set[tuple[str, str]]) -> str | None:
     sent: versions that the server has. Files are read where they lie when they are uploaded: what was made anew would
     arrive under the old digest.
     """
+    for facts in _sent_whole(run, sent):
+        # Named as from the folder that holds results/, whatever folder this is.
+        file = run.log.parents[4] / facts["name"]
+        if not file.exists():
+            return f"{facts['name']} was removed"
+        if _digest(file) != facts["digest"]:
+            return f"{facts['name']} was changed since"
+    return None
+
+
+def what_is_sent(run: Record, sent: set[tuple[str, str]]) -> str:
+    """What an upload of a run holds, in words, with its files that would be sent; sent: versions the server has."""
+    files = [f"{one['name']} ({one.get('bytes', 0):,} bytes)" for one in _sent_whole(run, sent)]
+    texts = ", tables with texts" if run.texts else ""
+    return f"what it logged{texts}" + (f"; {', '.join(files)}" if files else "")
+
+
+def _sent_whole(run: Record, sent: set[tuple[str, str]]) -> list[Facts]:
+    """The files of a run that are sent as they are, and are not there yet.
+
+    Of a large file, and of texts that stay here, a card is sent; of a model its manifest.
+    """
+    found = []
     for facts in (*run.outputs, *run.inputs):
         name, digest = facts["name"], facts.get("digest")
         kind = artifact_type(name)
-        # Of a large file, and of texts that stay here, a card is sent; of a model its manifest.
-        by_content = kind is not None and (kind == "model" or facts.get("bytes", 0) <= UPLOAD_BYTES)
-        by_content = by_content and (run.texts or not holds_texts(name))
-        if digest is None or not by_content or (name, digest) in sent:
-            continue
-        # Named as from the folder that holds results/, whatever folder this is.
-        file = run.log.parents[4] / name
-        if not file.exists():
-            return f"{name} was removed"
-        if _digest(file) != digest:
-            return f"{name} was changed since"
-    return None
+        whole = kind is not None and (kind == "model" or facts.get("bytes", 0) <= UPLOAD_BYTES)
+        if digest is not None and whole and (run.texts or not holds_texts(name)) and (name, digest) not in sent:
+            found.append(facts)
+    return found
 
 
 def _digest(file: Path) -> str | None:

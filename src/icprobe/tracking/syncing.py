@@ -16,13 +16,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from icprobe import paths
-from icprobe.errors import DataError, IcprobeError
+from icprobe.errors import DataError, IcprobeError, several
 from icprobe.tracking import journals, modes, records
-from icprobe.tracking.lineage import CLOCK, STEP
 from icprobe.tracking.records import Record
 
 logger = logging.getLogger(__name__)
@@ -63,7 +61,8 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
         logger.info("%s is superseded and stays here: %s", log.parent.name, old[log])
         del waiting[log]
     if not waiting:
-        logger.info("%s: every run is uploaded", experiment_directory)
+        left = "every run is uploaded" if sent or runs else "there are no runs, so there is nothing to upload"
+        logger.info("%s: %s", experiment_directory, left)
         return {}
     failed = {
         log: why
@@ -72,15 +71,18 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
     }
     ready = [run for log, run in waiting.items() if log not in failed]
     with_texts = sum(run.texts for run in ready)
-    held = f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts"
+    held = f"{several(len(ready), 'run')} to {urlsplit(os.environ.get('WANDB_BASE_URL', SERVER)).netloc}, "
+    held += f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts"
     if dry_run:
-        logger.info("%s: would upload %d runs, %s", experiment_directory, len(ready), held)
+        for run in ready:
+            logger.info("%s: %s", run.log.parent.name, records.what_is_sent(run, sent))
+        logger.info("%s: would upload %s", experiment_directory, held)
         return {log.parent.name: why for log, why in failed.items()}
     try:
         check_server(min(timeout, 10))
     except TrackingError as error:
         return {log.parent.name: failed.get(log, str(error)) for log in waiting}
-    logger.info("%s: uploading %d runs, %s", experiment_directory, len(ready), held)
+    logger.info("%s: uploading %s", experiment_directory, held)
     failed |= _upload_all(directory, ready, timeout)
     logger.info("%d of %d runs uploaded", len(waiting) - len(failed), len(waiting))
     return {log.parent.name: why for log, why in failed.items()}
@@ -277,94 +279,6 @@ def _refused(directory: Path) -> dict[Path, str]:
     return found
 
 
-# --- the saved view ---------------------------------------------------------------------------------------------
-
-
-def workspace(project: str, entity: str, experiment: str | None = None) -> Any:
-    """A wandb-workspaces Workspace: correlations, overlaps, win rates, training curves, the workflow. No network.
-
-    The panels read what jobs log: the summaries `spearman`, `overlap` and `win_rate`, the tables `correlations`,
-    `overlaps` and `win_rates`, the curves train/*, and those of the workflow's own runs. That the specification is
-    built, and which keys it names, is tested; how W&B draws it, and saving it, need the service and were not.
-    """
-    try:
-        import wandb_workspaces.reports.v2 as panels
-        import wandb_workspaces.workspaces as workspaces
-    except ImportError:
-        raise TrackingError("A saved view needs the package wandb-workspaces: pip install wandb-workspaces.") from None
-
-    def section(name: str, *shown: Any) -> Any:
-        return workspaces.Section(name=name, panels=list(shown), is_open=True)
-
-    def compared(name: str, title: str, metric: str, by: str) -> Any:
-        """A summary number as bars, and the table that it is the headline of."""
-        bars = panels.BarPlot(title=title, metrics=[metric], groupby=panels.Config(by))
-        return section(name, bars, panels.WeavePanelSummaryTable(table_name=name.lower().replace(" ", "_")))
-
-    return workspaces.Workspace(
-        entity=entity,
-        project=project,
-        name=f"icprobe {experiment or 'overview'}",
-        sections=[
-            compared("Correlations", "Spearman of icp and influence", "spearman", by="model"),
-            compared("Overlaps", "Share of a bin that is in the icp bin", "overlap", by="method"),
-            compared("Win rates", "Win rate against the base model, %", "win_rate", by="bin"),
-            section(
-                "Training",
-                panels.LinePlot(
-                    title="Training loss by bin", x=STEP, y=["train/loss"], groupby=panels.Config("bin"), title_x="step"
-                ),
-            ),
-            section(
-                "Workflow",
-                panels.LinePlot(
-                    title="Jobs", x=CLOCK, y=[f"workflow/{state}" for state in ("done", "failed", "total")], title_x="s"
-                ),
-                panels.WeavePanelSummaryTable(table_name="rules"),
-                panels.WeavePanelSummaryTable(table_name="stale"),
-            ),
-        ],
-        runset_settings=workspaces.RunsetSettings(
-            filters=workspaces.And(workspaces.Metric("Group") == experiment) if experiment else "",
-            groupby=[workspaces.Metric("Group"), workspaces.Metric("JobType")],
-        ),
-    )
-
-
-def save_workspace(project: str, entity: str | None, experiment: str | None = None) -> str:
-    """Save the view on W&B; returns its address. Not tested against the service."""
-    check_server(10)
-    import wandb
-
-    view = workspace(project, entity or wandb.Api(timeout=20).default_entity, experiment)
-    view.save()
-    return view.url
-
-
-def _configured(files: Sequence[str]) -> tuple[str, str | None, str | None]:
-    """Project, entity and experiment of configuration files, read as `snakemake` reads them; of none, the defaults."""
-    if not files:
-        return "icprobe", None, None
-    import yaml
-    from snakemake.utils import update_config
-
-    from icprobe.attribution import METHODS
-    from icprobe.config import load, stands_alone
-
-    layers = []
-    for file in files:
-        if not Path(file).is_file():
-            raise DataError(f"{file}: no such file; name configuration files, config.yaml first.")
-        layers.append(yaml.safe_load(Path(file).read_text(encoding="utf-8")))
-    given: dict[str, Any] = {}
-    for layer in layers[1:]:
-        update_config(given, layer)
-    raw = {} if stands_alone(given) else layers[0]
-    update_config(raw, given)
-    config = load(raw, METHODS)
-    return config.wandb.project, config.wandb.entity, config.experiment
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Command line: `sync DIRECTORY` and `workspace`."""
     parser = argparse.ArgumentParser(
@@ -389,8 +303,11 @@ def main(arguments: list[str] | None = None) -> None:
             failed = sync(chosen.directory, chosen.timeout, chosen.dry_run)
             said = "".join(f"\n  {run}: {why}" for run, why in failed.items())
             sys.exit(f"{len(failed)} runs were not uploaded:{said}\n{REMEDY}" if failed else None)
-        project, entity, experiment = _configured(chosen.configfile)
-        print(save_workspace(chosen.project or project, chosen.entity or entity, chosen.experiment or experiment))
+        from icprobe.tracking import saved_view  # it imports this module
+
+        project, entity, experiment = saved_view.configured(chosen.configfile)
+        chosen.project, chosen.entity = chosen.project or project, chosen.entity or entity
+        print(saved_view.save_workspace(chosen.project, chosen.entity, chosen.experiment or experiment))
     except IcprobeError as error:
         sys.exit(str(error))
 
