@@ -93,12 +93,18 @@ onstart:
         records.tell_present(CONFIG.experiment, jobs, whole)
 
 
-# The last words, of runs of `all`, of `truth` and of the report. Dry runs, parts, and Snakemake within jobs have none.
+# The last words, of runs that make a report: `all`, `truth`, `scores`. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     made = {job.rule.name for job in workflow.dag.jobs}
-    if made & {"report", "report_truth"}:
-        tables = (REPORT_TABLES if "report" in made else TABLES) + (TRUTH_TABLES if "report_truth" in made else [])
-        page = paths.REPORT if "report" in made else paths.TRUTH_REPORT
+    # The report that shows most, with the tables that were made for it.
+    pages = {
+        "report": (paths.REPORT, REPORT_TABLES),
+        "report_truth": (paths.TRUTH_REPORT, TABLES + TRUTH_TABLES),
+        "report_scores": (paths.SCORES_REPORT, []),
+    }
+    shown = next((rule for rule in pages if rule in made), None)
+    if shown:
+        page, tables = pages[shown]
         planned = [os.path.basename(table) for table in tables]
         say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, planned=planned, report=page))
 

@@ -250,6 +250,7 @@ def test_jobs_and_report_of_the_dag_say_the_objective(tmp_path_factory, tmp_path
     objective = {"train_loss": "response", "reduction": "mean", "task_likelihood": "mean"}
     ended = project.snakemake("scores", "--cores", "2", config={"attribution": objective})
     assert ended.returncode == 0, ended.output
+    assert "Report: results/tiny/scores.html" in ended.output
     for job in ("attribute_influence/tiny-llama/1-of-2.log", "attribute/tiny-llama/one_step/1-of-2.log"):
         assert "Fine-tuning minimises it where a step holds one example" in project.log("tiny", job)
     icp_log = project.log("tiny/attribute/tiny-llama/icp/1-of-2.log")

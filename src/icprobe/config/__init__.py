@@ -85,8 +85,9 @@ class Config(Section):
         if of_icp and not self.attribution.icp_is_share:
             unscored = set(self.finetune.methods or []) - set(self.attribution.methods)
             away = [f"{key}: null" for key, wrong in (("methods", unscored), ("bins", trained)) if wrong]
+            where = "bins" if of_icp[0] in self.bins else "finetune.bins"
             raise ValueError(
-                f"bins: {of_icp[0]!r} is a threshold on the icp score; add icp to attribution.methods and "
+                f"{where}: {of_icp[0]!r} is a threshold on the icp score; add icp to attribution.methods and "
                 f"icp: fraction_positive to attribution.aggregators, or write bins: {json.dumps(ENDS)}"
                 + (f" and finetune: {{{', '.join(away)}}}" if away else "")
             )

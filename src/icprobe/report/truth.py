@@ -12,7 +12,7 @@ from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.formatting import count, fixed, number
 from icprobe.report import verdicts
 from icprobe.report.findings import Findings
-from icprobe.report.wording import many
+from icprobe.report.wording import listed, many
 
 Number = Callable[[float | None], str]
 
@@ -103,9 +103,9 @@ def explained(shown: Iterable[Column]) -> dict[str, str]:
             "Rivals that look at no model: a subset's worth is its number of tokens, in whole examples or in their "
             "responses; a method that does no better has only found the long examples."
         )
-    terms["95% interval"] = (
-        "In brackets: where the number would lie for other subsets, random removals or examples of the same kind."
-    )
+    others = {"LDS": "subsets", "Removal": "random removals"}
+    kinds = [what for title, what in others.items() if any(column.title.startswith(title) for column in shown)]
+    terms["95% interval"] = f"In brackets: where the number would lie for other {listed([*kinds, 'examples'], 'or')}."
     return terms
 
 
