@@ -330,7 +330,7 @@ def test_what_results_lack_is_said(results, tmp_path):
         found.scores()
     with pytest.raises(ArtifactError, match="no model 'three'; there are one, two"):
         found.matrix("icp", "three")
-    with pytest.raises(ArtifactError, match="there is no 'influence'; there are icp, length"):
+    with pytest.raises(ArtifactError, match="there is no 'influence', only icp, length"):
         found.matrix("influence", "one")
     with pytest.raises(ArtifactError, match="holds no scores of an experiment"):
         icprobe.load(tmp_path / "one")

@@ -72,15 +72,6 @@ def test_methods_that_tell_examples_apart_no_better_than_length_are_named():
         )
 
 
-def test_a_score_that_many_examples_share_is_said_to_be_too_coarse_for_its_auc():
-    rows = [("icp", "top 20%", 14, 1.0, 40, 14, 9), ("influence", "top 20%", 14, 3.1, 1, 1, 70)]
-    table = aucs(icp=(0.6, 0.4, 0.8), influence=(0.9, 0.8, 1.0))
-    (said,) = sentences._too_coarse(pd.DataFrame(rows, columns=BORDER_COLUMNS), table)
-    assert said.startswith("40 examples have the same icp score")
-    assert "attribution: {aggregators: {icp: mean}}" in said
-    assert sentences._too_coarse(None, table) == []
-
-
 def test_few_prompts_are_said_to_decide_nothing():
     judged = win_rates(icp=(">0.8", 55, 40, 70), random=(">0.8", 45, 30, 60), all=("all", 60, 55, 65))
     said = " ".join(sentences.against_base(judged, 24))

@@ -54,7 +54,8 @@ METHODS: dict[str, Method] = {
     "icp": Method(
         "icprobe.attribution.icp",
         "nats",
-        "In-context probing: with it in the prompt, by how many nats of log-likelihood is a task's answer likelier?",
+        "In-context probing: does it make a task's answer likelier to have it in the prompt? The effect on a task is "
+        "the change of the answer's log-likelihood, in nats; a share of tasks helped counts those above 0.",
         (*_ENGINE, *_TASK),
         per_token=_TASK,
     ),

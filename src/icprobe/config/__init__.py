@@ -258,7 +258,9 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
         for method in methods:
             if method not in known_methods:
                 raise _mistake(
-                    ["attribution", key], f"{shown(method)} is not a method; use one of {', '.join(known_methods)}"
+                    ["attribution", key],
+                    f"{shown(method)} is not a method; use one of {', '.join(known_methods)}"
+                    + did_you_mean(method, known_methods),
                 )
     return config
 

@@ -18,7 +18,7 @@ def load(directory: str | Path) -> "Results":
     results = Results(Path(directory))
     if not results.models:
         raise ArtifactError(
-            f"{directory}: holds no scores of an experiment; run `snakemake analysis` first, or correct the path "
+            f"{directory}: holds no scores of an experiment; run `snakemake scores` first, or correct the path "
             "(the experiment's, such as results/demo)."
         )
     return results
@@ -83,7 +83,7 @@ class Results:
         """Finds the file that has `name` in the place of the pattern's star; says which there are where it is not."""
         if name not in (known := self._names(pattern, model)):
             where = self._file(pattern, model).parent
-            raise ArtifactError(f"{where}: there is no {shown(name)}; there are {', '.join(known) or 'none'}.")
+            raise ArtifactError(f"{where}: there is no {shown(name)}, only {', '.join(known) or 'nothing'}.")
         return Path(str(self._file(pattern, model)).replace("*", name))
 
     def _names(self, pattern: str, model: str | None) -> list[str]:

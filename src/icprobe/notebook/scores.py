@@ -50,6 +50,8 @@ def correlate(
     `n`. Raises ScoreError for a method that has no column.
     """
     settings = slice_of(configured(analysis=analysis, seed=seed).analysis, "resamples", "analytic_above")
+    if "id" not in scores or len(methods_of(scores) if methods is None else methods) < 2:
+        raise ScoreError("To correlate, a table needs a column id and the scores of two methods or more.")
     by_id = scores.set_index("id")
     sets = {method: _of_method(by_id, method) for method in (methods_of(scores) if methods is None else methods)}
     known = "n_target" in by_id and by_id["n_target"].notna().all()
@@ -64,6 +66,10 @@ def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
     scores of icp. Equal scores at its border go by mean effect, where the table has it, then by id. Raises ConfigError
     where the bin cannot be read, ScoreError where it holds more rows than the method has scored.
     """
+    if not isinstance(bin, str):
+        raise ConfigError(f'select: a bin is a text such as "top 5" or "top 20%", not {shown(bin)}')
+    if "id" not in scores:
+        raise ScoreError("The table has no column id; give what icprobe.value or icprobe.load(…).scores() gave.")
     if (doubled := scores["id"][scores["id"].duplicated()]).size:
         raise ScoreError(f"The id {shown(doubled.iloc[0])} appears twice in the table; keep one row for each example.")
     ids = members(_ranked(scores, method), bin, _ranked(scores, "icp") if parse_bin(bin).is_threshold else None)

@@ -13,7 +13,7 @@ from icprobe.report import gains
 from icprobe.report.findings import Findings
 from icprobe.report.wording import every, listed, many
 
-COARSE = 0.25  # of the examples; where more have one score, that is said beside its AUC
+TIES = "Which scores do not rank the examples?"
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 
 
@@ -79,12 +79,14 @@ def found(
 ) -> list[Finding]:
     """What the tables of a model say, question by question; one sentence where there is nothing to compare."""
     findings = []
+    if model.ties:
+        findings.append(Finding(TIES, model.ties))
     for label, rows in (
         [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
     ):
         good = listed(map(str, sound_labels.get(label, [])), "or") or "good"
         question = f"Which methods tell {good} examples from the others ({label})?"
-        findings.append(Finding(question, [*labels(str(label), good, rows), *_too_coarse(model.bins, rows)]))
+        findings.append(Finding(question, labels(str(label), good, rows)))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
         findings.append(Finding("Does training make held-out answers likelier?", sentences))
     rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
@@ -107,7 +109,7 @@ def found(
                 [f"Nothing says which values are good, so no method is compared with them. To compare, write {key}."],
             )
         )
-    if findings:
+    if any(finding.question != TIES for finding in findings):
         return findings
     sentences = [
         f"The {method} scores run from {number(scores.min())} to {number(scores.max())}, with their median at "
@@ -121,7 +123,7 @@ def found(
     )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")
-    return [Finding("What do the scores say?", sentences)]
+    return [*findings, Finding("What do the scores say?", sentences)]
 
 
 def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
@@ -166,18 +168,6 @@ def _beside_length(rows: pd.DataFrame) -> list[str]:
     return [
         f"Response length alone (length) does no worse than {listed(behind.index)}: these may see how long an example "
         "is, and no more. The table of correlations has each method with length."
-    ]
-
-
-def _too_coarse(bins: pd.DataFrame | None, rows: pd.DataFrame) -> list[str]:
-    """Which methods give so many examples the same score that an AUC says little of them."""
-    tied = {} if bins is None else bins.groupby("method", sort=False)["n_tied"].max().to_dict()
-    return [
-        f"{count(tied[row.method])} examples have the same {row.method} score, so that its AUC and correlations cannot "
-        "tell these apart; as a mean effect (attribution: {aggregators: {"
-        f"{row.method}: mean}}}}) the score would."
-        for row in rows.itertuples()
-        if tied.get(row.method, 0) > COARSE * (row.n_positive + row.n_negative)
     ]
 
 
