@@ -44,7 +44,7 @@ def read_table(
     frame, origin = read_source(source)
     places = frame.pop(WHERE)
     columns = source.get("columns", {})
-    check_columns(frame.columns, origin, columns, needs_output)
+    check_columns(frame.columns, origin, columns, needs_output, in_memory="rows" in source)
     check_labels(labels, [name for name in frame if any(map(label, frame[name]))], origin, columns)
     frame = _with_our_names(frame, columns)
     texts = {column: _texts(frame, column, places) for column in TEXTS}
@@ -59,10 +59,13 @@ def read_table(
     return _with_output(result, places, on_empty, origin) if needs_output else result
 
 
-def check_columns(names: Iterable[str], origin: str, columns: Mapping[str, str], needs_output: bool) -> None:
+def check_columns(
+    names: Iterable[str], origin: str, columns: Mapping[str, str], needs_output: bool, in_memory: bool = False
+) -> None:
     """Raises DataError where a table has not all columns that it needs, or that the configuration names.
 
-    names: its columns; origin: what it comes from; columns: {our name: theirs}.
+    names: its columns; origin: what it comes from; columns: {our name: theirs}. in_memory: of such rows nothing maps
+    the columns.
     """
     names = list(names)
     known = f"it has {_listed(names)}"
@@ -75,9 +78,9 @@ def check_columns(names: Iterable[str], origin: str, columns: Mapping[str, str],
     for ours in ["instruction", *(["output"] if needs_output else [])]:
         if columns.get(ours, ours) not in names:
             guess = next((name for name in names if name.lower() in OFTEN_CALLED[ours]), "NAME")
-            raise DataError(
-                f"{origin}: has no column {ours!r} ({known}); say which it is, such as columns: {{{ours}: {guess}}}."
-            )
+            way = f"rename(columns={{{guess!r}: {ours!r}}})" if in_memory else f"columns: {{{ours}: {guess}}}"
+            what = "rename one" if in_memory else "say which it is"
+            raise DataError(f"{origin}: has no column {ours!r} ({known}); {what}, such as {way}.")
 
 
 def check_labels(labels: Iterable[str], names: Sequence[str], origin: str, columns: Mapping[str, str]) -> None:
