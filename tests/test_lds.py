@@ -65,6 +65,10 @@ def test_sums_that_differ_by_rounding_alone_are_tied():
     assert len(np.unique(tied(sums))) == 3
     assert np.allclose(tied(sums), sums, atol=1e-11)
     assert (tied(np.zeros((3, 1))) == 0).all()
+    # So are their means over tasks of other sizes.
+    rows = np.random.default_rng(0).integers(-40, 40, (200, 3)) * [1.0, 7.0, 0.25]
+    means = tied(rows + 1e-14).mean(axis=1)
+    assert len(np.unique(means)) == len(np.unique(rows.mean(axis=1).round(6)))
 
 
 @pytest.mark.parametrize(("rows", "correlation"), [(24, 0.0), (24, 0.9), (64, 0.5)])

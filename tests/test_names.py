@@ -144,6 +144,8 @@ def test_no_model_method_or_subset_is_called_what_tables_take_for_missing(name):
 def test_a_method_called_all_is_refused_unless_it_is_all_data():
     with pytest.raises(ConfigError, match=r'attribution\.external: "all" means all data'):
         configured({"attribution": {"external": {"all": SCORES}}})
+    with pytest.raises(ConfigError, match=r'attribution\.external: "control-0" means a random removal in the tables'):
+        configured({"attribution": {"external": {"control-0": SCORES}}})
     for name in ("id", "output", "domain"):
         with pytest.raises(ConfigError, match=rf'attribution\.external: "{name}" means a column of the examples'):
             configured({"attribution": {"external": {name: SCORES}}})

@@ -1,6 +1,9 @@
 """Models trained anew: which sets are drawn, that a training is fine_tune's, and that none is done twice."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +14,7 @@ from icprobe import jsonl
 from icprobe.config.sources import Templates
 from icprobe.engine.admission import admit
 from icprobe.engine.models import load_model, prepare
-from icprobe.errors import DataError, ScoreError
+from icprobe.errors import ConfigError, DataError, ScoreError
 from icprobe.evaluation.outcomes import held_out_answers, log_likelihoods, network_of, outcomes
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer
@@ -219,7 +222,10 @@ def test_a_killed_job_loses_one_training_and_more_subsets_add_to_the_bank(base, 
     assert more[: len(whole)].equals(whole)
 
 
-@pytest.mark.parametrize("damage", ["", "[1.0", "[1.0]\n"])
+DAMAGED = ["", "[1.0", "[1.0]\n", "5", "null", '{"a": 1, "b": 2, "c": 3}', '["x", "y", "z"]', "[NaN, 1.0, 1.0]"]
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
 def test_a_damaged_training_is_done_again(base, asked, tmp_path, monkeypatch, caplog, damage):
     chosen = Training("a", 0, tuple(IDS[:4]))
     first = retrained(base, asked, tmp_path, chosen)
@@ -228,6 +234,34 @@ def test_a_damaged_training_is_done_again(base, asked, tmp_path, monkeypatch, ca
     assert retrained(base, asked, tmp_path, chosen).equals(first)
     assert "damaged" in caplog.text
     assert len(json.loads(kept.read_text())) == 3
+
+
+def test_a_training_that_diverges_is_told_at_once_and_not_kept(base, asked, tmp_path):
+    with pytest.raises(DataError, match=r"training on a with seed 0 .* diverged; lower finetune\.learning_rate"):
+        retrained(base, asked, tmp_path, Training("a", 0, tuple(IDS[:8])), learning_rate=1e30, scheduler="constant")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_of_one_step_within_its_warm_up_is_refused(base, asked, tmp_path):
+    one_step = {"batch_size": 8, "accumulation": 4, "epochs": 1, "warmup_ratio": 0.03}
+    chosen = Training("a", 0, tuple(IDS[:4]))
+    with pytest.raises(ConfigError, match=r"warmup_ratio: 4 examples make one step, .* nothing would be learned"):
+        retrained(base, asked, tmp_path, chosen, **one_step)
+    first, other = (
+        retrained(base, asked, tmp_path / str(rate), chosen, **{**one_step, "warmup_ratio": 0, "learning_rate": rate})
+        for rate in (1e-3, 1e-2)
+    )
+    assert not first["log_likelihood"].equals(other["log_likelihood"]), "without a warm-up one step learns"
+
+
+def test_two_jobs_may_keep_the_same_training_at_once(tmp_path):
+    example = [{"input_ids": [1, 2], "labels": [1, 2]}]
+    body = "import sys; sys.path[:0] = {path!r}\nfrom icprobe.truth.bank import Bank\nbank = Bank({folder!r})\n"
+    body += "for _ in range(200): bank.keep({example!r}, 0, [1.0]); assert bank.get({example!r}, 0, 1) == [1.0]\n"
+    code = body.format(path=[str(Path(bank.__file__).parents[2])], folder=str(tmp_path), example=example)
+    jobs = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    assert [job.wait(100) for job in jobs] == [0, 0]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_set_of_which_nothing_can_be_trained_on_is_refused(base, asked, tmp_path):

@@ -45,9 +45,13 @@ def _ranks_among(ranks: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def tied(values: np.ndarray) -> np.ndarray:
-    """Rounds sums [R, ...] so that those which differ by the order of summation alone are equal."""
-    unit = SAME * np.abs(values).max(axis=0, initial=0.0)
-    return np.round(values / np.where(unit > 0, unit, 1)) * unit
+    """Rounds sums [R, ...] so that those which differ by the order of summation alone are equal.
+
+    To multiples of a power of two, so that sums and means of them over the other axes are tied, too.
+    """
+    largest = np.abs(values).max(axis=0, initial=0.0)
+    unit = 2.0 ** np.ceil(np.log2(SAME * np.where(largest > 0, largest, 1)))
+    return np.round(values / unit) * unit
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,10 @@ def tabulate(
         own = predictions
         if name != TASKS:
             own = {m: None if sums is None else sums.mean(axis=1, keepdims=True) for m, sums in predictions.items()}
-        places = {name: pd.Index(answers).get_indexer(ids) for name, ids in domains.items()} if name == TASKS else {}
+        places = {}
+        if name == TASKS:
+            place_of = {id: place for place, id in enumerate(answers)}
+            places = {domain: [place_of[id] for id in ids if id in place_of] for domain, ids in domains.items()}
         table, of_pairs = lds(own, values, places, name, seed)
         tables.append(table)
         differences.append(of_pairs)

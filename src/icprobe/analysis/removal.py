@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from icprobe.analysis.agreement import SAME
 from icprobe.analysis.headline import ALL
 from icprobe.analysis.holm import with_holm
 from icprobe.analysis.predictions import outcomes_of
@@ -72,7 +73,7 @@ def against(controls: np.ndarray, without: float) -> tuple[float, float, float, 
     """Compares one outcome with those of the controls [C]: (loss, low, high, p-value), as in `removal`."""
     n, loss = len(controls), float(controls.mean() - without)
     error = controls.std(ddof=1) * np.sqrt(1 + 1 / n) if n > 1 else 0.0
-    if not error > 0:
+    if not error > SAME * np.abs(controls).max(initial=0.0):
         return loss, np.nan, np.nan, np.nan
     half = student.ppf(TAIL, n - 1) * error
     return loss, loss - half, loss + half, float(2 * student.sf(abs(loss) / error, n - 1))

@@ -144,8 +144,9 @@ class Config(Section):
             if model in paths.FOLDERS:
                 raise ValueError(f"models: {model!r} is a folder of the experiment; choose another name")
         for name in self.attribution.external:
-            if name == "all" or name in COLUMNS:
-                means = "all data in the tables" if name == "all" else "a column of the examples"
+            if name == "all" or name in COLUMNS or name.startswith("control-"):
+                means = {"all": "all data in the tables"}.get(name, "a column of the examples")
+                means = "a random removal in the tables" if name.startswith("control-") else means
                 raise ValueError(f'attribution.external: "{name}" means {means}; choose another name')
         for name, note in self.evaluation.annotations.items():
             if (note.method or name) == "all" and (note.method is None or note.bin != "all"):

@@ -6,6 +6,7 @@ random states and data order are restored from the newest complete checkpoint.
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from icprobe import artifacts
 from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device
-from icprobe.errors import ArtifactError, DataError
+from icprobe.errors import ArtifactError, ConfigError, DataError
 from icprobe.progress import Progress
 from icprobe.texts.completions import completions, longest
 from icprobe.texts.prompts import Encoded, Prompts
@@ -119,7 +120,9 @@ def trainer_of(
     """The trainer of a base model, freshly loaded, on tokenised examples (`tokenize`), as the settings say.
 
     folder: where it may write. Adapters begin as drawn with the settings' `init_seed`, or else with the training's.
+    Raises ConfigError where nothing would be learned.
     """
+    _check_learns(len(examples), settings)
     lora = settings.get("lora")
     model = load_model(base, dtype=settings["dtype"] if lora else "float32", device=settings["device"])
     model.requires_grad_(lora is None)
@@ -140,6 +143,17 @@ def trainer_of(
     )
     trainer.remove_callback(PrinterCallback)  # it prints to the terminal what _Watch logs
     return trainer
+
+
+def _check_learns(n: int, settings: dict[str, Any]) -> None:
+    """Raises ConfigError for a training of one step in a warm-up, which begins at a learning rate of 0."""
+    batches = math.ceil(n / settings["batch_size"])
+    steps = math.ceil(math.ceil(batches / settings["accumulation"]) * settings["epochs"])
+    if steps <= 1 and settings["warmup_ratio"] > 0 and settings["scheduler"] != "constant":
+        raise ConfigError(
+            f"config: finetune.warmup_ratio: {n} examples make one step, at which a warm-up holds the learning rate at "
+            "0, so that nothing would be learned; set warmup_ratio: 0, or lower batch_size or accumulation"
+        )
 
 
 def log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:

@@ -6,6 +6,9 @@ killed job loses the one training that it was at, and another set of trainings d
 
 import json
 import logging
+import math
+import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,16 +43,22 @@ class Bank:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except ValueError:
-            found = []
-        if len(found) != answers:
+        except (OSError, ValueError):
+            found = None
+        numbers = isinstance(found, list) and all(isinstance(one, float) and math.isfinite(one) for one in found)
+        if not numbers or len(found) != answers:
             logger.warning("%s is damaged: its training is done again", path)
             return None
         return found
 
     def keep(self, examples: Sequence[Example], seed: int, values: Sequence[float]) -> None:
-        """Keeps the log-likelihoods after a training."""
-        artifacts.write_text(self._path(examples, seed), json.dumps(list(values)) + "\n")
+        """Keeps the log-likelihoods after a training. Jobs that run at once may do the same one, and keep the same."""
+        path = self._path(examples, seed)
+        aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.partial")  # not `atomic_path`: it is for one writer
+        aside.write_text(json.dumps([*map(float, values)]) + "\n", encoding="utf-8")
+        artifacts.sync(aside)
+        os.replace(aside, path)
+        artifacts.sync(self.folder, inside=False)
 
     def _path(self, examples: Sequence[Example], seed: int) -> Path:
         identity = [[*map(dict, examples)], seed]
@@ -92,6 +101,7 @@ def retrain(
         for (training, members), values in zip(planned, found, strict=True):
             if values is None:
                 values = _outcomes(base, tokenizer, members, answers, settings, training.seed)
+                _check_finite(values, training)
                 bank.keep(members, training.seed, values)
                 progress.update()
             rows += [
@@ -100,6 +110,14 @@ def retrain(
                 for answer, value in zip(answers, values, strict=True)
             ]
     return table_of(rows, subset="object", seed="int64")
+
+
+def _check_finite(values: Sequence[float], training: Training) -> None:
+    if not all(map(math.isfinite, values)):
+        raise DataError(
+            f"truth: after training on {training.subset} with seed {training.seed} the model gives answers a "
+            "likelihood of NaN or 0, so the training has diverged; lower finetune.learning_rate."
+        )
 
 
 def _of(example: Example, masked: bool) -> dict[str, list[int]]:
