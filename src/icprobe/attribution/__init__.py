@@ -64,7 +64,7 @@ METHODS: dict[str, Method] = {
         "nats²",
         "Does training on it push the model's weights where training on a task would? "
         "The inner product of their two loss gradients tells, in nats²: times the size of a small step on the example, "
-        "it is about how many nats of log-likelihood the task's answer gains.",
+        "it is about the gain in the log-likelihood of the task's answer.",
         (*_ENGINE, *_LOSS),
         _BUDGET,
         per_token=_BOTH_SIDES,
