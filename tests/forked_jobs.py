@@ -1,10 +1,10 @@
 """Jobs of a workflow without the seconds of their imports: forked, for each job, from a process that has done them.
 
-Snakemake starts jobs with `python(folder)` in place of its interpreter. That waits for the job as if it were it: its
-files, folder, variables, signals and end are the job's. What is no job's script runs in the interpreter itself. Each
-job imports its copy of the package, and wandb: the process that it is forked from never does. Shared are the imports of
-other packages, what they read from the environment, and the seed of Python's hashes. Suites that are about processes
-themselves (faults, clusters) do without this.
+Snakemake starts jobs with `python()` in place of its interpreter. That waits for the job as if it were it: its files,
+folder, variables, signals and end are the job's. What is no job's script runs in the interpreter itself. Each job
+imports its copy of the package, and wandb: the process that it is forked from never does. Shared are the imports of
+other packages, what they read from the environment (jobs have one thread each, whatever they were given), and the seed
+of Python's hashes. Tests that are about processes, memory or threads do without this (`dag.Project.start`).
 """
 
 import atexit

@@ -4,7 +4,6 @@
 one another: the tiny experiment with one fine-tuned model, once on Slurm and once here, and whatever goes wrong.
 """
 
-import functools
 import os
 import re
 import shutil
@@ -108,8 +107,8 @@ def at_home(pool, on_slurm, tmp_path_factory):
     project = dag.new(tmp_path_factory.mktemp("home"))
     # With as many threads as jobs on Slurm have: the profile's, which Snakemake caps at the machine's cores.
     threads = {"OMP_NUM_THREADS": "8"}
-    run = functools.partial(project.snakemake, config=AT_HOME, environment=threads)
-    return project, pool.submit(run, "win_rates", *TABLES, "--cores", "2")
+    running = project.start("win_rates", *TABLES, "--cores", "2", config=AT_HOME, environment=threads)
+    return project, pool.submit(running.wait)  # not forked: forked jobs have one thread each
 
 
 # The controller does not answer for a while, as when it restarts: the second to the twentieth question fail.
