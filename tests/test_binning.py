@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from icprobe.analysis.binning import bins, borders, check_bins, coarse, members, overlaps, ranks, size_of, tied
+from icprobe.analysis.binning import bins, borders, check_bins, coarse, members, overlaps, ranks, size_of
 from icprobe.errors import ConfigError, ScoreError
 from icprobe.formatting import bin_label, bin_name, bin_of, bin_words, parse_bin
 
@@ -313,16 +313,3 @@ def test_thresholds_are_on_shares_of_tasks_alone():
     with pytest.raises(ScoreError, match=r"a threshold on shares of tasks, but the icp scores go from −3 to 7\.5"):
         members(nats, ">0.5", nats)
     assert len(members(nats, "top 2")) == 2
-
-
-def test_a_share_that_many_examples_have_is_said_not_to_rank_them():
-    def said(scores, **columns):
-        return tied("icp", pd.DataFrame({"score": scores, **columns}))
-
-    assert said([1.0] * 40, mean_effect=0.1).startswith("All 40 examples have the same icp score, 1, so that it does")
-    some = said([1.0] * 3 + [0.1, 0.2, 0.3, 0.4, np.nan], mean_effect=0.1)
-    assert some.startswith("3 of 7 examples have the same icp score, 1, so")
-    assert "attribution: {aggregators: {icp: mean}}" in some
-    assert said([1.0, 1.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], mean_effect=0.1) == ""
-    assert said([1.0] * 40) == "", "of a number of tokens there is no mean effect"
-    assert said([1.0], mean_effect=0.1) == said([np.nan, np.nan], mean_effect=0.1) == ""

@@ -9,7 +9,16 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from icprobe.analysis.statistics import LABEL_COLUMNS, MOST_KINDS, aggregate, auc, kinds, label_aucs, widen
+from icprobe.analysis.statistics import (
+    LABEL_COLUMNS,
+    MOST_KINDS,
+    aggregate,
+    auc,
+    kinds,
+    label_aucs,
+    warning_of_ties,
+    widen,
+)
 from icprobe.errors import ArtifactError, ConfigError, ScoreError
 from icprobe.tables import parquet
 
@@ -256,3 +265,16 @@ def test_a_continuous_label_is_one_column_and_colours_nothing():
     assert kinds(labels, ["quality"]) is None
     assert kinds(labels.assign(kind=None), ["kind"]) is None
     assert MOST_KINDS < 40
+
+
+def test_a_share_that_many_examples_have_is_said_not_to_rank_them():
+    def said(scores, **columns):
+        return warning_of_ties("icp", pd.DataFrame({"score": scores, **columns}))
+
+    assert said([1.0] * 40, mean_effect=0.1).startswith("All 40 examples have the same icp score, 1, so that it does")
+    some = said([1.0] * 3 + [0.1, 0.2, 0.3, 0.4, np.nan], mean_effect=0.1)
+    assert some.startswith("3 of 7 examples have the same icp score, 1, so")
+    assert "attribution: {aggregators: {icp: mean}}" in some
+    assert said([1.0, 1.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], mean_effect=0.1) == ""
+    assert said([1.0] * 40) == "", "of a number of tokens there is no mean effect"
+    assert said([1.0], mean_effect=0.1) == said([np.nan, np.nan], mean_effect=0.1) == ""

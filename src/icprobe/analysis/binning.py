@@ -15,7 +15,6 @@ from icprobe.formatting import bin_name, number, parse_bin
 
 OVERLAP_COLUMNS = ["method", "bin", "n", "n_overlap", "overlap", "chance", "low", "high"]
 BORDER_COLUMNS = ["method", "bin", "n", "border", "n_tied", "n_tied_inside", "n_values"]
-TIED = 0.25  # of the examples with one score: more make it no ranking
 COARSE = 0.1  # of a bin that was chosen among examples of one score: a larger share is warned of
 
 
@@ -146,22 +145,6 @@ def borders(scores: Mapping[str, pd.Series], names: Sequence[str]) -> pd.DataFra
 def decided_by_ties(table: pd.DataFrame) -> pd.DataFrame:
     """The bins of which ties decide more than COARSE; table: as `borders` makes it."""
     return table[(table["n_tied"] > table["n_tied_inside"]) & (table["n_tied_inside"] > COARSE * table["n"])]
-
-
-def tied(method: str, table: pd.DataFrame) -> str:
-    """Says so where more than a quarter of the examples have one share of tasks, which then hardly ranks them; else "".
-
-    table: a method's `score` [N], NaN = not evaluated; with `mean_effect`, where the score is a share.
-    """
-    counts = table["score"].value_counts()
-    if "mean_effect" not in table or len(counts) == 0 or counts.sum() < 2 or counts.iloc[0] <= TIED * counts.sum():
-        return ""
-    n, most = counts.sum(), counts.iloc[0]
-    of = f"All {n} examples have" if most == n else f"{most} of {n} examples have"
-    return (
-        f"{of} the same {method} score, {number(counts.index[0])}, so that it does not rank them. A share of few tasks "
-        f"takes few values: take more tasks, or the mean over tasks (attribution: {{aggregators: {{{method}: mean}}}})."
-    )
 
 
 def coarse(table: pd.DataFrame) -> list[str]:

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 
 from icprobe.errors import ConfigError, ScoreError
+from icprobe.formatting import number
 
 AGGREGATORS = ("mean", "fraction_positive")
 NAMED_IN_ERRORS = 5
 LABEL_COLUMNS = ["label", "value", "method", "auc", "low", "high", "n_positive", "n_negative"]
+TIED = 0.25  # of the examples with one score: more make it no ranking
 MOST_KINDS = 12  # values of a label that are told apart one by one; one of more, such as a number, is no set of kinds
 TAIL = 0.975
 
@@ -186,6 +188,22 @@ def label_aucs(
                 found = auc(positive, evaluated.to_numpy())
                 rows.append((label, value, method, *found, int(positive.sum()), int((~positive).sum())))
     return pd.DataFrame(rows, columns=LABEL_COLUMNS)
+
+
+def warning_of_ties(method: str, table: pd.DataFrame) -> str:
+    """Says so where more than a quarter of the examples have one share of tasks, which then hardly ranks them; else "".
+
+    table: a method's `score` [N], NaN = not evaluated; with `mean_effect`, where the score is a share.
+    """
+    counts = table["score"].value_counts()
+    if "mean_effect" not in table or len(counts) == 0 or counts.sum() < 2 or counts.iloc[0] <= TIED * counts.sum():
+        return ""
+    n, most = counts.sum(), counts.iloc[0]
+    of = f"All {n} examples have" if most == n else f"{most} of {n} examples have"
+    return (
+        f"{of} the same {method} score, {number(counts.index[0])}, so that it does not rank them. A share of few tasks "
+        f"takes few values: take more tasks, or the mean over tasks (attribution: {{aggregators: {{{method}: mean}}}})."
+    )
 
 
 def is_continuous(label: pd.Series) -> bool:

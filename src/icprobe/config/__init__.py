@@ -34,8 +34,9 @@ NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "non
 # The bins where none are said: the paper's, where the icp score is a share of tasks, and the two ends of a ranking.
 THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
 ENDS = ["bottom 20%", "top 20%"]
-# Columns of the examples' table, which no method may be called: their tables are put side by side.
-COLUMNS = {"id", "row_number", "instruction", "input", "output", "domain"}
+# What no method may be called, and why: tables hold these beside methods' names, and are put side by side.
+RESERVED = {"all": "all data in the tables", "control-": "a random removal in the tables"}
+RESERVED |= dict.fromkeys(("id", "row_number", "instruction", "input", "output", "domain"), "a column of the examples")
 # The methods that are fine-tuned on where none are said, as far as they are scored.
 FINE_TUNED = ("icp", "influence", "random")
 
@@ -144,9 +145,8 @@ class Config(Section):
             if model in paths.FOLDERS:
                 raise ValueError(f"models: {model!r} is a folder of the experiment; choose another name")
         for name in self.attribution.external:
-            if name == "all" or name in COLUMNS or name.startswith("control-"):
-                means = {"all": "all data in the tables"}.get(name, "a column of the examples")
-                means = "a random removal in the tables" if name.startswith("control-") else means
+            means = RESERVED.get("control-" if name.startswith("control-") else name)
+            if means:
                 raise ValueError(f'attribution.external: "{name}" means {means}; choose another name')
         for name, note in self.evaluation.annotations.items():
             if (note.method or name) == "all" and (note.method is None or note.bin != "all"):

@@ -12,8 +12,8 @@ import pandas as pd
 
 from icprobe import artifacts
 from icprobe.analysis import headline
-from icprobe.analysis.binning import bins, ranks, tied
-from icprobe.analysis.statistics import label_aucs, widen
+from icprobe.analysis.binning import bins, ranks
+from icprobe.analysis.statistics import label_aucs, warning_of_ties, widen
 from icprobe.errors import DataError, ScoreError
 from icprobe.evaluation.tabulation import left_out, prompts_of, significantly_best
 from icprobe.formatting import bin_label, bin_text
@@ -75,7 +75,7 @@ class Findings:
         self._attributions = dict(inputs.attributions)
         self._train = train
         tables = {m: _scores(source, train["id"], f"{name}, {m}") for m, source in inputs.scores.items()}
-        self.ties = [*filter(None, (tied(method, table) for method, table in tables.items()))]
+        self.ties = [*filter(None, (warning_of_ties(method, table) for method, table in tables.items()))]
         self.scores = {method: table["score"] for method, table in tables.items()}
         self.ranks = {method: ranks(score).reset_index(drop=True) for method, score in self.scores.items()}
         self._tables = tables

@@ -13,7 +13,6 @@ from icprobe.report import gains
 from icprobe.report.findings import Findings
 from icprobe.report.wording import every, listed, many
 
-TIES = "Which scores do not rank the examples?"
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 
 
@@ -79,8 +78,7 @@ def found(
 ) -> list[Finding]:
     """What the tables of a model say, question by question; one sentence where there is nothing to compare."""
     findings = []
-    if model.ties:
-        findings.append(Finding(TIES, model.ties))
+    ties = [Finding("Which scores do not rank the examples?", model.ties)] if model.ties else []
     for label, rows in (
         [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
     ):
@@ -109,8 +107,8 @@ def found(
                 [f"Nothing says which values are good, so no method is compared with them. To compare, write {key}."],
             )
         )
-    if any(finding.question != TIES for finding in findings):
-        return findings
+    if findings:
+        return [*ties, *findings]
     sentences = [
         f"The {method} scores run from {number(scores.min())} to {number(scores.max())}, with their median at "
         f"{number(scores.median())}."
@@ -123,7 +121,7 @@ def found(
     )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")
-    return [*findings, Finding("What do the scores say?", sentences)]
+    return [*ties, Finding("What do the scores say?", sentences)]
 
 
 def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:

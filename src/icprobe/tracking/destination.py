@@ -1,13 +1,12 @@
 """Where the results and W&B runs of an experiment go: one line at the start of a run, so that nothing leaves unsaid."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from icprobe import paths
 from icprobe.tracking import modes
 from icprobe.tracking.runs import CONNECT_SECONDS
-from icprobe.tracking.syncing import SERVER, TrackingError, check_server
+from icprobe.tracking.syncing import SERVER, TrackingError, check_server, server_address
 
 
 def sentence(experiment: str, ask: bool = True) -> str:
@@ -30,7 +29,7 @@ def _of_runs(chosen: Mapping[str, Any], folder: str, ask: bool) -> str:
     except TrackingError as error:
         why = str(error).removeprefix("W&B: ").partition(". ")[0]
         return f"{kept} ({why})"
-    server = os.environ.get("WANDB_BASE_URL", SERVER)
+    server = server_address()
     elsewhere = "" if server == SERVER else f" on {server}"
     project = f"{chosen['entity']}/{chosen['project']}" if chosen["entity"] else f"your project {chosen['project']}"
     said = "" if chosen["why"] == "wandb.mode" else f" ({chosen['why']} says so)"

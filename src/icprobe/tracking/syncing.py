@@ -61,7 +61,7 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
         logger.info("%s is superseded and stays here: %s", log.parent.name, old[log])
         del waiting[log]
     if not waiting:
-        left = "every run is uploaded" if sent or runs else "there are no runs, so there is nothing to upload"
+        left = "every run is uploaded" if runs else "there are no runs, so there is nothing to upload"
         logger.info("%s: %s", experiment_directory, left)
         return {}
     failed = {
@@ -71,7 +71,7 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
     }
     ready = [run for log, run in waiting.items() if log not in failed]
     with_texts = sum(run.texts for run in ready)
-    held = f"{several(len(ready), 'run')} to {urlsplit(os.environ.get('WANDB_BASE_URL', SERVER)).netloc}, "
+    held = f"{several(len(ready), 'run')} to {urlsplit(server_address()).netloc}, "
     held += f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts"
     if dry_run:
         for run in ready:
@@ -115,9 +115,14 @@ def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict
     return failed
 
 
+def server_address() -> str:
+    """W&B's server, or the one that the environment names."""
+    return os.environ.get("WANDB_BASE_URL", SERVER)
+
+
 def check_server(timeout: float) -> None:
     """Raise TrackingError where there is no key or no way to the server: at once, not after wandb's many attempts."""
-    server = os.environ.get("WANDB_BASE_URL", SERVER)
+    server = server_address()
     try:
         found = None
         if _may_have_key(server):

@@ -2,8 +2,7 @@
 
 import logging
 
-from icprobe.analysis.binning import tied
-from icprobe.analysis.statistics import aggregate
+from icprobe.analysis.statistics import aggregate, warning_of_ties
 from icprobe.tables import parquet
 from icprobe.workflow.jobs import job
 
@@ -16,7 +15,7 @@ with job(snakemake) as run:
     parquet.write_parquet(scores, snakemake.output[0])
     values = scores["score"]
     logging.info("%d scores from %.4g to %.4g, median %.4g", len(values), values.min(), values.max(), values.median())
-    if said := tied(snakemake.wildcards.method, scores):
+    if said := warning_of_ties(snakemake.wildcards.method, scores):
         logging.warning("%s", said)
     run.summary(examples=len(values), minimum=values.min(), median=values.median(), maximum=values.max())
     run.table("scores", scores.head(1000))
