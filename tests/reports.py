@@ -72,7 +72,7 @@ def figure(path, title):
     return path
 
 
-def experiment(directory, n=96, m=12, models=("smollm2",), words=40):
+def experiment(directory, n=96, m=12, models=("smollm2",), words=40, methods_with_mean_effects=()):
     """The arguments of `build` for made-up examples, of which a quarter are planted; files in `directory`."""
     rng = np.random.default_rng(0)
     text = lambda k: " ".join(rng.choice(WORDS, k)).capitalize() + "."  # noqa: E731
@@ -115,7 +115,10 @@ def experiment(directory, n=96, m=12, models=("smollm2",), words=40):
             matrix.to_parquet(attributions[method])
             scores[method] = pd.Series(values, index=train["id"])
             path = folder / "scores" / f"{method}.parquet"
-            pd.DataFrame({"id": train["id"], "score": values}).to_parquet(path)
+            table = pd.DataFrame({"id": train["id"], "score": values})
+            if method in methods_with_mean_effects:
+                table["mean_effect"] = matrix[tasks["id"]].mean(axis=1)
+            table.to_parquet(path)
         lengths = pd.DataFrame({"id": train["id"], "n_query": 20, "n_target": scores["length"].astype(int).to_numpy()})
         inputs[model] = ModelInputs(
             scores={method: folder / "scores" / f"{method}.parquet" for method in METHODS},

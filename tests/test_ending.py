@@ -1,9 +1,12 @@
 """The last words on the terminal: what was found and where it is, or what failed and why."""
 
+import os
+
 import dag
 import pandas as pd
 import pytest
 
+from icprobe import paths
 from icprobe.report import terminal_summary
 
 CORRELATIONS = pd.DataFrame(
@@ -94,6 +97,19 @@ def test_tables_of_an_earlier_configuration_are_not_told(finished):
     assert "AUC of planted" in said
     assert "Spearman" not in said
     assert "61.2" not in said
+
+
+def test_a_report_of_an_earlier_run_is_told_of_beside_a_newer_page(finished):
+    older, newer = finished / "results/mine/report.html", finished / "results/mine/scores.html"
+    words = "results/mine/report.html is of an earlier run"
+    for path in (older, newer):
+        path.touch()
+    os.utime(older, (0, 0))
+    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, report=paths.SCORES_REPORT)
+    assert words in said
+    assert words not in terminal_summary.summary("mine", ["m"], tracked=False, width=100)
+    os.utime(newer, (0, 0))
+    assert words not in terminal_summary.summary("mine", ["m"], tracked=False, width=100, report=paths.SCORES_REPORT)
 
 
 def test_where_scores_and_subsets_are_is_told_where_they_are(finished):

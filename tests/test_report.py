@@ -229,6 +229,9 @@ def test_examples_of_one_score_share_a_rank_and_stand_by_their_mean_effect():
     assert found.best["icp"] == [2, 3]
     assert found.worst["icp"] == [1, 4]
     assert [found.example(row, "icp")["rank"] for row in (2, 3, 4, 1)] == [1, 1, 1, 4]
+    explorer = found.explorer(np.arange(5), pd.DataFrame({"id": []}))
+    assert explorer["order"] == {"icp": [None, 3, 0, 1, 2]}
+    assert explorer["mean_effects"] == {"icp": [None, 9, 7, 7, 2]}
     whole = Findings("m", ModelInputs(scores={"icp": scores.fillna(0)}, bins=bins), train, [], {}, top=3)
     assert whole.explorer(np.arange(5), pd.DataFrame({"id": []}))["bins"] == {"top 40%": {"icp": [2, 3]}}
 

@@ -199,6 +199,34 @@ def test_the_explorer_sorts_filters_shows_brushes_and_switches(opened, tmp_path)
         view.locator(chart).wait_for()
 
 
+def test_equal_scores_stand_by_their_mean_effect_and_rows_without_ids_by_their_place(browser, tmp_path):
+    arguments = experiment(tmp_path, methods_with_mean_effects=("icp",))
+    for name in ("train", "tasks"):
+        arguments[name]["row_number"] = np.arange(len(arguments[name]))
+    build(tmp_path / "report.html", **arguments)
+    scores = pd.read_parquet(arguments["models"]["smollm2"].scores["icp"])
+    ranked = scores.sort_values(["score", "mean_effect"], ascending=False)
+    assert ranked["score"].nunique() < len(ranked) / 2
+    opened = Opened(browser, tmp_path / "report.html")
+    view = opened.page
+    assert opened.first_ids() == list(ranked["id"][:10])
+    for order in (scores["id"], ranked["id"][::-1]):  # as they come, then the worst first
+        view.locator("#example-table thead th.score").first.click()
+        opened.wait_for_ids(list(order[:10]))
+    view.locator("#example-table tbody tr").first.locator("td").nth(1).click()
+    last = ranked.iloc[-1]
+    assert view.locator("#detail .facts").inner_text().startswith(f"row_number {last.name}; ")
+    cells = view.locator("#detail tbody tr", has=view.locator("th", has_text=re.compile("^icp$"))).locator("td")
+    assert float(cells.nth(2).inner_text().replace("−", "-")) == pytest.approx(last["mean_effect"], rel=6e-3)
+    tasks = arguments["tasks"]["instruction"]
+    helped = re.search(r"from (\d+): (.*) \([−\d.]+\) to", view.locator("#detail").inner_text())
+    assert tasks[int(helped[1])].startswith(helped[2])
+    card = view.locator(f".card[data-example='{ranked['id'].iloc[0]}'] .facts").first.inner_text()
+    assert card.startswith(f"row_number {ranked.index[0]}, rank 1,")
+    assert opened.complaints == []
+    opened.close()
+
+
 def test_hostile_texts_are_inert_and_shown_as_they_are(browser, tmp_path):
     arguments = with_texts(experiment(tmp_path), HOSTILE)
     tasks = arguments["tasks"].astype({"instruction": object})

@@ -292,6 +292,14 @@ def test_a_key_twice_in_a_file_of_ones_own_is_all_that_is_said(tmp_path):
     assert "mine.yaml: the key experiment appears twice, in lines 1 and 3" in lines[0]
 
 
+def test_a_mistyped_target_is_told_which_it_may_be(tmp_path):
+    project = dag.new(tmp_path)
+    for target, hint in {"anaylsis": '; did you mean "analysis"?', "zzz": "; `snakemake --list-target-rules`"}.items():
+        ended = project.snakemake("-n", target)
+        assert ended.returncode == 1
+        assert f"There is no target {target}{hint}" in ended.output
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_a_file_is_one_sentence_on_the_terminal_and_in_the_log(mistake, outcomes):
     project, ended = outcomes["mistake", mistake].result()

@@ -1,13 +1,24 @@
 """Turns the arguments of a call into a configuration, so that keys, defaults and checks are those of config.yaml."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from icprobe.attribution import METHODS
 from icprobe.config import Config, load
+from icprobe.errors import ConfigError
 
 MODEL = "model"  # the one model's name in such a configuration
+
+
+@contextmanager
+def arguments_named(section: str) -> Iterator[None]:
+    """Lets messages on the configuration speak of the call's arguments, among which the keys of a section are."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(str(error).removeprefix("config: ").removeprefix(f"{section}.")) from None
 
 
 def configured(source: Mapping[str, Any] | None = None, **sections: Any) -> Config:

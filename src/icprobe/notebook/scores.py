@@ -11,7 +11,7 @@ from icprobe.analysis.correlations import correlations
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, ScoreError, shown
 from icprobe.formatting import parse_bin
-from icprobe.notebook.configuring import configured
+from icprobe.notebook.configuring import arguments_named, configured
 from icprobe.training.subsets import prompts_of, write_subset
 
 SCORE = "score_"  # what the column of a method's scores begins with
@@ -39,6 +39,7 @@ def scores_table(train: pd.DataFrame, lengths: pd.DataFrame, scores: Mapping[str
     return train.assign(**{name: column.array for name, column in columns.items()})
 
 
+@arguments_named("analysis")
 def correlate(
     scores: pd.DataFrame, methods: Sequence[str] | None = None, *, seed: int = 0, **analysis: Any
 ) -> pd.DataFrame:

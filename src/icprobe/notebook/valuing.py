@@ -18,7 +18,7 @@ from icprobe.attribution.shards import compute
 from icprobe.config.types import slice_of
 from icprobe.engine.models import set_precision
 from icprobe.engine.representations import mean_hidden_states
-from icprobe.notebook.configuring import configured
+from icprobe.notebook.configuring import arguments_named, configured
 from icprobe.notebook.models import Subject, arithmetic_of, precision_kept, ready, source_of
 from icprobe.notebook.scores import scores_table
 from icprobe.progress import lines_told
@@ -32,6 +32,7 @@ from icprobe.workflow.plan import Plan
 Rows = pd.DataFrame | Iterable[Mapping[str, Any]] | str | PathLike | Mapping[str, Any]
 
 
+@arguments_named("attribution")
 def value(
     train: Rows,
     tasks: Rows,

@@ -21,6 +21,7 @@ from icprobe.formatting import OKABE_ITO
 from icprobe.report import charts, gains, page, provenance, sentences, truth
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
+from icprobe.tables.checking import ROW_NUMBER
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +76,15 @@ def build(
         "kinds": None if coloured is None else coloured.name,
         "examples": {
             "id": train["id"].iloc[explored].tolist(),
+            "row_number": _row_numbers(train.iloc[explored]),
             **{name: page.texts(train[name]).iloc[explored].tolist() for name in TEXT_FIELDS},
             "labels": {label: page.texts(train[label]).iloc[explored].tolist() for label in labels},
         },
-        "tasks": {"id": tasks["id"].tolist(), **{name: page.texts(tasks[name]).tolist() for name in TEXT_FIELDS}},
+        "tasks": {
+            "id": tasks["id"].tolist(),
+            "row_number": _row_numbers(tasks),
+            **{name: page.texts(tasks[name]).tolist() for name in TEXT_FIELDS},
+        },
         "models": {model.name: model.explorer(explored, tasks) for model in experiments},
     }
     groups = ["example"] if coloured is None else [*map(page.visible, sorted(coloured.dropna().astype(str).unique()))]
@@ -105,6 +111,7 @@ def build(
         few_prompts=tabulation.FEW_PROMPTS,
         caution=tabulation.CAUTION,
         n_examples=len(train),
+        ids_made=ROW_NUMBER in train,
         n_explored=len(explored),
         n_tasks=len(tasks),
         sweep=None if sweep is None else Sweep(Path(sweep)),
@@ -129,6 +136,10 @@ def build(
     )
 
 
+def _row_numbers(table: pd.DataFrame) -> list[int] | None:
+    return table[ROW_NUMBER].tolist() if ROW_NUMBER in table else None
+
+
 def _explored(
     models: Sequence[Findings], train: pd.DataFrame, tasks: pd.DataFrame, labels: Sequence[str]
 ) -> np.ndarray:
@@ -143,8 +154,8 @@ def _explored(
     cells = sum(len(columns) for model in models for columns in model.matrix_columns(tasks).values())
     numbers = sum(len(model.methods) for model in models)
     texts = sum(page.texts(train[name]).str.encode("utf-8", "replace").str.len() for name in (*TEXT_FIELDS, *labels))
-    # 8/3: two bytes in base64; 16: a score and a rank in JSON.
-    cost = texts.to_numpy(float) * 1.05 + cells * 8 / 3 + numbers * 16
+    # 8/3: two bytes in base64; 30: a score, a rank, a place and a mean effect in JSON.
+    cost = texts.to_numpy(float) * 1.05 + cells * 8 / 3 + numbers * 30
     fits = np.cumsum(cost[order]) <= EXPLORED_BYTES
     fits[EXPLORED_EXAMPLES:] = False
     fits[: len(extreme)] = True

@@ -1,30 +1,25 @@
 """What was found with one model, in the form that the report shows: headline, tables, charts, the explorer's data."""
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
 
-from icprobe import artifacts
 from icprobe.analysis import headline
 from icprobe.analysis.binning import bins, ranks
 from icprobe.analysis.statistics import label_aucs, warning_of_ties, widen
-from icprobe.errors import DataError, ScoreError
+from icprobe.errors import ScoreError
 from icprobe.evaluation.tabulation import left_out, prompts_of, significantly_best
 from icprobe.formatting import bin_label, bin_text
 from icprobe.report import charts
 from icprobe.report.page import text
-from icprobe.tables.parquet import read_pieces
+from icprobe.report.reading import Source, columns_of, content_of, figure_of, refuse_unknown, rows_of, table_of
+from icprobe.tables.checking import ROW_NUMBER
 
-Source = str | Path | pd.DataFrame  # a parquet or CSV file, or the table itself
-
-DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
-WIDE_POINTS = 400  # a figure of a paper's page, not of a column, gets the width of the report
 TEXT_FIELDS = ("instruction", "input", "output")
 
 
@@ -79,7 +74,7 @@ class Findings:
         self.scores = {method: table["score"] for method, table in tables.items()}
         self.ranks = {method: ranks(score).reset_index(drop=True) for method, score in self.scores.items()}
         self._tables = tables
-        lengths = _table(inputs.lengths)
+        lengths = table_of(inputs.lengths)
         if lengths is not None and lengths["n_target"].isna().all():
             lengths = None  # no texts, or no model to count their tokens
         self.lengths = None if lengths is None else lengths.astype({"id": str}).set_index("id").reindex(train["id"])
@@ -100,23 +95,23 @@ class Findings:
         self.removal, self.leave_one_out = self._own(inputs.removal), self._own(inputs.leave_one_out)
         self.frontier = self._own(inputs.frontier)
         self.chain = self._own(inputs.chain)
-        self.weak_link = "" if inputs.weak_link is None else _content(Path(inputs.weak_link)).decode().strip()
+        self.weak_link = "" if inputs.weak_link is None else content_of(Path(inputs.weak_link)).decode().strip()
         aucs = self._own(inputs.label_aucs)
         if aucs is None:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
             aucs = label_aucs(self.scores, train[["id", *labels]], sound)
         self.aucs = aucs if len(aucs) else None
         self.label_correlations = self._own(inputs.label_correlations)
-        self.figures = [_figure(Path(path)) for path in inputs.figures]
+        self.figures = [figure_of(Path(path)) for path in inputs.figures]
+        self._orders = {method: _best_first(table) for method, table in tables.items()}
         self.best, self.worst = {}, {}
-        for method, table in tables.items():
-            order = _best_first(table)
+        for method, order in self._orders.items():
             most = min(top, max(1, len(order) // 2))  # none is both
             self.best[method], self.worst[method] = order[:most], order[::-1][:most]
 
     def _own(self, source: Source | None) -> pd.DataFrame | None:
         """The rows of a table that are of this model and over all tasks; None where there are none."""
-        table = _table(source)
+        table = table_of(source)
         if table is None:
             return None
         if "model" in table.columns:
@@ -222,6 +217,7 @@ class Findings:
         return {
             "id": example["id"],
             "score": self.scores[method].iloc[row],
+            "row_number": example.get(ROW_NUMBER),
             "rank": int(self.ranks[method].iloc[row]),
             "length": None if self.lengths is None else self.lengths["n_target"].iloc[row],
             **{name: text(example[name]) for name in TEXT_FIELDS},
@@ -235,7 +231,7 @@ class Findings:
         known = set(tasks["id"])
         found = {}
         for method, source in self._attributions.items():
-            columns = _columns(source)
+            columns = columns_of(source)
             if "score" in columns:  # one number over all tasks, beside it perhaps n_tasks; no task is called so
                 continue
             if unknown := [column for column in columns if column != "id" and column not in known]:
@@ -247,11 +243,14 @@ class Findings:
         return found
 
     def explorer(self, explored: np.ndarray, tasks: pd.DataFrame) -> dict[str, Any]:
-        """Scores, ranks, bins and matrices of the explored examples, as plain values."""
+        """Scores, ranks, bins and matrices of the explored examples, as plain values.
+
+        `order` has each example's place from the best on, NaN where not evaluated: scores may be equal.
+        """
         matrices = {}
         for method, columns in self.matrix_columns(tasks).items():
             ids, known = self._train["id"].iloc[explored], self._train["id"]
-            table = _rows(self._attributions[method], ids, known, f"{self.name}, {method}")
+            table = rows_of(self._attributions[method], ids, known, f"{self.name}, {method}")
             values = table.reindex(index=ids)[columns].to_numpy(np.float32)
             place = {task: number for number, task in enumerate(tasks["id"])}
             matrices[method] = {"tasks": [place[column] for column in columns], **_packed(values)}
@@ -259,6 +258,14 @@ class Findings:
             "methods": self.methods,
             "scores": {m: _plain(score.iloc[explored], digits=6) for m, score in self.scores.items()},
             "ranks": {m: _plain(rank.iloc[explored], whole=True) for m, rank in self.ranks.items()},
+            "order": {
+                m: _plain(_places(order, len(self._train))[explored], whole=True) for m, order in self._orders.items()
+            },
+            "mean_effects": {
+                m: _plain(table["mean_effect"].iloc[explored])
+                for m, table in self._tables.items()
+                if "mean_effect" in table
+            },
             "n_target": None if self.lengths is None else _plain(self.lengths["n_target"].iloc[explored], whole=True),
             "n_query": None if self.lengths is None else _plain(self.lengths["n_query"].iloc[explored], whole=True),
             "bins": self._bins(explored),
@@ -286,24 +293,16 @@ class Sweep:
     """icp against influence over models and domains: the figure (SVG) and the rows of the CSV beside it."""
 
     def __init__(self, path: Path):
-        self.figure = _figure(path)
-        self.rows = list(_table(path.with_suffix(".csv")).itertuples())
+        self.figure = figure_of(path)
+        self.rows = list(table_of(path.with_suffix(".csv")).itertuples())
 
 
 def _scores(source: Source, ids: pd.Series, what: str) -> pd.DataFrame:
     """A table of scores in the order of the examples, indexed by id; NaN where an example has none."""
-    table = _table(source)
+    table = table_of(source)
     table = table.assign(id=table["id"].astype(str), score=widen(table["score"].to_numpy())).set_index("id")
-    _refuse_unknown(table.index, ids, what)
+    refuse_unknown(table.index, ids, what)
     return table.reindex(pd.Index(ids, name="id"))
-
-
-def _refuse_unknown(found: Iterable[str], ids: pd.Series, what: str) -> None:
-    if unknown := sorted(set(found) - set(ids)):
-        raise ScoreError(
-            f"{what}: {len(unknown)} ids are not among the training examples, the first is {unknown[0]!r}. "
-            "Compute it again from the same data."
-        )
 
 
 def _best_first(table: pd.DataFrame) -> list[int]:
@@ -313,41 +312,14 @@ def _best_first(table: pd.DataFrame) -> list[int]:
     return order[table["score"].notna().to_numpy()].sort_values([*known, "id"], kind="stable").index.to_list()
 
 
-def _table(source: Source | None) -> pd.DataFrame | None:
-    if source is None or isinstance(source, pd.DataFrame):
-        return source
-    path = Path(source)
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return artifacts.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read for the report ({error}). Remove it to have it rebuilt.") from None
+def _places(order: list[int], n: int) -> np.ndarray:
+    """The place of each of n examples [N] in an order of positions; NaN of those that it lacks."""
+    places = np.full(n, np.nan)
+    places[order] = np.arange(len(order))
+    return places
 
 
-def _rows(source: Source, wanted: pd.Series, known: pd.Series, what: str) -> pd.DataFrame:
-    """The wanted rows of a matrix, indexed by id; of a file some rows at a time. Refuses ids that are not known."""
-    in_pieces = not isinstance(source, pd.DataFrame) and Path(source).suffix == ".parquet"
-    kept, ids = [], []
-    for piece in read_pieces(source) if in_pieces else [_table(source)]:
-        piece = piece.astype({"id": str}).set_index("id")
-        ids.extend(piece.index)
-        kept.append(piece[piece.index.isin(wanted)])
-    _refuse_unknown(ids, known, what)
-    return pd.concat(kept)
-
-
-def _columns(source: Source) -> list[str]:
-    if isinstance(source, pd.DataFrame):
-        return list(source.columns)
-    if Path(source).suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_schema(source).names
-    return list(_table(source).columns)
-
-
-def _plain(values: pd.Series, digits: int = 6, whole: bool = False) -> list[float | int | None]:
+def _plain(values: pd.Series | np.ndarray, digits: int = 6, whole: bool = False) -> list[float | int | None]:
     """Numbers for JSON, at most `digits` significant ones; None for NaN."""
     if whole:
         return [None if value != value else int(value) for value in values]
@@ -363,30 +335,3 @@ def _packed(values: np.ndarray) -> dict[str, Any]:
     unit = largest / 60_000 or 1.0
     half = (values.astype(np.float64) / unit).astype("<f2")
     return {"unit": unit, "values": base64.b64encode(half.tobytes()).decode()}
-
-
-def _content(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read for the report ({error}). Remove it to have it rebuilt.") from None
-
-
-def _figure(path: Path) -> dict[str, Any]:
-    """An SVG file as a data address: in an <img> its ids cannot meet those of another, and no script of it runs."""
-    content = _content(path)
-    try:
-        drawing = ElementTree.fromstring(content)
-    except ElementTree.ParseError as error:
-        raise DataError(f"{path}: is no SVG figure ({error}). Remove it to have it rebuilt.") from None
-    # Of the drawing itself: the program that drew it has a dc:title too.
-    work = drawing.find(".//{http://creativecommons.org/ns#}Work")
-    title, text = ("", "") if work is None else (work.findtext(DUBLIN_CORE + key) for key in ("title", "description"))
-    box = drawing.get("viewBox", "").split()  # x, y, width, height
-    caption = title or (path.stem.replace("--", " against ") if "--" in path.stem else path.stem.replace("_", " "))
-    return {
-        "caption": caption,
-        "text": text or "",
-        "wide": float(box[2]) > WIDE_POINTS if len(box) == 4 else False,
-        "source": "data:image/svg+xml;base64," + base64.b64encode(content).decode(),
-    }

@@ -55,7 +55,10 @@ def summary(
         kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets")]
     # A path is not broken: it is there to be copied.
     ends = [f"{what}: {path}" for what, path in kept if path.exists()]
-    ends.append(f"Report: {report.format(experiment=experiment)}")
+    page, whole = (Path(path.format(experiment=experiment)) for path in (report, paths.REPORT))
+    ends.append(f"Report: {page}")
+    if page != whole and page.exists() and whole.exists() and whole.stat().st_mtime < page.stat().st_mtime:
+        ends.append(f"{whole} is of an earlier run; snakemake all renews it")
     if tracked:
         waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"

@@ -67,6 +67,12 @@ function halfToNumber(half) {
   return sign * (1 + fraction / 1024) * 2 ** (exponent - 15);
 }
 
+// What a task is called: its id, or where that was made of its texts, its row_number and how it begins.
+function taskName(task) {
+  const { id, row_number, instruction } = data.tasks;
+  return row_number ? `${row_number[task]}: ${[...instruction[task]].slice(0, 40).join("").trim()}` : id[task];
+}
+
 // The effects of example i on the tasks of a method's matrix; null where the method has none per task.
 function effectsOf(model, method, i) {
   const matrix = data.models[model].matrices[method];
@@ -133,7 +139,8 @@ function column(title, text, more = {}) {
   };
 }
 
-function numberColumn(title, values, className = "n score") {
+// order: of the examples, best first, where equal values have one.
+function numberColumn(title, values, className = "n score", order = () => null) {
   return {
     title: escaped(title),
     type: "num",
@@ -141,7 +148,8 @@ function numberColumn(title, values, className = "n score") {
     searchable: false,
     data: (i, type) => {
       const value = values()[i] ?? null;
-      return type === "display" ? element("span", number(value)) : value ?? -Infinity;
+      if (type === "display") return element("span", number(value));
+      return value === null ? -Infinity : type === "sort" && order() ? -order()[i] : value;
     },
   };
 }
@@ -160,8 +168,8 @@ const columns = [
   column("Instruction", (i) => examples.instruction[i], { className: "long" }),
   ...data.labels.map((label) => column(label, (i) => examples.labels[label][i], { className: "label" })),
   numberColumn("Tokens", () => model().n_target ?? [], "n tokens"),
-  numberColumn("a", () => scoresOf(state.a)),
-  numberColumn("b", () => scoresOf(state.b)),
+  numberColumn("a", () => scoresOf(state.a), undefined, () => model().order[state.a]),
+  numberColumn("b", () => scoresOf(state.b), undefined, () => model().order[state.b]),
   // Searched, never shown: the texts that no column holds.
   { title: "texts", type: "string", visible: false, orderable: false, data: (i) => escaped(`${examples.input[i]} ${examples.output[i]}`) },
 ];
@@ -306,8 +314,8 @@ function summary(method, effects) {
   if (!values.length) return `${method} did not evaluate this example.`;
   const helped = values.filter(([, value]) => value > 0).length;
   const [most, least] = [values[0], values.at(-1)];
-  return `${method}: helps ${helped} of ${values.length} tasks; from ${data.tasks.id[most[0]]} (${number(most[1])}) ` +
-    `to ${data.tasks.id[least[0]]} (${number(least[1])}).`;
+  return `${method}: helps ${helped} of ${values.length} tasks; from ${taskName(most[0])} (${number(most[1])}) ` +
+    `to ${taskName(least[0])} (${number(least[1])}).`;
 }
 
 function show(i, focus) {
@@ -328,18 +336,20 @@ function show(i, focus) {
   const scores = element("table");
   scores.append(element("caption", "Score and rank by each method"));
   const head = scores.createTHead().insertRow();
-  for (const title of ["Method", "Score", "Rank"]) {
-    head.append(element("th", title, { scope: "col", ...(title === "Method" ? {} : { class: "n" }) }));
-  }
+  const effectsOnAll = model().mean_effects; // of methods whose score is a share of tasks
+  const titles = ["Method", "Score", "Rank", ...(Object.keys(effectsOnAll).length ? ["Mean effect"] : [])];
+  for (const title of titles) head.append(element("th", title, { scope: "col", ...(title === "Method" ? {} : { class: "n" }) }));
   const body = scores.createTBody();
   for (const method of model().methods) {
     const row = body.insertRow();
     const rank = model().ranks[method][i];
     row.append(element("th", method, { scope: "row" }), element("td", number(model().scores[method][i]), { class: "n" }),
       element("td", rank ?? "–", { class: "n" }));
+    if (titles.length > 3) row.append(element("td", number(effectsOnAll[method]?.[i] ?? null), { class: "n" }));
   }
 
   const facts = data.labels.filter((label) => examples.labels[label][i]).map((label) => `${label}: ${examples.labels[label][i]}`);
+  if (examples.row_number) facts.unshift(`row_number ${examples.row_number[i]}`);
   if (model().n_target) facts.push(`${model().n_query[i] ?? "–"} query tokens, ${model().n_target[i] ?? "–"} response tokens`);
 
   const effects = methods.map((method) => effectsOf(state.model, method, i));
@@ -370,14 +380,14 @@ function effectRows(effects) {
 function drawEffects(target, methods, effects) {
   const specification = structuredClone(specifications.effects);
   const drawn = methods.filter((_method, index) => effects[index] !== null);
-  const longest = Math.max(...data.tasks.id.map((id) => id.length));
+  const longest = Math.max(...data.tasks.id.map((_id, task) => taskName(task).length));
   const labels = Math.min(120, 7 * longest) + 16;
   specification.width = Math.max(70, Math.floor((target.clientWidth - labels) / drawn.length) - 22);
   specification.datasets = { effects: effectRows(effects).flatMap((row, order) =>
     methods.flatMap((method, index) => {
       const effect = index ? row.b : row.a;
       if (effect === undefined || Number.isNaN(effect)) return [];
-      return [{ task: visible(data.tasks.id[row.task]), text: visible(data.tasks.instruction[row.task]), method,
+      return [{ task: visible(taskName(row.task)), text: visible(data.tasks.instruction[row.task]), method,
         column: method, effect, direction: effect > 0 ? "helps" : "hurts", order }];
     })) };
   draw(target, specification);
@@ -394,7 +404,7 @@ function effectsTable(methods, effects) {
   const body = made.createTBody();
   for (const row of effectRows(effects)) {
     const line = body.insertRow();
-    const name = element("th", data.tasks.id[row.task], { scope: "row", dir: "auto" });
+    const name = element("th", data.tasks.row_number?.[row.task] ?? data.tasks.id[row.task], { scope: "row", dir: "auto" });
     name.append(element("span", ` ${data.tasks.instruction[row.task]}`, { class: "task-text", dir: "auto" }));
     line.append(name);
     methods.forEach((_method, index) => line.append(element("td", number((index ? row.b : row.a) ?? null), { class: "n" })));
