@@ -57,6 +57,7 @@ rule report:
 
 # The same page without tables and figures: what it has not is no section of it.
 use rule report as report_scores with:
+    localrule: True
     message:
         "Writing the report of the scores of {CONFIG.experiment}"
     input:
@@ -80,6 +81,7 @@ if PLAN.truth_parts:
 
     # What `snakemake truth` shows where the report, which `all` makes, must not wait for retraining.
     use rule report as report_truth with:
+        localrule: True
         message:
             "Writing the report of what holds the methods of {CONFIG.experiment} against retraining"
         input:

@@ -134,6 +134,7 @@ if PLAN.truth_parts:
             "../workflow/scripts/truth/gather.py"
 
     use rule gather_retrained as gather_subsets with:
+        localrule: True
         message:
             "Gathering what the answers are worth after training {wildcards.model} on random subsets"
         input:

@@ -176,6 +176,20 @@ def test_the_numbers_are_those_of_a_run_at_home_to_the_byte(finished, at_home):
     assert sum("/tables/" in name for name in here) >= 5
 
 
+def test_models_are_retrained_in_slurm_jobs_to_the_same_bytes(finished, at_home):
+    truth = {"truth": {"subsets": 2, "seeds": [0, 1], "removals": []}}
+    outcomes = str(dag.RESULTS / "truth/outcomes.parquet")
+    there = slurm(finished, outcomes, config={**OVERLAY, **truth})
+    assert there.returncode == 0, there.output[-6000:]
+    assert submitted(there.output) == Counter(rule_retrain=1)
+    project, ended = at_home
+    assert ended.result().returncode == 0, ended.result().output[-6000:]
+    threads = {"OMP_NUM_THREADS": "8"}
+    here = project.start(outcomes, "--cores", "2", config={**AT_HOME, **truth}, environment=threads).wait()
+    assert here.returncode == 0, here.output[-6000:]
+    assert finished.read(outcomes) == project.read(outcomes)
+
+
 # --- staleness --------------------------------------------------------------------------------------------------
 
 
