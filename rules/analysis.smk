@@ -155,6 +155,7 @@ rule tell_labels:
         checked=LABELS_CHECKED,
     output:
         aucs=table("label_aucs", "Sound examples and others", "AUC of labels"),
+        differences=table("label_auc_differences", "Sound examples and others", "differences of AUCs"),
         correlations=table("label_correlations", "Sound examples and others", "correlations with labels"),
     params:
         methods=CONFIG.attribution.methods,

@@ -156,7 +156,7 @@ def test_sync_writes_and_uploads_journals_with_lineage(tmp_path, server):
     assert run_tracked(tmp_path, AS_LIGHT + WORK).returncode == 0
     ended = sync(tmp_path, server.url, "--dry-run")
     assert (ended.returncode, server.requests) == (0, []), ended.stderr
-    assert "would upload 1 run to " in ended.stderr
+    assert "would upload 1 run to " in ended.stdout
     ended = sync(tmp_path, server.url)
     assert ended.returncode == 0, ended.stderr
     assert len(names_sent(server)) == 1

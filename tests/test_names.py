@@ -11,7 +11,7 @@ import yaml
 
 from icprobe import artifacts
 from icprobe.analysis.domains import by_domain, score_sets
-from icprobe.analysis.statistics import label_aucs
+from icprobe.analysis.labels import label_aucs
 from icprobe.attribution import METHODS
 from icprobe.config import load
 from icprobe.errors import ConfigError, DataError

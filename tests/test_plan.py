@@ -11,7 +11,7 @@ from snakemake.utils import update_config
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
 from icprobe.errors import ConfigError, DataError
-from icprobe.workflow.plan import Plan
+from icprobe.workflow.plan import LABEL_TABLES, Plan
 
 ROOT = Path(__file__).parents[1]
 GIVEN = {"path": "given.npz", "orientation": "scores"}
@@ -298,7 +298,7 @@ def test_no_table_is_made_that_would_be_empty(methods, tables):
     plain = plan(attribution={"methods": methods}, bins=["top 20%"], data={"labels": []}).tables
     assert set(plain) == {"bins.csv"} | tables
     labelled = plan(attribution={"methods": methods}, bins=["top 20%"], data={"labels": ["source"]}).tables
-    assert set(labelled) == {"label_aucs.csv", "label_correlations.csv", "bins.csv"} | tables
+    assert set(labelled) == {*LABEL_TABLES, "bins.csv"} | tables
 
 
 def test_only_thresholds_read_the_icp_scores():

@@ -69,13 +69,15 @@ def test_runs_and_what_is_uploaded_of_them_hold_texts_only_where_that_is_asked_f
     assert (sent_before.returncode, server.requests) == (0, [])
     ended = sync(tmp_path, server.url)
     assert ended.returncode == 0, ended.stderr
-    count = "1 of them with texts of rows" if texts else "none of them with texts"
+    count = "1 of them with texts of rows" if texts else "none of them with texts of rows"
     server_name = server.url.removeprefix("http://")
-    assert f"would upload 1 run to {server_name}, {count}" in sent_before.stderr
-    assert ("tables with texts; " in sent_before.stderr) == texts
+    assert (
+        f"would upload 1 run to {server_name}, {count}; all with ids, labels and names of files" in sent_before.stdout
+    )
+    assert ("tables with texts; " in sent_before.stdout) == texts
     for name in ("data/train.parquet", "tables/scores.csv", "report.html"):
-        assert (f"{name} (" in sent_before.stderr) == texts
-    assert "m/scores/icp.parquet (3 bytes)" in sent_before.stderr
+        assert (f"{name} (" in sent_before.stdout) == texts
+    assert "m/scores/icp.parquet (3 bytes)" in sent_before.stdout
     assert f"uploading 1 run to {server_name}, {count}" in ended.stderr
     sent = json.dumps(server.requests)
     assert len(server.sent("CreateArtifact")) >= len(FILES["input"] + FILES["output"]) - 1
@@ -120,9 +122,9 @@ def test_files_are_known_by_whether_they_hold_texts(path, holds):
         ({"mode": "disabled"}, "disabled, no runs are made, nothing is sent"),
         (
             {"mode": "offline"},
-            "offline, numbers and figures only, kept in results/mine/wandb, nothing is sent (wandb.mode)",
+            "offline, numbers, figures, ids and labels, kept in results/mine/wandb, nothing is sent (wandb.mode)",
         ),
-        ({"mode": "online"}, "online, to team/icprobe, numbers and figures only"),
+        ({"mode": "online"}, "online, to team/icprobe, numbers, figures, ids and labels"),
         (
             {"mode": "auto", "entity": None, "texts": True},
             "online, to your project icprobe, numbers, figures and texts",
@@ -131,7 +133,7 @@ def test_files_are_known_by_whether_they_hold_texts(path, holds):
 )
 def test_one_line_says_where_results_and_runs_go(chosen, said, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name in (*modes.ENVIRONMENT, "WANDB_BASE_URL"):
+    for name in (*modes.ENVIRONMENT, "WANDB_BASE_URL", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv(modes.VARIABLE, json.dumps({"project": "icprobe", "entity": "team", **chosen}))
@@ -146,7 +148,19 @@ def test_the_line_says_why_runs_that_may_be_online_are_kept(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv(modes.VARIABLE, json.dumps({"mode": "auto", "project": "icprobe"}))
     monkeypatch.setattr(destination, "check_server", refuse)
-    assert destination.sentence("mine").endswith("nothing is sent (no key for https://api.wandb.ai was found)")
+    monkeypatch.setenv(modes.KEPT, "")
+    said = destination.sentence("mine")
+    assert said.endswith("nothing is sent (no key for https://api.wandb.ai was found)")
+    # What was said holds for the whole invocation, whenever a server is there.
+    monkeypatch.setattr(destination, "check_server", lambda seconds: None)
+    assert modes.settings()["mode"] == "offline"
+    assert destination.sentence("mine") == said
+
+
+def test_a_key_that_is_not_used_is_said(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv(modes.VARIABLE, json.dumps({"mode": "offline", "project": "icprobe"}))
+    assert destination.sentence("mine").endswith("(wandb.mode; the key in WANDB_API_KEY is not used)")
 
 
 @pytest.mark.slow
@@ -155,7 +169,10 @@ def test_no_run_of_a_whole_experiment_holds_a_text_of_its_rows(tmp_path):
     project = dag.new(tmp_path)
     ended = project.snakemake("all", "--cores", "2", config={"wandb": {"mode": "offline", "texts": False}})
     assert ended.returncode == 0, ended.output[-6000:]
-    assert "Results: results/tiny; W&B: offline, numbers and figures only, kept in results/tiny/wandb" in ended.output
+    assert (
+        "Results: results/tiny; W&B: offline, numbers, figures, ids and labels, kept in results/tiny/wandb"
+        in ended.output
+    )
     runs = sorted((tmp_path / "results/tiny/wandb").glob("*run-*"))
     content = b"".join(path.read_bytes() for run in runs for path in run.rglob("*") if path.is_file())
     rows = [*(tmp_path / "results/tiny/data").glob("*.parquet")]

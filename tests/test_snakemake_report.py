@@ -11,7 +11,17 @@ from icprobe.artifacts import PACKAGE
 
 FIGURES = {"distributions", "lengths", "heat_map", "overlaps", "win_rates", "icp--influence", "icp--one_step"}
 FIGURES |= {"chain", "sweep"}
-TABLES = {"correlations", "bins", "overlaps", "label_aucs", "label_correlations", "win_rates", "differences", "chain"}
+TABLES = {
+    "correlations",
+    "bins",
+    "overlaps",
+    "label_aucs",
+    "label_auc_differences",
+    "label_correlations",
+    "win_rates",
+    "differences",
+    "chain",
+}
 TABLES |= {"held_out", "held_out_differences", "tail_patch"}
 # What `all` asks for and the report does not rest upon.
 BESIDE = ("all", "tabulate_scores", "count_repeated")

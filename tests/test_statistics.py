@@ -9,16 +9,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from icprobe.analysis.statistics import (
-    LABEL_COLUMNS,
-    MOST_KINDS,
-    aggregate,
-    auc,
-    kinds,
-    label_aucs,
-    warning_of_ties,
-    widen,
-)
+from icprobe.analysis.labels import LABEL_COLUMNS, MOST_KINDS, auc, kinds, label_aucs
+from icprobe.analysis.statistics import aggregate, warning_of_ties, widen
 from icprobe.errors import ArtifactError, ConfigError, ScoreError
 from icprobe.tables import parquet
 

@@ -72,6 +72,9 @@ class LogHandler(LogHandlerBase):
         if modes.settings()["mode"] == "disabled" or self._header is None or TOUCH & set(self._header["command"]):
             self._over = True
             return False
+        from icprobe.tracking import destination
+
+        destination.settle()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "icprobe.tracking.workflow_run"],
             stdin=subprocess.PIPE,

@@ -39,7 +39,7 @@ OVERLAY = {
 }
 # The same experiment, whole where it was cut, and without the pages and figures that are not compared.
 AT_HOME = {**OVERLAY, "attribution": {**OVERLAY["attribution"], "shards": 1}}
-NAMES = ("correlations", "overlaps", "label_aucs", "chain", "bins", "scores")
+NAMES = ("correlations", "overlaps", "label_aucs", "label_auc_differences", "chain", "bins", "scores")
 NAMES += ("held_out", "held_out_differences", "tail_patch")
 TABLES = [*(str(dag.RESULTS / f"tables/{name}.csv") for name in NAMES), "results/tiny/data/repeated.csv"]
 # What is computed; reports and figures also say when and how fast.

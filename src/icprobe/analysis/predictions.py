@@ -8,12 +8,11 @@ import pandas as pd
 from scipy.sparse import csc_array
 
 from icprobe.analysis.agreement import tied
-from icprobe.analysis.headline import RIVALS
+from icprobe.analysis.headline import DOCUMENT_TOKENS, RESPONSE_TOKENS
 from icprobe.errors import DataError, ScoreError
 from icprobe.tables.parquet import read_pieces
 
 PIECE_BYTES = 16e6  # of a matrix in memory at a time
-DOCUMENT_TOKENS, RESPONSE_TOKENS = RIVALS  # how much text is trained on: they know nothing of the model
 
 
 class Members:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icprobe.analysis.headline import of_pair
-from icprobe.analysis.statistics import kinds
+from icprobe.analysis.labels import kinds
 from icprobe.figures.drawing import Drawn, Inputs
 from icprobe.figures.scores import axis_label, cut_tails, together
 from icprobe.figures.style import (

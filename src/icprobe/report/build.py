@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icprobe.analysis.statistics import is_continuous, kinds
+from icprobe.analysis.labels import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError
 from icprobe.evaluation import tabulation

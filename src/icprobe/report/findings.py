@@ -11,7 +11,8 @@ import pandas as pd
 
 from icprobe.analysis import headline
 from icprobe.analysis.binning import bins, ranks
-from icprobe.analysis.statistics import label_aucs, warning_of_ties, widen
+from icprobe.analysis.labels import label_aucs
+from icprobe.analysis.statistics import warning_of_ties, widen
 from icprobe.errors import ScoreError
 from icprobe.evaluation.tabulation import left_out, prompts_of, significantly_best
 from icprobe.formatting import bin_label, bin_text
@@ -49,6 +50,7 @@ class ModelInputs:
     chain: Source | None = None  # [model], link, level, task, learning_rate, statistic, value, low, high, interval, n
     weak_link: str | Path | None = None  # text file: which link of the chain is the weak one, in words
     label_aucs: Source | None = None  # [model], label, value, method, auc, n_positive, n_negative; absent: computed
+    label_auc_differences: Source | None = None  # [model], label, method_a, method_b, ..., p_value_holm
     label_correlations: Source | None = None  # [model], label, method, statistic, value, low, high, interval, n
     figures: Sequence[str | Path] = ()  # SVG files; the caption is the file's dc:title or name, and dc:description
 
@@ -101,6 +103,7 @@ class Findings:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
             aucs = label_aucs(self.scores, train[["id", *labels]], sound)
         self.aucs = aucs if len(aucs) else None
+        self.auc_differences = self._own(inputs.label_auc_differences)
         self.label_correlations = self._own(inputs.label_correlations)
         self.figures = [figure_of(Path(path)) for path in inputs.figures]
         self._orders = {method: _best_first(table) for method, table in tables.items()}

@@ -9,10 +9,11 @@ from icprobe.analysis import binning, headline
 from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.evaluation.win_rates import FEWEST
 from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, number, parse_bin
-from icprobe.report import gains
+from icprobe.report import gains, verdicts
 from icprobe.report.findings import Findings
 from icprobe.report.wording import every, listed, many
 
+LENGTHS = ("length", headline.RESPONSE_TOKENS)
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 
 
@@ -84,7 +85,9 @@ def found(
     ):
         good = listed(map(str, sound_labels.get(label, [])), "or") or "good"
         question = f"Which methods tell {good} examples from the others ({label})?"
-        findings.append(Finding(question, labels(str(label), good, rows)))
+        differences = model.auc_differences
+        own = None if differences is None else differences[differences["label"] == label]
+        findings.append(Finding(question, labels(str(label), good, rows, own)))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
         findings.append(Finding("Does training make held-out answers likelier?", sentences))
     rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
@@ -124,12 +127,15 @@ def found(
     return [*ties, Finding("What do the scores say?", sentences)]
 
 
-def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
-    """Which methods rank the good examples of a label above the others. rows: one AUC for each method."""
-    told = {
-        row.method: f"{row.method} ({estimate(row.auc, row.low, row.high) if row.low == row.low else fixed(row.auc)})"
-        for row in rows.itertuples()
-    }
+def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame | None = None) -> list[str]:
+    """Which methods rank the good examples of a label above the others, and which of them does so best.
+
+    rows: one AUC for each method, and of response length; differences: of every two of them.
+    """
+    told = {}
+    for row in rows.itertuples():
+        value = estimate(row.auc, row.low, row.high) if row.low == row.low else fixed(row.auc)
+        told[row.method] = f"{verdicts.name(row.method)} ({value})"
     groups = {
         "{} rank{s} {good} examples above the others more often than chance would.": rows[rows["low"] > 0.5],
         "{} rank{s} the others above the {good} ones more often than chance would.": rows[rows["high"] < 0.5],
@@ -151,21 +157,37 @@ def labels(label: str, good: str, rows: pd.DataFrame) -> list[str]:
             names = listed(told[method] for method in ordered)
             it = "it tells them apart" if one else "they tell them apart"
             sentences.append(words.format(names, s="s" if one else "", it=it, good=good))
-    return sentences + _beside_length(rows)
+    return sentences + _the_best(rows, differences) + _beside_length(rows)
+
+
+def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
+    """Whom the examples tell the method with the highest AUC apart from, by Holm's p-values, and whom not."""
+    methods = rows[(rows["low"] > 0.5) & ~rows["method"].isin(headline.RIVALS)]
+    if differences is None or methods.empty:
+        return []
+    best = methods.sort_values("auc", ascending=False, kind="stable")["method"].iloc[0]
+    against = verdicts.against(best, differences)
+    apart = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by > 0]
+    open_ = [verdicts.name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
+    said = [f"it is better than {listed(apart)}"] if apart else []
+    said += [f"these examples do not tell it apart from {listed(open_)}"] if open_ else []
+    how = "(DeLong's test, Holm, 5%)"
+    return [f"Of the methods, {best} has the highest AUC: {'; '.join(said)} {how}."] if said else []
 
 
 def _beside_length(rows: pd.DataFrame) -> list[str]:
     """Which methods tell examples apart, but no better than response length alone does."""
     known = rows[rows["low"].notna()].assign(told=(rows["auc"] - 0.5).abs())
     known = known[(known["low"] > 0.5) | (known["high"] < 0.5)].set_index("method")
-    if "length" not in known.index:
+    length = next((name for name in LENGTHS if name in known.index), None)
+    if length is None:
         return []
-    behind = known[(known["told"] <= known["told"]["length"]) & (known.index != "length")]
+    behind = known[(known["told"] <= known["told"][length]) & ~known.index.isin([*LENGTHS, *headline.RIVALS])]
     if behind.empty:
         return []
     return [
-        f"Response length alone (length) does no worse than {listed(behind.index)}: these may see how long an example "
-        "is, and no more. The table of correlations has each method with length."
+        f"Response length alone ({verdicts.name(length)}) does no worse than {listed(behind.index)}: these may see how "
+        "long an example is, and no more."
     ]
 
 

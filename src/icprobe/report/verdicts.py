@@ -51,10 +51,10 @@ def verdict(lds: pd.DataFrame) -> list[str]:
 def told_apart(lds: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
     """Whom the subsets tell the best method apart from, by Holm's p-values, and whom not."""
     best = headline.best_predictor(lds)
-    against = {} if best is None or differences is None else _against(best.method, differences)
-    apart = [name(other) for other, (_, p) in against.items() if p < SIGNIFICANT]
-    not_apart = [name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
-    if not against:
+    found = {} if best is None or differences is None else against(best.method, differences)
+    apart = [name(other) for other, (_, p) in found.items() if p < SIGNIFICANT]
+    not_apart = [name(other) for other, (_, p) in found.items() if not p < SIGNIFICANT]
+    if not found:
         return []
     subjects = trained(lds)
     if not apart:
@@ -78,14 +78,17 @@ def leader(rows: pd.DataFrame, differences: pd.DataFrame | None) -> set[str]:
     best = headline.best_predictor(rows)
     if best is None or differences is None:
         return set()
-    against = _against(best.method, differences)
+    found = against(best.method, differences)
     others = set(rows.loc[rows["lds"].notna(), "method"]) - {best.method}
-    ahead = {other for other, (difference, p) in against.items() if difference > 0 and p < SIGNIFICANT}
+    ahead = {other for other, (difference, p) in found.items() if difference > 0 and p < SIGNIFICANT}
     return {best.method} if others and others <= ahead else set()
 
 
-def _against(method: str, differences: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    """Other method -> how far it is below this one, and Holm's p-value; where there is one."""
+def against(method: str, differences: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """Other method -> how far it is below this one, and Holm's p-value; where there is one.
+
+    differences: method_a, method_b, difference, p_value_holm.
+    """
     found = {}
     for row in differences[differences["p_value_holm"].notna()].itertuples():
         if row.method_a == method:

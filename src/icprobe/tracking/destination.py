@@ -1,5 +1,6 @@
 """Where the results and W&B runs of an experiment go: one line at the start of a run, so that nothing leaves unsaid."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,24 @@ from icprobe.tracking.runs import CONNECT_SECONDS
 from icprobe.tracking.syncing import SERVER, TrackingError, check_server, server_address
 
 
+def settle() -> None:
+    """Keeps all runs of this invocation here where there is no key or no way to the server at its start.
+
+    So what is said then holds: no job goes online because the server has come back. Jobs on other machines hear of it
+    where they get this process's environment, as on Slurm.
+    """
+    if modes.settings()["mode"] not in ("auto", "online"):
+        return
+    try:
+        check_server(CONNECT_SECONDS)
+    except TrackingError as error:
+        os.environ[modes.KEPT] = str(error).removeprefix("W&B: ").partition(". ")[0]
+
+
 def sentence(experiment: str, ask: bool = True) -> str:
     """Says where results and runs of this invocation go. ask: the server, too, where runs are to be online."""
+    if ask:
+        settle()
     folder = paths.EXPERIMENT.format(experiment=experiment)
     return f"Results: {folder}; W&B: {_of_runs(modes.settings(), f'{folder}/{paths.WANDB}', ask)}"
 
@@ -18,17 +35,13 @@ def sentence(experiment: str, ask: bool = True) -> str:
 def _of_runs(chosen: Mapping[str, Any], folder: str, ask: bool) -> str:
     if chosen["mode"] == "disabled":
         return "disabled, no runs are made, nothing is sent"
-    held = "numbers, figures and texts" if chosen["texts"] else "numbers and figures only"
+    held = "numbers, figures and texts" if chosen["texts"] else "numbers, figures, ids and labels"
     kept = f"offline, {held}, kept in {folder}, nothing is sent"
     if chosen["mode"] == "offline":
-        return f"{kept} ({chosen['why']})"
+        unused = "; the key in WANDB_API_KEY is not used" if os.environ.get("WANDB_API_KEY") else ""
+        return f"{kept} ({chosen['why']}{unused})"
     if not ask:
         return f"online, {held}, where there is a key and the server answers; else kept in {folder}"
-    try:
-        check_server(CONNECT_SECONDS)
-    except TrackingError as error:
-        why = str(error).removeprefix("W&B: ").partition(". ")[0]
-        return f"{kept} ({why})"
     server = server_address()
     elsewhere = "" if server == SERVER else f" on {server}"
     project = f"{chosen['entity']}/{chosen['project']}" if chosen["entity"] else f"your project {chosen['project']}"

@@ -18,6 +18,8 @@ from icprobe.errors import ConfigError, shown
 VARIABLE = "ICPROBE_TRACKING"  # set by the Snakefile: the configuration's `wandb` and the experiment's name
 # What a job on another machine must know too, where it is set.
 ENVIRONMENT = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY")
+# Set when an invocation finds at its start that runs cannot go to the server: why. None of its jobs asks again.
+KEPT = "ICPROBE_TRACKING_KEPT"
 # W&B's words for its modes, older ones among them.
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 NO = {"", "0", "false", "no", "off"}
@@ -37,6 +39,8 @@ def settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     # A settings file of wandb may keep runs here; it sends none that the configuration keeps.
     if word and not (word[1] == "online" and chosen["mode"] == "offline" and not word[0].startswith("WANDB_")):
         chosen["why"], chosen["mode"] = word
+    if chosen["mode"] != "disabled" and (why := environment.get(KEPT)):
+        chosen["why"], chosen["mode"] = why, "offline"
     for key in ("project", "entity"):
         chosen[key] = environment.get(f"WANDB_{key.upper()}") or chosen.get(key)
     return chosen

@@ -158,9 +158,14 @@ def lost(run: Record, sent: set[tuple[str, str]]) -> str | None:
 
 def what_is_sent(run: Record, sent: set[tuple[str, str]]) -> str:
     """What an upload of a run holds, in words, with its files that would be sent; sent: versions the server has."""
-    files = [f"{one['name']} ({one.get('bytes', 0):,} bytes)" for one in _sent_whole(run, sent)]
-    texts = ", tables with texts" if run.texts else ""
-    return f"what it logged{texts}" + (f"; {', '.join(files)}" if files else "")
+    files = [
+        f"the manifest of {one['name']}"
+        if artifact_type(one["name"]) == "model"
+        else f"{one['name']} ({one.get('bytes', 0):,} bytes)"
+        for one in _sent_whole(run, sent)
+    ]
+    logged = "configuration, numbers, tables and cards of files" + (", tables with texts" if run.texts else "")
+    return "; ".join(filter(None, [logged, ", ".join(files)]))
 
 
 def _sent_whole(run: Record, sent: set[tuple[str, str]]) -> list[Facts]:

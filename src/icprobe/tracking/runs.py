@@ -261,7 +261,7 @@ def _begin(run: Run, chosen: Mapping[str, Any], subject: Subject, light: bool) -
 def _goes_online(chosen: Mapping[str, Any]) -> bool:
     """Whether to talk to the server: where it is wanted, a key is found and there is a way to it."""
     if chosen["mode"] == "offline":
-        logger.info("W&B: offline, as %s says", chosen["why"], extra={"file_only": True})
+        logger.info("W&B: offline (%s)", chosen["why"], extra={"file_only": True})
         return False
     try:
         check_server(CONNECT_SECONDS)

@@ -71,12 +71,13 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
     }
     ready = [run for log, run in waiting.items() if log not in failed]
     with_texts = sum(run.texts for run in ready)
-    held = f"{several(len(ready), 'run')} to {urlsplit(server_address()).netloc}, "
-    held += f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts"
+    held = f"{several(len(ready), 'run')} to {urlsplit(server_address()).netloc.rpartition('@')[2]}, "
+    held += f"{with_texts} of them with texts of rows" if with_texts else "none of them with texts of rows"
+    held += "; all with ids, labels and names of files"
     if dry_run:
         for run in ready:
-            logger.info("%s: %s", run.log.parent.name, records.what_is_sent(run, sent))
-        logger.info("%s: would upload %s", experiment_directory, held)
+            print(f"{run.log.parent.name}: {records.what_is_sent(run, sent)}")
+        print(f"{experiment_directory}: would upload {held}")
         return {log.parent.name: why for log, why in failed.items()}
     try:
         check_server(min(timeout, 10))

@@ -22,6 +22,7 @@ from icprobe.errors import ConfigError
 from icprobe.formatting import bin_name, bin_of, parse_bin
 from icprobe.tables import checking, reading
 
+LABEL_TABLES = ("label_aucs.csv", "label_auc_differences.csv", "label_correlations.csv")
 LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
 
 Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (as configured, or "all"), seed
@@ -255,7 +256,7 @@ class Plan:
         several = len(methods) > 1
         return [
             *(["correlations.csv"] if several else []),
-            *(["label_aucs.csv", "label_correlations.csv"] if self.config.data.labels else []),
+            *(LABEL_TABLES if self.config.data.labels else []),
             *(["bins.csv"] if bins else []),
             *(["overlaps.csv"] if bins and several and "icp" in methods else []),
             *(["chain.csv", "weak_link.txt"] if self.chain else []),

@@ -1,0 +1,113 @@
+"""Differences of AUCs between methods on the same examples, against naive loops and simulated truths."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+from scipy.stats import t as student
+
+from icprobe.analysis.labels import DIFFERENCE_COLUMNS, auc, auc_differences
+from icprobe.report import sentences
+
+N = 30
+IDS = [f"e{i}" for i in range(N)]
+
+
+def above(one, other):
+    """Of two scores: 1 where the first is above, a half where they are equal."""
+    return 1.0 if one > other else 0.5 if one == other else 0.0
+
+
+def naive(positive, a, b):
+    """The difference with its interval and p-value, example by example."""
+    sides = [[i for i in range(len(a)) if positive[i] == side] for side in (True, False)]
+    values = []
+    for mine, others in (sides, sides[::-1]):
+        sign = 1 if mine is sides[0] else -1
+        values.append([sign * np.mean([above(s[i], s[j]) for j in others]) for s in (a, b) for i in mine])
+    gaps = [np.subtract(*np.split(np.array(side), 2)) for side in values]
+    errors = [np.var(gap, ddof=1) / len(gap) for gap in gaps]
+    freedom = sum(errors) ** 2 / sum(e**2 / (len(g) - 1) for e, g in zip(errors, gaps, strict=True))
+    half = student.ppf(0.975, freedom) * np.sqrt(sum(errors))
+    value = np.mean(gaps[0])
+    return value, value - half, value + half, 2 * student.sf(abs(value) / np.sqrt(sum(errors)), freedom)
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_a_difference_is_that_of_the_aucs_with_delongs_variance(levels):
+    rng = np.random.default_rng(levels)
+    labels = pd.DataFrame({"id": IDS[::-1], "planted": rng.choice(["sound", "cut", "swapped", None], N)})
+    scores = {name: pd.Series(rng.integers(0, levels, N).astype(float), index=IDS) for name in ("x", "y", "z")}
+    scores["y"].iloc[:5] = np.nan
+    table = auc_differences(scores, labels, {"planted": ["sound"], "absent": ["good"]})
+    assert list(table.columns) == DIFFERENCE_COLUMNS
+    assert list(zip(table["method_a"], table["method_b"], strict=True)) == [("x", "y"), ("x", "z"), ("y", "z")]
+    known = labels.set_index("id")["planted"].dropna()
+    for row in table.itertuples():
+        both = pd.DataFrame({"a": scores[row.method_a], "b": scores[row.method_b]}).loc[known.index].dropna()
+        positive = (known[both.index] == "sound").to_numpy()
+        expected = naive(positive, *both.to_numpy().T)
+        assert (row.difference, row.low, row.high, row.p_value) == pytest.approx(expected, abs=1e-12)
+        assert row.difference == pytest.approx(np.subtract(*(auc(positive, both[m])[0] for m in "ab")))
+        assert (row.n_positive, row.n_negative) == (positive.sum(), (~positive).sum())
+    assert (table["p_value_holm"] >= table["p_value"]).all()
+
+
+def test_what_does_not_vary_or_has_one_example_has_no_interval():
+    labels = pd.DataFrame({"id": IDS[:5], "planted": ["sound", "sound", "cut", "cut", "cut"]})
+    scores = {"x": pd.Series(np.arange(5.0), index=IDS[:5]), "same": pd.Series(np.arange(5.0) * 2, index=IDS[:5])}
+    (row,) = auc_differences(scores, labels, {"planted": ["sound"]}).itertuples()
+    assert row.difference == 0
+    assert np.isnan([row.low, row.high, row.p_value, row.p_value_holm]).all()
+    alone = labels.assign(planted=["sound", *["cut"] * 4])
+    (row,) = auc_differences({**scores, "same": -scores["x"]}, alone, {"planted": ["sound"]}).itertuples()
+    assert (row.difference, np.isnan(row.low)) == (-1.0, True)
+    assert auc_differences(scores, labels, {"planted": ["none"]}).empty
+
+
+@pytest.mark.parametrize(("n_positive", "n_negative", "shared"), [(7, 81, 0.5), (12, 24, 0.8), (27, 81, 0.0)])
+def test_the_interval_covers_the_truth_as_often_as_it_says(n_positive, n_negative, shared):
+    rng = np.random.default_rng(0)
+    labels = pd.DataFrame({"planted": ["sound"] * n_positive + ["cut"] * n_negative})
+    labels["id"] = [f"e{i}" for i in range(len(labels))]
+    positive = (labels["planted"] == "sound").to_numpy()
+    shifts, covered, times = {"a": 1.2, "b": 0.5}, 0, 250
+    truth = np.subtract(*(norm.cdf(shift / np.sqrt(2)) for shift in shifts.values()))
+    for _ in range(times):
+        a, b = rng.standard_normal((2, len(labels)))
+        noise = {"a": a, "b": shared * a + np.sqrt(1 - shared**2) * b}
+        scores = {name: pd.Series(noise[name] + shifts[name] * positive, index=labels["id"]) for name in shifts}
+        (row,) = auc_differences(scores, labels, {"planted": ["sound"]}).itertuples()
+        covered += row.low <= truth <= row.high
+    assert covered / times >= 0.91
+
+
+def told(aucs, differences):
+    rows = pd.DataFrame(aucs, columns=["method", "auc", "low", "high"]).assign(n_positive=24, n_negative=12)
+    columns = ["method_a", "method_b", "difference", "p_value_holm"]
+    return " ".join(sentences.labels("quality", "good", rows, pd.DataFrame(differences, columns=columns)))
+
+
+def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length_alone_does():
+    aucs = [
+        ("influence", 0.88, 0.71, 0.96),
+        ("icp", 0.77, 0.56, 0.89),
+        ("random", 0.42, 0.24, 0.63),
+        ("response tokens", 0.92, 0.71, 0.98),
+    ]
+    said = told(
+        aucs,
+        [
+            ("icp", "influence", -0.11, 0.3),
+            ("influence", "random", 0.46, 0.001),
+            ("influence", "response tokens", -0.04, 0.6),
+            ("icp", "random", 0.35, 0.01),
+        ],
+    )
+    assert (
+        "Of the methods, influence has the highest AUC: it is better than random; these examples do not tell it apart "
+        "from icp and number of response tokens (DeLong's test, Holm, 5%)."
+    ) in said
+    assert "Response length alone (number of response tokens) does no worse than influence and icp" in said
+    assert "number of response tokens (0.92 [0.71, 0.98])" in said
+    assert "Of the methods" not in told([("random", 0.42, 0.24, 0.63)], [])
