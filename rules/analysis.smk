@@ -67,7 +67,7 @@ rule correlate:
 rule tabulate_bins:
     localrule: True
     message:
-        "Finding the ends of the bins of {wildcards.model}"
+        "Finding the scores at which the bins of {wildcards.model} end"
     input:
         scores=SCORES,
         checked=BINS_CHECKED,

@@ -203,7 +203,10 @@ def failed_jobs():
 def outlook():
     """What a dry run says of the jobs that would run: their work, and where results and runs would go."""
     jobs = [job for job in workflow.dag.needrun_jobs() if job.output]
-    told = [(job.rule.name, job.resources["runtime"], job.resources["mem_mb"]) for job in jobs]
+    told = [
+        (job.rule.name, job.resources["runtime"], job.resources["mem_mb"], bool(job.resources.get("heavy")))
+        for job in jobs
+    ]
     attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence"}
     slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and forwards & {name for name, *_ in told}
     sentences = [dry_run.work(told), dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]

@@ -110,7 +110,7 @@ if BINS_CHECKED:
     rule check_bins:
         localrule: True
         message:
-            "Checking that there are as many examples as bins ask for"
+            "Checking that there are enough examples for the bins"
         input:
             paths.TRAIN,
         output:

@@ -225,7 +225,7 @@ def test_eval_prompts_need_no_output(tmp_path):
         refused(path)
     )
     path = written(tmp_path, "jsonl", [{"Prompt": "a", "completion": "b"}])
-    assert "such as columns: {instruction: Prompt}." in refused(path)
+    assert "such as columns: {instruction: Prompt, output: completion}." in refused(path)
 
 
 @pytest.mark.parametrize(

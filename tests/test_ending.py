@@ -87,7 +87,7 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert said.count("influence 67%") == 1
     assert "7%" not in said.replace("67%", "")
     assert "0.99" not in said
-    assert "Report: results/mine/report.html" in said
+    assert "Report: results/mine/report.html (with the texts of the examples)" in said
     assert "W&B: 1 run kept here; to upload, run make sync EXPERIMENT=mine" in said
     assert "W&B" not in terminal_summary.summary("mine", ["m"], tracked=False, width=100)
 
@@ -99,9 +99,9 @@ def test_tables_of_an_earlier_configuration_are_not_told(finished):
     assert "61.2" not in said
 
 
-def test_a_report_of_an_earlier_run_is_told_of_beside_a_newer_page(finished):
-    older, newer = finished / "results/mine/report.html", finished / "results/mine/scores.html"
-    words = "results/mine/report.html is of an earlier run"
+def test_a_report_of_earlier_scores_is_told_of_beside_a_page_of_newer_ones(finished):
+    older, newer = finished / "results/mine/report.html", finished / "results/mine/m/tables/scores.csv"
+    words = "results/mine/report.html is of earlier scores"
     for path in (older, newer):
         path.touch()
     os.utime(older, (0, 0))
@@ -144,7 +144,7 @@ def test_held_out_gains_stand_before_the_win_rates(finished):
 def test_what_was_not_computed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = terminal_summary.summary("mine", ["m"], tracked=True, width=80)
-    assert said == "mine: finished\n\nReport: results/mine/report.html"
+    assert said == "mine: finished\n\nReport: results/mine/report.html (with the texts of the examples)"
 
 
 LINE = "2026-11-24 10:00:00"

@@ -41,7 +41,7 @@ def run(tmp_path):
     (tmp_path / "private").mkdir()
     rows = [("Say it.", word) for word in ("apple", "pear", "plum", "fig", "nut", "a date")]
     pd.DataFrame(rows, columns=["prompt", "response"]).to_csv(tmp_path / "private/my_examples.csv", index=False)
-    tasks = [{"instruction": "Name a fruit.", "output": "apple"}, {"instruction": "Name a tool.", "output": "saw"}]
+    tasks = [{"question": "Name a fruit.", "answer": "apple"}, {"question": "Name a tool.", "answer": "saw"}]
     (tmp_path / "private/my_tasks.jsonl").write_text(
         "".join(f"{json.dumps(task)}\n" for task in tasks), encoding="utf-8"
     )
@@ -85,9 +85,7 @@ def test_a_plan_is_read_in_one_look(planned):
     lines = ended.output.split("Job stats:")[1].splitlines()
     assert len(lines) < 60, len(lines)
     assert len(re.findall("^total ", ended.output, re.MULTILINE)) == 1
-    assert re.search(
-        r"^About \d+ (s|min) of work, most of it \w+ \(\d+ (s|min)\); at most \d+\.\d GB", ended.output, re.M
-    )
+    assert re.search(r"^About \d+ (s|min) of work, \d+ (s|min) of it in \w+; at most \d+\.\d GB", ended.output, re.M)
     assert "Reasons:" in ended.output
     assert len(planned(OWN, "all", "--verbose").output.splitlines()) > 2 * len(lines)
 

@@ -120,7 +120,10 @@ def test_a_file_that_is_named_and_not_there_is_said(sections, key):
             {"train": {"columns": {"output": "respons"}}},
             "train.jsonl: has no column 'respons', .*our 'output'; it has 'id'",
         ),
-        ({"tasks": {"path": "mine.csv"}}, "mine.csv: has no column 'instruction' .*columns: {instruction: question}"),
+        (
+            {"tasks": {"path": "mine.csv"}},
+            "mine.csv: has no column 'instruction' .*data.tasks.columns: {instruction: question, output: answer}",
+        ),
         (
             {"eval": {"path": ["mine.csv", "resources/demo/eval.jsonl"], "columns": {"instruction": "q"}}},
             "no column 'q'",

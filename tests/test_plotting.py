@@ -49,10 +49,12 @@ def correlation_table(methods):
 
 def overlap_table(methods):
     rows = [
-        (m, b, 90 - 10 * k, 5, 0.9 - 0.1 * k, 0.5 - 0.1 * k) for m in METHODS[1:methods] for k, b in enumerate(BINS)
+        (m, b, 90 - 10 * k, 5, 0.9 - 0.1 * k, 0.5 - 0.1 * k, 0.85 - 0.1 * k, 0.95 - 0.1 * k)
+        for m in METHODS[1:methods]
+        for k, b in enumerate(BINS)
     ]
-    rows += [(m, ">1", 0, 0, np.nan, 0.0) for m in METHODS[1:methods]]
-    return pd.DataFrame(rows, columns=["method", "bin", "n", "n_overlap", "overlap", "chance"])
+    rows += [(m, ">1", 0, 0, np.nan, 0.0, np.nan, np.nan) for m in METHODS[1:methods]]
+    return pd.DataFrame(rows, columns=["method", "bin", "n", "n_overlap", "overlap", "chance", "low", "high"])
 
 
 def win_rate_rows(methods):
@@ -249,9 +251,11 @@ def test_the_heat_map_puts_each_number_in_its_cells():
 def test_overlap_curves_leave_empty_bins_out():
     axes = overlap_curve(overlap_table(3)).axes[0]
     lines = {line.get_label(): line.get_ydata() for line in axes.lines}
-    assert list(lines) == ["influence", "influence_log", "chance"]
+    assert list(lines) == ["influence", "influence_log"]
     assert np.allclose(lines["influence"], [0.9, 0.8, 0.7, 0.6, 0.5, np.nan], equal_nan=True)
-    assert np.allclose(lines["chance"], [0.5, 0.4, 0.3, 0.2, 0.1, np.nan], equal_nan=True)
+    *intervals, chance = ([ends[:, 1] for ends in drawn.get_segments() if len(ends)] for drawn in axes.collections)
+    assert np.allclose(chance[:5], np.tile([[0.5], [0.4], [0.3], [0.2], [0.1]], 2))
+    assert all(np.allclose(ends[:5], [[0.85 - 0.1 * k, 0.95 - 0.1 * k] for k in range(5)]) for ends in intervals)
     assert [text.get_text() for text in axes.get_xticklabels()][::5] == ["≤ 0.5\n90", "> 1\n0"]
 
 

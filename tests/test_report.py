@@ -97,7 +97,6 @@ def test_the_page_explains_before_it_shows_and_its_links_follow_it(tmp_path):
         *(
             "asked",
             "found",
-            "right",
             "examples",
             "explorer",
             "correlations",
@@ -153,6 +152,7 @@ def test_a_figure_is_named_by_its_title_or_its_file(tmp_path):
 
 def test_a_figure_that_was_saved_brings_its_caption(tmp_path):
     table = pd.DataFrame({"bin": [">0.8"], "method": ["influence"], "n": [3], "overlap": [0.5], "chance": [0.2]})
+    table = table.assign(low=0.1, high=0.9)
     save(overlap_curve(table), tmp_path / "o.svg", table, "Overlap & chance", "overlaps")
     inputs = experiment(tmp_path)["models"]["smollm2"]
     text = page(tmp_path, models={"smollm2": ModelInputs(scores=inputs.scores, figures=[tmp_path / "o.svg"])})
@@ -225,9 +225,9 @@ def test_examples_of_one_score_share_a_rank_and_stand_by_their_mean_effect():
     )
     bins = pd.DataFrame({"method": ["icp"], "bin": ["top 40%"]})
     found = Findings("m", ModelInputs(scores={"icp": scores}, bins=bins), train, [], {}, top=3)
-    # Of four that are scored two and two, not three and three: none is among the best and among the worst.
-    assert found.best["icp"] == [2, 3]
-    assert found.worst["icp"] == [1, 4]
+    # Of four that are scored one and one, not three and three: what stands in the middle is neither.
+    assert found.best["icp"] == [2]
+    assert found.worst["icp"] == [1]
     assert [found.example(row, "icp")["rank"] for row in (2, 3, 4, 1)] == [1, 1, 1, 4]
     explorer = found.explorer(np.arange(5), pd.DataFrame({"id": []}))
     assert explorer["order"] == {"icp": [None, 3, 0, 1, 2]}

@@ -105,7 +105,7 @@ def test_bins_that_ties_decide_are_named():
     rows = [("icp", "top 20%", 14, 0.75, 21, 7, 9), ("influence", "top 20%", 14, 3.1, 1, 1, 70)]
     table = pd.DataFrame(rows, columns=BORDER_COLUMNS)
     (said,) = sentences.coarse(table)
-    assert said.startswith("Ties decide who is in icp top 20% (7 of its 14 share a score with 14 outside).")
+    assert said.startswith("Ties decide which examples are in icp top 20% (7 of its 14 share a score with 14 outside).")
     assert sentences.coarse(table[1:]) == sentences.coarse(None) == []
 
 

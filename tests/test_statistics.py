@@ -263,9 +263,11 @@ def test_a_share_that_many_examples_have_is_said_not_to_rank_them():
     def said(scores, **columns):
         return warning_of_ties("icp", pd.DataFrame({"score": scores, **columns}))
 
-    assert said([1.0] * 40, mean_effect=0.1).startswith("All 40 examples have the same icp score, 1, so that it does")
+    assert said([1.0] * 40, mean_effect=0.1).startswith(
+        "icp cannot tell the 40 examples apart: all have the score 1. A"
+    )
     some = said([1.0] * 3 + [0.1, 0.2, 0.3, 0.4, np.nan], mean_effect=0.1)
-    assert some.startswith("3 of 7 examples have the same icp score, 1, so")
+    assert some.startswith("icp cannot tell 3 of the 7 examples apart: all have the score 1.")
     assert "attribution: {aggregators: {icp: mean}}" in some
     assert said([1.0, 1.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], mean_effect=0.1) == ""
     assert said([1.0] * 40) == "", "of a number of tokens there is no mean effect"

@@ -147,10 +147,12 @@ def test_the_section_is_there_only_where_something_says_which_method_is_right(tm
     assert order[order.index("found") + 1] == "right"
     assert '<a href="#right">' in text
     assert text.count("it would judge itself") == 1, "the tail patch stands here and nowhere else"
-    # Labels alone are computed from the scores; it says that nothing was retrained.
-    only_labels = section(page(tmp_path, **none))
-    assert "No model was trained anew" in only_labels
-    assert "frontier" not in only_labels
+    # A tail patch is one step of training; it says that nothing was retrained.
+    stepped = section(page(tmp_path, **{**none, "tail_patch": truths.tables()["tail_patch"]}))
+    assert "No model was trained anew" in stepped
+    assert "frontier" not in stepped
+    # What labels say stands in a section of theirs.
+    assert section(page(tmp_path, **none)) == ""
     arguments = experiment(tmp_path) | {"labels": [], "sound_labels": {}}
     build(tmp_path / "bare.html", **arguments)
     bare = (tmp_path / "bare.html").read_text(encoding="utf-8")

@@ -60,9 +60,9 @@ def shown(value: Any) -> str:
     return repr(text if len(text) <= 60 else text[:59] + "…")
 
 
-def several(count: int, noun: str) -> str:
-    """A number of things in words: "1 row", "2,000 rows"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def several(count: int, noun: str, plural: str = "") -> str:
+    """A number of things in words: "1 row", "2,000 rows"; plural: where an s does not make it."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def some(names: Sequence[str], most: int = 5) -> str:

@@ -98,8 +98,8 @@ def warning_of_ties(method: str, table: pd.DataFrame) -> str:
     if "mean_effect" not in table or len(counts) == 0 or counts.sum() < 2 or counts.iloc[0] <= TIED * counts.sum():
         return ""
     n, most = counts.sum(), counts.iloc[0]
-    of = f"All {n} examples have" if most == n else f"{most} of {n} examples have"
+    which = f"the {n} examples" if most == n else f"{most} of the {n} examples"
     return (
-        f"{of} the same {method} score, {number(counts.index[0])}, so that it does not rank them. A share of few tasks "
-        f"takes few values: take more tasks, or the mean over tasks (attribution: {{aggregators: {{{method}: mean}}}})."
+        f"{method} cannot tell {which} apart: all have the score {number(counts.index[0])}. A share of few tasks takes "
+        f"few values: take more tasks, or the mean over tasks (attribution: {{aggregators: {{{method}: mean}}}})."
     )

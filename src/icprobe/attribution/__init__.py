@@ -54,8 +54,9 @@ METHODS: dict[str, Method] = {
     "icp": Method(
         "icprobe.attribution.icp",
         "nats",
-        "In-context probing: does it make a task's answer likelier to have it in the prompt? The effect on a task is "
-        "the change of the answer's log-likelihood, in nats; a share of tasks helped counts those above 0.",
+        "In-context probing: is a task's answer likelier when the example stands before the task in the prompt? The "
+        "effect on a task is the change of the answer's log-likelihood, in nats; a share of tasks helped counts the "
+        "tasks whose effect is above 0.",
         (*_ENGINE, *_TASK),
         per_token=_TASK,
     ),
@@ -63,8 +64,8 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.influence",
         "nats²",
         "Does training on it push the model's weights where training on a task would? "
-        "The inner product of their two loss gradients tells, in nats²: times the size of a small step on the example, "
-        "it is about the gain in the log-likelihood of the task's answer.",
+        "The effect on a task is the inner product of the two loss gradients, in nats²: a gradient step of a small "
+        "size η on the example raises the log-likelihood of the task's answer by about η times that.",
         (*_ENGINE, *_LOSS),
         _BUDGET,
         per_token=_BOTH_SIDES,
@@ -91,7 +92,7 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.influence_mean",
         "nats²",
         "Does training on it push the model's weights where training on all tasks together would? "
-        "The product of its loss gradient and the tasks' mean one tells, in nats².",
+        "Its score is the inner product of its loss gradient and the mean of the tasks' gradients, in nats².",
         (*_ENGINE, *_LOSS),
         per_token=_BOTH_SIDES,
         per_task=False,
@@ -114,7 +115,7 @@ METHODS: dict[str, Method] = {
     ),
     "random": Method(
         "icprobe.attribution.baselines",
-        "uniform",
+        "0 to 1",
         "Nothing: its score is drawn at random, uniformly between 0 and 1, and shows what chance gives.",
         **_NO_MODEL,
         seeded=True,
@@ -150,7 +151,10 @@ def methods_of(config: "Config") -> dict[str, Method]:
                 f"config: attribution.methods: {name} reads texts with {away[0]}, a model that is not here (external)"
             )
         if (METHODS[name].needs_model and absent) or (name == "length" and "train" in absent):
-            raise ConfigError(f"config: attribution.methods: {name} needs data.{absent[0]}, which is null")
+            raise ConfigError(
+                f"config: attribution.methods: {name} needs data.{absent[0]}, which is absent; a configuration "
+                "with data of its own takes none of the demo's, so name it"
+            )
     if "train" in absent and not any(name in external for name in config.attribution.methods):
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
     return {name: _in_units(method, config) for name, method in METHODS.items()} | external

@@ -14,6 +14,7 @@ from typing import Literal
 
 from icprobe.engine.batching import split_by_size
 from icprobe.engine.gradients import Layer
+from icprobe.errors import several
 from icprobe.texts.prompts import Encoded
 
 # What a backward pass keeps of activations, as a multiple of the inputs and output gradients of its linear layers, both
@@ -98,7 +99,7 @@ class Plan:
         in_step = f", {batches} batches in {len(self.groups)} groups" if len(self.groups) < batches else ""
         return (
             f"{what} of the {self.hold} are held, {self.held_bytes / 1e9:.2f} GB within {budget_gb:g} GB{more}; "
-            f"{len(self.tiles)} pass(es) over the {other}{in_step}"
+            f"{several(len(self.tiles), 'pass', 'passes')} over the {other}{in_step}"
         )
 
 

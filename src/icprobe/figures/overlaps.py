@@ -20,7 +20,7 @@ def draw(inputs: Inputs) -> Drawn:
 
 
 def overlap_curve(overlaps: pd.DataFrame, colors: Sequence[str] = OKABE_ITO, methods: Sequence[str] = ()) -> Figure:
-    """How much of each method's bins lies in ICP's bin of the same name, with chance dashed.
+    """How much of each method's bins lies in ICP's bin of the same name, with 95% intervals, and chance dashed.
 
     overlaps: the table of that name, bins from left to right in its order; equal bins are one. An empty bin has no
     point. methods: those of the experiment, whose order gives the looks.
@@ -35,9 +35,14 @@ def overlap_curve(overlaps: pd.DataFrame, colors: Sequence[str] = OKABE_ITO, met
         figure = Figure(figsize=(COLUMN, 0.8 * COLUMN))
         axes = figure.add_subplot()
         styles = looks(overlaps["method"].unique(), methods, colors)
+        # Side by side, so that no interval hides another.
+        beside = dict(zip(styles, np.linspace(-0.15, 0.15, len(styles) + 2)[1:-1], strict=True))
         for method, rows in overlaps.groupby("method", sort=False):
-            axes.plot(places, rows.set_index("bin")["overlap"].reindex(bins), label=method, **styles[method])
-        axes.plot(places, chance, color=GREY, linestyle="--", label="chance")
+            own = rows.set_index("bin").reindex(bins)
+            axes.plot(places + beside[method], own["overlap"], label=method, **styles[method])
+            axes.vlines(places + beside[method], own["low"], own["high"], color=styles[method]["color"], linewidth=0.7)
+        # A line as wide as its bin, which one bin alone has too.
+        axes.hlines(chance, places - 0.3, places + 0.3, color=GREY, linestyle="--", label="chance")
         axes.set_xticks(places, ["\n".join([*map(bin_words, equal[name]), f"{sizes[name]:,}"]) for name in bins])
         axes.set_xlim(-0.3, len(bins) - 0.7)
         axes.set_ylim(0, 1.03)

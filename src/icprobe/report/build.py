@@ -15,7 +15,7 @@ import pandas as pd
 
 from icprobe.analysis.labels import is_continuous, kinds
 from icprobe.artifacts import write_text
-from icprobe.errors import DataError
+from icprobe.errors import DataError, several
 from icprobe.evaluation import tabulation
 from icprobe.formatting import OKABE_ITO
 from icprobe.report import charts, gains, page, provenance, sentences, truth
@@ -126,14 +126,14 @@ def build(
         statistics=charts.STATISTICS,
     )
     write_text(output, text)
-    logger.info(
-        "report: %s examples x %s tasks, %s models, %s examples to explore, %.1f MB",
-        len(train),
-        len(tasks),
-        len(experiments),
-        len(explored),
-        len(text.encode()) / 1e6,
+    parts = ", ".join(
+        [
+            f"{several(len(train), 'example')} x {several(len(tasks), 'task')}",
+            several(len(experiments), "model"),
+            f"{several(len(explored), 'example')} to explore",
+        ]
     )
+    logger.info("report: %s, %.1f MB", parts, len(text.encode()) / 1e6)
 
 
 def _row_numbers(table: pd.DataFrame) -> list[int] | None:

@@ -109,7 +109,7 @@ class Findings:
         self._orders = {method: _best_first(table) for method, table in tables.items()}
         self.best, self.worst = {}, {}
         for method, order in self._orders.items():
-            most = min(top, max(1, len(order) // 2))  # none is both
+            most = min(top, max(1, len(order) // 4))  # of a few, what stands in the middle is neither
             self.best[method], self.worst[method] = order[:most], order[::-1][:most]
 
     def _own(self, source: Source | None) -> pd.DataFrame | None:

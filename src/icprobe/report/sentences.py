@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from icprobe.analysis import binning, headline
+from icprobe.analysis.correlations import fisher_interval
 from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.evaluation.win_rates import FEWEST
 from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, number, parse_bin
@@ -69,8 +70,8 @@ def coarse(bins: pd.DataFrame | None) -> list[str]:
     if not told:
         return []
     return [
-        f"Ties decide who is in {listed(told)}. Equal scores are ordered by mean effect, then by id; a score that is a "
-        "share of tasks takes more values with more tasks."
+        f"Ties decide which examples are in {listed(told)}. Equal scores are ordered by mean effect, then by "
+        "id; a score that is a share of tasks takes more values with more tasks."
     ]
 
 
@@ -79,7 +80,7 @@ def found(
 ) -> list[Finding]:
     """What the tables of a model say, question by question; one sentence where there is nothing to compare."""
     findings = []
-    ties = [Finding("Which scores do not rank the examples?", model.ties)] if model.ties else []
+    ties = [Finding("Which scores are too coarse to rank the examples?", model.ties)] if model.ties else []
     for label, rows in (
         [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
     ):
@@ -118,13 +119,30 @@ def found(
         for method, scores in model.scores.items()
         if scores.notna().any()
     ]
+    sentences += _with_length(model)
     sentences.append(
         "There are no labels with good values and no fine-tuned models to compare the scores with: data.labels and "
-        "data.sound_labels, or finetune, would tell which of them are worth something."
+        "data.sound_labels, or finetune, would show whether the scores are worth something."
     )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")
     return [*ties, Finding("What do the scores say?", sentences)]
+
+
+def _with_length(model: Findings) -> list[str]:
+    """How far each method's ranking is that by response length."""
+    if model.lengths is None:
+        return []
+    told = []
+    for method, scores in model.scores.items():
+        both = pd.DataFrame({"score": scores, "tokens": model.lengths["n_target"]}).dropna().astype(float)
+        if len(both) < FEW_EXAMPLES or both.nunique().min() < 2 or method == "length":
+            continue
+        value = float(both["score"].rank().corr(both["tokens"].rank()))
+        told.append(f"{method} {estimate(value, *fisher_interval('spearman', value, len(both)))}")
+    if not told:
+        return []
+    return [f"Spearman correlation of the scores with response length, with its 95% interval: {listed(told)}."]
 
 
 def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame | None = None) -> list[str]:

@@ -12,9 +12,11 @@ from tabulate import tabulate
 
 from icprobe import artifacts, paths
 from icprobe.analysis import headline
-from icprobe.errors import several
+from icprobe.analysis.statistics import warning_of_ties
+from icprobe.errors import IcprobeError, several
 from icprobe.formatting import bin_label, estimate, fixed
 from icprobe.report import verdicts
+from icprobe.tables.parquet import column_names, read_parquet
 from icprobe.tracking.syncing import pending
 
 Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; None where there is none
@@ -48,6 +50,7 @@ def summary(
             return _table(tables / name) if planned is None or name in planned else None
 
         lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(read), *_overlap(read), *_labels(read)]
+        lines += _ties(here / "tables/scores.parquet")
         blocks.append("\n".join(_wrapped(line, width) for line in lines))
         blocks.append("\n".join(_wrapped(line, width) for line in _retraining(read)))
         blocks.append(_held_out(read, width))
@@ -55,16 +58,21 @@ def summary(
         kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets")]
     # A path is not broken: it is there to be copied.
     ends = [f"{what}: {path}" for what, path in kept if path.exists()]
-    page, whole = (Path(path.format(experiment=experiment)) for path in (report, paths.REPORT))
-    ends.append(f"Report: {page}")
-    if page != whole and page.exists() and whole.exists() and whole.stat().st_mtime < page.stat().st_mtime:
-        ends.append(f"{whole} is of an earlier run; snakemake all renews it")
+    ends.append(f"Report: {report.format(experiment=experiment)} (with the texts of the examples)")
+    whole = folder / Path(paths.REPORT).name
+    renewed = [path for what, path in kept if what == "Scores" and path.exists() and _older(whole, path)]
+    if report != paths.REPORT and renewed:
+        ends.append(f"{whole} is of earlier scores; snakemake all renews it")
     if tracked:
         waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
         runs = several(waiting, "run")
         ends.append(_wrapped(f"W&B: {runs} kept here; to upload, run {command}", width) if waiting else "")
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
+
+
+def _older(path: Path, other: Path) -> bool:
+    return path.exists() and path.stat().st_mtime < other.stat().st_mtime
 
 
 def terminal_width() -> int:
@@ -99,6 +107,22 @@ def _estimate(row: Any, value: float) -> str:
     if value != value:
         return "undefined"
     return estimate(value, row.low, row.high) if row.low == row.low else fixed(value)
+
+
+def _ties(scores: Path) -> list[str]:
+    """Which scores are too coarse to rank the examples."""
+    try:
+        columns = [name for name in column_names(scores) if name.startswith(("score_", "mean_effect_"))]
+        table = read_parquet(scores, columns=columns)
+    except (OSError, IcprobeError):
+        return []
+    told = []
+    for column in columns:
+        method = column.removeprefix("score_")
+        if method != column:
+            names = {column: "score", f"mean_effect_{method}": "mean_effect"}
+            told.append(warning_of_ties(method, table.rename(columns=names)))
+    return [*filter(None, told)]
 
 
 def _overlap(read: Read) -> list[str]:

@@ -50,10 +50,8 @@ def with_interval(row: Mapping[str, Any], value: str, written: Number) -> tuple[
 
 
 def is_shown(model: Findings) -> bool:
-    """Whether anything says which method is right."""
-    return any(
-        table is not None for table in (model.lds, model.removal, model.leave_one_out, model.tail_patch, model.aucs)
-    )
+    """Whether training says which method is right; labels alone have a section of their own."""
+    return is_retrained(model) or model.tail_patch is not None
 
 
 def is_retrained(model: Findings) -> bool:
@@ -105,7 +103,8 @@ def explained(shown: Iterable[Column]) -> dict[str, str]:
         )
     others = {"LDS": "subsets", "Removal": "random removals"}
     kinds = [what for title, what in others.items() if any(column.title.startswith(title) for column in shown)]
-    terms["95% interval"] = f"In brackets: where the number would lie for other {listed([*kinds, 'examples'], 'or')}."
+    samples = listed([*kinds, "examples"], "or")
+    terms["95% interval"] = f"In brackets: the confidence interval, how far the number would vary with other {samples}."
     return terms
 
 

@@ -60,12 +60,17 @@ def read_table(
 
 
 def check_columns(
-    names: Iterable[str], origin: str, columns: Mapping[str, str], needs_output: bool, in_memory: bool = False
+    names: Iterable[str],
+    origin: str,
+    columns: Mapping[str, str],
+    needs_output: bool,
+    in_memory: bool = False,
+    key: str = "columns",
 ) -> None:
     """Raises DataError where a table has not all columns that it needs, or that the configuration names.
 
     names: its columns; origin: what it comes from; columns: {our name: theirs}. in_memory: of such rows nothing maps
-    the columns.
+    the columns. key: what is to be written, where the configuration maps them.
     """
     names = list(names)
     known = f"it has {_listed(names)}"
@@ -75,12 +80,18 @@ def check_columns(
             raise DataError(
                 f"{origin}: has no column {shown(theirs)}, which `columns` gives for our {ours!r}; {known}{hint or '.'}"
             )
-    for ours in ["instruction", *(["output"] if needs_output else [])]:
-        if columns.get(ours, ours) not in names:
-            guess = next((name for name in names if name.lower() in OFTEN_CALLED[ours]), "NAME")
-            way = f"rename(columns={{{guess!r}: {ours!r}}})" if in_memory else f"columns: {{{ours}: {guess}}}"
-            what = "rename one" if in_memory else "say which it is"
-            raise DataError(f"{origin}: has no column {ours!r} ({known}); {what}, such as {way}.")
+    needed = ["instruction", *(["output"] if needs_output else [])]
+    if absent := [ours for ours in needed if columns.get(ours, ours) not in names]:
+        guesses = {
+            ours: next((name for name in names if name.lower() in OFTEN_CALLED[ours]), "NAME") for ours in absent
+        }
+        if in_memory:
+            way = f"rename(columns={ {theirs: ours for ours, theirs in guesses.items()} })"
+        else:
+            way = f"{key}: {{{', '.join(f'{ours}: {theirs}' for ours, theirs in {**columns, **guesses}.items())}}}"
+        lacks = " and ".join(f"no column {ours!r}" for ours in absent)
+        what = "rename them" if in_memory else f"say which {'it is' if len(absent) == 1 else 'they are'}"
+        raise DataError(f"{origin}: has {lacks} ({known}); {what}, such as {way}.")
 
 
 def check_labels(labels: Iterable[str], names: Sequence[str], origin: str, columns: Mapping[str, str]) -> None:

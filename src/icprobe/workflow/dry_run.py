@@ -15,19 +15,19 @@ BFLOAT16 = (
 )
 
 
-def work(jobs: Iterable[tuple[str, int, int]]) -> str:
-    """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB)."""
+def work(jobs: Iterable[tuple[str, int, int, bool]]) -> str:
+    """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB, whether it is heavy)."""
     jobs = list(jobs)
     if not jobs:
         return ""
     seconds: dict[str, float] = {}
-    for rule, minutes, _ in jobs:
-        seconds[rule] = seconds.get(rule, 0.0) + estimate_seconds(minutes)
+    for rule, minutes, _, heavy in jobs:
+        seconds[rule] = seconds.get(rule, 0.0) + estimate_seconds(minutes, heavy)
     longest = max(seconds, key=lambda rule: seconds[rule])
-    hungriest, _, megabytes = max(jobs, key=lambda job: job[2])
+    hungriest, _, megabytes, _ = max(jobs, key=lambda job: job[2])
     return (
-        f"About {rough_duration(sum(seconds.values()))} of work, most of it {longest} "
-        f"({rough_duration(seconds[longest])}); at most {megabytes / 1000:.1f} GB of memory a "
+        f"About {rough_duration(sum(seconds.values()))} of work, {rough_duration(seconds[longest])} of it in "
+        f"{longest}; at most {megabytes / 1000:.1f} GB of memory a "
         f"job ({hungriest}). These are estimates from the sizes of files and models, for 8 cores or an A100; two cores "
         "of a laptop take two to three times as long."
     )

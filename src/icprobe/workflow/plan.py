@@ -129,7 +129,7 @@ class Plan:
             if files and all(complete for _, complete in looked_at):
                 names = list(dict.fromkeys(column for columns, _ in looked_at for column in columns))
                 origin, columns = ", ".join(files[:3]), getattr(data, name).columns
-                checking.check_columns(names, origin, columns, needs_output)
+                checking.check_columns(names, origin, columns, needs_output, key=f"data.{name}.columns")
                 checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
 
     def text_settings(self, *templates: str) -> dict[str, Any]:

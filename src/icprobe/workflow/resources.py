@@ -34,7 +34,8 @@ READ_BYTES_A_SECOND = 3e8  # of weights, with their SHA-256
 ROWS_A_SECOND = 1000  # that are read, checked and counted in tokens
 MARGIN = 3  # of the run time over its estimate
 START_MINUTES = 20
-LIGHT_SECONDS = 2
+# What a job takes before it computes: a light one, and one that loads torch and a model.
+LIGHT_SECONDS, HEAVY_SECONDS = 2, 10
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Needs:
         return int(attempt * (START_MINUTES + MARGIN * self.seconds / 60))
 
 
-def estimate_seconds(minutes: int) -> float:
-    """The estimate behind a first attempt's time limit, and of jobs that compute next to nothing what a start takes."""
-    return max(LIGHT_SECONDS, (minutes - START_MINUTES) * 60 / MARGIN)
+def estimate_seconds(minutes: int, heavy: bool = False) -> float:
+    """The estimate behind a first attempt's time limit, and what the job's start takes."""
+    return (HEAVY_SECONDS if heavy else LIGHT_SECONDS) + max(0.0, (minutes - START_MINUTES) * 60 / MARGIN)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import logging
 
 from icprobe.analysis.statistics import aggregate, warning_of_ties
+from icprobe.formatting import number
 from icprobe.tables import parquet
 from icprobe.workflow.jobs import job
 
@@ -14,7 +15,8 @@ with job(snakemake) as run:
     )
     parquet.write_parquet(scores, snakemake.output[0])
     values = scores["score"]
-    logging.info("%d scores from %.4g to %.4g, median %.4g", len(values), values.min(), values.max(), values.median())
+    ends = map(number, (values.min(), values.max(), values.median()))
+    logging.info("%d scores from %s to %s, median %s", len(values), *ends)
     if said := warning_of_ties(snakemake.wildcards.method, scores):
         logging.warning("%s", said)
     run.summary(examples=len(values), minimum=values.min(), median=values.median(), maximum=values.max())
