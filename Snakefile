@@ -19,7 +19,8 @@ include: "rules/drawing.smk"
 
 # `snakemake -n --verbose` shows each job, too.
 logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, outlook))
-logger.addFilter(targets.Suggestion(lambda: [rule.name for rule in workflow.rules if not rule.has_wildcards()]))
+logger.addFilter(log_filters.Suggestion(lambda: [rule.name for rule in workflow.rules if not rule.has_wildcards()]))
+logger.addFilter(log_filters.shorten_reason)
 
 
 report: "src/icprobe/figures/captions/workflow.rst"

@@ -20,7 +20,7 @@ from icprobe.fingerprints import contents, package_files
 from icprobe.formatting import BIN_NAME
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import dry_run, targets
+from icprobe.workflow import dry_run, log_filters
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 

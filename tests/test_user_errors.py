@@ -1,6 +1,7 @@
 """What a user gets wrong ends in one clear sentence, on the terminal and in the rule's log, without a traceback."""
 
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 from icprobe import artifacts
+from icprobe.workflow.log_filters import shorten_reason
 
 pytestmark = pytest.mark.timeout(1800)  # the first test waits for the tiny experiment, on a machine that may be busy
 
@@ -298,6 +300,16 @@ def test_a_mistyped_target_is_told_which_it_may_be(tmp_path):
         ended = project.snakemake("-n", target)
         assert ended.returncode == 1
         assert f"There is no target {target}{hint}" in ended.output
+
+
+def test_a_reason_names_a_few_of_the_files_that_made_a_job_necessary():
+    files = [f"results/m/{k}.parquet" for k in range(6)]
+    said = f"Missing output files: a; Input files updated by another job: {', '.join(files)}"
+    record = logging.makeLogRecord({"reason": said})
+    assert shorten_reason(record)
+    shown = f"Missing output files: a; Input files updated by another job: {', '.join(files[:3])} and 3 more"
+    assert record.reason == shown
+    assert shorten_reason(logging.makeLogRecord({"msg": "no job"}))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
