@@ -14,7 +14,7 @@ from icprobe.config import load
 from icprobe.config.files import check_keys
 from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
-from icprobe.errors import IcprobeError
+from icprobe.errors import ConfigError, IcprobeError
 from icprobe.evaluation import judges
 from icprobe.fingerprints import contents, package_files
 from icprobe.formatting import BIN_NAME
@@ -214,8 +214,14 @@ def outlook():
 
 
 def require_outside():
-    """Ends the workflow with one sentence where what it needs is absent: the cluster's controller, the judge's key."""
+    """Ends the workflow with one sentence where what it needs is absent: the cluster's controller, the judge's key, and
+    trainings to hold methods against.
+    """
     try:
+        if "truth" in {job.rule.name for job in workflow.dag.jobs} and not PLAN.truth_parts:
+            raise ConfigError(
+                "truth: nothing says what to train anew; write truth: {subsets: 64} into the configuration"
+            )
         if not all(job.is_local for job in workflow.dag.needrun_jobs()):
             require_controller(workflow.executor_plugin.name)
         # A job that finds all its answers at hand needs no key.

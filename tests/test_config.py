@@ -236,6 +236,22 @@ def test_the_other_mistakes_are_counted():
     assert message("finetune", {"a": 1, "b": 2, "c": 3}).endswith("unknown key (2 more mistakes)")
 
 
+OWN = {"experiment": "mine", "data": {"train": {"path": "a.csv"}, "tasks": {"path": "b.csv"}}}
+
+
+def test_a_default_that_follows_from_a_mistake_is_none():
+    with pytest.raises(ConfigError, match=r'attribution\.dtyp: unknown key; did you mean "dtype"\?$'):
+        load({**OWN, "attribution": {"dtyp": "float32"}}, METHODS)
+
+
+def test_a_label_with_good_values_is_a_label_unless_others_are_named():
+    good = {"quality": ["good"]}
+    assert load({**OWN, "data": {**OWN["data"], "sound_labels": good}}, METHODS).data.labels == ["quality"]
+    for named in ([], ["source"]):
+        data = {**OWN["data"], "sound_labels": good, "labels": named}
+        assert load({**OWN, "data": data}, METHODS).data.labels == named
+
+
 @pytest.mark.parametrize("value", [True, -1, 2**31, 10**30, 0.5, float("nan"), "0x1"])
 def test_a_seed_is_a_whole_number_that_every_generator_takes(value):
     for key in ("seed", "finetune.seeds", "data.train.sample"):

@@ -102,12 +102,16 @@ def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length
             ("influence", "random", 0.46, 0.001),
             ("influence", "response tokens", -0.04, 0.6),
             ("icp", "random", 0.35, 0.01),
+            ("icp", "response tokens", -0.15, 0.2),
         ],
     )
     assert (
-        "Of the methods, influence has the highest AUC: it is better than random; these examples do not tell it apart "
-        "from icp and number of response tokens (DeLong's test, Holm, 5%)."
+        "Of the methods, influence has the highest AUC and is better than random, but these examples do not tell it "
+        "apart from icp and number of response tokens (paired test"
     ) in said
-    assert "Response length alone (number of response tokens) does no worse than influence and icp" in said
+    assert "it is not shown that influence and icp do better" in said
     assert "number of response tokens (0.92 [0.71, 0.98])" in said
     assert "Of the methods" not in told([("random", 0.42, 0.24, 0.63)], [])
+    # By a difference that is significant, a method does better than length; by its AUC alone none does.
+    clear = told(aucs, [("influence", "response tokens", 0.2, 0.01), ("icp", "response tokens", 0.1, 0.2)])
+    assert "it is not shown that icp does better" in clear

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import dag
 import pandas as pd
@@ -121,6 +123,14 @@ def test_a_target_behind_configfile_is_told_in_one_sentence(planned):
     assert ended.returncode
     assert "Traceback" not in ended.output
     assert "analysis: no such configuration file. Put targets before --configfile" in ended.output
+
+
+def test_a_mistyped_configuration_file_is_no_target(tmp_path):
+    (tmp_path / "mine.yaml").touch()
+    command = [sys.executable, "-m", "snakemake", "-n", "scores", "--configfile", "mine.yml"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert 'mine.yml: no such configuration file; did you mean "mine.yaml"?' in ended.stderr
+    assert "Put targets before" not in ended.stderr
 
 
 @pytest.mark.slow

@@ -63,7 +63,8 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
 def test_methods_that_tell_examples_apart_no_better_than_length_are_named():
     table = aucs(length=(0.2, 0.1, 0.3), icp=(0.7, 0.6, 0.8), influence=(0.9, 0.8, 1.0), random=(0.5, 0.4, 0.6))
     assert sentences.labels("planted", "sound", table)[-1].startswith(
-        "Response length alone (length) does no worse than icp: these may see how long an example is, and no more."
+        "The length of the response alone (length) tells them apart, too, and it is not shown that icp does better: it "
+        "does perhaps no more than see how long an example is."
     )
     # A length that tells nothing, or less than each of the others, is no rival.
     for length in ((0.55, 0.4, 0.7), (0.65, 0.55, 0.7)):

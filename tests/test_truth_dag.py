@@ -181,3 +181,9 @@ def test_what_cannot_be_is_refused_in_one_sentence(case, tmp_path):
         load(raw, METHODS)
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_truth_without_trainings_is_no_success(tmp_path):
+    ended = dag.new(tmp_path).snakemake("truth", "--cores", "1")
+    assert ended.returncode == 1
+    assert "truth: nothing says what to train anew; write truth: {subsets: 64}" in ended.output

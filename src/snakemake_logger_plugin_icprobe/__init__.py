@@ -16,6 +16,7 @@ from typing import Any
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from icprobe.errors import did_you_mean
 from icprobe.tracking import modes
 
 WAIT_SECONDS = 20  # at most, for the last uploads, once the workflow has ended
@@ -35,6 +36,8 @@ def misplaced(arguments: list[str]) -> str | None:
 
 # Snakemake itself ends in a traceback; this module is what of ours it reads first.
 if (_absent := misplaced(sys.argv[1:])) and os.path.basename(sys.argv[0]) in ("snakemake", "__main__.py"):
+    if _absent.endswith((".yaml", ".yml", ".json")):
+        sys.exit(f"{_absent}: no such configuration file{did_you_mean(_absent, os.listdir()) or '.'}")
     sys.exit(
         f"{_absent}: no such configuration file. Put targets before --configfile: "
         f"`snakemake --cores 2 {_absent} --configfile mine.yaml`."

@@ -50,7 +50,7 @@ def _of_examples(objective: Objective) -> list[str]:
     )
     trained = "the mean over all tokens of response and end of sequence in the examples of an optimiser step"
     if not response:
-        return [loss, f"It is not the loss that fine-tuning minimises: {trained}, with the queries masked."]
+        return [loss, f"Fine-tuning minimises another: {trained}, with the queries masked."]
     if mean:
         return [
             loss,

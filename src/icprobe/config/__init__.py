@@ -39,6 +39,7 @@ RESERVED = {"all": "all data in the tables", "control-": "a random removal in th
 RESERVED |= dict.fromkeys(("id", "row_number", "instruction", "input", "output", "domain"), "a column of the examples")
 # The methods that are fine-tuned on where none are said, as far as they are scored.
 FINE_TUNED = ("icp", "influence", "random")
+MAPPING = "a mapping is needed, such as {key: value}"
 
 
 def _default_bins(known: dict[str, Any]) -> list[str]:
@@ -319,7 +320,8 @@ def _mistake(where: Iterable[str], what: str) -> ConfigError:
 
 
 def _sentence(error: ValidationError, raw: Any) -> ConfigError:
-    mistakes = error.errors(include_url=False)
+    # A default that follows from a wrong section is no mistake of its own.
+    mistakes = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
     first = mistakes[0]
     keys = _keys(first["loc"], raw)
     if first["type"] == "extra_forbidden":
@@ -328,7 +330,11 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         keys.append(str(first["loc"][-1]))
         what = "this key is missing"
     else:
-        needed = {"model_type": "a mapping is needed", "list_type": "a list is needed, in brackets such as [a, b]"}
+        needed = {
+            "model_type": MAPPING,
+            "dict_type": MAPPING,
+            "list_type": "a list is needed, in brackets such as [a, b]",
+        }
         message = needed.get(first["type"], first["msg"][:400])
         seen = first.get("input")
         what = message.removeprefix("Value error, ")

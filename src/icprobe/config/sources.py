@@ -4,7 +4,7 @@ The JSON schema and docs/configuration.md are generated from these models (`make
 """
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, model_validator
 
@@ -202,7 +202,7 @@ class Data(Section):
     labels: list[str] = Field(
         [],
         description="Columns that describe examples, in words or numbers; no scorer sees them. A column without any "
-        "value is an error.",
+        "value is an error. Where the key is absent, those that sound_labels names.",
     )
     sound_labels: dict[str, list[str]] = Field(
         {},
@@ -223,6 +223,13 @@ class Data(Section):
         description="What to do with a control token in a row's text, such as <|endoftext|>: read it as these letters, "
         "turn it into the token, or stop. A control token in a template is always a token.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _labels_with_good_values_are_labels(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "labels" not in values and isinstance(values.get("sound_labels"), dict):
+            return {**values, "labels": list(values["sound_labels"])}
+        return values
 
     @model_validator(mode="after")
     def _labels_are_no_other_columns(self) -> "Data":

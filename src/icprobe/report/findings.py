@@ -11,7 +11,7 @@ import pandas as pd
 
 from icprobe.analysis import headline
 from icprobe.analysis.binning import bins, ranks
-from icprobe.analysis.labels import label_aucs
+from icprobe.analysis.labels import auc_differences, label_aucs
 from icprobe.analysis.statistics import warning_of_ties, widen
 from icprobe.errors import ScoreError
 from icprobe.evaluation.tabulation import left_out, prompts_of, significantly_best
@@ -21,6 +21,7 @@ from icprobe.report.page import text
 from icprobe.report.reading import Source, columns_of, content_of, figure_of, refuse_unknown, rows_of, table_of
 from icprobe.tables.checking import ROW_NUMBER
 
+LENGTH = headline.RESPONSE_TOKENS
 TEXT_FIELDS = ("instruction", "input", "output")
 
 
@@ -98,12 +99,13 @@ class Findings:
         self.frontier = self._own(inputs.frontier)
         self.chain = self._own(inputs.chain)
         self.weak_link = "" if inputs.weak_link is None else content_of(Path(inputs.weak_link)).decode().strip()
-        aucs = self._own(inputs.label_aucs)
+        aucs, self.auc_differences = self._own(inputs.label_aucs), self._own(inputs.label_auc_differences)
         if aucs is None:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
-            aucs = label_aucs(self.scores, train[["id", *labels]], sound)
+            beside = {} if self.lengths is None or "length" in self.methods else {LENGTH: self.lengths["n_target"]}
+            rated, known = {**self.scores, **beside}, train[["id", *labels]]
+            aucs, self.auc_differences = label_aucs(rated, known, sound), auc_differences(rated, known, sound)
         self.aucs = aucs if len(aucs) else None
-        self.auc_differences = self._own(inputs.label_auc_differences)
         self.label_correlations = self._own(inputs.label_correlations)
         self.figures = [figure_of(Path(path)) for path in inputs.figures]
         self._orders = {method: _best_first(table) for method, table in tables.items()}

@@ -175,7 +175,7 @@ def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame 
             names = listed(told[method] for method in ordered)
             it = "it tells them apart" if one else "they tell them apart"
             sentences.append(words.format(names, s="s" if one else "", it=it, good=good))
-    return sentences + _the_best(rows, differences) + _beside_length(rows)
+    return sentences + _the_best(rows, differences) + _beside_length(rows, differences)
 
 
 def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
@@ -187,25 +187,35 @@ def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]
     against = verdicts.against(best, differences)
     apart = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by > 0]
     open_ = [verdicts.name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
-    said = [f"it is better than {listed(apart)}"] if apart else []
-    said += [f"these examples do not tell it apart from {listed(open_)}"] if open_ else []
-    how = "(DeLong's test, Holm, 5%)"
-    return [f"Of the methods, {best} has the highest AUC: {'; '.join(said)} {how}."] if said else []
+    said = f"Of the methods, {best} has the highest AUC"
+    if apart:
+        said += f" and is better than {listed(apart)}"
+    if open_:
+        said += f", but these examples do not tell it apart from {listed(open_)}"
+    return [f"{said} (paired test of DeLong, corrected for their number, 5%)."] if apart or open_ else []
 
 
-def _beside_length(rows: pd.DataFrame) -> list[str]:
-    """Which methods tell examples apart, but no better than response length alone does."""
+def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
+    """Which methods tell examples apart, but are not shown to do so better than response length alone."""
     known = rows[rows["low"].notna()].assign(told=(rows["auc"] - 0.5).abs())
     known = known[(known["low"] > 0.5) | (known["high"] < 0.5)].set_index("method")
     length = next((name for name in LENGTHS if name in known.index), None)
     if length is None:
         return []
-    behind = known[(known["told"] <= known["told"][length]) & ~known.index.isin([*LENGTHS, *headline.RIVALS])]
-    if behind.empty:
+    shown = {} if differences is None else verdicts.against(length, differences)
+    ahead = [name for name, (by, p) in shown.items() if by < 0 and p < SIGNIFICANT]
+    behind = [
+        name
+        for name in known.index.difference([*LENGTHS, *headline.RIVALS, *ahead], sort=False)
+        if name in shown or known["told"][name] <= known["told"][length]
+    ]
+    if not behind:
         return []
+    it = "it does" if len(behind) == 1 else "they do"
     return [
-        f"Response length alone ({verdicts.name(length)}) does no worse than {listed(behind.index)}: these may see how "
-        "long an example is, and no more."
+        f"The length of the response alone ({verdicts.name(length)}) tells them apart, too, and it is not shown that "
+        f"{listed(behind)} {'does' if len(behind) == 1 else 'do'} better: {it} perhaps no more than see how long an "
+        "example is."
     ]
 
 

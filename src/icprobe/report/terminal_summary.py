@@ -55,9 +55,9 @@ def summary(
         blocks.append("\n".join(_wrapped(line, width) for line in _retraining(read)))
         blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
-        kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets")]
+        kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets/METHOD/BIN.jsonl")]
     # A path is not broken: it is there to be copied.
-    ends = [f"{what}: {path}" for what, path in kept if path.exists()]
+    ends = [f"{what}: {path}" for what, path in kept if (path if what == "Scores" else path.parents[1]).exists()]
     ends.append(f"Report: {report.format(experiment=experiment)} (with the texts of the examples)")
     whole = folder / Path(paths.REPORT).name
     renewed = [path for what, path in kept if what == "Scores" and path.exists() and _older(whole, path)]

@@ -14,5 +14,6 @@ with job(snakemake) as run:
     for remark in checking.check_unmarked(table, params.labels, [*params.good, *params.unmarked]):
         logging.warning("%s", remark)
     write_json(snakemake.output[0], counts)
-    logging.info("good examples among %d rows: %s", len(table), counts)
+    told = ", ".join(f"{n} by {label}" for label, n in counts.items()) or "no label has good values"
+    logging.info("good examples among %d rows: %s", len(table), told)
     run.summary(**{f"good/{label}": count for label, count in counts.items()})

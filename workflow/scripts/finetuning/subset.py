@@ -5,7 +5,7 @@ import logging
 import pandas as pd
 
 from icprobe.analysis.binning import members
-from icprobe.formatting import bin_of
+from icprobe.formatting import bin_of, number
 from icprobe.tables import checking
 from icprobe.tracking import runs
 from icprobe.training import subsets
@@ -26,6 +26,12 @@ with job(snakemake) as run:
     prompts = subsets.prompts_of(snakemake.params.templates)
     subsets.write_subset(examples, chosen, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
+    if score and len(chosen):
+        last = score[chosen[-1]]
+        tied, inside = (sum(score[name] == last for name in names) for names in (score, chosen))
+        if inside < tied:
+            how = "by mean effect, then by id" if "mean_effect" in scores else "by id"
+            logger.warning("%d of %d examples with the score %s are in the bin, %s", inside, tied, number(last), how)
     run.summary(examples=len(chosen), of=len(examples))
     shown = examples.loc[chosen[: runs.TABLE_ROWS], ["id", *checking.TEXTS]]
     # Not "examples": W&B keeps a table under its name in the summary, in the place of the number.

@@ -70,7 +70,10 @@ function halfToNumber(half) {
 // What a task is called: its id, or where that was made of its texts, its row_number and how it begins.
 function taskName(task) {
   const { id, row_number, instruction } = data.tasks;
-  return row_number ? `${row_number[task]}: ${[...instruction[task]].slice(0, 40).join("").trim()}` : id[task];
+  if (!row_number) return id[task];
+  const letters = [...instruction[task]];
+  const begins = letters.slice(0, 40).join("").trim();
+  return `task ${row_number[task]}, ${begins}${letters.length > 40 ? "…" : ""}`;
 }
 
 // The effects of example i on the tasks of a method's matrix; null where the method has none per task.
@@ -167,7 +170,7 @@ const columns = [
   },
   column("Instruction", (i) => examples.instruction[i], { className: "long" }),
   ...data.labels.map((label) => column(label, (i) => examples.labels[label][i], { className: "label" })),
-  numberColumn("Tokens", () => model().n_target ?? [], "n tokens"),
+  numberColumn("Response tokens", () => model().n_target ?? [], "n tokens"),
   numberColumn("a", () => scoresOf(state.a), undefined, () => model().order[state.a]),
   numberColumn("b", () => scoresOf(state.b), undefined, () => model().order[state.b]),
   // Searched, never shown: the texts that no column holds.
@@ -181,6 +184,8 @@ function makeTable() {
     columns,
     order: [[columnA, "desc"]],
     autoWidth: false,
+    // A click on the heading turns the order round; none is without order.
+    columnDefs: [{ targets: "_all", orderSequence: ["asc", "desc"] }],
     deferRender: true,
     pageLength: 10,
     lengthMenu: [10, 25, 50, 100],
@@ -314,8 +319,8 @@ function summary(method, effects) {
   if (!values.length) return `${method} did not evaluate this example.`;
   const helped = values.filter(([, value]) => value > 0).length;
   const [most, least] = [values[0], values.at(-1)];
-  return `${method}: helps ${helped} of ${values.length} tasks; from ${taskName(most[0])} (${number(most[1])}) ` +
-    `to ${taskName(least[0])} (${number(least[1])}).`;
+  return `${method}: helps ${helped} of ${values.length} tasks; most: “${taskName(most[0])}” (${number(most[1])}), ` +
+    `least: “${taskName(least[0])}” (${number(least[1])}).`;
 }
 
 function show(i, focus) {
