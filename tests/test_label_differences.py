@@ -115,3 +115,6 @@ def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length
     # By a difference that is significant, a method does better than length; by its AUC alone none does.
     clear = told(aucs, [("influence", "response tokens", 0.2, 0.01), ("icp", "response tokens", 0.1, 0.2)])
     assert "it is not shown that icp does better" in clear
+    # Good examples are the shorter ones: length tells them apart as well as influence, whatever the difference.
+    shorter = [("influence", 0.88, 0.71, 0.96), ("response tokens", 0.1, 0.02, 0.3)]
+    assert "not shown that influence does better" in told(shorter, [("influence", "response tokens", 0.78, 1e-4)])

@@ -202,7 +202,8 @@ def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list
     length = next((name for name in LENGTHS if name in known.index), None)
     if length is None:
         return []
-    shown = {} if differences is None else verdicts.against(length, differences)
+    # Where good examples are the shorter ones, a difference from length's AUC does not say who tells them better.
+    shown = {} if differences is None or known["auc"][length] < 0.5 else verdicts.against(length, differences)
     ahead = [name for name, (by, p) in shown.items() if by < 0 and p < SIGNIFICANT]
     behind = [
         name
