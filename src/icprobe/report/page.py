@@ -107,7 +107,9 @@ def _scripts() -> list[str]:
     )
     if found != 1:
         raise RuntimeError("itables: its bundle no longer exports DataTables as its default; the report needs a look")
-    return [_inline(script) for script in (vl_convert.javascript_bundle(), tables, _template("report.js"))]
+    # One module in two files: what the first declares the second uses.
+    own = _template("report.js") + _template("report.explorer.js")
+    return [_inline(script) for script in (vl_convert.javascript_bundle(), tables, own)]
 
 
 def _inline(script: str) -> str:
