@@ -116,7 +116,9 @@ def test_where_scores_and_subsets_are_is_told_where_they_are(finished):
     (finished / "results/mine/m/tables/scores.csv").touch()
     (finished / "results/mine/m/subsets").mkdir()
     said = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
-    assert "Scores: results/mine/m/tables/scores.csv\nSubsets: results/mine/m/subsets\nReport: " in said
+    assert (
+        "Scores: results/mine/m/tables/scores.csv\nSubsets: results/mine/m/subsets/METHOD/BIN.jsonl\nReport: " in said
+    )
 
 
 @pytest.mark.parametrize("width", [40, 50, 80, 100])

@@ -58,7 +58,7 @@ def test_what_needs_texts_or_a_model_says_so_where_there_are_none():
         with pytest.raises(ConfigError, match=f"{method} reads texts"):
             methods_of(configuration(**away, attribution={**chosen, "methods": ["icp", method]}))
     here = {**away, "models": ["smollm2-135m-instruct"]}
-    with pytest.raises(ConfigError, match=r"needs data\.train, which is null"):
+    with pytest.raises(ConfigError, match=r"needs data\.train, which is absent"):
         methods_of(configuration(**here, attribution={**chosen, "methods": ["icp", "one_step"]}))
     with pytest.raises(ConfigError, match="fine-tuning and its evaluation need"):
         configuration(**{**away, "finetune": {"methods": ["icp"]}}, attribution=chosen)

@@ -141,7 +141,7 @@ def test_no_rule_loses_a_number_of_its_summary(tracked):
     project, _ = tracked
     logs = {path: path.read_text(encoding="utf-8") for path in (project.path / "logs/tiny").rglob("*.log")}
     assert len(logs) >= 60
-    mode = "W&B: offline, as "
+    mode = "W&B: offline ("
     said = [
         f"{path}: {line}"
         for path, log in logs.items()

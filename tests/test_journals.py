@@ -1,9 +1,11 @@
 """Light jobs' offline runs are journals first; what is written of them later is what their jobs would have written."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_jobs import run_job, start_job
@@ -189,6 +191,45 @@ def test_a_journal_that_cannot_be_written_as_a_run_is_named_by_sync_and_kept(tmp
     assert ended.returncode == 1
     assert f"{journal.parent.name}: its run could not be written" in ended.stderr
     assert waiting(tmp_path) == [journal]
+
+
+@pytest.mark.parametrize("left", [b"", b'{"subject": {"identi'], ids=["nothing", "half a line"])
+def test_a_journal_that_holds_no_run_is_removed_and_holds_up_none(left, tmp_path):
+    assert run_tracked(tmp_path, AS_LIGHT + WORK).returncode == 0
+    (good,) = waiting(tmp_path)
+    empty = good.parent.with_name("offline-run-20260101_000000-other-0123456789abcdef")
+    shutil.copytree(good.parent, empty)
+    (empty / good.name).write_bytes(left)
+    good.write_bytes(good.read_bytes() + b"\xff\xfe\n")  # bytes that are no text
+    assert write(tmp_path) == {}
+    assert waiting(tmp_path) == []
+    assert not empty.exists()
+    assert len(run_directories(tmp_path)) == 1
+
+
+def test_a_journal_for_which_the_disk_has_no_room_is_kept_and_named(tmp_path, monkeypatch):
+    assert run_tracked(tmp_path, AS_LIGHT + WORK).returncode == 0
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    failed = journals.write_all(tmp_path / "results/demo/wandb", alone=False)
+    (journal,) = waiting(tmp_path)
+    assert "has no room for it" in failed[journals.log_of(journal)]
+
+
+def test_a_writer_that_is_killed_as_it_removes_a_journal_leaves_none(tmp_path, monkeypatch):
+    assert run_tracked(tmp_path, AS_LIGHT + WORK).returncode == 0
+    monkeypatch.setattr(journals, "_write", lambda *of: True)
+    monkeypatch.setattr(shutil, "rmtree", lambda path: None)
+    journals.write_all(tmp_path / "results/demo/wandb", alone=False)
+    assert waiting(tmp_path) == []
+
+
+def test_a_journal_holds_no_secret_of_its_job(tmp_path):
+    body = AS_LIGHT + WORK.replace(
+        "with job(snakemake) as run:\n", "snakemake.params = {'note': 'sekretvalue99'}\nwith job(snakemake) as run:\n"
+    )
+    assert run_tracked(tmp_path, body, MY_SECRET="sekretvalue99").returncode == 0
+    (journal,) = waiting(tmp_path)
+    assert '"note": "***"' in journal.read_text()
 
 
 @pytest.mark.parametrize("texts", [False, True])

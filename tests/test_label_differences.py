@@ -118,3 +118,30 @@ def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length
     # Good examples are the shorter ones: length tells them apart as well as influence, whatever the difference.
     shorter = [("influence", 0.88, 0.71, 0.96), ("response tokens", 0.1, 0.02, 0.3)]
     assert "not shown that influence does better" in told(shorter, [("influence", "response tokens", 0.78, 1e-4)])
+
+
+def test_the_best_method_is_that_of_the_highest_auc_and_what_it_loses_to_is_said():
+    # The highest AUC is not shown to be above chance: none is called the best.
+    unsure = [("a", 0.94, 0.49, 1.0), ("b", 0.92, 0.51, 0.99)]
+    assert "highest AUC" not in told(unsure, [("a", "b", 0.02, 0.9)])
+    # On the examples that both have evaluated another may be better.
+    partly = [("a", 0.9, 0.8, 0.95), ("b", 0.85, 0.7, 0.9), ("c", 0.5, 0.4, 0.6)]
+    said = told(partly, [("a", "b", -0.2, 0.03), ("a", "c", 0.4, 0.001)])
+    assert "is better than c, but is worse than b on the examples that both have evaluated" in said
+
+
+def test_a_method_that_prefers_the_wrong_ones_is_not_said_to_see_length_alone():
+    aucs = [("icp", 0.9, 0.7, 0.95), ("reversed", 0.0, 0.0, 0.2), ("response tokens", 0.85, 0.7, 0.9)]
+    said = told(aucs, [("icp", "response tokens", 0.05, 0.5), ("reversed", "response tokens", -0.85, 1e-6)])
+    assert "not shown that icp does better" in said
+
+
+def test_a_difference_that_varies_by_its_last_bit_alone_does_not_vary():
+    n = 6
+    labels = pd.DataFrame({"id": IDS[:n], "planted": ["sound", "cut"] * 3})
+    positive = (labels["planted"] == "sound").to_numpy()
+    a = -np.arange(float(n))
+    scores = {"a": pd.Series(a, index=IDS[:n]), "b": pd.Series(a - 1.5 * positive, index=IDS[:n])}
+    (row,) = auc_differences(scores, labels, {"planted": ["sound"]}).itertuples()
+    assert row.difference == pytest.approx(1 / 3)
+    assert np.isnan([row.low, row.high, row.p_value, row.p_value_holm]).all()

@@ -26,6 +26,8 @@ from icprobe.tracking.workflow_run import Invocation
         ("https://me:hush@host:80/v1", "https://***@host:80/v1"),
         ("https://ghp_hush@host/v1.", "https://***@host/v1."),
         ("https://me:hu/sh@host/v1", "https://***@host/v1"),
+        ("from http://me:hu'sh\"<@127.0.0.1:1 on", "from http://***@127.0.0.1:1 on"),
+        ("'http://host:80/v1' and me@host", "'http://host:80/v1' and me@host"),
         ("from https://me@x.org:hush@host/v1 on", "from https://***@host/v1 on"),
         ("http://host/a?rev=3&token=hush&page=2", "http://host/a?rev=3&token=***&page=2"),
         ("http://host/a?X-Amz-Signature=hush#access_token=hush", "http://host/a?X-Amz-Signature=***#access_token=***"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import dag
 import pandas as pd
@@ -11,7 +12,7 @@ from test_jobs import run_job
 from test_syncing import sync
 from tracked import run_directories, settings
 
-from icprobe.tracking import destination, lineage, modes, records
+from icprobe.tracking import destination, lineage, modes, records, syncing
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -109,6 +110,11 @@ def test_a_run_from_before_records_told_counts_as_one_with_texts(tmp_path):
         ("results/demo/m/attributions/icp.parquet", False),
         ("results/demo/m/figures/lengths.svg", False),
         ("resources/models/m-abc", False),
+        # What a folder of the user's, an experiment or a model is called says nothing.
+        ("resources/tables/train.jsonl", True),
+        ("results/outcomes/data/eval.parquet", True),
+        ("results/demo/scores/subsets/icp/gt-0.80.jsonl", True),
+        ("results/demo/scores/scores/icp.parquet", False),
         ("elsewhere/of_mine.csv", False),  # no artifact: nothing of it is sent
     ],
 )
@@ -138,6 +144,7 @@ def test_one_line_says_where_results_and_runs_go(chosen, said, monkeypatch, tmp_
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
     monkeypatch.setenv(modes.VARIABLE, json.dumps({"project": "icprobe", "entity": "team", **chosen}))
     monkeypatch.setattr(destination, "check_server", lambda seconds: None)
+    monkeypatch.setattr(destination, "_settled", set())
     assert destination.sentence("mine") == f"Results: results/mine; W&B: {said}"
 
 
@@ -148,6 +155,7 @@ def test_the_line_says_why_runs_that_may_be_online_are_kept(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv(modes.VARIABLE, json.dumps({"mode": "auto", "project": "icprobe"}))
     monkeypatch.setattr(destination, "check_server", refuse)
+    monkeypatch.setattr(destination, "_settled", set())
     monkeypatch.setenv(modes.KEPT, "")
     said = destination.sentence("mine")
     assert said.endswith("nothing is sent (no key for https://api.wandb.ai was found)")
@@ -155,6 +163,38 @@ def test_the_line_says_why_runs_that_may_be_online_are_kept(monkeypatch):
     monkeypatch.setattr(destination, "check_server", lambda seconds: None)
     assert modes.settings()["mode"] == "offline"
     assert destination.sentence("mine") == said
+
+
+def test_the_server_is_asked_once_and_the_first_answer_holds(monkeypatch):
+    asked = []
+
+    def answer(seconds):
+        asked.append(seconds)
+        if len(asked) > 1:
+            raise destination.TrackingError("W&B: it cannot be reached. Try again later.")
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(modes.VARIABLE, json.dumps({"mode": "online", "project": "icprobe", "entity": None}))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://me:hush@localhost:9")
+    monkeypatch.setattr(destination, "check_server", answer)
+    monkeypatch.setattr(destination, "_settled", set())
+    monkeypatch.setenv(modes.KEPT, "")
+    threads = [threading.Thread(target=destination.settle) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert destination.sentence("mine").endswith(
+        "online, to your project icprobe on http://***@localhost:9, numbers, figures, ids and labels"
+    )
+    assert len(asked) == 1
+
+
+def test_an_address_that_is_none_keeps_runs_here_and_fails_nothing(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://a..b")
+    with pytest.raises(syncing.TrackingError):
+        syncing.check_server(1)
 
 
 def test_a_key_that_is_not_used_is_said(monkeypatch):

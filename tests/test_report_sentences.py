@@ -56,7 +56,7 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
         "one_step (0.20 [0.10, 0.30]) ranks the others above the sound ones more often than chance would.",
         "The interval of length (0.70 [0.40, 0.90]) includes 0.5, so these examples do not show that it tells them "
         "apart any better or worse than chance.",
-        "There are too few examples for an interval of random (0.50).",
+        "There is no interval of random (0.50): there are too few examples, or all have the same score.",
     ]
 
 

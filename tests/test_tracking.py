@@ -82,6 +82,13 @@ def test_names_of_runs_can_be_read(rule, wildcards, name):
         ("results/demo/synthetic/values.parquet", "table"),
         ("results/demo/synthetic/figures/noise.svg", "figure"),
         ("results/demo/report.html", "report"),
+        ("results/demo/truth.html", "report"),
+        ("results/demo/figures/sweep.svg", "figure"),
+        ("results/outcomes/data/eval.parquet", "dataset"),
+        ("results/demo/scores/subsets/icp/gt-0.80.jsonl", "subset"),
+        ("results/tables/figures.v2/responses/base.jsonl", "responses"),
+        ("resources/tables/train.jsonl", "dataset"),
+        ("private/tables/eval.jsonl", None),
         ("logs/demo/rule.log", None),
     ],
 )

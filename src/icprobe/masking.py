@@ -22,7 +22,8 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 SHORT = {"key", "sig", "auth", "code", "jwt", "pass", "pw"}  # the same, as whole names of an address's parameters
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)  # within a text
+# Within a text. A password may hold quotes, so that what stands before an @ ends at white space alone.
+ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@]*:[^\s@]*@)?[^\s\"'<>]+", re.IGNORECASE)
 WHOLE = re.compile(r"\s*[a-z][a-z0-9+.-]*://\S+\s*", re.IGNORECASE)  # a text that is one: a password may hold quotes
 # Up to the last @ before the path; a password may hold a slash, which a port cannot.
 USER = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/@:]+:(?!\d+(?:[/?#]|$))[^\s@]*@)")

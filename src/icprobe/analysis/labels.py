@@ -169,7 +169,8 @@ def _difference(positive: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[flo
     if min(map(len, differences)) < 2:
         return value, np.nan, np.nan, np.nan
     variances = np.array([side.var(ddof=1) / len(side) for side in differences])
-    if not variances.sum() > 0:
+    # Of shares that are all alike but for their last bit the variance is that bit's.
+    if variances.sum() <= 1e-24:
         return value, np.nan, np.nan, np.nan
     freedom = variances.sum() ** 2 / sum(v**2 / (len(d) - 1) for v, d in zip(variances, differences, strict=True))
     error = float(np.sqrt(variances.sum()))

@@ -160,11 +160,12 @@ def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame 
         "The interval of {} includes 0.5, so these examples do not show that {it} any better or worse than chance.": (
             rows[(rows["low"] <= 0.5) & (rows["high"] >= 0.5)]
         ),
-        "There are too few examples for an interval of {}.": rows[rows["low"].isna()],
+        "There is no interval of {}: there are too few examples, or all have the same score.": rows[rows["low"].isna()],
     }
+    n_good, n_others = rows["n_positive"].max(), rows["n_negative"].max()
     sentences = [
-        f"By the label {label}, {count(rows['n_positive'].max())} examples are {good} and "
-        f"{count(rows['n_negative'].max())} are not.",
+        f"By the label {label}, {many(n_good, 'example')} {'is' if n_good == 1 else 'are'} {good} and "
+        f"{count(n_others)} {'is' if n_others == 1 else 'are'} not.",
         f"In parentheses after each method is its AUC with a 95% interval: how often one of the {good} examples scores "
         "above one of the others (0.5 is chance, 1 is without error).",
     ]
@@ -180,19 +181,22 @@ def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame 
 
 def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
     """Whom the examples tell the method with the highest AUC apart from, by Holm's p-values, and whom not."""
-    methods = rows[(rows["low"] > 0.5) & ~rows["method"].isin(headline.RIVALS)]
-    if differences is None or methods.empty:
+    methods = rows[~rows["method"].isin(headline.RIVALS)].sort_values("auc", ascending=False, kind="stable")
+    if differences is None or methods.empty or not methods["low"].iloc[0] > 0.5:
         return []
-    best = methods.sort_values("auc", ascending=False, kind="stable")["method"].iloc[0]
+    best = methods["method"].iloc[0]
     against = verdicts.against(best, differences)
     apart = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by > 0]
+    behind = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by < 0]
     open_ = [verdicts.name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
     said = f"Of the methods, {best} has the highest AUC"
     if apart:
         said += f" and is better than {listed(apart)}"
+    if behind:
+        said += f", but is worse than {listed(behind)} on the examples that both have evaluated"
     if open_:
         said += f", but these examples do not tell it apart from {listed(open_)}"
-    return [f"{said} (paired test of DeLong, corrected for their number, 5%)."] if apart or open_ else []
+    return [f"{said} (paired test of DeLong, corrected for their number, 5%)."] if against else []
 
 
 def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
@@ -205,6 +209,7 @@ def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list
     # Where good examples are the shorter ones, a difference from length's AUC does not say who tells them better.
     shown = {} if differences is None or known["auc"][length] < 0.5 else verdicts.against(length, differences)
     ahead = [name for name, (by, p) in shown.items() if by < 0 and p < SIGNIFICANT]
+    shown = {name for name in shown if name in known.index and known["auc"][name] > 0.5}
     behind = [
         name
         for name in known.index.difference([*LENGTHS, *headline.RIVALS, *ahead], sort=False)

@@ -21,12 +21,14 @@ from typing import IO, Any
 
 from icprobe import paths
 from icprobe.errors import reason
+from icprobe.masking import masked
 from icprobe.tracking import wandb_runs
-from icprobe.tracking.lineage import Subject
+from icprobe.tracking.lineage import Subject, plain
 
 logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"  # in a directory of its own below results/{experiment}/wandb/journals, beside its record
+ROOM = 4_000_000  # bytes that must be free beside four times a journal before its run is written
 STAMP = "%Y%m%d_%H%M%S"  # as wandb names directories of runs
 
 
@@ -50,7 +52,9 @@ class Journal:
         self._file: IO[str] = open(self.directory / JOURNAL, "w", encoding="utf-8")  # noqa: SIM115 (`take` closes it)
         # Held as long as the job's process lives: a journal that is free is of a job that has ended, or was killed.
         fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._write({"subject": asdict(subject), "chosen": dict(chosen), "began": began, "machine": platform.node()})
+        # Masked here, too: who writes the run later does not know this job's secrets.
+        header = {"subject": asdict(subject), "chosen": dict(chosen), "began": began, "machine": platform.node()}
+        self._write(masked(plain(header)))
 
     def take(self, entry: wandb_runs.Entry) -> None:
         """Keep an entry."""
@@ -90,6 +94,8 @@ def write_all(directory: Path, alone: bool = True) -> dict[Path, str]:
                 continue
             try:
                 if _write(journal, *lines):
+                    # First what says that there is a journal: a kill in between leaves a record that nobody reads.
+                    journal.unlink()
                     shutil.rmtree(journal.parent)
             except Exception as error:
                 failed[log_of(journal)] = f"its run could not be written ({reason(error)})"
@@ -105,7 +111,7 @@ def write_all(directory: Path, alone: bool = True) -> dict[Path, str]:
 def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
     """The lines of a journal that no other process holds meanwhile; None where one does, or has written it."""
     try:
-        file = open(journal, encoding="utf-8")  # noqa: SIM115
+        file = open(journal, encoding="utf-8", errors="replace")  # noqa: SIM115
     except OSError:
         yield None
         return
@@ -119,6 +125,13 @@ def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
         for line in file:
             with suppress(ValueError):  # of a job that was killed in the middle of it
                 lines.append(json.loads(line))
+        if lines and "subject" not in lines[0]:
+            lines = []  # its first line was cut off
+        if not lines and os.fstat(file.fileno()).st_nlink:
+            # Its job was killed before it had logged anything, or its disk was full: there is no run.
+            logger.warning("W&B: %s: its journal is empty, and is removed", journal.parent.name)
+            journal.unlink()
+            shutil.rmtree(journal.parent, ignore_errors=True)
         yield lines if lines and os.fstat(file.fileno()).st_nlink else None
 
 
@@ -129,7 +142,13 @@ def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]
     if f"{datetime.fromtimestamp(began):{STAMP}}" != stamp:  # its job saw another time zone
         began = datetime.strptime(stamp, STAMP).timestamp()
     shutil.rmtree(directory, ignore_errors=True)  # of a writer that was killed
+    # wandb's process says nothing of a disk that fills up while it writes.
+    if shutil.disk_usage(journal).free < ROOM + 4 * journal.stat().st_size:
+        raise OSError("the disk has no room for it")
     run = wandb_runs.begin(directory.parents[1], Subject(**header["subject"]), header["chosen"], False, began)
+    if not journal.exists():  # its job has begun again, and this attempt is no run
+        shutil.rmtree(directory, ignore_errors=True)
+        return False
     for record in journal.parent.glob("*.json"):
         shutil.copy(record, run.directory)
     ended = any("end" in entry for entry in entries)

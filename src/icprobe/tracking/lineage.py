@@ -23,29 +23,40 @@ DIGEST_BYTES = 2 * 10**9
 UPLOAD_BYTES = 50 * 10**6
 
 
-def _folder(pattern: str) -> str:
-    """What a path of this pattern has between its wildcards, such as "/scores/"."""
-    return pattern.removeprefix(paths.OF_MODEL).removeprefix(paths.EXPERIMENT).split("{")[0]
+def _beginning(pattern: str) -> re.Pattern[str]:
+    """How paths of a pattern begin: whole up to the first wildcard that is neither the experiment nor the model.
+
+    By its place, never by a part found anywhere: an experiment may be called "outcomes", a model "scores".
+    """
+    begins = re.split(r"\{(?!experiment\}|model\})", pattern)[0]
+    return re.compile("[^/]+".join(map(re.escape, re.split(r"\{\w+\}", begins))))
 
 
-# Type of the W&B artifact that a path is, by the first part found in it.
+# Type of the W&B artifact that a path is, by the first of these that it begins with.
 ARTIFACT_TYPES = {
-    _folder(paths.MODEL): "model",
-    _folder(paths.CHECKPOINT): "model",
-    _folder(paths.matrix()): "attribution",
-    _folder(paths.scores()): "score",
-    _folder(paths.SUBSET): "subset",
-    _folder(paths.RESPONSES): "responses",
-    _folder(paths.OUTCOMES): "outcomes",
-    _folder(paths.JUDGEMENTS): "judgements",
-    _folder(paths.table("{file}")): "table",
-    _folder(paths.figure("{file}")): "figure",
-    _folder(paths.REPORT): "report",
-    _folder(paths.SCORES_REPORT): "report",
-    _folder(paths.TRANSFORMER): "model",
-    _folder(paths.synthetic("{file}")): "table",
-    _folder(paths.data("{table}")): "dataset",
-    "resources/": "dataset",
+    _beginning(pattern): kind
+    for pattern, kind in {
+        paths.MODEL_NAME: "model",
+        paths.REPORT: "report",
+        paths.SCORES_REPORT: "report",
+        paths.TRUTH_REPORT: "report",
+        paths.data("{table}"): "dataset",
+        paths.figure_of_all("{file}"): "figure",
+        paths.TRANSFORMER: "model",
+        paths.synthetic("figures/{file}"): "figure",
+        paths.synthetic("{file}"): "table",
+        paths.CHECKPOINT: "model",
+        paths.matrix(): "attribution",
+        paths.scores(): "score",
+        paths.SUBSET: "subset",
+        paths.RESPONSES: "responses",
+        paths.OUTCOMES: "outcomes",
+        paths.JUDGEMENTS: "judgements",
+        paths.table("{file}"): "table",
+        paths.figure("{file}"): "figure",
+        paths.LENGTHS.removesuffix("lengths.parquet") + "{table}": "dataset",
+        "resources/{file}": "dataset",
+    }.items()
 }
 # Types of files that hold numbers alone. What holds texts, or may, leaves the machine only where `wandb.texts` says so.
 WITHOUT_TEXTS = {"attribution", "score", "outcomes", "table", "figure", "model"}
@@ -109,7 +120,7 @@ def run_name(rule: str, wildcards: Mapping[str, Any]) -> str:
 
 def artifact_type(path: str) -> str | None:
     """Type of the W&B artifact that a path is; None for what is no result, such as a log."""
-    return next((kind for part, kind in ARTIFACT_TYPES.items() if part in f"/{path}"), None)
+    return next((kind for begins, kind in ARTIFACT_TYPES.items() if begins.match(path)), None)
 
 
 def holds_texts(path: str) -> bool:

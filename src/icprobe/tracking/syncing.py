@@ -142,7 +142,7 @@ def check_server(timeout: float) -> None:
     try:
         port = address.port or (443 if address.scheme == "https" else 80)
         socket.create_connection((address.hostname, port), timeout).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # an address that is none is a ValueError
         raise TrackingError(f"W&B: {server} cannot be reached ({error}). Try again later.") from None
 
 
