@@ -175,6 +175,8 @@ def test_the_explorer_sorts_filters_shows_brushes_and_switches(opened, tmp_path)
 
     # brush: the upper half of the plot
     opened.drag(0.1, 0.1, 0.95, 0.5)
+    opened.wait_for_count("^[1-9].* limited by the plot")
+    view.wait_for_timeout(500)  # the brush's last moves, on a machine that is busy
     listed = opened.wait_for_count("limited by the plot")
     low, high = (float(view.input_value(name)) for name in ("#b-from", "#b-to"))
     left, right = (float(view.input_value(name)) for name in ("#a-from", "#a-to"))
