@@ -1,6 +1,7 @@
 """Light jobs' offline runs are journals first; what is written of them later is what their jobs would have written."""
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -200,6 +201,10 @@ def test_a_journal_that_holds_no_run_is_removed_and_holds_up_none(left, tmp_path
     empty = good.parent.with_name("offline-run-20260101_000000-other-0123456789abcdef")
     shutil.copytree(good.parent, empty)
     (empty / good.name).write_bytes(left)
+    with journals._held(empty / good.name) as lines:
+        assert lines is None, "its job may have just begun"
+    assert (empty / good.name).exists()
+    os.utime(empty / good.name, (0, 0))
     good.write_bytes(good.read_bytes() + b"\xff\xfe\n")  # bytes that are no text
     assert write(tmp_path) == {}
     assert waiting(tmp_path) == []

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"  # in a directory of its own below results/{experiment}/wandb/journals, beside its record
 ROOM = 4_000_000  # bytes that must be free beside four times a journal before its run is written
+BEGINNING_SECONDS = 60  # a job that has just opened its journal has not yet locked it
 STAMP = "%Y%m%d_%H%M%S"  # as wandb names directories of runs
 
 
@@ -127,7 +128,8 @@ def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
                 lines.append(json.loads(line))
         if lines and "subject" not in lines[0]:
             lines = []  # its first line was cut off
-        if not lines and os.fstat(file.fileno()).st_nlink:
+        facts = os.fstat(file.fileno())
+        if not lines and facts.st_nlink and time.time() - facts.st_mtime > BEGINNING_SECONDS:
             # Its job was killed before it had logged anything, or its disk was full: there is no run.
             logger.warning("W&B: %s: its journal is empty, and is removed", journal.parent.name)
             journal.unlink()
