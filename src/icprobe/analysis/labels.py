@@ -6,6 +6,8 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
+from icprobe.analysis.headline import RESPONSE_TOKENS
+
 LABEL_COLUMNS = ["label", "value", "method", "auc", "low", "high", "n_positive", "n_negative"]
 DIFFERENCE_COLUMNS = ["label", "method_a", "method_b", "n_positive", "n_negative", "difference", "low", "high"]
 DIFFERENCE_COLUMNS += ["p_value", "p_value_holm"]
@@ -69,6 +71,14 @@ def _by_formula(value: float, n_positive: int, n_negative: int) -> tuple[float, 
     low = 0.0 if value == 0 else brentq(excess, 0, min(value, 1 - tiny))
     high = 1.0 if value == 1 else brentq(excess, max(value, tiny), 1)
     return float(low), float(high)
+
+
+def beside_length(scores: Mapping[str, pd.Series], n_target: pd.Series | None) -> dict[str, pd.Series]:
+    """The scores, and beside them, where `length` is no method, the number of response tokens: what length alone does.
+
+    n_target: [N] indexed by id, as the scores are; None where it is not known.
+    """
+    return {**scores} if n_target is None or "length" in scores else {**scores, RESPONSE_TOKENS: n_target}
 
 
 def label_aucs(

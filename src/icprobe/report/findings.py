@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from icprobe.analysis import headline
-from icprobe.analysis.binning import bins, ranks
-from icprobe.analysis.labels import auc_differences, label_aucs
+from icprobe.analysis.binning import Ranking, bins, ranks
+from icprobe.analysis.labels import auc_differences, beside_length, label_aucs
 from icprobe.analysis.statistics import warning_of_ties, widen
 from icprobe.errors import ScoreError
 from icprobe.evaluation.tabulation import left_out, prompts_of, significantly_best
@@ -21,7 +21,6 @@ from icprobe.report.page import text
 from icprobe.report.reading import Source, columns_of, content_of, figure_of, refuse_unknown, rows_of, table_of
 from icprobe.tables.checking import ROW_NUMBER
 
-LENGTH = headline.RESPONSE_TOKENS
 TEXT_FIELDS = ("instruction", "input", "output")
 
 
@@ -102,13 +101,16 @@ class Findings:
         aucs, self.auc_differences = self._own(inputs.label_aucs), self._own(inputs.label_auc_differences)
         if aucs is None:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
-            beside = {} if self.lengths is None or "length" in self.methods else {LENGTH: self.lengths["n_target"]}
-            rated, known = {**self.scores, **beside}, train[["id", *labels]]
+            rated = beside_length(self.scores, None if self.lengths is None else self.lengths["n_target"])
+            known = train[["id", *labels]]
             aucs, self.auc_differences = label_aucs(rated, known, sound), auc_differences(rated, known, sound)
         self.aucs = aucs if len(aucs) else None
         self.label_correlations = self._own(inputs.label_correlations)
         self.figures = [figure_of(Path(path)) for path in inputs.figures]
-        self._orders = {method: _best_first(table) for method, table in tables.items()}
+        self._orders = {}  # positions of the evaluated examples, the best first
+        for method, table in tables.items():
+            ranking = Ranking(table["score"], table.get("mean_effect"))
+            self._orders[method] = ranking.first("top 100%", ranking.evaluated).tolist()
         self.best, self.worst = {}, {}
         for method, order in self._orders.items():
             most = min(top, max(1, len(order) // 4))  # of a few, what stands in the middle is neither
@@ -308,13 +310,6 @@ def _scores(source: Source, ids: pd.Series, what: str) -> pd.DataFrame:
     table = table.assign(id=table["id"].astype(str), score=widen(table["score"].to_numpy())).set_index("id")
     refuse_unknown(table.index, ids, what)
     return table.reindex(pd.Index(ids, name="id"))
-
-
-def _best_first(table: pd.DataFrame) -> list[int]:
-    """Positions of the evaluated examples, the best first; equal scores by mean effect, where there is one, then id."""
-    known = [name for name in ("score", "mean_effect") if name in table]
-    order = (-table[known]).assign(id=table.index).reset_index(drop=True)
-    return order[table["score"].notna().to_numpy()].sort_values([*known, "id"], kind="stable").index.to_list()
 
 
 def _places(order: list[int], n: int) -> np.ndarray:

@@ -138,7 +138,7 @@ def _with_length(model: Findings) -> list[str]:
         both = pd.DataFrame({"score": scores, "tokens": model.lengths["n_target"]}).dropna().astype(float)
         if len(both) < FEW_EXAMPLES or both.nunique().min() < 2 or method == "length":
             continue
-        value = float(both["score"].rank().corr(both["tokens"].rank()))
+        value = float(both["score"].corr(both["tokens"], method="spearman"))
         told.append(f"{method} {estimate(value, *fisher_interval('spearman', value, len(both)))}")
     if not told:
         return []
@@ -206,15 +206,18 @@ def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list
     length = next((name for name in LENGTHS if name in known.index), None)
     if length is None:
         return []
-    # Where good examples are the shorter ones, a difference from length's AUC does not say who tells them better.
-    shown = {} if differences is None or known["auc"][length] < 0.5 else verdicts.against(length, differences)
-    ahead = [name for name, (by, p) in shown.items() if by < 0 and p < SIGNIFICANT]
-    shown = {name for name in shown if name in known.index and known["auc"][name] > 0.5}
-    behind = [
-        name
-        for name in known.index.difference([*LENGTHS, *headline.RIVALS, *ahead], sort=False)
-        if name in shown or known["told"][name] <= known["told"][length]
-    ]
+    # Of AUCs below 0.5, on either side, the sign of a difference does not say who tells the examples better.
+    comparable = known.index[known["auc"] > 0.5]
+    against = {} if differences is None or length not in comparable else verdicts.against(length, differences)
+
+    def is_ahead(name: str) -> bool:
+        if name in against and name in comparable:
+            by, p = against[name]
+            return by < 0 and p < SIGNIFICANT
+        return known["told"][name] > known["told"][length]
+
+    methods = known.index.difference([*LENGTHS, *headline.RIVALS], sort=False)
+    behind = [name for name in methods if not is_ahead(name)]
     if not behind:
         return []
     it = "it does" if len(behind) == 1 else "they do"

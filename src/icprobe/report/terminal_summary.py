@@ -42,6 +42,7 @@ def summary(
     """
     width = width or terminal_width()
     folder = Path(paths.EXPERIMENT.format(experiment=experiment))
+    whole, outdated = Path(paths.REPORT.format(experiment=experiment)), False
     blocks, kept = [f"{experiment}: finished"], []
     for model in models:
         here = folder / model
@@ -55,13 +56,13 @@ def summary(
         blocks.append("\n".join(_wrapped(line, width) for line in _retraining(read)))
         blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
-        kept += [("Scores", here / "tables/scores.csv"), ("Subsets", here / "subsets/METHOD/BIN.jsonl")]
+        scores, subsets = here / "tables/scores.csv", here / "subsets"
+        kept += [f"Scores: {scores}"] if scores.exists() else []
+        kept += [f"Subsets: {subsets / 'METHOD/BIN.jsonl'}"] if subsets.exists() else []
+        outdated |= _older(whole, scores)
     # A path is not broken: it is there to be copied.
-    ends = [f"{what}: {path}" for what, path in kept if (path if what == "Scores" else path.parents[1]).exists()]
-    ends.append(f"Report: {report.format(experiment=experiment)} (with the texts of the examples)")
-    whole = folder / Path(paths.REPORT).name
-    renewed = [path for what, path in kept if what == "Scores" and path.exists() and _older(whole, path)]
-    if report != paths.REPORT and renewed:
+    ends = [*kept, f"Report: {report.format(experiment=experiment)} (with the texts of the examples)"]
+    if report != paths.REPORT and outdated:
         ends.append(f"{whole} is of earlier scores; snakemake all renews it")
     if tracked:
         waiting = len(pending(folder / paths.WANDB))
@@ -72,7 +73,7 @@ def summary(
 
 
 def _older(path: Path, other: Path) -> bool:
-    return path.exists() and path.stat().st_mtime < other.stat().st_mtime
+    return path.exists() and other.exists() and path.stat().st_mtime < other.stat().st_mtime
 
 
 def terminal_width() -> int:

@@ -11,7 +11,7 @@ from icprobe import artifacts
 from icprobe.analysis import headline
 from icprobe.analysis.correlations import label_correlations
 from icprobe.analysis.domains import by_domain, score_sets
-from icprobe.analysis.labels import auc_differences, label_aucs
+from icprobe.analysis.labels import auc_differences, beside_length, label_aucs
 from icprobe.tables.checking import numbered_labels
 from icprobe.workflow.jobs import job
 
@@ -21,8 +21,7 @@ with job(snakemake) as run:
     train = pd.read_parquet(files.train)
     n_target = pd.read_parquet(files.lengths).set_index("id")["n_target"]
     lengths = None if n_target.isna().all() else n_target
-    beside = {} if lengths is None or "length" in params.methods else {headline.RESPONSE_TOKENS: lengths}
-    rated = [(domain, {**found, **beside}) for domain, found in sets.items()]
+    rated = [(domain, beside_length(found, lengths)) for domain, found in sets.items()]
     table = by_domain(snakemake.wildcards.model, rated, lambda found: label_aucs(found, train, params.good))
     artifacts.write_csv(snakemake.output.aucs, table)
     differences = by_domain(snakemake.wildcards.model, rated, lambda found: auc_differences(found, train, params.good))

@@ -4,7 +4,7 @@ import logging
 
 import pandas as pd
 
-from icprobe.analysis.binning import members
+from icprobe.analysis.binning import borders, members
 from icprobe.formatting import bin_of, number
 from icprobe.tables import checking
 from icprobe.tracking import runs
@@ -27,11 +27,13 @@ with job(snakemake) as run:
     subsets.write_subset(examples, chosen, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
     if score and len(chosen):
-        last = score[chosen[-1]]
-        tied, inside = (sum(score[name] == last for name in names) for names in (score, chosen))
-        if inside < tied:
+        known = {"icp": reference, snakemake.wildcards.method: scores}
+        by_id = {name: table.set_index("id")["score"] for name, table in known.items() if table is not None}
+        end = borders(by_id, [bin]).set_index("method").loc[snakemake.wildcards.method]
+        if end["n_tied_inside"] < end["n_tied"]:
             how = "by mean effect, then by id" if "mean_effect" in scores else "by id"
-            logger.warning("%d of %d examples with the score %s are in the bin, %s", inside, tied, number(last), how)
+            of = (end["n_tied_inside"], end["n_tied"], number(end["border"]), how)
+            logger.warning("%d of %d examples with the score %s are in the bin, %s", *of)
     run.summary(examples=len(chosen), of=len(examples))
     shown = examples.loc[chosen[: runs.TABLE_ROWS], ["id", *checking.TEXTS]]
     # Not "examples": W&B keeps a table under its name in the summary, in the place of the number.
