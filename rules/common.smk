@@ -20,7 +20,7 @@ from icprobe.fingerprints import contents, package_files
 from icprobe.formatting import BIN_NAME
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import dry_run, log_filters
+from icprobe.workflow import dry_run, log_filters, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -209,7 +209,8 @@ def outlook():
     ]
     attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence"}
     slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and forwards & {name for name, *_ in told}
-    sentences = [dry_run.work(told), dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]
+    unknown = dry_run.unknown_sizes(m for m in CONFIG.models if told and work.known_parameters(CONFIG, m) is None)
+    sentences = [dry_run.work(told), unknown, dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]
     return "\n".join(filter(None, [*sentences, destination.sentence(CONFIG.experiment, ask=False)]))
 
 

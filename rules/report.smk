@@ -6,10 +6,12 @@ REPORT_INPUTS = dict(
     lengths=expand(paths.LENGTHS, **EACH_MODEL),
     scores=each_model_and_method(paths.scores()),
     attributions=each_model_and_method(paths.matrix()),
+    manifests=[paths.manifest(MODELS[model]) for model in PLAN.models_here] if PLAN.objective else [],
 )
 REPORT_PARAMS = dict(
     experiment=CONFIG.experiment,
     models=CONFIG.models,
+    models_here=PLAN.models_here if PLAN.objective else [],
     methods=CONFIG.attribution.methods,
     labels=CONFIG.data.labels,
     sound_labels=CONFIG.data.sound_labels,

@@ -59,7 +59,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def tiny_model(tokenizer):
     """architecture → a random model, its weights scaled up so that predictions differ from uniform."""
-    from icprobe.engine.models import random_model
+    from icprobe.engine.random_models import random_model
 
     made = {}
 

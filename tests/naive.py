@@ -38,10 +38,11 @@ def icp(model, tokenizer, example, task):
 
 
 def block_parameters(model):
+    """Those of linear layers, and of a mixture's experts, which transformers keeps together."""
     names = []
     for name, module in model.named_modules():
         inside = any(part in name for part in (".layers.", ".h."))
-        if isinstance(module, nn.Linear | Conv1D) and inside:
+        if (isinstance(module, nn.Linear | Conv1D) or name.endswith(".experts")) and inside:
             names += [f"{name}.{n}" for n, _ in module.named_parameters()]
     return names
 
@@ -60,8 +61,12 @@ def gradient(model, tokenizer, row, whole_document, end=False, mean=False):
     log_p = model(input_ids=torch.tensor([ids])).logits[0].float().log_softmax(-1)
     loss = -sum(log_p[i - 1, ids[i]] for i in range(start, len(ids)))
     (loss / (len(ids) - start) if mean else loss).backward()
-    gradients = dict(model.named_parameters())
-    return {name: gradients[name].grad for name in block_parameters(model)}
+    parameters = dict(model.named_parameters())
+    grads = {n: torch.zeros_like(p) if (p := parameters[n]).grad is None else p.grad for n in block_parameters(model)}
+    experts = {name for name in grads if ".experts." in name}  # each expert's own is a tensor of its own
+    return {name: g for name, g in grads.items() if name not in experts} | {
+        f"{name}.{number}": g for name in experts for number, g in enumerate(grads[name])
+    }
 
 
 def influence(g_z, g_t):
@@ -104,6 +109,8 @@ def one_step(model, tokenizer, example, task, learning_rate, train_loss="documen
         for name, parameter in stepped.named_parameters():
             if name in g_z:
                 parameter -= learning_rate * g_z[name]
+            for number, expert in enumerate(parameter if f"{name}.0" in g_z else ()):
+                expert -= learning_rate * g_z[f"{name}.{number}"]
     return log_likelihood(stepped, tokenizer, query(task), target(task)) - log_likelihood(
         model, tokenizer, query(task), target(task)
     )

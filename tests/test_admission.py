@@ -60,7 +60,7 @@ def tried(tokenizer, tmp_path, monkeypatch):
     """model → its capabilities, of a kind that no class of transformers is."""
 
     def trial(model):
-        def opened(_directory, dtype, _trusted):
+        def opened(_directory, dtype, _trusted, experts_apart=True):
             return copy.deepcopy(model).to(models.DTYPES[dtype]).eval().requires_grad_(False)
 
         monkeypatch.setattr(admission, "opened", opened)
@@ -82,11 +82,15 @@ def refused(attempt, *arguments, **options):
 @pytest.mark.parametrize(
     ("kind", "sizes", "said"),
     [
-        ("mixtral", {"num_local_experts": 4, **LLAMA, "sliding_window": None}, "89% of the weights"),
         (
             "jetmoe",
             {"intermediate_size": 64, "kv_channels": 8, "num_key_value_heads": 2, "num_local_experts": 4},
-            "95%",
+            "95% of the weights",
+        ),
+        (
+            "llama4_text",
+            {**LLAMA, "head_dim": 8, "intermediate_size_mlp": 64, "num_local_experts": 4},
+            "experts.gate_up",
         ),
     ],
 )
@@ -94,6 +98,14 @@ def test_weights_that_theta_lacks_are_refused(kind, sizes, said, prepared):
     message = refused(prepared, kind, **sizes)
     assert said in message
     assert "gradients would leave them out" in message
+
+
+def test_few_weights_that_theta_lacks_are_named(prepared):
+    """Mamba multiplies with the weight of a layer that it does not call, and with a matrix of its own."""
+    manifest = prepared("mamba", state_size=8, time_step_rank=4)
+    assert manifest["unreached"] == [f"backbone.layers.{n}.mixer.dt_proj" for n in (0, 1)]
+    assert manifest["left_out"].keys() == {"mixer.A_log", "mixer.dt_proj.weight"}
+    assert manifest["attributed_share"] + sum(manifest["left_out"].values()) > 0.9
 
 
 def test_the_share_of_the_blocks_weights_that_theta_covers_is_kept(prepared, tmp_path):
@@ -148,7 +160,8 @@ def test_a_linear_layers_own_forward_pass_is_kept_and_tried(tokenizer, tried):
     llama = made("llama", tokenizer, **LLAMA)
     assert tried(with_layer(llama, PlainLinear)).packs
     falcon = {"parallel_attn": True, "multi_query": True, "alibi": False, "bias": False}
-    assert tried(made("falcon", tokenizer, **falcon)) == Capabilities(pytest.approx(0.99, abs=0.01), False, False, {})
+    expected = Capabilities(pytest.approx(0.99, abs=0.01), pads_left=True)
+    assert tried(made("falcon", tokenizer, **falcon)) == expected
     assert "layer model.layers.1.mlp.up_proj has parameters besides weight and bias: down" in refused(
         tried, with_layer(llama, BranchingLinear)
     )
@@ -169,8 +182,12 @@ def test_weights_that_blocks_share_are_refused(tokenizer, tried):
 @pytest.mark.parametrize(
     ("calls", "said"),
     [
-        (lambda self, x: self.down_proj(x @ self.up_proj.weight.T), "mlp.gate_proj is never called"),
-        (lambda self, x: self.gate_proj(x) @ self.down_proj.weight.T, "mlp.up_proj is never called"),
+        # What a layer's weight does past the layer itself is not seen; one that does nothing is none of the weights.
+        (
+            lambda self, x: self.down_proj(x @ self.up_proj.weight.T),
+            "12% of the weights of its blocks are in no linear layer (first 0.mlp.up_proj.weight",
+        ),
+        (lambda self, x: self.gate_proj(x) @ self.down_proj.weight.T, "(first 0.mlp.down_proj.weight"),
         (
             lambda self, x: self.down_proj(self.gate_proj(x) * self.gate_proj(-x)),
             "mlp.gate_proj is called several times",
@@ -184,12 +201,31 @@ def test_weights_that_blocks_share_are_refused(tokenizer, tried):
     ],
 )
 def test_layers_that_are_not_called_once_for_each_token_are_refused(calls, said, tokenizer, tried):
-    class Mlp(type(made("llama", tokenizer, **LLAMA).model.layers[0].mlp)):
+    assert said in refused(tried, with_mlp(made("llama", tokenizer, **LLAMA), calls))
+
+
+def with_mlp(model, calls):
+    """The model, whose first block calls its layers in another way."""
+
+    class Mlp(type(model.model.layers[0].mlp)):
         forward = calls
 
-    model = made("llama", tokenizer, **LLAMA)
     model.model.layers[0].mlp.__class__ = Mlp
-    assert said in refused(tried, model)
+    return model
+
+
+def test_a_layer_that_plays_no_part_is_none_of_theta(tokenizer, tried):
+    def with_choice(self, x):
+        with torch.no_grad():
+            chosen = (self.gate_proj(x) > 0).to(x.dtype)
+        return self.down_proj(self.up_proj(x) * chosen)
+
+    for calls in (lambda self, x: self.down_proj(self.up_proj(x)), with_choice):
+        found = tried(with_mlp(made("llama", tokenizer, **LLAMA), calls))
+        assert found.unreached == ("model.layers.0.mlp.gate_proj",)
+        assert found.left_out == {}
+        assert found.packs
+        assert found.attributed_share > 0.98
 
 
 # --- what the engines make of it --------------------------------------------------------------------------------
@@ -199,17 +235,38 @@ def test_attention_called_twice_a_layer_is_refused(prepared):
     assert "differ by" in refused(prepared, "diffllama", **LLAMA)
 
 
-def test_logits_that_are_capped_or_scaled_are_refused(prepared):
-    said = "its logits are not its output embedding of its last hidden state"
-    assert said in refused(prepared, "gemma2", **LLAMA, head_dim=8, final_logit_softcapping=30.0)
-    for norms in (False, True):
-        assert said in refused(prepared, "cohere", **LLAMA, logit_scale=0.5, use_qk_norm=norms)
+@pytest.mark.parametrize(
+    ("kind", "sizes", "scale", "cap"),
+    [
+        ("gemma2", {"head_dim": 8, "final_logit_softcapping": 30.0}, 1, 30),
+        ("nanochat", {"final_logit_softcapping": 15.0}, 1, 15),
+        ("cohere", {"logit_scale": 0.3}, 0.3, 0),
+        ("granite", {"logits_scaling": 7.0}, 1 / 7, 0),
+    ],
+)
+def test_how_logits_are_capped_and_scaled_is_kept(kind, sizes, scale, cap, prepared):
+    manifest = prepared(kind, **LLAMA, **sizes)
+    assert (manifest["logit_scale"], manifest["logit_cap"]) == (scale, cap)
 
 
-def test_a_model_whose_hidden_states_are_not_told_from_its_logits_is_refused_in_these_words(prepared):
-    sizes = {"head_dim": 8, "intermediate_size_mlp": 64, "moe_layers": [], "num_local_experts": 1}
-    message = refused(prepared, "llama4_text", **LLAMA, **sizes)
-    assert "Llama4ForCausalLM: transformers has no module of it that gives hidden states and not logits" in message
+def test_logits_that_are_made_otherwise_are_refused(tokenizer, tried):
+    class Odd(transformers.LlamaForCausalLM):
+        def forward(self, *args, **options):
+            out = super().forward(*args, **options)
+            out.logits = out.logits + 0.01 * out.logits**2
+            return out
+
+    model = made("llama", tokenizer, **LLAMA)
+    model.__class__ = Odd
+    assert "its logits are not its output embedding of hidden states, scaled or capped" in refused(tried, model)
+
+
+def test_what_a_model_does_between_its_last_block_and_its_logits_is_done(tokenizer, tried):
+    """A BERT that predicts transforms its hidden states once more, MiniCPM-3 scales them."""
+    bert = {"is_decoder": True, "intermediate_size": 64, "hidden_act": "gelu"}
+    assert tried(made("bert", tokenizer, **bert)).packs
+    sizes = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    assert tried(made("minicpm3", tokenizer, **{**LLAMA, "num_key_value_heads": 4}, **sizes)).packs
 
 
 def test_whatever_fails_in_the_trial_names_the_model_and_the_step(tokenizer, tried):
@@ -220,7 +277,7 @@ def test_whatever_fails_in_the_trial_names_the_model_and_the_step(tokenizer, tri
             return super().forward(x)
 
     message = refused(tried, with_layer(made("llama", tokenizer, **LLAMA), Failing))
-    assert message.startswith("LlamaForCausalLM: a plain forward and backward pass fails ('unforeseen'); such a model")
+    assert message.startswith("LlamaForCausalLM: a look at its layers fails ('unforeseen'); such a model")
 
 
 def test_a_dtype_in_which_a_model_fails_is_refused_where_it_is_asked_for(tokenizer, prepared, tried, tmp_path):
@@ -374,11 +431,18 @@ def test_ids_beyond_the_embedding_are_refused_unless_no_text_gives_them(tokenize
     assert prepared(model, imaging)["packs"]
 
 
-def test_a_composite_configuration_is_refused(tokenizer, prepared):
+def test_of_a_composite_model_the_language_model_is_taken(tokenizer, prepared, tmp_path):
     text = {**LLAMA, "vocab_size": len(tokenizer), "head_dim": 8}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
         text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
     )
-    message = refused(prepared, transformers.Gemma3ForConditionalGeneration(config))
-    assert "a gemma3 is composed of several models" in message
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        whole = transformers.Gemma3ForConditionalGeneration(config).eval()
+    manifest = prepared(whole)
+    assert manifest["architecture"] == "gemma3_text"
+    assert manifest["parameters"] < sum(p.numel() for p in whole.parameters())
+    ids = torch.arange(5, 25)[None]
+    logits = models.load_model(tmp_path / "out", device="cpu")(input_ids=ids).logits
+    torch.testing.assert_close(logits, whole(input_ids=ids).logits)

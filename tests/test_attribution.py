@@ -169,8 +169,9 @@ def test_a_rounding_of_bfloat16_is_no_reason_to_pad(seed):
     assert capabilities_of(model.to(torch.bfloat16).eval().requires_grad_(False)).packs
 
 
+@pytest.mark.parametrize("window", [None, 1, 3, 129, 200])
 @pytest.mark.parametrize("offset", [0, 5, 130])
-def test_the_mask_of_a_row_is_its_tree(offset):
+def test_the_mask_of_a_row_is_its_tree(offset, window):
     base = PrefixCache((1,) * offset, [], []) if offset else None
     row = Row(base)
     root = row.add([5] * 140)
@@ -183,8 +184,11 @@ def test_the_mask_of_a_row_is_its_tree(offset):
             expected[token, offset + s.start : offset + token + 1] = True
             for above in (row.segments[a] for a in s.ancestors):
                 expected[token, offset + above.start : offset + above.end] = True
-    assert torch.equal(row.mask(), expected)
-    blocks = visible_blocks(row, torch.device("cpu"))
+    if window is not None:
+        places = torch.tensor([*range(offset), *row.positions()])
+        expected &= places[offset:, None] - places < window
+    assert torch.equal(row.mask(window=window), expected)
+    blocks = visible_blocks(row, torch.device("cpu"), window)
     some = torch.zeros(len(row.ids), offset + len(row.ids), dtype=torch.bool)
     for query in range(len(row.ids)):
         seen = [blocks.kv_indices, blocks.kv_num_blocks], [blocks.full_kv_indices, blocks.full_kv_num_blocks]

@@ -363,3 +363,10 @@ def test_a_key_that_stands_twice_in_a_file_is_refused(text, said, tmp_path):
     with pytest.raises(ConfigError) as refused:
         check_keys([tmp_path / "mine.yaml"])
     assert f"config: {tmp_path}/mine.yaml: {said}" in str(refused.value)
+
+
+def test_a_source_of_several_distributions_has_a_file_for_each():
+    part = {"source": "pypi", "version": "1.0", "sha256": "0" * 64}
+    for package, file in (("a", ["x"]), (["a"], "x"), (["a", "b"], ["x"]), ([], [])):
+        with pytest.raises(ConfigError, match="name one of each, or as many files as packages"):
+            load({**OWN, "model_sources": {"mine": {**part, "package": package, "file": file}}}, METHODS)

@@ -110,9 +110,9 @@ def test_domains_are_those_of_all_files_that_can_be_read(tmp_path):
         pd.DataFrame({"topic": domains}).to_json(tmp_path / f"{name}.jsonl", orient="records", lines=True)
     (tmp_path / "broken.json").write_text("[")
     files = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "broken.json", "absent.json", "c.jsonl")]
-    assert checking.domains(files, {"domain": "topic"}) == {"law", "code"}
-    assert checking.domains(files[:2], {"domain": "topic"}) == {"law"}
-    assert checking.domains(files, {}) == set()
+    assert checking.values(files, {"domain": "topic"}, "domain") == {"law", "code"}
+    assert checking.values(files[:2], {"domain": "topic"}, "domain") == {"law"}
+    assert checking.values(files, {}, "domain") == set()
 
 
 def test_columns_can_be_renamed_and_even_exchanged(tmp_path):
@@ -311,10 +311,10 @@ def test_a_label_without_a_row_of_its_good_values_is_refused_with_the_values_tha
     good = {"planted": ["sound", "fine"], "stars": ["5"], "absent": ["yes"]}
     assert checking.check_sound_labels(table, good) == {"planted": 2, "stars": 1, "absent": 0}
     said = (
-        r"config: data\.sound_labels\.planted: no row .* has 'sond' or 'ok'; .* 'planted' holds 'sound', 'trun cated'\."
+        r"config: data\.sound_labels\.planted: no row .* has 'sond' or 'ok'; .* holds 'sound', 'trun cated'\. Correct"
     )
     with pytest.raises(ConfigError, match=said):
         checking.check_sound_labels(table, {"planted": ["sond", "ok"]})
-    with pytest.raises(ConfigError, match=r"holds '0', '1', '10', '11', .*, …\. Correct it"):
+    with pytest.raises(ConfigError, match=r"holds '0', '1', '10', '11', .*, …; did you mean .2.\? Correct it"):
         checking.check_sound_labels(pd.DataFrame({"n": [str(n) for n in range(20)]}), {"n": ["20"]})
     assert checking.check_sound_labels(table.assign(planted=None), {"planted": ["sond"]}) == {"planted": 0}

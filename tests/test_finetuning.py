@@ -11,7 +11,8 @@ import torch
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
-from icprobe.engine.models import linear_layers, load_model, random_model
+from icprobe.engine.models import linear_layers, load_model
+from icprobe.engine.random_models import random_model
 from icprobe.errors import DataError
 from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.texts.prompts import Prompts

@@ -3,7 +3,8 @@ import torch
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
-from icprobe.engine.models import load_model, random_model
+from icprobe.engine.models import load_model
+from icprobe.engine.random_models import random_model
 from icprobe.errors import DataError
 from icprobe.evaluation import generation
 from icprobe.evaluation.generation import batches, generate, responses

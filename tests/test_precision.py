@@ -14,6 +14,7 @@ from icprobe.attribution import contraction, icp, influence, influence_mean
 from icprobe.attribution.matrix import encode_tasks
 from icprobe.engine import gradients, likelihood, models
 from icprobe.engine.batching import batches
+from icprobe.engine.head import Shape
 
 BFLOAT16 = 2.0**-8  # relative rounding
 FLOAT32 = 1e-5
@@ -109,7 +110,7 @@ def head(states, words, confident, seed=2):
     weight = noise(words, states.shape[1], seed=seed) * 0.05
     targets = list(range(0, words, words // len(states)))[: len(states)]
     weight[targets] = (confident * states / states.float().square().sum(1, keepdim=True)).to(weight.dtype)
-    return SimpleNamespace(head=nn.Linear(states.shape[1], words, bias=False)), weight, targets
+    return SimpleNamespace(head=nn.Linear(states.shape[1], words, bias=False), logit_shape=Shape()), weight, targets
 
 
 @pytest.mark.parametrize("confident", [1.0, 8.0, 16.0, 24.0])

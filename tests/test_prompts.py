@@ -116,3 +116,19 @@ def test_encoded_ids_are_those_of_the_joint_text_split_at_the_context(tokenizer)
     assert list(encoded.ids) == tokenizer("Instruction: Add three and more", add_special_tokens=False)["input_ids"]
     assert encoded.n_context == len(token_ids(tokenizer, "Instruction: Add"))
     assert encoded.n_context + encoded.n_target == len(encoded.ids)
+
+
+def test_a_target_begins_with_the_token_that_has_its_first_letter():
+    """Without a pre-tokenizer one token may have the query's last letter and the target's first."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {letter: number for number, letter in enumerate([*"Respon: ", ": "])}
+    words = Tokenizer(models.BPE(vocabulary, [(":", " ")]))
+    words.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    encoded = encode(tokenizer, "Response:", " no")
+    pieces = tokenizer.convert_ids_to_tokens(list(encoded.ids))
+    assert pieces[encoded.n_context :] == [": ", "n", "o"]
+    assert encode(tokenizer, "Response", ": no").n_context == len("Response")
+    assert encode(tokenizer, ":", " no").n_context == 1, "what is predicted has something before it"

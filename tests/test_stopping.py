@@ -6,7 +6,7 @@ import logging
 import pytest
 import torch
 
-from icprobe.engine.models import random_model
+from icprobe.engine.random_models import random_model
 from icprobe.evaluation.generation import responses
 from icprobe.evaluation.stopping import Stops
 from icprobe.texts.prompts import Prompts

@@ -54,6 +54,10 @@ CONFIGURATIONS = {
         "bins: .*icp: fraction_positive",
     ),
     "bins with no aggregator of icp": ({"attribution": {"aggregators": {"icp": None}}}, "bins: .*fraction_positive"),
+    "good values that no row's label has": (
+        {"data": {"sound_labels": {"planted": ["sond"]}}},
+        "data.sound_labels.planted: no row of data.train has 'sond'; the column 'planted' holds .*'sound'",
+    ),
     "a missing train file": ({"data": {"train": {"path": "none.jsonl"}}}, "data.train.path: none.jsonl: no such file"),
     "a missing eval file": ({"data": {"eval": {"path": "none.csv"}}}, "data.eval.path: none.csv: no such file"),
 }
@@ -84,11 +88,6 @@ def encoder(project: dag.Project) -> dict:
 
 def no_directory(project: dag.Project) -> dict:
     return {"models": ["mine"], "model_sources": {"mine": {"source": "local", "path": "nowhere"}}}
-
-
-def misspelt_label(project: dag.Project) -> dict:
-    (project.path / dag.RESULTS / "tables/label_aucs.csv").unlink()
-    return {"data": {"sound_labels": {"planted": ["sond"]}}}
 
 
 def refused_dtype(project: dag.Project) -> dict:
@@ -201,12 +200,6 @@ MISTAKES = {
         target=f"{dag.RESULTS}/data/losses.checked.json",
         log="tiny/check_losses/tiny-llama.log",
         before_torch=False,
-    ),
-    "good values that no row's label has": Mistake(
-        misspelt_label,
-        "data.sound_labels.planted: no row of data.train has 'sond'; the column 'planted' holds .*'sound'",
-        target=f"{dag.RESULTS}/tables/label_aucs.csv",
-        log="tiny/check_labels.log",
     ),
     "a NaN in a matrix": Mistake(
         nan_score,

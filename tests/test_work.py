@@ -66,6 +66,7 @@ def test_what_the_configuration_chooses_is_known_exactly():
         ({"source": "hub", "id": "EleutherAI/pythia-1b-deduped"}, 1),
         ({"source": "hub", "id": "meta-llama/Llama-2-7b-hf"}, 7),
         ({"source": "hub", "id": "Qwen/Qwen2.5-0.5B"}, 0.5),
+        ({"source": "hub", "id": "mistralai/Mixtral-8x7B-v0.1"}, 56),
         ({"source": "hub", "id": "a/model-of-no-size"}, 1),
         ({"source": "local", "path": "/none/SmolLM2-135M-Instruct"}, 0.135),
         ({"source": "external"}, 0),
@@ -78,8 +79,21 @@ def test_a_models_size_is_read_from_its_name(source, billions):
     assert work.parameters(base, base.models[0]) == 135e6
 
 
+def test_a_local_models_size_is_that_of_its_files_whatever_it_is_called(tmp_path, tokenizer):
+    from icprobe.engine.random_models import random_model
+
+    for name, dtype in (("model-7b", "float32"), ("other", "bfloat16")):
+        model = random_model("llama", {"hidden_size": 32}, 0, tokenizer)
+        model.to(getattr(__import__("torch"), dtype)).save_pretrained(tmp_path / name)
+        config = loaded(model_sources={"mine": {"source": "local", "path": str(tmp_path / name)}})
+        assert work.parameters(config, "mine") == sum(p.numel() for p in model.parameters())
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"\x07\x00\x00\x00\x00\x00\x00\x00not it")
+    assert work.known_parameters(config, "mine") is None
+    assert work.parameters(config, "mine") == 1e9
+
+
 def test_the_size_of_a_random_model_is_that_of_its_layers(tmp_path, tokenizer):
-    from icprobe.engine.models import random_model
+    from icprobe.engine.random_models import random_model
 
     tiny = loaded("configs/tiny.yaml")
     source = tiny.model_sources["tiny-llama"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from icprobe.attribution.contraction import Contraction, contract
 from icprobe.engine.batching import spans
 from icprobe.engine.gradients import (
+    Factors,
     Layer,
     collect_gradients,
     grams,
@@ -22,8 +23,6 @@ from icprobe.engine.network import Network
 from icprobe.engine.stepping import backward_in_step
 from icprobe.texts.prompts import Encoded
 
-# A layer's inputs [S, d_in] and output gradients [S, d_out] of a packed row: its gradients are their products.
-Factors = tuple[Tensor, Tensor]
 # A layer's gradients [sequences, elements], parameter tensor by parameter tensor.
 Gradients = list[Tensor]
 # Of one pair of batches: contraction -> terms [examples, tasks] float32
@@ -56,22 +55,25 @@ class GradientCache:
         self.where = [spans(batch) for batch in batches]
         self.dtype, self.device = network.model.dtype, network.device
         self._buffers: dict[str, Tensor] = {}
-        # Of each batch, by layer.
+        self._passed = sum(layer.share for layer in layers)  # layers that a token passes
+        # Of each batch, by layer; a mixture's expert that it does not go to is none of them.
         self.factors: list[dict[int, Factors]] = [{} for _ in batches]
         self._dense: list[dict[int, Gradients]] = [{} for _ in batches]
         for number, batch in enumerate(batches):
             with collect_gradients(layers, self._keeper(number)):
                 loss_backward(network, batch)
 
-    def _keeper(self, number: int) -> Callable[[int, Tensor, Tensor], None]:
+    def _keeper(self, number: int) -> Callable[[int, Factors], None]:
         """What takes batch `number`'s factors, layer by layer, in its backward pass."""
 
-        def keep(index: int, a: Tensor, delta: Tensor) -> None:
+        def keep(index: int, factors: Factors) -> None:
             if self.dense:
-                self._dense[number][index] = per_example_gradients(self.layers[index], a, delta, self.where[number])
+                where = factors.spans(self.where[number])
+                gradients = per_example_gradients(self.layers[index], factors.a, factors.delta, where)
+                self._dense[number][index] = gradients
             if not self.dense or self.all_tasks is not None:
-                self.factors[number][index] = (a, delta)
-            self.on_tokens(len(a) / len(self.layers))
+                self.factors[number][index] = factors
+            self.passed(factors)
 
         return keep
 
@@ -85,11 +87,19 @@ class GradientCache:
         """
         products = _Products(self, [spans(batch) for batch in batches], contractions, held_first)
         if len(batches) == 1:
-            with collect_gradients(self.layers, lambda index, a, delta: products.add_layer(index, [(a, delta)])):
+            with collect_gradients(self.layers, lambda index, factors: products.add_layer(index, [factors])):
                 loss_backward(self.network, batches[0])
         else:
             backward_in_step(self.network, self.layers, batches, products.add_layer)
         return products.sums
+
+    def passed(self, factors: Factors) -> None:
+        """Counts the tokens whose way through a layer these factors are."""
+        self.on_tokens(len(factors.a) / self._passed)
+
+    def holds(self, number: int, index: int) -> bool:
+        """Whether batch `number` has gradients in a layer."""
+        return index in (self._dense if self.dense else self.factors)[number]
 
     def _by_grams(self, layer: Layer, held: list[slice], streamed: list[slice], held_first: bool) -> bool:
         """Whether two Gram matrices cost less than gradients, the tasks' at hand and the examples' serving all of them.
@@ -113,7 +123,7 @@ class GradientCache:
         """Gradients of some sequences in one layer; on a CPU in a buffer that the next layer's will overwrite."""
         layer = self.layers[index]
         out = self._buffer(buffer, len(where), layer) if self.device.type == "cpu" else None
-        return per_example_gradients(layer, *factors, where, out)
+        return per_example_gradients(layer, factors.a, factors.delta, factors.spans(where), out)
 
     def _buffer(self, name: str, n: int, layer: Layer) -> Tensor:
         """Memory for the gradients of n sequences in one layer, the same for all layers."""
@@ -143,28 +153,39 @@ class _Products:
         shape = (held, streamed) if self._held_first else (streamed, held)
         return {name: torch.zeros(shape, device=self._cache.device) for name in self._contractions}
 
-    def add_layer(self, index: int, factors: list[Factors]) -> None:
-        """Adds the terms of one layer. factors: of each streamed batch."""
-        by_gradients = []
-        for n, where in enumerate(self._streamed):
-            for i, held in enumerate(self._cache.where):
-                if self._cache._by_grams(self._cache.layers[index], held, where, self._held_first):
-                    self._add_grams(i, n, index, factors[n])
+    def add_layer(self, index: int, factors: list[Factors | None]) -> None:
+        """Adds the terms of one layer. factors: of each streamed batch; None: it has none, so that its terms are 0."""
+        cache, by_gradients = self._cache, []
+        held_spans = {
+            i: factors_of[index].spans(cache.where[i])
+            for i, factors_of in enumerate(cache.factors)
+            if index in factors_of
+        }
+        for n, of_batch in enumerate(factors):
+            if of_batch is None:
+                continue
+            streamed = of_batch.spans(self._streamed[n])
+            for i in range(len(cache.where)):
+                if not cache.holds(i, index):
+                    continue
+                if cache._by_grams(cache.layers[index], held_spans.get(i, []), streamed, self._held_first):
+                    self._add_grams(i, n, index, of_batch)
                 else:
                     by_gradients.append((i, n))
+            cache.passed(of_batch)
         if by_gradients:
             self._add_contractions(by_gradients, index, factors)
-        self._cache.on_tokens(sum(len(a) for a, _ in factors) / len(self._cache.layers))
 
     def _add_grams(self, i: int, n: int, index: int, factors: Factors) -> None:
         """Adds the terms of batch i in the cache and streamed batch n, without their gradients."""
-        held = (*self._cache.factors[i][index], self._cache.where[i])
-        streamed = (*factors, self._streamed[n])
+        of_held = self._cache.factors[i][index]
+        held = (of_held.a, of_held.delta, of_held.spans(self._cache.where[i]))
+        streamed = (factors.a, factors.delta, factors.spans(self._streamed[n]))
         first, second = self._in_order(held, streamed)
         for total in self.sums[n][i].values():
             total += grams(self._cache.layers[index], *first, *second)
 
-    def _add_contractions(self, pairs: list[tuple[int, int]], index: int, factors: list[Factors]) -> None:
+    def _add_contractions(self, pairs: list[tuple[int, int]], index: int, factors: list[Factors | None]) -> None:
         """Adds the terms of these pairs (i, n), parameter tensor by parameter tensor, from their gradients."""
         cache = self._cache
         held = {i: cache._gradients(i, index) for i in dict.fromkeys(i for i, _ in pairs)}

@@ -11,7 +11,7 @@ from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import packs, spans
-from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
+from icprobe.engine.gradients import Factors, Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.matmul import matmul_float32
 from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
@@ -55,10 +55,10 @@ class _SummedGradient:
     def add(self, sequences: Sequence[Encoded]) -> None:
         """Adds the gradients of some sequences, in float32: 16 bits would lose one beside a hundred others."""
 
-        def add_layer(index: int, a: Tensor, delta: Tensor) -> None:
-            self._weights[index] += matmul_float32(delta.T, a.T)
+        def add_layer(index: int, factors: Factors) -> None:
+            self._weights[index] += matmul_float32(factors.delta.T, factors.a.T)
             if self._layers[index].bias:
-                self._biases[index] += delta.sum(dim=0, dtype=torch.float32)
+                self._biases[index] += factors.delta.sum(dim=0, dtype=torch.float32)
 
         with collect_gradients(self._layers, add_layer):
             loss_backward(self._network, sequences)
@@ -72,9 +72,13 @@ class _SummedGradient:
         """⟨g_z, V⟩ of each of some sequences: [n] float32."""
         per_token = torch.zeros(sum(len(sequence.ids) for sequence in sequences), device=self._network.device)
 
-        def add_layer(index: int, a: Tensor, delta: Tensor) -> None:
-            along = matmul_float32(a, self._weights[index], self._biases[index])
-            per_token.add_((along * delta).sum(dim=1, dtype=torch.float32))
+        def add_layer(index: int, factors: Factors) -> None:
+            along = matmul_float32(factors.a, self._weights[index], self._biases[index])
+            terms = (along * factors.delta).sum(dim=1, dtype=torch.float32)
+            if factors.tokens is None:
+                per_token.add_(terms)
+            else:
+                per_token.index_add_(0, factors.tokens, terms)
 
         with collect_gradients(self._layers, add_layer):
             loss_backward(self._network, sequences)

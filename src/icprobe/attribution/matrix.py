@@ -1,5 +1,6 @@
 """What all methods share: their inputs, the pieces of the matrix that they give, and the matrix as a table."""
 
+import logging
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,10 @@ import pandas as pd
 
 from icprobe.errors import ScoreError, several, some
 from icprobe.progress import Progress
+from icprobe.texts.control_tokens import token_ids
 from icprobe.texts.prompts import Encoded, Prompts, encode
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -49,6 +53,12 @@ def encode_tasks(inputs: Inputs, likelihood: str = "sum") -> list[Encoded]:
     """Tokenises all tasks zero-shot; their loss is over the target alone, the sum or the mean of its tokens'."""
     rows = inputs.tasks.to_dict("records")
     encoded = [encode(inputs.tokenizer, inputs.prompts.query(row), inputs.prompts.target(row)) for row in rows]
+    queries = token_ids(inputs.tokenizer, [inputs.prompts.query(row) for row in rows])
+    merged = sum(one.n_context < len(query) for one, query in zip(encoded, queries, strict=True))
+    if merged:
+        logger.info(
+            "%d of %d tasks: the answer counts from a token that has the query's last letters, too", merged, len(rows)
+        )
     return [replace(task, mean=likelihood == "mean") for task in encoded]
 
 

@@ -8,6 +8,7 @@ large for the budget, it is cut into tiles that are held one after another, each
 A plan changes time and memory, never a result: any plan multiplies the same pairs of batches in the same way.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -119,7 +120,7 @@ class _Planner:
         self._itemsize, self._with_factors = itemsize, factors
         self._elements = sum(layer.size for layer in layers)  # of a sequence's gradient
         self._widest = max(layer.size for layer in layers)  # elements of it in the largest layer
-        self._width = sum(layer.width for layer in layers)  # elements of a token's factors
+        self._width = math.ceil(sum(layer.width for layer in layers))  # elements of a token's factors
         most_tokens = max(side.tokens(i) for side in (examples, tasks) for i in range(len(side.batches)))
         # What the backward pass of one batch leaves of the budget.
         self._free_bytes = budget - ACTIVATIONS_PER_FACTORS * most_tokens * self._width * itemsize

@@ -14,7 +14,7 @@ from typing import Any
 from icprobe.engine.likelihood import Suffix
 from icprobe.engine.rows import common_length
 from icprobe.texts import control_tokens
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.prompts import Prompts, border
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,10 @@ class OneShots:
         wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
         ids = self._ids([prefix, *contexts, *wholes])
         n = len(tasks)
-        return ids[0], [(whole, len(context)) for context, whole in zip(ids[1 : n + 1], ids[n + 1 :], strict=True)]
+        return ids[0], [
+            (of_whole, border(self.tokenizer, context, whole, of_context, of_whole))
+            for context, whole, of_context, of_whole in zip(contexts, wholes, ids[1 : n + 1], ids[n + 1 :], strict=True)
+        ]
 
     def _joined(
         self, example: dict[str, Any], tasks: Sequence[int]
@@ -90,13 +93,13 @@ class OneShots:
         prefix, alone, *borders = self._ids([text, end, *(end + opening for opening in openings)])
         known = _alike_at_end(prefix, alone)
         of_opening = {}
-        for opening, border in zip(openings, borders, strict=True):
-            start = common_length([alone, border])  # from here on the opening changes the prefix's tokens
+        for opening, joint in zip(openings, borders, strict=True):
+            start = common_length([alone, joint])  # from here on the opening changes the prefix's tokens
             changed = len(alone) - start
             if changed + SYNCHRONISED > known:
                 return None
-            synchronised = _alike_at_end(border, self._openings[opening])
-            of_opening[opening] = (prefix[: len(prefix) - changed] + border[start:], synchronised)
+            synchronised = _alike_at_end(joint, self._openings[opening])
+            of_opening[opening] = (prefix[: len(prefix) - changed] + joint[start:], synchronised)
         wholes = []
         for t in tasks:
             task = self._tasks[t]

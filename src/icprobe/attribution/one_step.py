@@ -13,7 +13,7 @@ from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import packs, spans
-from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward
+from icprobe.engine.gradients import Factors, Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.matmul import matmul
 from icprobe.engine.network import Network
@@ -21,7 +21,8 @@ from icprobe.texts.prompts import Encoded
 
 GRADIENT_COST = 3  # of a token's forward and backward pass; 1 is a forward pass
 
-Factors = list[tuple[Tensor, Tensor]]  # of a gradient, per layer: inputs [T, d_in], output gradients [T, d_out]
+# Of a gradient, by layer: inputs [T, d_in], output gradients [T, d_out]; a layer of which it is 0 has none.
+Update = dict[int, tuple[Tensor, Tensor]]
 
 
 def attribute(
@@ -74,8 +75,10 @@ def _update_cost(layers: Sequence[Layer], tokens: int) -> float:
 
     Its term of the update is added to each output, or once to the weight.
     """
-    costs = [min(tokens * (layer.d_in + layer.d_out), layer.weight_size) for layer in layers]
-    return sum(costs) / sum(layer.weight_size for layer in layers)
+    costs = [
+        layer.share * min(tokens * layer.share * (layer.d_in + layer.d_out), layer.weight_size) for layer in layers
+    ]
+    return sum(costs) / sum(layer.share * layer.weight_size for layer in layers)
 
 
 def _rows_of_tasks(tasks: Sequence[Encoded], batch_tokens: int) -> list[list[Suffix]]:
@@ -90,29 +93,34 @@ def _log_likelihoods(network: Network, task_rows: Sequence[Sequence[Suffix]]) ->
         yield packed_log_likelihoods(network, [((), row)])[0]
 
 
-def _gradients(network: Network, layers: Sequence[Layer], sequences: Sequence[Encoded]) -> Iterator[Factors]:
+def _gradients(network: Network, layers: Sequence[Layer], sequences: Sequence[Encoded]) -> Iterator[Update]:
     """The gradient of each sequence as its factors, from one backward pass over all of them."""
-    of_row: dict[int, tuple[Tensor, Tensor]] = {}
-    with collect_gradients(layers, lambda index, a, delta: of_row.update({index: (a, delta)})):
+    of_row: dict[int, Factors] = {}
+    with collect_gradients(layers, lambda index, factors: of_row.update({index: factors})):
         loss_backward(network, sequences)
-    for span in spans(sequences):
-        yield [(a[span], delta[span]) for a, delta in (of_row[index] for index in range(len(layers)))]
+    where = {index: factors.spans(spans(sequences)) for index, factors in of_row.items()}
+    for number in range(len(sequences)):
+        yield {
+            index: (factors.a[span], factors.delta[span])
+            for index, factors in sorted(of_row.items())
+            if (span := where[index][number]).start < span.stop
+        }
 
 
 @contextmanager
-def updated(layers: Sequence[Layer], factors: Factors, learning_rate: float, tokens: int) -> Iterator[None]:
+def updated(layers: Sequence[Layer], factors: Update, learning_rate: float, tokens: int) -> Iterator[None]:
     """Lets the layers compute with W − η·δᵀa and b − η·Σδ, as long as the context is open.
 
     tokens: how many go through each forward pass. Adding x aᵀ δ costs T·(d_in + d_out) for each of them, forming δᵀa
     once T·d_in·d_out; each layer takes what is cheaper.
     """
     widest = max(layer.weight_size for layer in layers)
-    scratch = torch.empty(widest, device=factors[0][0].device)
+    scratch = torch.empty(widest, device=layers[0].module.weight.device)
     handles = []
     weights: list[tuple[nn.Module, nn.Parameter]] = []
-    for layer, (a, delta) in zip(layers, factors, strict=True):
-        module = layer.module
-        low_rank = tokens * (layer.d_in + layer.d_out) <= layer.weight_size
+    for index, (a, delta) in factors.items():
+        layer, module = layers[index], layers[index].module
+        low_rank = tokens * layer.share * (layer.d_in + layer.d_out) <= layer.weight_size
         if not low_rank:
             weights.append((module, module.weight))
             handles.append(module.register_forward_pre_hook(_materialise(layer, a, delta, learning_rate, scratch)))

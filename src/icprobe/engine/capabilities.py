@@ -1,6 +1,6 @@
 """What the engines can do with a model: found out once, when it is prepared, and kept in its manifest."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,26 @@ from icprobe.errors import ArtifactError, ModelError
 class Capabilities:
     """What the engines can do with a model, as `admission` found out by trying; they take it as given.
 
-    attributed_share: share of the blocks' weights that θ covers, the rest being norms and the like. packs: sequences
-    are packed, not padded. in_step: several batches can go back in step. refused_dtypes: those in which the engines
-    come out wrong, and what was seen. shares_input: the layers of θ, by name, whose input is that of the layer before,
-    as keys and values take that of queries. causal: no token changes what stands before it; linear_head: logits are the
-    output embedding of the last hidden state and no more; both hold of every model that is not refused.
+    attributed_share, expert_share, unreached, left_out: of θ, as `theta.Theta` says. packs: sequences are packed, not
+    padded. pads_left: a prompt is answered the same beside longer ones. in_step: several batches can go back in step.
+    refused_dtypes: those in which the engines come out wrong, and what was seen. shares_input: the layers of θ, by
+    name, whose input is that of the layer before, as keys and values take that of queries. logit_scale, logit_cap: what
+    is done to the products of hidden states and output embedding (`head.Shape`). causal: no token changes what stands
+    before it, as with every model that is not refused.
     """
 
     attributed_share: float
-    packs: bool
-    in_step: bool
-    refused_dtypes: dict[str, str]
+    packs: bool = False
+    pads_left: bool = False
+    in_step: bool = False
+    refused_dtypes: dict[str, str] = field(default_factory=dict)
     shares_input: tuple[str, ...] = ()
+    expert_share: float = 1.0
+    unreached: tuple[str, ...] = ()
+    left_out: dict[str, float] = field(default_factory=dict)
+    logit_scale: float = 1.0
+    logit_cap: float = 0.0
     causal: bool = True
-    linear_head: bool = True
 
     @classmethod
     def of(cls, directory: str | Path) -> "Capabilities":
@@ -37,7 +43,8 @@ class Capabilities:
                 f"{Path(directory, artifacts.MANIFEST)}: has no entry for {', '.join(absent)}: another version of "
                 f"icprobe prepared this model. Remove {directory}, and it will be prepared again."
             )
-        return cls(**{**{name: manifest[name] for name in names}, "shares_input": tuple(manifest["shares_input"])})
+        known = {name: manifest[name] for name in names}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
     def check_dtype(self, dtype: str) -> None:
         """Raises ModelError where the engines come out wrong in this dtype."""

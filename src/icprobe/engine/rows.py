@@ -103,11 +103,22 @@ class Row:
         lengths = torch.tensor([self.offset, *(s.end - s.start for s in self.segments)])
         return torch.tensor([len(self.ids), *ends], dtype=torch.int32).repeat_interleave(lengths)
 
-    def mask(self, device: torch.device | None = None) -> Tensor:
-        """Which token sees which, the base's first, as a dense boolean matrix [S, base + S]."""
+    def mask(self, device: torch.device | None = None, window: int | None = None) -> Tensor:
+        """Which token sees which, the base's first, as a dense boolean matrix [S, base + S].
+
+        window: how many tokens of its own sequence, itself the last of them, a token sees at most.
+        """
         query = torch.arange(len(self.ids), dtype=torch.int32, device=device)[:, None]
         key = torch.arange(-self.offset, len(self.ids), dtype=torch.int32, device=device)
-        return (key <= query) & (query < self.seen_until().to(device))
+        seen = (key <= query) & (query < self.seen_until().to(device))
+        if window is None:
+            return seen
+        places = self.key_positions().to(device)
+        return seen & (places[self.offset :, None] - places < window)
+
+    def key_positions(self) -> Tensor:
+        """Position of each key within its own sequence, the base's first [base + S], int32."""
+        return torch.tensor([*range(self.offset), *self.positions()], dtype=torch.int32)
 
 
 def common_length(sequences: Sequence[Sequence[int]]) -> int:

@@ -5,6 +5,7 @@ computed anew when its turn comes. So rows of many tokens are under way at once,
 made once for all.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from icprobe.engine.execution import Execution
-from icprobe.engine.gradients import Layer, collect_gradients, loss
+from icprobe.engine.gradients import Factors, Layer, collect_gradients, loss
 from icprobe.engine.models import blocks
 from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
 
-# (layer index, of each row its inputs [S, d_in] and output gradients [S, d_out]) → None; called once per layer
-Consumer = Callable[[int, list[tuple[Tensor, Tensor]]], None]
+# (layer index, of each row its factors, None where it sees none of its tokens) → None; called once per layer
+Consumer = Callable[[int, list[Factors | None]], None]
 
 
 @dataclass
@@ -49,16 +50,34 @@ def backward_in_step(
     with network.in_use():
         passes = [_forward(network, batch) for batch in batches]
         for block in reversed(blocks(network.model)):
-            collected: dict[int, list[tuple[Tensor, Tensor]]] = {}
-
-            def collect(index: int, a: Tensor, delta: Tensor, to: dict = collected) -> None:
-                to.setdefault(index, []).append((a, delta))
-
-            with collect_gradients(layers, collect):
-                for one in passes:
+            collected = _Collected(len(passes))
+            with collect_gradients(layers, collected.add):
+                for collected.number, one in enumerate(passes):
                     one.backward(block)
-            for index in list(collected):
-                consume(index, collected.pop(index))
+            for index in _in_order(layers, list(collected.factors)):
+                consume(index, collected.factors.pop(index))
+
+
+class _Collected:
+    """What a block's layers show of several passes. number: of the one that is on its way."""
+
+    def __init__(self, passes: int) -> None:
+        self._passes, self.number = passes, 0
+        self.factors: dict[int, list[Factors | None]] = {}
+
+    def add(self, index: int, factors: Factors) -> None:
+        self.factors.setdefault(index, [None] * self._passes)[self.number] = factors
+
+
+def _in_order(layers: Sequence[Layer], seen: list[int]) -> list[int]:
+    """Layers in the order in which a pass comes back to them, whichever experts it goes to.
+
+    seen: as several passes came to them; each comes to a mixture's experts at once, from the last to the first.
+    """
+    first: dict[str | int, int] = {}
+    for place, index in enumerate(seen):
+        first.setdefault(layers[index].experts or index, place)
+    return sorted(seen, key=lambda index: (first[layers[index].experts or index], -layers[index].expert))
 
 
 def _forward(network: Network, batch: Sequence[Encoded]) -> _Pass:
@@ -91,4 +110,4 @@ def activations_per_token(network: Network, layers: Sequence[Layer]) -> int | No
     if not network.capabilities.in_step:
         return None
     number = len(blocks(network.model))
-    return network.model.config.hidden_size * (number + 1) + -(-sum(layer.width for layer in layers) // number)
+    return network.model.config.hidden_size * (number + 1) + math.ceil(sum(layer.width for layer in layers) / number)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from icprobe.engine.capabilities import Capabilities
-from icprobe.engine.gradients import Layer, collect_gradients, layers_of, loss_backward, spans
+from icprobe.engine.gradients import Factors, Layer, collect_gradients, layers_of, loss_backward, spans
+from icprobe.engine.head import final_states
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.models import linear_layers
 from icprobe.engine.network import Network
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Gradients this small beside the model's largest are rounding: those of key biases are zero in theory.
 NEGLIGIBLE = 1e-4
+# Layers that segment attention can stand for; and the window in which it is tried where they have one.
+PACKED_KINDS, NARROW = {"full_attention", "sliding_attention"}, 2
 # How far two exact ways to the same states may lie apart, relative to their norm; a wrong way is off by all of it.
 ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 
@@ -94,8 +97,11 @@ def ids_on(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     return torch.tensor([ids], device=model.device)
 
 
-def by_transformers(model: PreTrainedModel, trial: Trial) -> Computed:
-    """One sequence at a time, through transformers' own forward pass and autograd over θ."""
+def by_transformers(model: PreTrainedModel, trial: Trial, unreached: Sequence[str] = ()) -> Computed:
+    """One sequence at a time, through transformers' own forward pass and autograd over θ.
+
+    unreached: linear layers outside of it.
+    """
     states, log_likelihoods = [], []
     taken: list[Tensor] = []
     with hooks([model.get_output_embeddings().register_forward_pre_hook(lambda _m, args: taken.append(args[0][0]))]):
@@ -103,33 +109,41 @@ def by_transformers(model: PreTrainedModel, trial: Trial) -> Computed:
             logits = model(input_ids=ids_on(model, ids), use_cache=False).logits[0]
             states.append(taken.pop()[begin:].float())
             log_likelihoods.append(-_loss(logits, ids, target).double().cpu())
-    gradients: dict[str, list[Tensor]] = {}
+    gradients: dict[str, dict[int, Tensor]] = {}  # of each sequence; an expert may see no token of one
     handles, frozen = [], {p: p.requires_grad for p in model.parameters()}
+    number = 0
     model.requires_grad_(False)
     for name, module in linear_layers(model).items():
-        for part, parameter in module.named_parameters():
-            take = _projected(gradients.setdefault(f"{name}.{part}", []), isinstance(module, Conv1D))
+        for part, parameter in module.named_parameters() if name not in unreached else ():
+
+            def take(
+                p: nn.Parameter, name: str = f"{name}.{part}", transposed: bool = isinstance(module, Conv1D)
+            ) -> None:
+                gradients.setdefault(name, {})[number] = _projected(p, transposed)
+
             handles.append(parameter.requires_grad_(True).register_post_accumulate_grad_hook(take))
     try:
         with hooks(handles), torch.enable_grad():
-            for sequence in trial.sequences:
+            for number, sequence in enumerate(trial.sequences):  # noqa: B007, the hooks read it
                 logits = model(input_ids=ids_on(model, sequence.ids), use_cache=False).logits[0]
                 _loss(logits, sequence.ids, sequence.n_context).backward()
     finally:
         for parameter, before in frozen.items():
             parameter.requires_grad_(before)
-    return Computed(states, torch.stack(log_likelihoods), {n: torch.stack(g) for n, g in gradients.items()})
+    whole = {
+        name: torch.stack([of.get(n, torch.zeros_like(next(iter(of.values())))) for n in range(len(trial.sequences))])
+        for name, of in gradients.items()
+    }
+    return Computed(states, torch.stack(log_likelihoods), whole)
 
 
-def _projected(to: list[Tensor], transposed: bool) -> Callable[[nn.Parameter], None]:
-    def take(parameter: nn.Parameter) -> None:
-        gradient, parameter.grad = parameter.grad.float(), None
-        if gradient.dim() > 1:
-            gradient = gradient.T if transposed else gradient
-            gradient = gradient @ _direction(gradient)
-        to.append(gradient)
-
-    return take
+def _projected(parameter: nn.Parameter, transposed: bool) -> Tensor:
+    """Takes a parameter's gradient, that of a matrix along a direction [d_out]."""
+    gradient, parameter.grad = parameter.grad.float(), None
+    if gradient.dim() > 1:
+        gradient = gradient.T if transposed else gradient
+        gradient = gradient @ _direction(gradient)
+    return gradient
 
 
 def _direction(like: Tensor) -> Tensor:
@@ -148,9 +162,9 @@ def _loss(logits: Tensor, ids: Sequence[int], target: int) -> Tensor:
 
 
 @torch.no_grad()
-def try_engines(model: PreTrainedModel, attributed_share: float) -> Capabilities:
-    """What the engines can do with a model, in its dtype and on its device."""
-    found = Capabilities(attributed_share, False, False, {}, shares_input=_sharing_layers(model))
+def try_engines(model: PreTrainedModel, known: Capabilities) -> Capabilities:
+    """What the engines can do with a model, in its dtype and on its device. known: what its structure tells."""
+    found = replace(known, shares_input=_sharing_layers(model), pads_left=_pads_left(model))
     packed = replace(found, packs=True)
     return replace(packed, in_step=_goes_in_step(Network(model, packed))) if _packs(model, packed) else found
 
@@ -166,14 +180,14 @@ def by_engines(network: Network, trial: Trial) -> Computed:
     log_likelihoods = torch.cat(packed_log_likelihoods(network, groups, base)).cpu()
     layers = layers_of(network)
     gradients: dict[str, Tensor] = {}
-    with collect_gradients(layers, lambda index, a, delta: gradients.update(_along(layers[index], a, delta, trial))):
+    with collect_gradients(layers, lambda index, factors: gradients.update(_along(layers[index], factors, trial))):
         loss_backward(network, trial.sequences)
     return Computed([hidden[place] for place in places], log_likelihoods, gradients)
 
 
-def _along(layer: Layer, a: Tensor, delta: Tensor, trial: Trial) -> dict[str, Tensor]:
-    """The gradients of a layer's parameter tensors along the same directions, from its inputs and output gradients."""
-    a, delta, where = a.float(), delta.float(), spans(trial.sequences)
+def _along(layer: Layer, factors: Factors, trial: Trial) -> dict[str, Tensor]:
+    """The gradients of a layer's parameter tensors along the same directions, from its factors."""
+    a, delta, where = factors.a.float(), factors.delta.float(), factors.spans(spans(trial.sequences))
     along = a @ _direction(a)
     found = {f"{layer.name}.weight": torch.stack([delta[span].T @ along[span] for span in where])}
     if layer.bias:
@@ -183,46 +197,105 @@ def _along(layer: Layer, a: Tensor, delta: Tensor, trial: Trial) -> dict[str, Te
 
 def _packs(model: PreTrainedModel, capabilities: Capabilities) -> bool:
     """Whether a packed row gives what its sequences give one by one; the log says why not."""
-    config, a, b, c = model.config, [5, 6, 7], [8, 9], [7, 5, 6]
-    first, second = (_plain_states(model, ids) for ids in (a + b, a + c))
-    row = Row()
-    root = row.add(a)
-    row.add(b, root), row.add(c, root)
     try:
-        together = Network(model, capabilities).hidden(row)
-        # By the norm: two exact kernels of bfloat16 differ by a rounding, more than 1% of some elements.
-        apart = relative_difference(together.float(), torch.cat([first, second[len(a) :]]).float())
-        same = apart <= ROUNDING[model.dtype]
-        # What few tokens do not show: segment attention sees all that comes before, however far away.
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        if same and not kinds and not getattr(config, "sliding_window", None):
-            return True
-        why = "its attention has a window" if same else "packed and separate sequences differ"
+        if kinds := set(getattr(model.config, "layer_types", None) or ()) - PACKED_KINDS:
+            why = f"it has layers of {', '.join(sorted(kinds))}"
+        elif not _packed_as_separate(model, capabilities):
+            why = "packed and separate sequences differ"
+        else:
+            with _narrow_windows(model) as narrowed:
+                if not narrowed or _packed_as_separate(model, capabilities):
+                    return True
+            why = "its attention has a window of its own kind"
     except (ModelError, NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         why = reason(error)
     logger.info("%s: its sequences cannot be packed (%s)", type(model).__name__, why)
     return False
 
 
-def _plain_states(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+def _pads_left(model: PreTrainedModel) -> bool:
+    """Whether a sequence behind padding is gone on with as it is alone: by the logits of its next token."""
+    ids, pad = [5, 6, 7, 8], [9, 9, 9]
+    options = {
+        "max_new_tokens": 1,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+        "pad_token_id": 0,
+        "eos_token_id": None,
+    }
+    try:
+        alone, behind = (
+            model.generate(
+                input_ids=ids_on(model, before + ids),
+                attention_mask=ids_on(model, [0] * len(before) + [1] * len(ids)),
+                generation_config=GenerationConfig(**options),
+            ).logits[0]
+            for before in ([], pad)
+        )
+    except Exception as error:  # a type that transformers cannot generate with, or not with padding
+        logger.info("%s: prompts are answered one by one (%s)", type(model).__name__, reason(error))
+        return False
+    return relative_difference(behind.float(), alone.float()) <= ROUNDING[model.dtype]
+
+
+def _packed_as_separate(model: PreTrainedModel, capabilities: Capabilities) -> bool:
+    """Whether a packed row of two branches gives what both sequences give alone."""
+    a, b, c = [5, 6, 7], [8, 9], [7, 5, 6]
+    first, second = (plain_states(model, ids) for ids in (a + b, a + c))
+    row = Row()
+    root = row.add(a)
+    row.add(b, root), row.add(c, root)
+    together = Network(model, capabilities).hidden(row)
+    # By the norm: two exact kernels of bfloat16 differ by a rounding, more than 1% of some elements.
+    apart = relative_difference(together.float(), torch.cat([first, second[len(a) :]]).float())
+    return apart <= ROUNDING[model.dtype]
+
+
+@contextmanager
+def _narrow_windows(model: PreTrainedModel) -> Iterator[bool]:
+    """Within the block attention that has a window sees few tokens, as a few tokens show; says whether any has one."""
+    held = [(owner, value) for owner in (model.config, *model.modules()) if (value := _window(owner))]
+    try:
+        for owner, _ in held:
+            owner.sliding_window = NARROW
+        yield bool(held)
+    finally:
+        for owner, value in held:
+            owner.sliding_window = value
+
+
+def _window(owner: Any) -> int | None:
+    """The window of a configuration or a module, where it has one."""
+    value = getattr(owner, "sliding_window", None)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > NARROW else None
+
+
+def plain_states(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
     """Final hidden states [S, d] of one sequence, by transformers."""
-    return model.base_model(input_ids=ids_on(model, ids), use_cache=False).last_hidden_state[0]
+    return final_states(model, input_ids=ids_on(model, ids))[0]
 
 
 def _goes_in_step(network: Network) -> bool:
     """Whether `backward_in_step` shows hooks what `loss_backward` shows them."""
     batch = [Encoded((5, 6, 7, 8), 1), Encoded((9, 5, 6), 1)]
     layers = layers_of(network)
-    whole: dict[int, tuple[Tensor, Tensor]] = {}
-    parts: dict[int, tuple[Tensor, Tensor]] = {}
-    with collect_gradients(layers, lambda index, a, delta: whole.update({index: (a, delta)})):
+    whole: dict[int, Factors] = {}
+    parts: dict[int, Factors] = {}
+    with collect_gradients(layers, lambda index, factors: whole.update({index: factors})):
         loss_backward(network, batch)
     try:
         backward_in_step(network, layers, [batch], lambda index, rows: parts.update({index: rows[0]}))
     except (NotImplementedError, TypeError, ValueError, RuntimeError):
         return False
-    shown = [pair for index in whole for pair in zip(whole[index], parts.get(index, ()), strict=False)]
-    return list(whole) == list(parts) and all(torch.allclose(x, y, rtol=1e-2, atol=1e-4) for x, y in shown)
+    if list(whole) != list(parts):
+        return False
+    shown = [pair for index in whole for pair in zip(_tensors(whole[index]), _tensors(parts[index]), strict=True)]
+    return all(x.shape == y.shape and torch.allclose(x, y, rtol=1e-2, atol=1e-4) for x, y in shown)
+
+
+def _tensors(factors: Factors) -> tuple[Tensor, Tensor]:
+    return factors.a, factors.delta
 
 
 def _sharing_layers(model: PreTrainedModel) -> tuple[str, ...]:
@@ -233,7 +306,7 @@ def _sharing_layers(model: PreTrainedModel) -> tuple[str, ...]:
         return lambda _module, args: inputs.update({name: args[0]})
 
     with hooks([module.register_forward_pre_hook(keep(name)) for name, module in layers.items()]):
-        _plain_states(model, [5, 6])
+        plain_states(model, [5, 6])
     return tuple(name for before, name in pairwise(layers) if name in inputs and inputs[name] is inputs.get(before))
 
 

@@ -16,6 +16,7 @@ from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE
 from icprobe.config.types import slice_of
 from icprobe.engine.admission import admit, capabilities_of, check_ids
 from icprobe.engine.capabilities import Capabilities
+from icprobe.engine.experts import stack
 from icprobe.engine.models import DTYPES, load_model, max_positions, prepare
 from icprobe.errors import ModelError, shown
 from icprobe.fingerprints import contents
@@ -160,13 +161,17 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
 
 @contextmanager
 def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Puts a model into evaluation mode and freezes it; each module and parameter is afterwards as it was before."""
+    """Puts a model into evaluation mode and freezes it; each module and parameter is afterwards as it was before.
+
+    So are a mixture's experts, which the engines put apart.
+    """
     training = {module: module.training for module in model.modules()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval().requires_grad_(False)
         yield
     finally:
+        stack(model)
         for module, before in training.items():
             module.training = before
         for parameter in trained:

@@ -25,6 +25,14 @@ class Finding(NamedTuple):
     sentences: list[str]
 
 
+def theta(model: str, manifest: Mapping[str, Any]) -> str:
+    """Which of a model's weights gradients are taken over, by its manifest."""
+    named = [f"{name} ({100 * part:.1f}%)" for name, part in manifest["left_out"].items()]
+    without = f"; {listed(named)} {'is' if len(named) == 1 else 'are'} no part of them" if named else ""
+    share = 100 * manifest["attributed_share"]
+    return f"Gradients of {model} are taken over {share:.1f}% of the weights of its blocks{without}."
+
+
 def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) -> list[str]:
     """What a bin is, by the bins that the tables of these models name; nothing where they name none.
 

@@ -154,12 +154,15 @@ def label(value: Any) -> str | None:
     return None if _missing(value) else " ".join(str(value).split()) or None
 
 
-def domains(files: Iterable[str], columns: Mapping[str, str]) -> set[str]:
-    """Finds the domains that files of tasks name; none in files that cannot be read. columns: {our name: theirs}."""
+def values(files: Iterable[str], columns: Mapping[str, str], ours: str) -> set[str]:
+    """Finds what files hold in a column of labels, such as domains; nothing in those that cannot be read.
+
+    columns: {our name: theirs}.
+    """
     found: set[str | None] = set()
     for file in files:
         try:
-            found |= {*map(label, read_file(file).get(columns.get("domain", "domain"), []))}
+            found |= {*map(label, read_file(file).get(columns.get(ours, ours), []))}
         except DataError:
             continue  # `read_table` says what is wrong
     return {one for one in found if one is not None}
@@ -176,17 +179,21 @@ def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -
 
     Raises ConfigError for a label of which no row has a good value: its AUC could not be told.
     """
-    counts = {}
     for name, wanted in good.items():
-        values = sorted(set(table[name].dropna())) if name in table else []
-        counts[name] = int(table[name].isin([*wanted]).sum()) if values else 0
-        if values and wanted and not counts[name]:
-            known = _listed(values)
-            raise ConfigError(
-                f"config: data.sound_labels.{name}: no row of data.train has {' or '.join(map(shown, wanted))}; the "
-                f"column {name!r} holds {known}. Correct it, or set it to [] for a label that marks no good examples."
-            )
-    return counts
+        check_good(name, set(table[name].dropna()) if name in table else set(), wanted)
+    return {name: int(table[name].isin([*wanted]).sum()) if name in table else 0 for name, wanted in good.items()}
+
+
+def check_good(name: str, there: Iterable[str], wanted: Iterable[str]) -> None:
+    """Raises ConfigError where a label has values, and none of those that are to mark good examples is among them."""
+    there, wanted = set(there), list(wanted)
+    if there and wanted and there.isdisjoint(wanted):
+        hint = did_you_mean(wanted[0], sorted(there)) if len(wanted) == 1 else ""
+        raise ConfigError(
+            f"config: data.sound_labels.{name}: no row of data.train has {' or '.join(map(shown, wanted))}; the column "
+            f"{name!r} holds {_listed(sorted(there))}{hint or '.'} Correct it, or set it to [] for a label that marks "
+            "no good examples."
+        )
 
 
 def check_unmarked(table: pd.DataFrame, labels: Iterable[str], good: Iterable[str]) -> list[str]:

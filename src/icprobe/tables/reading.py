@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import shutil
 import urllib.parse
 import urllib.request
@@ -44,6 +45,11 @@ def read_file(path: str | Path) -> pd.DataFrame:
     return frame
 
 
+def is_small(path: str | Path) -> bool:
+    """Whether a file is small enough to be read whole where little of it is asked for."""
+    return os.path.isfile(path) and os.path.getsize(path) <= LOOKED_AT_BYTES
+
+
 def columns_of(path: str | Path) -> tuple[list[str], bool]:
     """Finds the columns of a file by its beginning: (their names, whether these are all).
 
@@ -58,7 +64,7 @@ def columns_of(path: str | Path) -> tuple[list[str], bool]:
             with open(path, encoding="utf-8-sig", newline="") as file:
                 header = next((row for row in csv.reader(file, strict=True) if row), [])
             return header, bool(header)
-        if path.stat().st_size <= LOOKED_AT_BYTES:
+        if is_small(path):
             return [name for name in read_file(path) if name != WHERE], True
         if path.suffix == ".jsonl":
             with open(path, encoding="utf-8-sig") as file:

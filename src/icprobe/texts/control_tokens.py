@@ -44,19 +44,21 @@ class Part:
 class Text(str):
     """A rendered text that knows how it was made. Sums of texts are texts; what is plain in a sum counts as template.
 
-    special_tokens: what becomes of control tokens in rows, as `data.special_tokens` has it.
+    special_tokens: what becomes of control tokens in rows, as `data.special_tokens` has it. begins: a sequence begins
+    with it, so that it has the token before it with which the model's sequences begin (`beginning`).
     """
 
     parts: tuple[Part, ...]
     special_tokens: str
+    begins: bool
 
-    def __new__(cls, text: str, parts: tuple[Part, ...], special_tokens: str) -> "Text":
+    def __new__(cls, text: str, parts: tuple[Part, ...], special_tokens: str, begins: bool = False) -> "Text":
         made = super().__new__(cls, text)
-        made.parts, made.special_tokens = parts, special_tokens
+        made.parts, made.special_tokens, made.begins = parts, special_tokens, begins
         return made
 
     def __add__(self, other: str) -> "Text":
-        return Text(str(self) + str(other), self.parts + _parts(other), self.special_tokens)
+        return Text(str(self) + str(other), self.parts + _parts(other), self.special_tokens, self.begins)
 
     def __radd__(self, other: str) -> "Text":
         return Text(str(other) + str(self), _parts(other) + self.parts, self.special_tokens)
@@ -71,7 +73,7 @@ def _parts(text: str) -> tuple[Part, ...]:
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Tokenises texts: the token ids of each, with no special tokens added.
+    """Tokenises texts: the token ids of each, with no special tokens added but the one that sequences begin with.
 
     Raises DataError where a row holds a control token that is to be refused, or that cannot be read as text.
     """
@@ -82,7 +84,21 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     for place, text in enumerate(texts):
         if isinstance(text, Text) and text.special_tokens != "token" and not control.ids.isdisjoint(found[place]):
             found[place] = control.as_text(text, found[place])
+        if getattr(text, "begins", False):
+            first = beginning(tokenizer)
+            found[place] = found[place] if found[place][: len(first)] == first else [*first, *found[place]]
     return found
+
+
+_beginnings: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+
+
+def beginning(tokenizer: Any) -> list[int]:
+    """The token (BOS) with which a tokenizer begins sequences, as the model's were in training; none for many."""
+    if tokenizer not in _beginnings:
+        bos = getattr(tokenizer, "bos_token_id", None)
+        _beginnings[tokenizer] = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+    return _beginnings[tokenizer]
 
 
 def count_control_tokens(tokenizer: Any, texts: Iterable[str]) -> tuple[int, list[str]]:

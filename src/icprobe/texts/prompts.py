@@ -1,6 +1,6 @@
 """Renders the texts of examples and tasks from sandboxed Jinja2 templates. Data are never run as templates."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -55,8 +55,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 class Prompts:
     """The templates of one experiment: makes query, target, document and contexts of its rows.
 
-    templates: the configuration's `templates` as a mapping, and `special_tokens` of its `data` (default: text). Raises
-    ConfigError for a template that does not parse or names an unknown variable.
+    templates: the configuration's `templates` as a mapping (without `bos` it is none), and `special_tokens` of its
+    `data` (default: text). Raises ConfigError for a template that does not parse or names an unknown variable.
     """
 
     def __init__(self, templates: dict[str, str]) -> None:
@@ -69,6 +69,7 @@ class Prompts:
                 raise ConfigError(f"config: templates.{name}: {reason(error)}") from None
         self.separator = templates["separator"]
         self._special_tokens = templates.get("special_tokens", "text")
+        self._begins = templates.get("bos") == "auto"
 
     @classmethod
     def of_queries(cls, templates: dict[str, str]) -> "Prompts":
@@ -85,7 +86,8 @@ class Prompts:
         def render(change: Change) -> str:
             return self._render(template, **values(change))
 
-        return Text(render(_as_it_is), (Part(render, row.get("id")),), self._special_tokens)
+        begins = self._begins and template != "target"
+        return Text(render(_as_it_is), (Part(render, row.get("id")),), self._special_tokens, begins)
 
     def query(self, row: dict[str, Any]) -> Text:
         """Renders what the model reads before the response; sees instruction and input alone."""
@@ -136,8 +138,24 @@ def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 
 def encode(tokenizer: Any, context: str, target: str) -> Encoded:
-    """Tokenises context + target jointly; the context's length is the token count of the context alone.
+    """Tokenises context + target jointly; the target begins behind the context (`border`)."""
+    whole = token_ids(tokenizer, context + target)
+    return Encoded(whole, border(tokenizer, context, context + target, token_ids(tokenizer, context), whole))
 
-    This is lm-evaluation-harness's convention. A tokenizer that merges across the border moves a token to one side.
+
+def border(tokenizer: Any, context: str, text: str, alone: Sequence[int], whole: Sequence[int]) -> int:
+    """Finds where the target begins in the tokens of a text, context + target: the number of tokens before it.
+
+    alone: the tokens of the context by itself; whole: those of the text. Where the tokenizer makes other tokens of the
+    context once the target follows, the target begins with the first token that has any of its letters, though it may
+    have the context's last ones, too. Where a tokenizer does not say which letters its tokens have, it begins behind as
+    many tokens as the context has by itself (lm-evaluation-harness's convention).
     """
-    return Encoded(token_ids(tokenizer, context + target), len(token_ids(tokenizer, context)))
+    if list(whole[: len(alone)]) == list(alone) or not getattr(tokenizer, "is_fast", False):
+        return len(alone)
+    found = tokenizer(str(text), add_special_tokens=False, return_offsets_mapping=True)
+    before = len(whole) - len(found["input_ids"])  # the token that sequences begin with
+    if before not in (0, 1) or list(whole[before:]) != found["input_ids"]:
+        return len(alone)
+    ends = (place for place, (_, end) in enumerate(found["offset_mapping"]) if end > len(context))
+    return max(1, before + next(ends, len(found["input_ids"])))  # what is predicted has something before it

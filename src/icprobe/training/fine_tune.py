@@ -124,7 +124,9 @@ def trainer_of(
     """
     _check_learns(len(examples), settings)
     lora = settings.get("lora")
-    model = load_model(base, dtype=settings["dtype"] if lora else "float32", device=settings["device"])
+    dtype = settings["dtype"] if lora else "float32"
+    # Adapters are put on linear layers; a model whose weights are trained is saved.
+    model = load_model(base, dtype=dtype, device=settings["device"], experts_apart=lora is not None)
     model.requires_grad_(lora is None)
     adapters = _adapters(model, lora) if lora else None
     if lora and lora.get("init_seed") is not None:

@@ -15,6 +15,14 @@ BFLOAT16 = (
 )
 
 
+def unknown_sizes(models: Iterable[str]) -> str:
+    """A sentence on models whose sizes nothing tells."""
+    names = ", ".join(models)
+    return (
+        f"The size of {names} is not known yet; it counts as a billion parameters in these estimates." if names else ""
+    )
+
+
 def work(jobs: Iterable[tuple[str, int, int, bool]]) -> str:
     """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB, whether it is heavy)."""
     jobs = list(jobs)

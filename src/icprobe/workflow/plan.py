@@ -118,7 +118,8 @@ class Plan:
                     raise ConfigError(f"config: {key}.path: {file}: no such file; correct the path")
 
     def check_columns(self) -> None:
-        """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell.
+        """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell, and for
+        good values that no row has of a label, where that is one file small enough to be read at every start.
 
         What rows further down lack is found out by the jobs that read all of them.
         """
@@ -131,10 +132,15 @@ class Plan:
                 origin, columns = ", ".join(files[:3]), getattr(data, name).columns
                 checking.check_columns(names, origin, columns, needs_output, key=f"data.{name}.columns")
                 checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
+        train = local_files(data.train)
+        if len(train) == 1 and reading.is_small(train[0]):  # numbers in several may be read as others than in each
+            for name, wanted in self.sound_labels.items():
+                checking.check_good(name, checking.values(train, data.train.columns, name), wanted)
 
     def text_settings(self, *templates: str) -> dict[str, Any]:
         """How rows become texts and tokens: these templates (all, if none is named), and what control tokens are."""
-        return {**slice_of(self.config.templates, *templates), "special_tokens": self.config.data.special_tokens}
+        chosen = slice_of(self.config.templates, *templates, *(["bos"] if templates else []))
+        return {**chosen, "special_tokens": self.config.data.special_tokens}
 
     # --- attributions -------------------------------------------------------------------------------------------
 
@@ -235,9 +241,8 @@ class Plan:
         if not {"icp", "influence"} <= set(self.config.attribution.methods):
             return False
         # What comes from elsewhere is not known before it is read.
-        return (
-            len(self.config.models) > 1 or len(checking.domains(local_files(tasks), tasks.columns if tasks else {})) > 1
-        )
+        columns = tasks.columns if tasks else {}
+        return len(self.config.models) > 1 or len(checking.values(local_files(tasks), columns, "domain")) > 1
 
     @property
     def counted_bins(self) -> list[str]:

@@ -4,6 +4,7 @@ The number of shards must not move while the experiment runs, or what is finishe
 on the configuration and the sizes of the files that it names; nothing here looks at a file that the experiment makes.
 """
 
+import json
 import math
 import os
 import re
@@ -52,9 +53,18 @@ def rows_there(files: Iterable[str], otherwise: float) -> float:
 
 
 def parameters(config: Config, model: str) -> float:
-    """Estimates a model's parameters: from its weights where they are here, from its sizes, or from its name.
+    """Estimates a model's parameters; a billion where nothing tells (`known_parameters`).
 
-    In a name "135M", "1b" and "0.5B" are sizes; one without counts as a billion.
+    A copy of a model of the hub, which the experiment itself may fetch, is not looked at: shards would move.
+    """
+    known = known_parameters(config, model)
+    return UNKNOWN_PARAMETERS if known is None else known
+
+
+def known_parameters(config: Config, model: str) -> float | None:
+    """A model's parameters: by its weights where they are here, by its sizes, or by its name; None: nothing tells.
+
+    In a name "135M", "1b", "0.5B" and "8x7B" are sizes.
     """
     source = config.model_sources[model]
     if source.source == "external":
@@ -63,12 +73,26 @@ def parameters(config: Config, model: str) -> float:
         width, depth = source.sizes.get("hidden_size", 768), source.sizes.get("num_hidden_layers", 12)
         return width * (12 * width * depth + 2 * source.vocabulary)
     if source.source == "local":
-        weights = sum(file.stat().st_size for file in Path(source.path).glob("*.safetensors"))
+        weights = sum(_weights_in(file) for file in Path(source.path).glob("*.safetensors"))
         if weights:
-            return weights / 2  # bfloat16, as most are; float32 counts twice
-    name = {"pypi": "file", "hub": "id", "local": "path"}[source.source]
-    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", getattr(source, name).lower())
-    return float(sizes[-1][0]) * {"m": 1e6, "b": 1e9}[sizes[-1][1]] if sizes else UNKNOWN_PARAMETERS
+            return weights
+    name = getattr(source, {"pypi": "file", "hub": "id", "local": "path"}[source.source])
+    name = name[0] if isinstance(name, list) else name
+    sizes = re.findall(r"(?<![\w.])(?:(\d+)x)?(\d+(?:\.\d+)?)([mb])(?![a-z0-9])", name.lower())
+    if not sizes:
+        return None
+    times, number, unit = sizes[-1]
+    return float(times or 1) * float(number) * {"m": 1e6, "b": 1e9}[unit]
+
+
+def _weights_in(file: Path) -> int:
+    """Counts the weights of a safetensors file by its header; none where it is damaged."""
+    try:
+        with open(file, "rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+        return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, MemoryError, OverflowError):
+        return 0  # `prepare_model` says what is wrong
 
 
 def operations(parameters: float, examples: float, tokens: float, task_tokens: float) -> float:

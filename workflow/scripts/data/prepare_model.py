@@ -27,4 +27,6 @@ with job(snakemake) as run:
         manifest["max_positions"],
         "packed rows" if manifest["packs"] else "padded rows",
     )
+    for name, share in manifest["left_out"].items():
+        logging.warning("no part of θ, over which gradients are taken: %s, %.1f%% of the weights", name, 100 * share)
     run.summary(**{key: value for key, value in manifest.items() if isinstance(value, int | str)})

@@ -15,17 +15,20 @@ with job(snakemake) as run:
     rows = checking.records(table)
     found, partial = [], None
     if not (checkpoint and artifacts.read_manifest(checkpoint).get("empty")):
+        from icprobe.engine.capabilities import Capabilities
         from icprobe.engine.models import load_model
         from icprobe.evaluation.checkpoints import load_fine_tuned
         from icprobe.evaluation.generation import responses
         from icprobe.texts.tokenizing import load_tokenizer
 
-        settings, templates = snakemake.params.settings, snakemake.params.templates
+        settings, templates = dict(snakemake.params.settings), snakemake.params.templates
         options = {"dtype": settings["dtype"], "device": settings["device"]}
         model = load_fine_tuned(checkpoint, base, **options) if checkpoint else load_model(base, **options)
         source = artifacts.content_digest(checkpoint or base)
         identity = [source, artifacts.content_digest(base), rows, settings, templates, snakemake.params.code]
         partial = artifacts.partial_directory(snakemake.params.results, "generate", *identity)
+        if not Capabilities.of(base).pads_left:
+            settings["batch_size"] = 1
         texts = Prompts.of_queries(templates)
         found = responses(model, load_tokenizer(base), texts, rows, snakemake.params.generator, settings, partial)
     jsonl.write(found, snakemake.output[0])

@@ -1,5 +1,6 @@
 """The HTML report of one experiment."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from icprobe import paths
 from icprobe.report import build
 from icprobe.report.findings import ModelInputs
 from icprobe.report.provenance import RuleRun
+from icprobe.report.sentences import theta
 from icprobe.tracking import environment
 from icprobe.workflow.jobs import job
 
@@ -26,6 +28,7 @@ with job(snakemake) as run:
             figures=[folder / name for name in params.figures],
             **tables,
         )
+    manifests = [json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.manifests]
     build.build(
         snakemake.output[0],
         params.experiment,
@@ -45,7 +48,7 @@ with job(snakemake) as run:
         next(iter(snakemake.input.sweep), None),
         params.colors,
         params.asked,
-        params.objective,
+        [*params.objective, *map(theta, params.models_here, manifests)],
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)

@@ -1,0 +1,242 @@
+"""Mixtures of experts: every method's numbers are a naive loop's over all experts, and training reaches them."""
+
+import copy
+
+import naive
+import numpy as np
+import pytest
+import torch
+import transformers
+from matrices import assert_close, assert_influence_log, matrices
+
+from icprobe import value
+from icprobe.attribution import icp, influence, influence_mean, one_step
+from icprobe.attribution.matrix import Inputs
+from icprobe.engine import stepping
+from icprobe.engine.admission import admit, capabilities_of
+from icprobe.engine.experts import expert_layers, routers, stack, unstack
+from icprobe.engine.gradients import layers_of
+from icprobe.engine.models import linear_layers, load_model, prepare
+from icprobe.engine.network import Network
+from icprobe.evaluation.checkpoints import load_fine_tuned
+from icprobe.texts.prompts import Encoded
+from icprobe.training.fine_tune import fine_tune
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 1024,
+    "num_local_experts": 5,
+    "num_experts": 5,
+    "n_routed_experts": 5,
+    "num_experts_per_tok": 2,
+    "sliding_window": None,
+}
+KINDS = {
+    "mixtral": {},
+    "qwen2_moe": {"shared_expert_intermediate_size": 24},  # an expert that all tokens go to beside the others
+    # Matrices transposed, with biases and interleaved; attention with a sink.
+    "gpt_oss": {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 512},
+}
+
+
+def mixture(kind, tokenizer):
+    config = transformers.AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind], "vocab_size": len(tokenizer)})
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, (0.6 / parameter.shape[-1]) ** 0.5)
+    return model.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def mixtures(tokenizer):
+    return {kind: mixture(kind, tokenizer) for kind in KINDS}
+
+
+@pytest.fixture
+def given(mixtures, few, prompts, tokenizer):
+    """kind → what a method is given, with a model whose experts stand apart, and the model as transformers has it."""
+
+    def make(kind):
+        train, tasks, lengths = few
+        model = copy.deepcopy(mixtures[kind])
+        capabilities = capabilities_of(model)
+        return Inputs(train, tasks, lengths, prompts, model, tokenizer, capabilities, seed=3), mixtures[kind]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def naive_gradients(mixtures, tokenizer, few):
+    train, tasks, _ = few
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            made[kind] = tuple(
+                [naive.gradient(mixtures[kind], tokenizer, row, whole) for row in table.to_dict("records")]
+                for table, whole in ((train, True), (tasks, False))
+            )
+        return made[kind]
+
+    return make
+
+
+def pairs(few, function):
+    train, tasks, _ = few
+    return np.array([[function(z, t) for t in tasks.to_dict("records")] for z in train.to_dict("records")])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_icp_of_a_mixture_equals_the_naive_loop(kind, given, few, tokenizer):
+    inputs, model = given(kind)
+    slow = pairs(few, lambda z, t: naive.icp(model, tokenizer, z, t))
+    assert np.abs(slow).max() > 0.05
+    assert_close(matrices(icp, inputs, "icp")["icp"], slow, 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("budget", [3.0, 1e-9])  # all at once, and batch by batch
+def test_influence_takes_every_expert(kind, budget, given, naive_gradients):
+    inputs, _ = given(kind)
+    examples, tasks = naive_gradients(kind)
+    slow = np.array([[naive.influence(z, t) for t in tasks] for z in examples])
+    without = np.array(
+        [[naive.influence({n: g for n, g in z.items() if "experts" not in n}, t) for t in tasks] for z in examples]
+    )
+    assert np.abs(slow - without).max() > 0.01 * np.abs(slow).max(), "experts must count"
+    alone = matrices(influence, inputs, "influence", methods=["influence"], memory_budget_gb=budget)["influence"]
+    both = matrices(influence, inputs, "influence", memory_budget_gb=budget)
+    assert_close(alone, slow, 1e-4, np.abs(slow).max())
+    assert_close(both["influence"], slow, 1e-4, np.abs(slow).max())
+    assert_influence_log(both["influence_log"], examples, tasks)
+    mean = np.concatenate([block for _, _, block in influence_mean.attribute(inputs, "influence_mean", [np.arange(7)])])
+    assert_close(mean[:, 0], slow.mean(1), 1e-4, np.abs(slow).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_step_of_a_mixture_equals_the_naive_loop(kind, given, few, tokenizer):
+    inputs, model = given(kind)
+    rate = 1e-2
+    slow = pairs(few, lambda z, t: naive.one_step(model, tokenizer, z, t, rate))
+    assert np.abs(slow).max() > 0.05
+    assert_close(matrices(one_step, inputs, "one_step", learning_rate=rate)["one_step"], slow, 1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
+def test_no_bit_of_a_mixtures_influence_depends_on_the_plan(kind, given):
+    inputs, _ = given(kind)
+    assert inputs.capabilities.in_step
+    found = [
+        matrices(influence, inputs, "influence", batch_tokens=120, memory_budget_gb=gigabytes)
+        for gigabytes in (3.0, 2e-3, 1e-3, 1e-9)
+    ]
+    for other in found[1:]:
+        assert all((other[method] == found[0][method]).all() for method in other)
+
+
+def test_layers_of_experts_come_back_in_one_order_whichever_of_them_a_row_goes_to(given):
+    inputs, _ = given("mixtral")
+    network = Network(inputs.model, inputs.capabilities)
+    layers = layers_of(network)
+    orders = []
+    tasks = [[Encoded(ids, 1)] for ids in ((5, 6), (90, 41), (300, 17))]
+    for batch in tasks:
+        seen = []
+        stepping.backward_in_step(network, layers, [batch], lambda index, _rows, seen=seen: seen.append(index))
+        orders.append(seen)
+    together = []
+    stepping.backward_in_step(network, layers, tasks, lambda index, _rows: together.append(index))
+    for order in orders:
+        assert [index for index in together if index in set(order)] == order
+    assert len({tuple(order) for order in orders}) > 1, "rows that go to the same experts prove nothing"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_experts_apart_share_memory_and_can_be_put_back(kind, mixtures):
+    model = copy.deepcopy(mixtures[kind])
+    before, ids = {n: p.data_ptr() for n, p in model.named_parameters()}, torch.arange(3, 40)[None]
+    logits = model(input_ids=ids).logits
+    assert unstack(model)
+    assert not unstack(model)
+    apart = expert_layers(model)
+    assert len(apart) == 2 * 2 * 5
+    assert apart.keys() <= linear_layers(model).keys()
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in mixtures[kind].parameters())
+    assert all(p.data_ptr() in range(min(before.values()), 2**63) for p in model.parameters())
+    torch.testing.assert_close(model(input_ids=ids).logits, logits, rtol=1e-5, atol=1e-5)
+    stack(model)
+    assert {n: p.data_ptr() for n, p in model.named_parameters()} == before
+    assert torch.equal(model(input_ids=ids).logits, logits)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_theta_covers_all_but_norms_and_routers(kind, mixtures):
+    model = copy.deepcopy(mixtures[kind])
+    capabilities = capabilities_of(model)
+    assert capabilities.expert_share == 2 / 5
+    left = sum(p.numel() for p in routers(model).values())
+    assert sum(capabilities.left_out.values()) == pytest.approx(
+        left / sum(p.numel() for p in model.model.layers.parameters())
+    )
+    assert all("router" in name or "gate" in name for name in capabilities.left_out)
+    assert capabilities.attributed_share + sum(capabilities.left_out.values()) > 0.97
+
+
+@pytest.fixture(scope="module")
+def base(mixtures, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixture")
+    mixtures["mixtral"].save_pretrained(folder / "source")
+    tokenizer.save_pretrained(folder / "source")
+    prepare({"source": "local", "path": str(folder / "source"), "trust_remote_code": False}, folder / "base", admit)
+    return folder / "base"
+
+
+SETTINGS = {
+    "learning_rate": 1e-2,
+    "epochs": 1,
+    "batch_size": 2,
+    "accumulation": 1,
+    "scheduler": "constant",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_length": 128,
+    "dtype": "float32",
+    "device": "cpu",
+    "checkpoint_minutes": 10,
+}
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.0}])
+def test_training_a_mixture_reaches_its_experts_and_the_checkpoint_has_them(lora, base, few, prompts, tmp_path):
+    train, _, _ = few
+    out = tmp_path / "out"
+    fine_tune(base, train.to_dict("records"), prompts, out, {**SETTINGS, "lora": lora}, 0, tmp_path / "partial")
+    tuned, before = load_fine_tuned(out, base, device="cpu"), load_model(base, device="cpu")
+    changed = {
+        name
+        for name, layer in linear_layers(tuned).items()
+        if not torch.equal(layer.weight, before.get_submodule(name).weight)
+    }
+    experts = expert_layers(before).keys()
+    assert len(changed & experts) > len(experts) / 2
+    if lora is None:  # what is saved is transformers' own
+        own = transformers.AutoModelForCausalLM.from_pretrained(out)
+        ids = torch.arange(3, 30)[None]
+        torch.testing.assert_close(own(input_ids=ids).logits, tuned(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixture_in_memory_is_afterwards_as_it_was(mixtures, few, tokenizer):
+    model, (train, tasks, _) = copy.deepcopy(mixtures["mixtral"]), few
+    names = [name for name, _ in model.named_parameters()]
+    found = value(train, tasks, model=model, tokenizer=tokenizer, methods=["influence"])
+    assert found["score_influence"].notna().all()
+    assert [name for name, _ in model.named_parameters()] == names
