@@ -76,11 +76,12 @@ rule fine_tune:
         base=model_of,
         base_manifest=manifest_of,
         subset=paths.SUBSET,
+        accelerate=CONFIG.finetune.accelerate or [],
     output:
         checkpoint=directory(paths.CHECKPOINT),
         manifest=paths.manifest(paths.CHECKPOINT),
     params:
-        settings=TRAINING,
+        settings={**TRAINING, **slice_of(CONFIG.finetune, "processes", "accelerate")},
         templates=PLAN.text_settings("query", "target"),
         results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
         code=fingerprint("finetuning/fine_tune"),

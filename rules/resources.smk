@@ -35,7 +35,9 @@ RESOURCES = {
     "tell_labels": directives(lambda w, input: SIZES.tell_labels()),
     "subset": OF_TRAIN,
     "fine_tune": directives(
-        lambda w, input: SIZES.fine_tune(w.model, rows_there([input.subset], SIZES.examples)), CONFIG.finetune.device
+        lambda w, input: SIZES.fine_tune(w.model, rows_there([input.subset], SIZES.examples)),
+        CONFIG.finetune.device,
+        CONFIG.finetune.processes,
     ),
     "generate": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
     "generate_base": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),

@@ -431,11 +431,15 @@ def test_ids_beyond_the_embedding_are_refused_unless_no_text_gives_them(tokenize
     assert prepared(model, imaging)["packs"]
 
 
-def test_of_a_composite_model_the_language_model_is_taken(tokenizer, prepared, tmp_path):
-    text = {**LLAMA, "vocab_size": len(tokenizer), "head_dim": 8}
+@pytest.mark.parametrize("tied", [(True, True), (True, False), (False, True), (False, False)])
+def test_of_a_composite_model_the_language_model_is_taken(tied, tokenizer, prepared, tmp_path):
+    text = {**LLAMA, "vocab_size": len(tokenizer), "head_dim": 8, "tie_word_embeddings": tied[1]}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Gemma3Config(
-        text_config=text, vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4
+        text_config=text,
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        tie_word_embeddings=tied[0],
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

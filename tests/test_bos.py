@@ -146,3 +146,15 @@ def test_prompts_are_answered_with_the_token_before_them(given, monkeypatch):
     for ids, mask in zip(options["input_ids"].tolist(), options["attention_mask"].tolist(), strict=True):
         assert ids[mask.index(1)] == ours.tokenizer.bos_token_id
     assert json.dumps(settings)
+
+
+def test_an_unknown_word_that_is_read_as_the_same_token_is_no_beginning():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.WordLevel({"<|endoftext|>": 0, "the": 1, "river": 2}, unk_token="<|endoftext|>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    end = "<|endoftext|>"
+    unknown = PreTrainedTokenizerFast(tokenizer_object=made, unk_token=end, bos_token=end, eos_token=end)
+    assert unknown("a")["input_ids"] == [0]
+    assert beginning(unknown) == []

@@ -234,6 +234,30 @@ def test_training_a_mixture_reaches_its_experts_and_the_checkpoint_has_them(lora
         torch.testing.assert_close(own(input_ids=ids).logits, tuned(input_ids=ids).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.0}])
+def test_a_training_of_a_mixture_that_is_stopped_goes_on_to_the_same_weights(lora, base, few, prompts, tmp_path):
+    """transformers saves experts by other names than they have in memory, and takes no others up again."""
+    train, _, _ = few
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_metrics, step):
+        if step == 3:
+            raise Stopped
+
+    def run(name, log=lambda metrics, step: None, **changes):
+        settings, partial = {**SETTINGS, "epochs": 2, "lora": lora, **changes}, tmp_path / f"partial {name}"
+        return fine_tune(base, train.to_dict("records"), prompts, tmp_path / name, settings, 0, partial, log)
+
+    with pytest.raises(Stopped):
+        run("stopped", stop, checkpoint_minutes=1e-9)
+    assert run("stopped")["resumed_from_step"] == 2
+    run("whole")
+    one, two = (load_fine_tuned(tmp_path / name, base, device="cpu") for name in ("stopped", "whole"))
+    assert all(torch.equal(p, q) for p, q in zip(one.parameters(), two.parameters(), strict=True))
+
+
 def test_a_mixture_in_memory_is_afterwards_as_it_was(mixtures, few, tokenizer):
     model, (train, tasks, _) = copy.deepcopy(mixtures["mixtral"]), few
     names = [name for name, _ in model.named_parameters()]

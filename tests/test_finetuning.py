@@ -13,11 +13,12 @@ from icprobe import artifacts
 from icprobe.config.sources import Templates
 from icprobe.engine.models import linear_layers, load_model
 from icprobe.engine.random_models import random_model
-from icprobe.errors import DataError
+from icprobe.errors import DataError, ModelError
 from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
-from icprobe.training.fine_tune import IGNORED, fine_tune, newest_complete, tokenize
+from icprobe.training.callbacks import newest_complete
+from icprobe.training.fine_tune import IGNORED, fine_tune, tokenize
 
 ROWS = [
     {
@@ -268,3 +269,28 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage
         file.write_bytes(bytes(reversed(range(200))))
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-9"
     assert not file.parent.exists(), "it would be taken for the newest by age"
+
+
+def test_a_model_that_peft_has_no_adapters_for_is_refused_in_a_sentence(prompts, tmp_path):
+    base = make_base(tmp_path / "base", "mamba", state_size=8, time_step_rank=4)
+    with pytest.raises(
+        ModelError, match=r"cannot be trained with adapters \(.*PEFT.*; set finetune\.lora: null to train all"
+    ):
+        train(base, prompts, tmp_path / "adapters", rows=ROWS[:2], lora=LORA)
+    numbers, out = train(base, prompts, tmp_path / "all", rows=ROWS[:2], lora=None)
+    assert numbers["steps"] > 0
+    assert load_fine_tuned(out, base, device="cpu").config.model_type == "mamba"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"),
+    [
+        ("bert", "BertLMHeadModel: the loss that trl computes is .*% off that of the model's own"),
+        ("rembert", "RemBertForCausalLM: trl cannot compute its loss"),
+    ],
+)
+def test_a_model_whose_loss_trl_does_not_compute_is_refused(architecture, said, prompts, tmp_path):
+    """trl puts the output embedding behind the base model itself, without what these two do in between."""
+    base = make_base(tmp_path / "base", architecture)
+    with pytest.raises(ModelError, match=said):
+        train(base, prompts, tmp_path, rows=ROWS[:2], lora=LORA)

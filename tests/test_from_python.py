@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 import yaml
 from conftest import ROOT, demo_rows
 
@@ -22,6 +23,7 @@ from icprobe.analysis.statistics import aggregate
 from icprobe.attribution import METHODS
 from icprobe.attribution.matrix import Inputs
 from icprobe.attribution.shards import compute
+from icprobe.engine.admission import capabilities_of
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.models import load_model
 from icprobe.errors import ArtifactError, ConfigError, DataError, IcprobeError, ModelError, ScoreError
@@ -229,6 +231,51 @@ def test_a_model_in_memory_that_would_have_to_compute_otherwise_is_refused_befor
         icprobe.value(TRAIN, TASKS, model=model, tokenizer=tokenizer, methods=["icp"], device="cuda")
     with pytest.raises(ModelError, match="needs its tokenizer"):
         icprobe.value(TRAIN, TASKS, model=model, methods=["icp"])
+
+
+def test_a_model_in_memory_keeps_its_gradients_and_they_change_nothing(valued, prepared):
+    model, tokenizer = load_model(prepared, "float32", "cpu").requires_grad_(True), reader(prepared).tokenizer
+    model(input_ids=torch.arange(3, 20)[None]).logits.logsumexp(-1).sum().backward()
+    before = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert before
+    found = icprobe.value(TRAIN, TASKS, model=model, tokenizer=tokenizer, methods=["icp"])
+    assert found["score_icp"].tolist() == valued[0]["score_icp"].tolist()
+    after = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_composite_model_in_memory_is_refused_in_a_sentence(prepared):
+    text = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={**text, "num_key_value_heads": 2, "intermediate_size": 64},
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    with pytest.raises(ModelError, match="in memory is composed of several models; pass its directory or hub id"):
+        icprobe.value(TRAIN, TASKS, model=model, tokenizer=reader(prepared).tokenizer, methods=["icp"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("gemma2", {"final_logit_softcapping": 30.0}),
+        ("granite", {"logits_scaling": 3.0}),
+        ("cohere", {"logit_scale": 0.3}),
+    ],
+)
+def test_a_capped_or_scaled_model_in_bfloat16_in_memory_is_admitted(kind, sizes, prepared):
+    tokenizer = reader(prepared).tokenizer
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.AutoConfig.for_model(
+        kind, **small, num_key_value_heads=2, head_dim=8, vocab_size=len(tokenizer), **sizes
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    found = capabilities_of(model.eval().requires_grad_(False))
+    expected = (1 / 3 if kind == "granite" else sizes.get("logit_scale", 1), sizes.get("final_logit_softcapping", 0))
+    assert (found.logit_scale, found.logit_cap) == expected
 
 
 # --- what is asked of scores ------------------------------------------------------------------------------------

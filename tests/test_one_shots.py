@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from icprobe.attribution.one_shots import OneShots
 from icprobe.config.sources import Templates
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.prompts import Prompts, encode, token_ids
 
 TEXTS = [f"{row['instruction']} {row['input']} {row['output']}" for row in demo_rows("train")]
 DIGITS = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -131,3 +131,34 @@ def test_a_tokenizer_whose_tokens_depend_on_far_texts_is_found_out(caplog):
     assert "every pair is tokenised whole" in caplog.text
     whole = made._ids([made.prompts.one_shot(example, DEMO[0]) + made.prompts.target(DEMO[0])])[0]
     assert pairs[0][0] == whole
+
+
+@pytest.mark.parametrize("words", ["Nothing special.", "Speak of <|endoftext|> here."])
+def test_what_counts_of_a_task_does_not_depend_on_the_example_before_it(words):
+    """Where only some tasks' first letters merge with the query, and where an example holds a control token."""
+    rows = demo_rows("train")
+    made = Tokenizer(models.BPE())
+    split = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    made.pre_tokenizer, made.decoder = pre_tokenizers.Sequence(split), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator([f"{r['instruction']} {r['input']} {r['output']}" for r in rows], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|endoftext|>")
+    query = "Instruction: {{ instruction | flat }}\nResponse: "  # its last space merges with a word, not with a digit
+    ours = Prompts({**Templates().model_dump(), "query": query, "target": "{{ output | flat }}"})
+    answers = ["46", "The capital is Paris.", "the Danube is one of the largest", "56", "7 rivers"]
+    tasks = [{"id": str(n), "instruction": f"Question {n}?", "input": "", "output": a} for n, a in enumerate(answers)]
+    alone = [encode(tokenizer, ours.query(t), ours.target(t)) for t in tasks]
+    merges = [one.n_context < len(token_ids(tokenizer, ours.query(t))) for one, t in zip(alone, tasks, strict=True)]
+    assert set(merges) == {True, False}
+    shots = OneShots(tokenizer, ours, tasks)
+    for number, row in enumerate(rows[:6]):
+        example = {**row, "id": str(number), "instruction": words if number % 2 else row["instruction"]}
+        prefix, suffixes = shots.encode(example, range(len(tasks)))
+        for task, suffix, one in zip(tasks, suffixes, alone, strict=True):
+            assert prefix + suffix.ids == token_ids(tokenizer, ours.one_shot(example, task) + ours.target(task))
+            assert suffix.ids[suffix.first :] == one.ids[one.n_context :]

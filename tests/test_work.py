@@ -243,6 +243,7 @@ def test_a_gpu_is_asked_for_where_the_configuration_says_cuda_and_nowhere_else()
     assert "gpu" not in directives(lambda w, input: Needs(), "cpu")
     assert "gpu" not in directives(lambda w, input: Needs(), "auto")
     assert directives(lambda w, input: Needs(), "cuda")["gpu"] == 1
+    assert directives(lambda w, input: Needs(), "cuda", 4)["gpu"] == 4
 
 
 def test_a_shard_of_short_examples_has_more_rows_and_more_time(tmp_path, monkeypatch):

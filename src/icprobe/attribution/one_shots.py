@@ -14,7 +14,7 @@ from typing import Any
 from icprobe.engine.likelihood import Suffix
 from icprobe.engine.rows import common_length
 from icprobe.texts import control_tokens
-from icprobe.texts.prompts import Prompts, border
+from icprobe.texts.prompts import Prompts, border, encode
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class OneShots:
         self.tokenizer, self.prompts = tokenizer, prompts
         self.joint = 0
         self._texts = [(prompts.separator + prompts.query(t), prompts.target(t)) for t in tasks]
+        # What of a task counts zero-shot counts behind an example, too.
+        zero_shot = [encode(tokenizer, prompts.query(t), prompts.target(t)) for t in tasks]
+        self._targets = [list(one.ids[one.n_context :]) for one in zero_shot]
         self._tasks, self._openings = self._apart()
         self._by_border = self._cuts_words()
         self._encoded = 0
@@ -78,10 +81,16 @@ class OneShots:
         wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
         ids = self._ids([prefix, *contexts, *wholes])
         n = len(tasks)
-        return ids[0], [
-            (of_whole, border(self.tokenizer, context, whole, of_context, of_whole))
-            for context, whole, of_context, of_whole in zip(contexts, wholes, ids[1 : n + 1], ids[n + 1 :], strict=True)
-        ]
+        found = []
+        for t, context, whole, of_context, of_whole in zip(
+            tasks, contexts, wholes, ids[1 : n + 1], ids[n + 1 :], strict=True
+        ):
+            target = self._targets[t]
+            alike = of_whole[len(of_whole) - len(target) :] == target
+            own = len(of_whole) - len(target) if alike else None
+            place = border(self.tokenizer, context, whole, of_context, of_whole) if own is None else own
+            found.append((of_whole, place))
+        return ids[0], found
 
     def _joined(
         self, example: dict[str, Any], tasks: Sequence[int]
@@ -128,7 +137,8 @@ class OneShots:
         tasks = []
         for opening, ids, context in zip(first, wholes, contexts, strict=True):
             same = common_length([ids, openings[opening]])
-            of_context = len(context) - same if common_length([ids, context]) >= same else -1
+            # Where the target changes the context's last tokens, every pair is tokenised whole.
+            of_context = len(context) - same if common_length([ids, context]) == len(context) else -1
             tasks.append(_Task(opening, ids[same:], len(openings[opening]) - same, of_context))
         return tasks, openings
 

@@ -45,7 +45,7 @@ class Finetune(Section):
     all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
     learning_rate: PositiveFloat = Field(2e-7, description="Peak learning rate of AdamW.")
     epochs: PositiveFloat = Field(3, description="Passes over the subset.")
-    batch_size: Count = Field(8, description="Examples per device and forward pass.")
+    batch_size: Count = Field(8, description="Examples per forward pass, over all processes together.")
     accumulation: Count = Field(4, description="Forward passes per optimiser step.")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "cosine", description="Learning-rate schedule."
@@ -61,6 +61,15 @@ class Finetune(Section):
         "held-out gain, the likelihood of answers that are there.",
     )
     lora: Lora | None = Field(None, description="Train adapters instead of all weights; null trains all weights.")
+    processes: Count = Field(
+        1,
+        description="Processes that share a training on one machine, each with a GPU of its own where there are any; "
+        "batch_size is shared among them.",
+    )
+    accelerate: FilePath | None = Field(
+        None,
+        description="A configuration file of accelerate for them, such as one for FSDP; null: data-parallel.",
+    )
     checkpoint_minutes: PositiveFloat = how(2, "Most work that a killed training can lose, approximately, in minutes.")
 
 

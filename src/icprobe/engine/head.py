@@ -71,21 +71,25 @@ def given_logits(words: int) -> Tensor:
 def shape_of(given: Tensor, logits: Tensor, config: Any) -> Shape | None:
     """The shape by which `given_logits` came out as these logits; None where it is another kind.
 
-    config: a model's, whose numbers are taken where they are what was found, for this is so many digits.
+    config: a model's, whose numbers are taken where they are what was found, for this is so many digits. Of 16 bits,
+    which show few digits, no other numbers are taken.
     """
+    eps = torch.finfo(logits.dtype).eps
+    exact, close = max(EXACT, 4 * eps), max(1e-4, 4 * eps)
     given, logits = given.double().flatten(), logits.double().flatten()
     numbers = [float(n) for n in vars(config).values() if isinstance(n, int | float) and not isinstance(n, bool) and n]
 
     def said(found: float) -> float:
-        return next((n for value in numbers for n in (value, 1 / value) if math.isclose(n, found, rel_tol=1e-4)), found)
+        known = [n for value in (1.0, *numbers) for n in (value, 1 / value) if math.isclose(n, found, rel_tol=close)]
+        return min(known, key=lambda n: abs(n - found), default=found if close == 1e-4 else math.nan)
 
     scale = said((logits[0] / given[0]).item())
     if not scale or not math.isfinite(scale):
         return None
     found = Shape(scale)
-    if _apart(found, given, logits) > EXACT:
+    if _apart(found, given, logits) > exact:
         found = Shape(scale, said(_cap(scale * TRIED, logits.abs().max().item())))
-    return found if _apart(found, given, logits) < EXACT else None
+    return found if _apart(found, given, logits) <= exact else None
 
 
 def _apart(shape: Shape, given: Tensor, logits: Tensor) -> float:

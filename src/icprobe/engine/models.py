@@ -352,7 +352,14 @@ def load_model(
 
 def opened(directory: str | Path, dtype: str, trusted: bool, experts_apart: bool = True) -> PreTrainedModel:
     """The model in a directory that `prepare` wrote, on the CPU; arguments as `load_model` takes them."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype], trust_remote_code=trusted)
+    model, loaded = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=DTYPES[dtype], trust_remote_code=trusted, output_loading_info=True
+    )
+    if lacking := sorted(loaded["missing_keys"]):
+        raise ModelError(
+            f"{directory}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}: "
+            "transformers has not saved the model whole; choose another."
+        )
     model.eval().requires_grad_(False)
     if experts_apart:
         unstack(model)

@@ -8,7 +8,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTr
 from icprobe.engine.text_models import text_model
 from icprobe.errors import ModelError, did_you_mean, reason
 
-MOST_PARAMETERS = 2_000_000_000  # of a type whose sizes are not known here, and not given
+MOST_PARAMETERS = 300_000_000  # of a type whose sizes are not known here, and not given
 
 # Fields of configurations, by whatever name a type has them, and what makes a small model.
 MIXTURE: dict[str, Any] = {
@@ -53,7 +53,7 @@ HEADS = ("head_dim", "global_head_dim")
 
 # What a type needs besides.
 TWO_ROPES = {kind: {"rope_type": "default", "rope_theta": 10000.0} for kind in ("full_attention", "sliding_attention")}
-LATENT = {"num_key_value_heads": 4, "head_dim": 8}
+LATENT = {"head_dim": 8}
 LINEAR = {"layer_types": ["linear_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse"]}
 SPECIAL: dict[str, dict[str, Any]] = {
     "axk2": LATENT,
@@ -79,6 +79,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3, "num_dense_layers": 1},
     "longcat_flash": LATENT | {"zero_expert_num": 2, "num_layers": 2},
+    "mimo_v2_flash": {"head_dim": 24},
     "mamba2": {"num_heads": 8, "num_attention_heads": 8, "head_dim": 16, "expand": 2},
     "reformer": {"axial_pos_embds_dim": [32, 32], "axial_pos_shape": [32, 64], "attn_layers": ["local", "local"]},
     "xmod": {"default_language": "en_XX"},
@@ -162,17 +163,28 @@ def _sizes(architecture: str, kind: type, ids: dict[str, Any], given: dict[str, 
     fields, wanted = _fields(kind), {**basic, **special, **given}
     width, heads = wanted["hidden_size"], wanted["num_attention_heads"]
     small = {**SMALL, **dict.fromkeys(WIDE, width), **dict.fromkeys(HEADS, width // heads)}
-    set_anyway = {key for key in MIXTURE if key in fields}  # None, here, is no size to be derived
+    set_anyway = {
+        key for key in (*MIXTURE, "head_dim", "num_key_value_heads") if key in fields
+    }  # None, here, is no size to be derived
     found = {key: value for key, value in small.items() if key in set_anyway or fields.get(key) is not None}
-    if getattr(kind(num_attention_heads=heads), "num_key_value_heads", None) == heads:  # it follows from the heads
+    if _keys_follow_heads(kind, heads):
         found.pop("num_key_value_heads", None)
-    if "qk_nope_head_dim" in fields:  # heads are of two parts
+    if "qk_nope_head_dim" in fields:  # heads are of two parts, and each has keys and values of its own
         found.pop("head_dim", None)
+        found["num_key_value_heads"] = heads
     if "is_decoder" in fields or architecture == "reformer":
         found["is_decoder"] = True
     if "layer_types" not in special:
         found |= _kinds_of_layers(fields, wanted)
     return {**found, **wanted} | ({} if "num_hidden_layers" in given else _number_of(found))
+
+
+def _keys_follow_heads(kind: type, heads: int) -> bool:
+    """Whether a type has as many heads of keys and values as of queries, where nothing else is said."""
+    try:
+        return getattr(kind(num_attention_heads=heads), "num_key_value_heads", None) == heads
+    except Exception:  # a configuration that checks one against the other
+        return False
 
 
 def _kinds_of_layers(fields: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

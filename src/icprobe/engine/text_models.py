@@ -35,6 +35,8 @@ def text_model(model: PreTrainedModel, name: str) -> PreTrainedModel:
             text = kind(config).eval()
         setattr(text, text.base_model_prefix, _decoder(model, type(text.base_model)))
         text.set_output_embeddings(model.get_output_embeddings())
+        tied = text.get_output_embeddings().weight is text.get_input_embeddings().weight
+        text.config.tie_word_embeddings = tied  # else it would be saved without one of them
         text.generation_config = model.generation_config
         ids = torch.arange(5, 12)[None]
         whole, own = (m(input_ids=ids, use_cache=False).logits.float() for m in (model.eval(), text))

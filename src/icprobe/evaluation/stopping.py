@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from icprobe.texts.control_tokens import beginning
 from icprobe.texts.prompts import Prompts, token_ids
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Stops:
     def of(cls, prompts: Prompts, tokenizer: Any) -> "Stops":
         """Those of the template of queries; the log says so where the template gives none."""
         queries = [prompts.query({"instruction": INSTRUCTION, "input": given}) for given in ("", INPUT)]
-        control = _control_tokens(tokenizer)
+        control = _control_tokens(tokenizer) - set(beginning(tokenizer))  # no template writes that one
         tokens = frozenset(token for query in queries for token in token_ids(tokenizer, query) if token in control)
         names = [tokenizer.convert_ids_to_tokens(token) for token in tokens]
         # "<|im_end|>" that a tokenizer does not know is letters to the model, and no words of an answer.

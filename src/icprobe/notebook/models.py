@@ -146,6 +146,11 @@ def arithmetic_of(model: Any) -> dict[str, str]:
 def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None:
     """Raises ModelError where a model in memory lacks its tokenizer, or would have to compute in another way."""
     name, device = type(model).__name__, plan.config.attribution.device
+    if model.config.get_text_config(decoder=True) is not model.config:
+        raise ModelError(
+            f"model: a {name} in memory is composed of several models; pass its directory or hub id, and its language "
+            "model alone is used."
+        )
     if tokenizer is None:
         raise ModelError(f"model: a {name} in memory needs its tokenizer; pass tokenizer=…")
     if device not in ("auto", model.device.type):
@@ -166,9 +171,12 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
     So are a mixture's experts, which the engines put apart.
     """
     training = {module: module.training for module in model.modules()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval().requires_grad_(False)
+        for parameter in gradients:
+            parameter.grad = None
         yield
     finally:
         stack(model)
@@ -176,6 +184,8 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
             module.training = before
         for parameter in trained:
             parameter.requires_grad_(True)
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
 
 
 @contextmanager

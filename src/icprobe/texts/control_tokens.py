@@ -97,8 +97,14 @@ def beginning(tokenizer: Any) -> list[int]:
     """The token (BOS) with which a tokenizer begins sequences, as the model's were in training; none for many."""
     if tokenizer not in _beginnings:
         bos = getattr(tokenizer, "bos_token_id", None)
-        _beginnings[tokenizer] = [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
+        _beginnings[tokenizer] = [] if bos is None or not _adds(tokenizer, bos) else [bos]
     return _beginnings[tokenizer]
+
+
+def _adds(tokenizer: Any, bos: int) -> bool:
+    """Whether a tokenizer puts a token before each text; it may be the one of unknown words, too."""
+    added = tokenizer("a")["input_ids"]
+    return added[:1] == [bos] and added[1:2] == tokenizer("a", add_special_tokens=False)["input_ids"][:1]
 
 
 def count_control_tokens(tokenizer: Any, texts: Iterable[str]) -> tuple[int, list[str]]:

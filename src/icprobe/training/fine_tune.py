@@ -4,12 +4,13 @@ A training that is killed and started again ends in the same weights as one that
 random states and data order are restored from the newest complete checkpoint.
 """
 
+import functools
 import json
 import logging
 import math
-import shutil
-import time
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from icprobe import artifacts
 from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device
-from icprobe.errors import ArtifactError, ConfigError, DataError
-from icprobe.progress import Progress
+from icprobe.errors import ConfigError, DataError, ModelError, reason
 from icprobe.texts.completions import completions, longest
 from icprobe.texts.prompts import Encoded, Prompts
 from icprobe.texts.tokenizing import load_tokenizer
+from icprobe.training.callbacks import Checkpoints, Watch, newest_complete
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # label of a token without loss
+# On so many tokens trl's loss is compared with the model's own, from which rounding may take it this far.
+PROBED_TOKENS, LOSS_TOLERANCE = 32, {torch.float32: 1e-3, torch.bfloat16: 0.05}
 CHECKPOINTING_ABOVE_PARAMETERS = 1_500_000_000  # a larger model's activations are recomputed, to save memory
 
 
@@ -80,24 +83,32 @@ def fine_tune(
     length = longest(settings["max_length"], max_positions(AutoConfig.from_pretrained(base)))
     examples, counts = tokenize(tokenizer, rows, prompts, length)
     log_cut(len(rows), counts, length)
-    watched = [_Checkpoints(60 * settings["checkpoint_minutes"]), _Watch(log)]
+    # Of several processes (`training.distributed`) the first one writes.
+    first = settings.get("processes", 1) == 1 or os.environ.get("RANK") == "0"
+    watched = [Checkpoints(60 * settings["checkpoint_minutes"]), *([Watch(log)] if first else [])]
     trainer = trainer_of(base, tokenizer, examples, settings, seed, partial, watched)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    resumed = newest_complete(partial)
+    with trainer.args.main_process_first():
+        resumed = newest_complete(partial)
     if resumed:
         logger.info("Resuming from %s", resumed.name)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
 
-    _save(trainer.model, tokenizer, output, adapter=lora is not None)
-    artifacts.write_manifest(
-        output,
-        kind="lora" if lora else "full",
-        base=base.name,
-        base_digest=artifacts.content_digest(base),
-        seed=seed,
-        examples=len(examples),
-        parameters=trainable,
-    )
+    if trainer.is_fsdp_enabled:  # each process has a part of the weights
+        trainer.save_model(str(output))
+    elif first:
+        _save(trainer.model, tokenizer, output, adapter=lora is not None)
+    if first:
+        (output / "training_args.bin").unlink(missing_ok=True)
+        artifacts.write_manifest(
+            output,
+            kind="lora" if lora else "full",
+            base=base.name,
+            base_digest=artifacts.content_digest(base),
+            seed=seed,
+            examples=len(examples),
+            parameters=trainable,
+        )
     return {
         "steps": trainer.state.global_step,
         "examples": len(examples),
@@ -125,16 +136,85 @@ def trainer_of(
     _check_learns(len(examples), settings)
     lora = settings.get("lora")
     dtype = settings["dtype"] if lora else "float32"
+    # The trainer puts each of several processes' models on a device of its own.
+    device = settings["device"] if settings.get("processes", 1) == 1 else "cpu"
     # Adapters are put on linear layers; a model whose weights are trained is saved.
-    model = load_model(base, dtype=dtype, device=settings["device"], experts_apart=lora is not None)
+    model = load_model(base, dtype=dtype, device=device, experts_apart=lora is not None)
     model.requires_grad_(lora is None)
+    if lora is None:
+        # Checkpoints by the names in memory: the trainer takes no others up again, and says nothing of those it lacks.
+        model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
     adapters = _adapters(model, lora) if lora else None
-    if lora and lora.get("init_seed") is not None:
-        set_seed(lora["init_seed"])
-        model, adapters = get_peft_model(model, adapters), None
-    trainer = SFTTrainer(
+    with _refusal_of_adapters(base, lora is not None):
+        if lora and lora.get("init_seed") is not None:
+            set_seed(lora["init_seed"])
+            model, adapters = get_peft_model(model, adapters), None
+        trainer = _trainer(model, adapters, tokenizer, examples, settings, seed, Path(folder), callbacks)
+    trainer.remove_callback(PrinterCallback)  # it prints to the terminal what Watch logs
+    _check_loss(trainer.model, examples[0])
+    return trainer
+
+
+@torch.no_grad()
+def _check_loss(model: Any, example: dict[str, list[int]]) -> None:
+    """Raises ModelError where trl's loss of a model is not that of its logits.
+
+    trl puts the output embedding behind the base model itself, and leaves out what some models do between the two.
+    """
+    ids = torch.tensor([example["input_ids"][:PROBED_TOKENS]], device=model.device)
+    training = model.training
+    model.eval()
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        right = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        found = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs[0].float()
+        apart = ((found - right).abs().max() / right.abs().max().clamp(min=1e-6)).item()
+    except (RuntimeError, AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{_name(model)}: trl cannot compute its loss ({reason(error)}); choose another model."
+        ) from None
+    finally:
+        model.train(training)
+    if not apart < LOSS_TOLERANCE[model.dtype]:
+        raise ModelError(
+            f"{_name(model)}: the loss that trl computes is {100 * apart:.2g}% off that of the model's own logits, so "
+            "that training would minimise something else; choose another model."
+        )
+
+
+def _name(model: Any) -> str:
+    """The class of a model, below its adapters."""
+    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
+
+
+@contextmanager
+def _refusal_of_adapters(base: str | Path, wanted: bool) -> Iterator[None]:
+    """Says in a sentence that peft has no adapters for a model's layers, as for some of Mamba's."""
+    try:
+        yield
+    except ValueError as error:
+        if not wanted or "PEFT" not in str(error):
+            raise
+        raise ModelError(
+            f"{Path(base).name}: it cannot be trained with adapters ({reason(error)}); set finetune.lora: null to "
+            "train all its weights."
+        ) from None
+
+
+def _trainer(
+    model: Any,
+    adapters: LoraConfig | None,
+    tokenizer: Any,
+    examples: list[dict[str, list[int]]],
+    settings: dict[str, Any],
+    seed: int,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback],
+) -> SFTTrainer:
+    """trl's trainer of a model, with adapters that it puts there, or has already."""
+    return SFTTrainer(
         model=model,
-        args=_options(settings, seed, Path(folder), sum(p.numel() for p in model.parameters())),
+        args=_options(settings, seed, folder, sum(p.numel() for p in model.parameters())),
         data_collator=DataCollatorForLanguageModeling(
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         ),
@@ -143,8 +223,6 @@ def trainer_of(
         peft_config=adapters,
         callbacks=list(callbacks),
     )
-    trainer.remove_callback(PrinterCallback)  # it prints to the terminal what _Watch logs
-    return trainer
 
 
 def _check_learns(n: int, settings: dict[str, Any]) -> None:
@@ -177,13 +255,18 @@ def log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
 
 def _options(settings: dict[str, Any], seed: int, partial: Path, parameters: int) -> SFTConfig:
     """The configuration's settings in trl's words. parameters: of the model."""
-    device = resolve_device(settings["device"])
+    device, share = resolve_device(settings["device"]), settings.get("processes", 1)
+    if settings["batch_size"] % share:
+        raise ConfigError(
+            f"config: finetune.processes: {share} processes cannot share batches of {settings['batch_size']} examples "
+            "evenly; make finetune.batch_size a multiple of them"
+        )
     options = SFTConfig(
         output_dir=str(partial),
         seed=seed,
         data_seed=seed,
         num_train_epochs=settings["epochs"],
-        per_device_train_batch_size=settings["batch_size"],
+        per_device_train_batch_size=settings["batch_size"] // share,
         gradient_accumulation_steps=settings["accumulation"],
         learning_rate=settings["learning_rate"],
         lr_scheduler_type=settings["scheduler"],
@@ -193,6 +276,8 @@ def _options(settings: dict[str, Any], seed: int, partial: Path, parameters: int
         dataset_kwargs={"skip_prepare_dataset": True},
         bf16=settings["dtype"] == "bfloat16",
         use_cpu=device.type == "cpu",
+        ddp_backend="gloo" if device.type == "cpu" and share > 1 else None,
+        router_aux_loss_coef=0.0,  # of a mixture: what is minimised is the loss of the responses alone
         activation_checkpointing=parameters > CHECKPOINTING_ABOVE_PARAMETERS,
         dataloader_pin_memory=device.type == "cuda",
         save_strategy="no",  # by time instead: see _Checkpoints
@@ -234,7 +319,7 @@ def _adapters(model: torch.nn.Module, lora: dict[str, Any]) -> LoraConfig:
 
 
 def _save(model: Any, tokenizer: Any, output: Path, adapter: bool) -> None:
-    model.save_pretrained(output)
+    type(model).save_pretrained(model, output)  # by the names that a model's files have
     # A template of a model card, with nothing filled in.
     (output / "README.md").unlink(missing_ok=True)
     if not adapter:
@@ -245,76 +330,3 @@ def _save(model: Any, tokenizer: Any, output: Path, adapter: bool) -> None:
     config = json.loads(path.read_text(encoding="utf-8"))
     config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-# --- checkpoints of an unfinished training ----------------------------------------------------------------------
-
-
-def newest_complete(partial: str | Path) -> Path | None:
-    """Finds the newest checkpoint whose files are all there and unchanged; removes every other one.
-
-    A kill in the middle of a save leaves a folder without manifest: it is passed over for the one before it.
-    """
-    found = sorted(Path(partial).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    newest = None
-    for path in found:
-        if newest is None:
-            try:
-                artifacts.verify(path)
-                newest = path
-                continue
-            except ArtifactError as error:
-                logger.warning("Ignoring an unfinished checkpoint: %s", error)
-        shutil.rmtree(path)
-    return newest
-
-
-class _Checkpoints(TrainerCallback):
-    """Saves by time. A checkpoint counts once its manifest is there, and only then the older ones are removed."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._saved = time.monotonic()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self._saved >= self._seconds and state.global_step < state.max_steps:
-            control.should_save = True
-
-    def on_save(self, args, state, control, **kwargs):
-        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        artifacts.sync(checkpoint)
-        artifacts.write_manifest(checkpoint)
-        for other in Path(args.output_dir).glob("checkpoint-*"):
-            if other != checkpoint:
-                shutil.rmtree(other)
-        self._saved = time.monotonic()
-
-
-class _Watch(TrainerCallback):
-    """Shows the progress, and hands the metrics of each step to `log`."""
-
-    def __init__(self, log: Callable[[dict[str, float], int], None]) -> None:
-        self._log = log
-        self._progress: Progress | None = None
-        self._passes = 0  # of the step that is being computed
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._progress = Progress(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
-
-    def on_substep_end(self, args, state, control, **kwargs):
-        self._passes += 1
-        self._progress.within(self._passes / args.gradient_accumulation_steps)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._passes = 0
-        self._progress.update(1)
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            self._log(
-                {"train/loss": logs["loss"], "train/learning_rate": logs["learning_rate"]},
-                state.global_step,
-            )
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self._progress.close()

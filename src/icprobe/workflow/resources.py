@@ -191,7 +191,8 @@ class Sizes:
         """Trains all weights, with their gradients and AdamW's two moments, or adapters; examples: in the subset."""
         settings, size = self.config.finetune, self.parameters(model)
         seconds = 6 * size * ROW_TOKENS * examples * settings.epochs / SPEED[settings.device]
-        megabytes = TORCH_MB + ROW_MB * examples + (8e-6 if settings.lora else 24e-6) * size
+        # Each of several processes holds the model.
+        megabytes = TORCH_MB + ROW_MB * examples + settings.processes * (8e-6 if settings.lora else 24e-6) * size
         if settings.device != "cuda":
             tokens = settings.batch_size * min(settings.max_length, 4 * ROW_TOKENS)
             megabytes += _activations_mb(size, tokens) + 1e-6 * tokens * LOGITS_BYTES
@@ -247,13 +248,13 @@ def _measured(path: str, _modified: int, of: int) -> tuple[np.ndarray, float]:
     return np.bincount(shard_numbers(tokens, of), minlength=of + 1), float(tokens.sum())
 
 
-def directives(needs: Callable[..., Needs], device: str = "cpu") -> dict[str, Any]:
+def directives(needs: Callable[..., Needs], device: str = "cpu", gpus: int = 1) -> dict[str, Any]:
     """Makes a rule's `resources` from a function of its wildcards and input files.
 
-    device: what the configuration computes on. `cuda` asks for one GPU; `auto` takes what it finds.
+    device: what the configuration computes on. `cuda` asks for so many GPUs; `auto` takes what it finds.
     """
     found: dict[str, Any] = {
         "mem_mb": lambda wildcards, input, attempt: needs(wildcards, input).memory(attempt),
         "runtime": lambda wildcards, input, attempt: needs(wildcards, input).minutes(attempt),
     }
-    return {**found, "gpu": 1} if device == "cuda" else found
+    return {**found, "gpu": gpus} if device == "cuda" else found

@@ -11,13 +11,18 @@ with job(snakemake) as run:
     rows = jsonl.read(snakemake.input.subset)
     with artifacts.atomic_path(snakemake.output.checkpoint) as output:
         if rows:
+            from icprobe.training.distributed import fine_tune_in_processes
             from icprobe.training.fine_tune import fine_tune
 
             settings, templates = snakemake.params.settings, snakemake.params.templates
             identity = [artifacts.content_digest(base), rows, settings, templates, seed, snakemake.params.code]
             partial = artifacts.partial_directory(snakemake.params.results, "fine_tune", *identity)
-            texts, how = prompts_of(templates), execution.settings("finetune")
-            run.summary(**fine_tune(base, rows, texts, output, settings | how, seed, partial, run.log))
+            settings = settings | execution.settings("finetune")
+            if settings["processes"] > 1:
+                numbers = fine_tune_in_processes(base, rows, templates, output, settings, seed, partial, run.log)
+            else:
+                numbers = fine_tune(base, rows, prompts_of(templates), output, settings, seed, partial, run.log)
+            run.summary(**numbers)
         else:
             partial = None
             output.mkdir(parents=True)

@@ -1,0 +1,91 @@
+"""A fine-tuning in two processes is that of one: the same losses, weights that differ in last bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from test_finetuning import LORA, ROWS, SETTINGS, make_base
+
+from icprobe import artifacts
+from icprobe.config import Templates
+from icprobe.errors import ConfigError, DataError
+from icprobe.evaluation.checkpoints import load_fine_tuned
+from icprobe.training.distributed import fine_tune_in_processes
+from icprobe.training.fine_tune import fine_tune
+from icprobe.training.subsets import prompts_of
+
+TEMPLATES = {**Templates().model_dump(), "special_tokens": "text"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return make_base(tmp_path_factory.mktemp("models") / "tiny-llama", "llama")
+
+
+def settings(**changes):
+    return {**SETTINGS, "batch_size": 4, "accumulation": 2, "epochs": 2, "processes": 2, "accelerate": None, **changes}
+
+
+@pytest.mark.parametrize("lora", [None, {**LORA, "dropout": 0.0}])
+def test_two_processes_give_the_loss_curve_of_one(lora, base, tmp_path):
+    curves, numbers = {}, {}
+    for name, processes in (("one", 1), ("two", 2)):
+        curve, how = [], settings(lora=lora, processes=processes)
+        arguments = (tmp_path / name, how, 0, tmp_path / f"partial {name}", lambda m, s, to=curve: to.append((s, m)))
+        if processes == 1:
+            numbers[name] = fine_tune(base, ROWS, prompts_of(TEMPLATES), *arguments)
+        else:
+            numbers[name] = fine_tune_in_processes(base, ROWS, TEMPLATES, *arguments)
+        curves[name] = curve
+    assert [step for step, _ in curves["two"]] == [step for step, _ in curves["one"]]
+    assert len(curves["one"]) >= 2
+    for (_, one), (_, two) in zip(curves["one"], curves["two"], strict=True):
+        assert two["train/loss"] == pytest.approx(one["train/loss"], rel=1e-4)
+        assert two["train/learning_rate"] == one["train/learning_rate"]
+    assert numbers["two"]["final_loss"] == pytest.approx(numbers["one"]["final_loss"], rel=1e-4)
+    assert {k: v for k, v in numbers["two"].items() if "loss" not in k} == {
+        k: v for k, v in numbers["one"].items() if "loss" not in k
+    }
+    assert artifacts.verify(tmp_path / "two")["kind"] == ("lora" if lora else "full")
+    assert {f.name for f in (tmp_path / "two").iterdir()} == {f.name for f in (tmp_path / "one").iterdir()}
+    one, two = (load_fine_tuned(tmp_path / name, base, device="cpu") for name in ("one", "two"))
+    for (name, left), right in zip(one.named_parameters(), two.parameters(), strict=True):
+        torch.testing.assert_close(right, left, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_mistake_in_one_of_them_is_the_sentence_that_it_is_elsewhere(base, tmp_path):
+    with pytest.raises(ConfigError, match="2 processes cannot share batches of 3 examples evenly"):
+        fine_tune_in_processes(base, ROWS, TEMPLATES, tmp_path / "a", settings(batch_size=3), 0, tmp_path / "pa")
+    with pytest.raises(DataError, match="can be trained on: each query alone"):
+        fine_tune_in_processes(base, ROWS, TEMPLATES, tmp_path / "b", settings(max_length=2), 0, tmp_path / "pb")
+
+
+JOB = """
+import json, sys
+from icprobe.training.distributed import fine_tune_in_processes
+fine_tune_in_processes(*json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_whose_job_is_killed_end_and_another_goes_on_where_they_were(base, tmp_path):
+    how = settings(epochs=60, checkpoint_minutes=1e-9, lora=LORA)
+    arguments = [str(base), ROWS, TEMPLATES, str(tmp_path / "out"), how, 0, str(tmp_path / "partial")]
+    job = subprocess.Popen([sys.executable, "-c", JOB, json.dumps(arguments)])
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "partial").glob("checkpoint-*/manifest.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(job.pid, signal.SIGKILL)
+    job.wait()
+    time.sleep(6)
+    left = subprocess.run(["pgrep", "-f", str(tmp_path / "partial")], capture_output=True, text=True, check=False)
+    assert not left.stdout.split(), "nothing goes on writing"
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    numbers = fine_tune_in_processes(*arguments)
+    assert numbers["resumed_from_step"] > 0
+    assert artifacts.verify(tmp_path / "out")["kind"] == "lora"
