@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from loud import loud_model
 from tiny_gguf import tiny_gguf
 from torch import nn
 
@@ -23,16 +24,7 @@ LLAMA = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
 
 
 def made(kind, tokenizer, **sizes):
-    """A random model, its weights scaled so that its predictions depend on what comes before."""
-    config = transformers.AutoConfig.for_model(kind, **{**SIZES, "vocab_size": len(tokenizer), **sizes})
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, (0.6 / parameter.shape[-1]) ** 0.5)
-    model.tie_weights()
-    return model
+    return loud_model(kind, **{**SIZES, "vocab_size": len(tokenizer), **sizes})
 
 
 def source_of(model, tokenizer, folder, **tokenizer_config):

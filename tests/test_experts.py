@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from loud import loud_model
 from matrices import assert_close, assert_influence_log, matrices
 
 from icprobe import value
@@ -45,20 +46,10 @@ KINDS = {
 }
 
 
-def mixture(kind, tokenizer):
-    config = transformers.AutoConfig.for_model(kind, **{**SIZES, **KINDS[kind], "vocab_size": len(tokenizer)})
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, (0.6 / parameter.shape[-1]) ** 0.5)
-    return model.requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def mixtures(tokenizer):
-    return {kind: mixture(kind, tokenizer) for kind in KINDS}
+    sizes = {**SIZES, "vocab_size": len(tokenizer)}
+    return {kind: loud_model(kind, **{**sizes, **KINDS[kind]}).requires_grad_(False) for kind in KINDS}
 
 
 @pytest.fixture

@@ -85,10 +85,9 @@ class OneShots:
         for t, context, whole, of_context, of_whole in zip(
             tasks, contexts, wholes, ids[1 : n + 1], ids[n + 1 :], strict=True
         ):
-            target = self._targets[t]
-            alike = of_whole[len(of_whole) - len(target) :] == target
-            own = len(of_whole) - len(target) if alike else None
-            place = border(self.tokenizer, context, whole, of_context, of_whole) if own is None else own
+            place = len(of_whole) - len(self._targets[t])
+            if of_whole[place:] != self._targets[t]:
+                place = border(self.tokenizer, context, whole, of_context, of_whole)
             found.append((of_whole, place))
         return ids[0], found
 

@@ -22,7 +22,7 @@ from icprobe.engine.experts import unstack
 from icprobe.engine.head import Shape, given_logits, shape_of
 from icprobe.engine.models import check_causal, opened
 from icprobe.engine.network import Network
-from icprobe.engine.theta import theta_of
+from icprobe.engine.theta import ADVICE, theta_of
 from icprobe.engine.trials import (
     Computed,
     Trial,
@@ -44,8 +44,6 @@ logger = logging.getLogger(__name__)
 TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 3e-3
 # In another dtype both are held against float32: the engines may be some times as far as plain transformers, and more.
 TIMES_AS_FAR, AND_MORE = 3.0, 0.1
-
-ADVICE = "; such a model is not supported, choose another."
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from icprobe.engine.trials import Trial, hooks, ids_on
 from icprobe.errors import ModelError
 
 MOST_LEFT_OUT = 0.1  # of the blocks' weights
+ADVICE = "; such a model is not supported, choose another."
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Theta:
 
     share: of the blocks' weights that play a part, those in θ; expert_share: of a mixture's experts, those that a token
     goes to (1 where there are none); unreached: linear layers that no gradient comes to, for they are never called or
-    only choose what others see; left_out: what θ lacks besides
-    vectors and norms, without the number of its block -> its share of the blocks' weights.
+    only choose what others see; left_out: what θ lacks besides vectors and norms, without the number of its block ->
+    its share of the blocks' weights.
     """
 
     share: float
@@ -72,7 +73,7 @@ def theta_of(model: PreTrainedModel, trial: Trial) -> Theta:
 
 
 def _refused(model: PreTrainedModel, why: str) -> ModelError:
-    return ModelError(f"{type(model).__name__}: {why}; such a model is not supported, choose another.")
+    return ModelError(f"{type(model).__name__}: {why}{ADVICE}")
 
 
 def _check_structure(model: PreTrainedModel) -> None:

@@ -18,10 +18,7 @@ from typing import Any
 
 from icprobe import errors, jsonl
 from icprobe.errors import IcprobeError, ModelError
-from icprobe.texts.prompts import Prompts
 from icprobe.training.subsets import prompts_of
-
-logger = logging.getLogger(__name__)
 
 JOB, METRICS, RESULT, MISTAKE = "job.json", "metrics.jsonl", "result.json", "mistake.json"
 POLL_SECONDS = 0.5
@@ -108,9 +105,8 @@ def main(path: Path) -> None:
             file.write(json.dumps([step, metrics]) + "\n")
 
     try:
-        prompts: Prompts = prompts_of(job["templates"])
         arguments = (job["output"], job["settings"], job["seed"], folder, log)
-        result = fine_tune(job["base"], job["rows"], prompts, *arguments)
+        result = fine_tune(job["base"], job["rows"], prompts_of(job["templates"]), *arguments)
     except IcprobeError as error:
         if first:
             (folder / MISTAKE).write_text(json.dumps([type(error).__name__, str(error)]), encoding="utf-8")

@@ -4,6 +4,7 @@ The number of shards must not move while the experiment runs, or what is finishe
 on the configuration and the sizes of the files that it names; nothing here looks at a file that the experiment makes.
 """
 
+import functools
 import json
 import math
 import os
@@ -73,7 +74,7 @@ def known_parameters(config: Config, model: str) -> float | None:
         width, depth = source.sizes.get("hidden_size", 768), source.sizes.get("num_hidden_layers", 12)
         return width * (12 * width * depth + 2 * source.vocabulary)
     if source.source == "local":
-        weights = sum(_weights_in(file) for file in Path(source.path).glob("*.safetensors"))
+        weights = sum(_weights_in(file, file.stat().st_mtime_ns) for file in Path(source.path).glob("*.safetensors"))
         if weights:
             return weights
     name = getattr(source, {"pypi": "file", "hub": "id", "local": "path"}[source.source])
@@ -85,7 +86,8 @@ def known_parameters(config: Config, model: str) -> float | None:
     return float(times or 1) * float(number) * {"m": 1e6, "b": 1e9}[unit]
 
 
-def _weights_in(file: Path) -> int:
+@functools.cache  # every job's resources ask
+def _weights_in(file: Path, _modified: int) -> int:
     """Counts the weights of a safetensors file by its header; none where it is damaged."""
     try:
         with open(file, "rb") as opened:
