@@ -41,12 +41,13 @@ def test_lengths_are_token_counts_of_query_and_of_what_follows_it(few, prompts, 
         assert found[column].dtype == "int32"
 
 
-def test_a_sample_is_drawn_from_rows_that_are_short_enough_and_equally_from_each_stratum(reader, tokenizer):
+def test_a_sample_is_drawn_from_rows_that_are_short_enough_and_equally_from_each_stratum(reader, tokenizer, prompts):
     frame = table(*(words(n) for n in range(1, 25))).assign(subset=["koala", "vicuna", "oasst"] * 8)
     asked = {"n": 6, "stratify": "subset", "seed": 1, "max_tokens": 13}
 
     def draw_from(frame, **changes):
-        return draw(frame, {**asked, **changes}, lambda row: row["output"], [reader(None)], "data.eval.sample")
+        text = lambda _, row: row["output"]  # noqa: E731
+        return draw(frame, {**asked, **changes}, prompts, [reader(None)], "data.eval.sample", text)
 
     drawn = draw_from(frame)
     assert drawn["subset"].value_counts().to_dict() == {"koala": 2, "vicuna": 2, "oasst": 2}

@@ -27,7 +27,8 @@ def encode_documents(
     rows, mean = np.concatenate(batches).tolist(), objective.reduction == "mean"
     examples = inputs.examples(rows)
     if objective.train_loss == "document":
-        ids = token_ids(inputs.tokenizer, [inputs.prompts.document(example) for example in examples])
+        prompts = inputs.prompts.of(inputs.tokenizer)
+        ids = token_ids(inputs.tokenizer, [prompts.document(example) for example in examples])
         return {row: Encoded(tuple(of_row), 1, mean) for row, of_row in zip(rows, ids, strict=True)}
     length = longest(objective.max_length, max_positions(inputs.model.config))
     check_trainable(inputs.lengths.iloc[rows], length)

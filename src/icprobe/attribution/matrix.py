@@ -10,6 +10,7 @@ import pandas as pd
 
 from icprobe.errors import ScoreError, several, some
 from icprobe.progress import Progress
+from icprobe.texts.chat import Chat
 from icprobe.texts.control_tokens import token_ids
 from icprobe.texts.prompts import Encoded, Prompts, encode
 
@@ -31,7 +32,7 @@ class Inputs:
     train: pd.DataFrame
     tasks: pd.DataFrame
     lengths: pd.DataFrame
-    prompts: Prompts
+    prompts: Prompts | Chat
     model: Any = None
     tokenizer: Any = None
     capabilities: Any = None
@@ -51,9 +52,9 @@ Pieces = Iterator[Piece]
 
 def encode_tasks(inputs: Inputs, likelihood: str = "sum") -> list[Encoded]:
     """Tokenises all tasks zero-shot; their loss is over the target alone, the sum or the mean of its tokens'."""
-    rows = inputs.tasks.to_dict("records")
-    encoded = [encode(inputs.tokenizer, inputs.prompts.query(row), inputs.prompts.target(row)) for row in rows]
-    queries = token_ids(inputs.tokenizer, [inputs.prompts.query(row) for row in rows])
+    rows, prompts = inputs.tasks.to_dict("records"), inputs.prompts.of(inputs.tokenizer)
+    encoded = [encode(inputs.tokenizer, prompts.query(row), prompts.target(row)) for row in rows]
+    queries = token_ids(inputs.tokenizer, [prompts.query(row) for row in rows])
     merged = sum(one.n_context < len(query) for one, query in zip(encoded, queries, strict=True))
     if merged:
         logger.info(

@@ -21,36 +21,43 @@ class Objective:
     max_length: int | None = None
 
 
-def said(settings: Mapping[str, Any]) -> list[str]:
-    """Says the objective in sentences, as far as these settings of the section `attribution` hold it."""
+def said(settings: Mapping[str, Any], chat: bool = False) -> list[str]:
+    """Says the objective in sentences, as far as these settings of the section `attribution` hold it.
+
+    chat: whether a chat template makes the texts, so that a conversation's loss is over several turns.
+    """
     names = {field.name for field in fields(Objective)}
     objective = Objective(**{name: value for name, value in settings.items() if name in names})
-    sentences = _of_examples(objective) if "train_loss" in settings else []
+    sentences = _of_examples(objective, chat) if "train_loss" in settings else []
     if "task_likelihood" in settings:
         per_token = objective.task_likelihood == "mean"
         how = "divided by the number of these tokens, in nats per token" if per_token else "in nats"
         sentences.append(
             f"The log-likelihood of a task (task_likelihood: {objective.task_likelihood}) is summed over the tokens of "
-            f"its answer, {how}."
+            f"its {'last answer, with the end of its turn' if chat else 'answer'}, {how}."
         )
     return sentences
 
 
-def _of_examples(objective: Objective) -> list[str]:
+def _of_examples(objective: Objective, chat: bool) -> list[str]:
     """Says the loss of an example, and what fine-tuning minimises instead, where it does."""
     response, mean = objective.train_loss == "response", objective.reduction == "mean"
+    answers = "all turns of the assistant" if chat else "its response and the end of sequence"
     if response:
         cut = f", cut off as fine-tuning does, after {objective.max_length} tokens" if objective.max_length else ""
-        tokens = f"its response and the end of sequence, with the query masked{cut}"
+        tokens = f"{answers}, with {'all else' if chat else 'the query'} masked{cut}"
     else:
-        tokens = f"all its tokens after the first, of query and response{'' if mean else ', as in the paper'}"
+        of = "of the whole conversation" if chat else "of query and response"
+        tokens = f"all its tokens after the first, {of}{'' if mean or chat else ', as in the paper'}"
     loss = (
         f"The loss of an example, whose gradient is taken (train_loss: {objective.train_loss}, reduction: "
         f"{objective.reduction}), is the {objective.reduction} over {tokens}."
     )
-    trained = "the mean over all tokens of response and end of sequence in the examples of an optimiser step"
+    learnt = answers.removeprefix("all ") if chat else "response and end of sequence"
+    trained = f"the mean over all tokens of {learnt} in the examples of an optimiser step"
     if not response:
-        return [loss, f"Fine-tuning minimises another: {trained}, with the queries masked."]
+        masked = "all else" if chat else "the queries"
+        return [loss, f"Fine-tuning minimises another: {trained}, with {masked} masked."]
     if mean:
         return [
             loss,

@@ -43,18 +43,22 @@ class OneShots:
     """Tokenises an example's contexts. tasks: their rows; joint: pairs so far whose prefix and suffix merge."""
 
     def __init__(self, tokenizer: Any, prompts: Prompts, tasks: Sequence[dict[str, Any]]) -> None:
-        self.tokenizer, self.prompts = tokenizer, prompts
+        self.tokenizer, self.prompts, self._rows = tokenizer, prompts.of(tokenizer), tasks
+        prompts = self.prompts
         self.joint = 0
-        self._texts = [(prompts.separator + prompts.query(t), prompts.target(t)) for t in tasks]
+        self._splits = prompts.splits(tasks)
+        self._texts = [(prompts.one_shot_suffix(t), prompts.target(t)) for t in tasks]
         # What of a task counts zero-shot counts behind an example, too.
         zero_shot = [encode(tokenizer, prompts.query(t), prompts.target(t)) for t in tasks]
         self._targets = [list(one.ids[one.n_context :]) for one in zero_shot]
         self._tasks, self._openings = self._apart()
-        self._by_border = self._cuts_words()
+        self._by_border = self._splits and self._cuts_words()
         self._encoded = 0
 
     def beginning(self, examples: Sequence[dict[str, Any]]) -> tuple[int, ...]:
         """Finds the token ids that the one-shot contexts of these examples begin with alike."""
+        if not self._splits:
+            return ()
         prefixes = self._ids([self.prompts.one_shot_prefix(example) for example in examples])
         # One token less than they share: each context needs a token of its own behind.
         return tuple(prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))])
@@ -67,7 +71,7 @@ class OneShots:
         """
         found = self._joined(example, tasks) if self._by_border and len(tasks) > 2 else None
         if found is None:
-            prefix, wholes = self._whole(self.prompts.one_shot_prefix(example), tasks)
+            prefix, wholes = self._whole(example, tasks)
         else:
             prefix, wholes = found
         alike = [common_length([prefix, ids]) for ids, _ in wholes]
@@ -75,9 +79,15 @@ class OneShots:
         shared = min([len(prefix), *alike])
         return tuple(prefix[:shared]), [Suffix(tuple(ids[shared:]), n - shared) for ids, n in wholes]
 
-    def _whole(self, prefix: Any, tasks: Sequence[int]) -> tuple[list[int], list[tuple[list[int], int]]]:
-        """The tokens of a prefix, and of it with each task: (ids, how many are context)."""
-        contexts = [prefix + self._texts[t][0] for t in tasks]
+    def _whole(self, example: dict[str, Any], tasks: Sequence[int]) -> tuple[list[int], list[tuple[list[int], int]]]:
+        """The tokens of an example's prefix, and of it with each task: (ids, how many are context).
+
+        Where contexts do not split, the prefix is what they begin with alike.
+        """
+        prefix = self.prompts.one_shot_prefix(example) if self._splits else ""
+        contexts = [
+            prefix + self._texts[t][0] if self._splits else self.prompts.one_shot(example, self._rows[t]) for t in tasks
+        ]
         wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
         ids = self._ids([prefix, *contexts, *wholes])
         n = len(tasks)
@@ -89,7 +99,7 @@ class OneShots:
             if of_whole[place:] != self._targets[t]:
                 place = border(self.tokenizer, context, whole, of_context, of_whole)
             found.append((of_whole, place))
-        return ids[0], found
+        return ids[0] if self._splits else found[0][0][: min(place for _, place in found)], found
 
     def _joined(
         self, example: dict[str, Any], tasks: Sequence[int]
@@ -116,13 +126,13 @@ class OneShots:
                 return None
             kept = ids[: len(ids) - task.replaced]
             wholes.append((kept + task.rest, len(kept) + task.context))
-        return (prefix, wholes) if self._agrees(text, tasks, wholes) else None
+        return (prefix, wholes) if self._agrees(example, tasks, wholes) else None
 
-    def _agrees(self, text: Any, tasks: Sequence[int], wholes: Sequence[tuple[list[int], int]]) -> bool:
+    def _agrees(self, example: dict[str, Any], tasks: Sequence[int], wholes: Sequence[tuple[list[int], int]]) -> bool:
         """Whether one of the pairs, another for each example, is as it is tokenised whole."""
         place = self._encoded % len(tasks)
         self._encoded += 1
-        if self._whole(text, [tasks[place]])[1] != [wholes[place]]:
+        if self._whole(example, [tasks[place]])[1] != [wholes[place]]:
             logger.warning("the tokens of pairs are not told by their borders: every pair is tokenised whole")
             self._by_border = False
         return self._by_border

@@ -141,6 +141,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _turns_have_a_chat_template(self) -> "Config":
+        if self.attribution.icp.context == "turns" and self.templates.format != "chat":
+            raise ValueError(
+                "attribution.icp.context: turns are those of a chat template; set templates.format: chat, or write "
+                "context: text"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _no_name_means_something_else(self) -> "Config":
         for model in self.models:
             if model in paths.FOLDERS:

@@ -29,6 +29,16 @@ class OneStep(Section):
     learning_rate: PositiveFloat = Field(1e-4, description="Step size η of the update θ − η·g_z.")
 
 
+class Icp(Section):
+    """In-context probing."""
+
+    context: Literal["text", "turns"] = Field(
+        "text",
+        description="How an example stands before a task. text: as text in the task's prompt, as in the paper. turns: "
+        "its turns before the task's, which needs templates.format: chat.",
+    )
+
+
 class IcpBudget(Section):
     """ICP only for examples that may still be among the best or the worst."""
 
@@ -101,8 +111,8 @@ class Attribution(Section):
     train_loss: Literal["document", "response"] = Field(
         "document",
         description="An example's loss, whose gradient is taken. document: over all tokens after the first, as in the "
-        "paper. response: as in fine-tuning, over the response and the end of sequence, cut off after "
-        "finetune.max_length.",
+        "paper. response: as in fine-tuning, over the response and the end of sequence (by a chat template over all "
+        "turns of the assistant), cut off after finetune.max_length.",
     )
     reduction: Literal["sum", "mean"] = Field("sum", description="That loss is the sum over these tokens, or the mean.")
     task_likelihood: Literal["sum", "mean"] = Field(
@@ -110,6 +120,7 @@ class Attribution(Section):
         description="Log-likelihood of a task's answer in icp, one_step and the task's side of influence: the sum over "
         "its tokens, or the mean (nats per token).",
     )
+    icp: Icp = Field(Icp(), description="Settings of the methods icp and icp_budget.")
     one_step: OneStep = Field(OneStep(), description="Settings of the method one_step.")
     external: dict[Name, ExternalScores] = Field(
         {},

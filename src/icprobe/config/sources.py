@@ -99,6 +99,10 @@ SMOLLM2_SOURCE = PypiSource(
 # --- data -------------------------------------------------------------------------------------------------------
 
 
+# Of tables/scores.csv and of conversations, besides those that start with score_ and the like.
+OUR_COLUMNS = ("row_number", "n_query", "n_target", "messages", "tools")
+
+
 class Sample(Section):
     """A random sample of the rows, drawn once with a seed."""
 
@@ -133,11 +137,20 @@ class Table(Section):
     columns: dict[str, str] = Field(
         {},
         description="Maps our column names to those in the file, such as {output: response}. Our names are id, "
-        "instruction, input, output, domain; for training examples also those in data.labels, for eval prompts also "
-        "subset and generator.",
+        "instruction, input, output, domain, or those of another format (messages, conversations, prompt, completion, "
+        "chosen, tools); for training examples also those in data.labels, for eval prompts also subset and generator.",
+    )
+    format: Literal["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "preference"] = Field(
+        "auto",
+        description="What rows are. alpaca: instruction, input, output; messages: a list of role and content; "
+        "sharegpt: conversations, a list of from and value; prompt_completion: prompt with completion or response; "
+        "preference: prompt with chosen; the last two as text or messages. auto tells by the columns, Alpaca's first.",
     )
 
-    our_columns: ClassVar[tuple[str, ...]] = ("id", "instruction", "input", "output", "domain")
+    our_columns: ClassVar[tuple[str, ...]] = (
+        *("id", "instruction", "input", "output", "domain"),
+        *("messages", "conversations", "prompt", "completion", "chosen", "tools"),
+    )
     origins: ClassVar[tuple[str, ...]] = ("path", "url", "hub")
 
     @model_validator(mode="after")
@@ -251,7 +264,7 @@ class Data(Section):
         for label in self.labels:
             if label in ("id", "instruction", "input", "output"):
                 raise ValueError(f"labels: {label!r} cannot be a label because the scorers see it")
-            if label in ("row_number", "n_query", "n_target") or label.startswith(("score_", "rank_", "mean_effect_")):
+            if label in OUR_COLUMNS or label.startswith(("score_", "rank_", "mean_effect_")):
                 raise ValueError(
                     f"labels: {label!r} is a column of our own in tables/scores.csv; give the label another name, such "
                     f"as my_{label}, and write train.columns: {{my_{label}: {label}}}"
@@ -296,8 +309,24 @@ class Templates(Section):
         description="What precedes a task's query when one example is in the context; has document.",
     )
     separator: str = Field("\n\n", description="Between the one-shot prefix and the task's query; begins the suffix.")
+    format: Literal["jinja", "chat"] = Field(
+        "jinja",
+        description="jinja: texts by the templates above, from instruction, input and output. chat: by the chat "
+        "template of the model, from the whole conversation; those above then only write an example as text in a "
+        "prompt.",
+    )
+    chat_template: FilePath | None = Field(
+        None, description="chat: a Jinja file to use instead of the model's own chat template."
+    )
     bos: Literal["auto", "none"] = Field(
         "auto",
         description="The token with which sequences begin (BOS): auto puts one before each, where the tokenizer does "
-        "so by itself, as models such as Gemma and Llama need it; none does not, as in the paper.",
+        "so by itself, as models such as Gemma and Llama need it; none does not, as in the paper. A chat template "
+        "writes its own.",
     )
+
+    @model_validator(mode="after")
+    def _a_chat_template_is_used(self) -> "Templates":
+        if self.chat_template and self.format != "chat":
+            raise ValueError("chat_template: it is used with format: chat only; set that, or leave it out")
+        return self

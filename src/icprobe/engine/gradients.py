@@ -134,8 +134,8 @@ def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Execution, Ten
     row, predictors, targets, counts = Row(), [], [], []
     for sequence, span in zip(sequences, spans(sequences), strict=True):
         row.add(sequence.ids)
-        predictors += range(span.start + sequence.n_context - 1, span.stop - 1)
-        targets += sequence.ids[sequence.n_context :]
+        predictors += [span.start + place - 1 for place in sequence.targets]
+        targets += [sequence.ids[place] for place in sequence.targets]
         counts += [sequence.n_target if sequence.mean else 1] * sequence.n_target
     with torch.enable_grad():
         execution, states = network.run(row)

@@ -15,7 +15,9 @@ from icprobe.engine.models import max_positions, resolve_device
 from icprobe.errors import DataError
 from icprobe.evaluation.stopping import Stops
 from icprobe.progress import Progress
-from icprobe.texts.prompts import Prompts, full_instruction, token_ids
+from icprobe.texts.chat import Chat
+from icprobe.texts.conversations import full_instruction
+from icprobe.texts.prompts import Prompts, token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ class _NextPrompt(StoppingCriteria):
 def responses(
     model: PreTrainedModel,
     tokenizer: Any,
-    prompts: Prompts,
+    prompts: Prompts | Chat,
     rows: list[dict[str, Any]],
     generator: str,
     settings: dict[str, Any],
@@ -150,7 +152,7 @@ def responses(
     """
     journal = Path(partial) / "responses.jsonl" if partial else None
     done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}
-    texts = [prompts.query(row) for row in rows]
+    texts = [prompts.of(tokenizer).query(row) for row in rows]
     stops = Stops.of(prompts, tokenizer)
     with Progress(total=len(rows), desc=f"generating {generator}", unit="prompt") as progress:
         for indices, found in _remaining(model, tokenizer, texts, rows, settings, stops, done, progress):

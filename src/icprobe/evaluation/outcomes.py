@@ -19,6 +19,7 @@ from icprobe.errors import several, some
 from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.progress import Progress
 from icprobe.tables.checking import records
+from icprobe.texts.chat import Chat
 from icprobe.texts.prompts import Encoded, Prompts, encode
 
 logger = logging.getLogger(__name__)
@@ -40,20 +41,20 @@ class Answer:
 
 
 def held_out_answers(
-    tables: Mapping[str, pd.DataFrame], prompts: Prompts, tokenizer: Any, limit: int | None
+    tables: Mapping[str, pd.DataFrame], prompts: Prompts | Chat, tokenizer: Any, limit: int | None
 ) -> list[Answer]:
     """Tokenises the answers of the tables {"tasks", "eval": rows}, in the order of the rows.
 
     Prompts without an output are left out, and so is an answer that has no token or does not fit the context of `limit`
     tokens; the log says of how many. (A task like that is refused when its tokens are counted.)
     """
-    answers, silent, unfit = [], 0, []
+    answers, silent, unfit, bound = [], 0, [], prompts.of(tokenizer)
     for name, table in tables.items():
         for row in records(table):
             if not row["output"].strip():
                 silent += 1
                 continue
-            encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
+            encoded = encode(tokenizer, bound.query(row), bound.target(row))
             fits = limit is None or len(encoded.ids) <= limit
             if fits and min(encoded.n_context, encoded.n_target) > 0:
                 answers.append(Answer(row["id"], name, encoded))

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from icprobe.texts.chat import Chat
 from icprobe.texts.control_tokens import beginning
 from icprobe.texts.prompts import Prompts, token_ids
 
@@ -20,7 +21,7 @@ class Stops:
     """What a next prompt begins with. tokens: ids of control tokens; lines: a pattern of text, or None.
 
     A model that was never taught to stop answers with prompts of its own making after the response. A control token
-    that the template writes ("<|im_end|>") ends the turn wherever it stands, and so do its letters where the tokenizer
+    that a template writes ("<|im_end|>") ends the turn wherever it stands, and so do its letters where the tokenizer
     does not know it. Words ("### Instruction:", "Q:") may also be said within an answer ("FAQ:"), so they count at the
     start of a line alone.
     """
@@ -29,11 +30,13 @@ class Stops:
     lines: re.Pattern[str] | None = None
 
     @classmethod
-    def of(cls, prompts: Prompts, tokenizer: Any) -> "Stops":
+    def of(cls, prompts: Prompts | Chat, tokenizer: Any) -> "Stops":
         """Those of the template of queries; the log says so where the template gives none."""
+        prompts = prompts.of(tokenizer)
         queries = [prompts.query({"instruction": INSTRUCTION, "input": given}) for given in ("", INPUT)]
+        answer = prompts.target({"instruction": INSTRUCTION, "input": "", "output": INPUT})
         control = _control_tokens(tokenizer) - set(beginning(tokenizer))  # no template writes that one
-        tokens = frozenset(token for query in queries for token in token_ids(tokenizer, query) if token in control)
+        tokens = frozenset(token for text in [*queries, answer] for token in token_ids(tokenizer, text)) & control
         names = [tokenizer.convert_ids_to_tokens(token) for token in tokens]
         # "<|im_end|>" that a tokenizer does not know is letters to the model, and no words of an answer.
         marks = {mark for query in queries for mark in MARK.findall(query)} - set(names)

@@ -24,8 +24,8 @@ from icprobe.notebook.scores import scores_table
 from icprobe.progress import lines_told
 from icprobe.tables import checking
 from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
+from icprobe.texts.chat import prompts_of
 from icprobe.texts.completions import check_trainable, end_of_sequence, longest
-from icprobe.texts.prompts import Prompts
 from icprobe.workflow.plan import Plan
 
 # A table, rows as mappings, a file, or a section of the configuration such as {"hub": "tatsu-lab/alpaca"}.
@@ -108,14 +108,14 @@ def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str], labels: Seque
 
 def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: Subject) -> Inputs:
     """Chooses the tasks, draws the examples, fits both to the model's context, and counts the examples' tokens."""
-    data, prompts, readers = plan.config.data, Prompts(plan.text_settings()), [subject.reader]
+    data, prompts, readers = plan.config.data, prompts_of(plan.text_settings()), [subject.reader]
 
     def hidden_states(texts: list[str]) -> Any:
         return mean_hidden_states(subject.load("float32"), subject.capabilities, subject.reader.tokenizer, texts)
 
     how = data.tasks.select, plan.config.seed, prompts, readers, data.on_too_long
     tasks = choose_tasks(candidates, *how, hidden_states)
-    train = draw(rows, slice_of(data.train)["sample"], prompts.document, readers, "data.train.sample")
+    train = draw(rows, slice_of(data.train)["sample"], prompts, readers, "data.train.sample")
     train = fit_train(train, tasks, prompts, readers, data.on_too_long)
     tokens = lengths(train, prompts, subject.reader)
     if any(map(plan.takes_loss, plan.computed)):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, DataError, did_you_mean, shown
+from icprobe.tables import conversations
 from icprobe.tables.reading import WHERE, read_file, read_source
 
 TEXTS = ["instruction", "input", "output"]
@@ -34,29 +35,43 @@ def read_table(
 ) -> pd.DataFrame:
     """Reads and checks rows: `id` (str, unique), `instruction`, `input`, `output` (str), and of `extra` what is there.
 
-    Rows without ids take those of `content_ids`, and have the column `row_number` beside them.
+    Rows without ids take those of `content_ids`, and have the column `row_number` beside them. Conversations have a
+    column `messages`, too, and `tools` where there are any (`conversations.read`).
 
-    source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns). A row
-    without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an output;
-    `frame.attrs["dropped_empty"]` counts these. labels: as `extra`, but some row must have a value of each. Raises
-    DataError for the first row that cannot be used, with its file and line, ConfigError for a label without a value.
+    source: the configuration's data.train, .tasks or .eval as a mapping (path, subsets, url or hub; columns; format). A
+    row without `subset` takes `dataset`, AlpacaEval's name for it. on_empty: "error" or "drop" for rows without an
+    output; `frame.attrs["dropped_empty"]` counts these, and "turns_left" the turns without an answer. labels: as
+    `extra`, but some row must have a value of each. Raises DataError for the first row that cannot be used, with its
+    file and line, ConfigError for a label without a value.
     """
     frame, origin = read_source(source)
     places = frame.pop(WHERE)
-    columns = source.get("columns", {})
-    check_columns(frame.columns, origin, columns, needs_output, in_memory="rows" in source)
+    columns, asked = source.get("columns", {}), source.get("format", "auto")
+    check_columns(frame.columns, origin, columns, needs_output, in_memory="rows" in source, asked=asked)
     check_labels(labels, [name for name in frame if any(map(label, frame[name]))], origin, columns)
-    frame = _with_our_names(frame, columns)
+    found = conversations.format_of(frame.columns, asked, columns, needs_output)
+    frame, unanswered = _with_our_names(frame, columns), {"turns": 0, "rows": 0}
+    if found != "alpaca":
+        frame, places, unanswered = conversations.read(frame, found, list(places), on_empty, needs_output)
+        if frame.empty:
+            raise DataError(f"{origin}: no row has an output.")
+    held = [column for column in conversations.HELD if found != "alpaca" and column in frame]
     texts = {column: _texts(frame, column, places) for column in TEXTS}
     if "id" in frame and not all(map(_missing, frame["id"])):
         result = pd.DataFrame({"id": _ids(frame, places), **texts})
     else:
-        result = pd.DataFrame({"id": content_ids(zip(*texts.values(), strict=True)), **texts})
+        contents = [*texts.values(), *(frame[column] for column in held)]
+        result = pd.DataFrame({"id": content_ids(zip(*contents, strict=True)), **texts})
         result[ROW_NUMBER] = np.arange(len(result))
+    result[held] = frame[held]
     for column in (*extra, *labels):
         if column in frame:
             result[column] = _labels(frame, column, places)
-    return _with_output(result, places, on_empty, origin) if needs_output else result
+    if needs_output:
+        result = _with_output(result, places, on_empty, origin)
+        result.attrs["dropped_empty"] += unanswered["rows"]
+    result.attrs["turns_left"] = unanswered["turns"]
+    return result
 
 
 def check_columns(
@@ -66,11 +81,12 @@ def check_columns(
     needs_output: bool,
     in_memory: bool = False,
     key: str = "columns",
+    asked: str = "auto",
 ) -> None:
     """Raises DataError where a table has not all columns that it needs, or that the configuration names.
 
     names: its columns; origin: what it comes from; columns: {our name: theirs}. in_memory: of such rows nothing maps
-    the columns. key: what is to be written, where the configuration maps them.
+    the columns. key: what is to be written, where the configuration maps them. asked: the rows' format.
     """
     names = list(names)
     known = f"it has {_listed(names)}"
@@ -80,6 +96,10 @@ def check_columns(
             raise DataError(
                 f"{origin}: has no column {shown(theirs)}, which `columns` gives for our {ours!r}; {known}{hint or '.'}"
             )
+    found = conversations.format_of(names, asked, columns, needs_output)
+    if found != "alpaca":
+        conversations.check_columns([*names, *columns], origin, found, needs_output, known)
+        return
     needed = ["instruction", *(["output"] if needs_output else [])]
     if absent := [ours for ours in needed if columns.get(ours, ours) not in names]:
         guesses = {

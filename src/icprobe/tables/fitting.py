@@ -11,18 +11,33 @@ from icprobe.errors import DataError, several, some
 from icprobe.tables.checking import records
 from icprobe.tables.selecting import sample as draw_sample
 from icprobe.tables.selecting import select_tasks
+from icprobe.texts.chat import Chat, ChatPrompts
+from icprobe.texts.completions import first_target
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.readers import Reader
 
 logger = logging.getLogger(__name__)
 
 
-def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFrame:
+# What of a row is counted: a text of the prompts that are bound to a model.
+Rendered = Callable[[Prompts | ChatPrompts, dict[str, Any]], str]
+
+
+def _document(prompts: Prompts | ChatPrompts, row: dict[str, Any]) -> str:
+    return prompts.document(row)
+
+
+def _one_shot_prefix(prompts: Prompts | ChatPrompts, row: dict[str, Any]) -> str:
+    return prompts.one_shot_prefix(row)
+
+
+def lengths(frame: pd.DataFrame, prompts: Prompts | Chat, reader: Reader) -> pd.DataFrame:
     """Counts the tokens of each row's query and target, in this model's tokens: table id, n_query, n_target.
 
-    Raises DataError for a row whose query or target has none: nothing could be said of its likelihood.
+    By a chat template the query is all before the last answer, and n_first counts the tokens before the first. Raises
+    DataError for a row whose query or target has none: nothing could be said of its likelihood.
     """
-    rows = frame.to_dict("records")
+    rows, prompts = frame.to_dict("records"), prompts.of(reader.tokenizer)
     queries = reader.counts([prompts.query(row) for row in rows])
     texts = [prompts.document(row) for row in rows]
     documents = reader.counts(texts)
@@ -32,9 +47,10 @@ def lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader) -> pd.DataFra
         if query < 1 or target < 1:
             what = "query" if query < 1 else "response"
             raise DataError(f"row {row['id']}: its {what} has no token of {reader.model}; remove or correct it.")
-    return pd.DataFrame({"id": frame["id"], "n_query": queries, "n_target": targets}).astype(
-        {"n_query": "int32", "n_target": "int32"}
-    )
+    counts = {"n_query": queries, "n_target": targets}
+    if isinstance(prompts, ChatPrompts):
+        counts["n_first"] = [first_target(reader.tokenizer, row, prompts) for row in rows]
+    return pd.DataFrame({"id": frame["id"], **counts}).astype(dict.fromkeys(counts, "int32"))
 
 
 def unknown_lengths(frame: pd.DataFrame) -> pd.DataFrame:
@@ -44,21 +60,28 @@ def unknown_lengths(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(
-    frame: pd.DataFrame, sample: dict[str, Any] | None, text: Callable[[dict], str], readers: list[Reader], where: str
+    frame: pd.DataFrame,
+    sample: dict[str, Any] | None,
+    prompts: Prompts | Chat,
+    readers: list[Reader],
+    where: str,
+    text: Rendered = _document,
 ) -> pd.DataFrame:
     """Draws the rows that a `sample` of the configuration (n, stratify, seed, max_tokens) asks for; all without one.
 
-    text(row) is what max_tokens bounds, in the first reader's tokens; where: the configuration's key, for messages.
+    text(prompts, row) is what max_tokens bounds, in the first reader's tokens; where: the configuration's key, for
+    messages.
     """
     if not sample:
         return frame
     if sample["max_tokens"]:
-        counts = readers[0].counts([text(row) for row in records(frame)])
+        bound = prompts.of(readers[0].tokenizer)
+        counts = readers[0].counts([text(bound, row) for row in records(frame)])
         frame = frame[[count < sample["max_tokens"] for count in counts]].reset_index(drop=True)
     return draw_sample(frame, sample["n"], sample["stratify"], sample["seed"], where)
 
 
-def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
+def fit_tasks(tasks: pd.DataFrame, prompts: Prompts | Chat, readers: list[Reader], on_too_long: str) -> pd.DataFrame:
     """Takes the tasks that fit every model's context zero-shot; see `fit`. Raises DataError as `lengths` does, too.
 
     One that is cut is left half of the context, so that examples find room beside it.
@@ -66,14 +89,14 @@ def fit_tasks(tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_t
     for reader in readers:
         lengths(tasks, prompts, reader)
     alone, half = {r.model: 0 for r in readers}, {r.model: (r.max_positions or 0) // 2 for r in readers}
-    return fit(tasks, readers, on_too_long, prompts.document, alone, "tasks", half)
+    return fit(tasks, readers, on_too_long, prompts, _document, alone, "tasks", half)
 
 
 def choose_tasks(
     candidates: pd.DataFrame,
     select: str | list[str],
     seed: int,
-    prompts: Prompts,
+    prompts: Prompts | Chat,
     readers: list[Reader],
     on_too_long: str,
     hidden_states: Callable[[list[str]], np.ndarray],
@@ -85,7 +108,8 @@ def choose_tasks(
     """
     if str(select).startswith("kmeans"):
         candidates = fit_tasks(candidates, prompts, readers, on_too_long)
-        documents = [prompts.document(row) for row in records(candidates)]
+        bound = prompts.of(readers[0].tokenizer)
+        documents = [bound.document(row) for row in records(candidates)]
         tasks = select_tasks(candidates, select, seed, lambda: hidden_states(documents))
         tasks.attrs["too_long"] = candidates.attrs["too_long"]
         return tasks
@@ -93,24 +117,30 @@ def choose_tasks(
 
 
 def fit_train(
-    train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts, readers: list[Reader], on_too_long: str
+    train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts | Chat, readers: list[Reader], on_too_long: str
 ) -> pd.DataFrame:
     """Takes the examples that fit every model's context together with the longest task; see `fit`."""
-    texts = [prompts.separator + prompts.document(task) for task in tasks.to_dict("records")]
-    longest = {reader.model: max(reader.counts(texts), default=0) for reader in readers}
-    return fit(train, readers, on_too_long, prompts.one_shot_prefix, longest, "train")
+    rows, longest = tasks.to_dict("records"), {}
+    for reader in readers:
+        bound = prompts.of(reader.tokenizer)
+        if isinstance(bound, ChatPrompts):
+            bound.check_pairs(train.to_dict("records"), rows)
+        texts = [bound.one_shot_suffix(task) + bound.target(task) for task in rows]
+        longest[reader.model] = max(reader.counts(texts), default=0)
+    return fit(train, readers, on_too_long, prompts, _one_shot_prefix, longest, "train")
 
 
 def fit(
     frame: pd.DataFrame,
     readers: list[Reader],
     on_too_long: str,
-    text: Any,
+    prompts: Prompts | Chat,
+    text: Rendered,
     besides: dict[str, int],
     what: str,
     besides_cut: dict[str, int] | None = None,
 ) -> pd.DataFrame:
-    """Takes the rows whose `text(row)` and `besides[model]` more tokens fit every model, or makes them fit.
+    """Takes the rows whose `text(prompts, row)` and `besides[model]` more tokens fit every model, or makes them fit.
 
     A row too long for one model is so for all. on_too_long: "error" raises DataError with the ids, "drop" drops these
     rows, "truncate" cuts their outputs behind the last token with which they fit (besides_cut: tokens beside such a
@@ -118,7 +148,12 @@ def fit(
     `frame.attrs["too_long"]` of the result counts them.
     """
     rows = frame.to_dict("records")
-    over = _too_long(rows, readers, text, besides)
+    bound = {reader.model: prompts.of(reader.tokenizer) for reader in readers}
+
+    def counted(reader: Reader, some: list[dict[str, Any]]) -> list[int]:
+        return reader.counts([text(bound[reader.model], row) for row in some])
+
+    over = _too_long(rows, readers, counted, besides)
     if over and on_too_long == "error":
         first, (reader, count) = next(iter(over.items()))
         raise DataError(
@@ -129,7 +164,7 @@ def fit(
         )
     if over and on_too_long == "truncate":
         cutters = {place: reader for place, (reader, _) in over.items()}
-        result = frame.assign(output=_cut_outputs(rows, cutters, readers, text, besides_cut or besides, what))
+        result = frame.assign(output=_cut_outputs(rows, cutters, readers, counted, besides_cut or besides, what))
     else:
         result = frame.drop(index=frame.index[list(over)]).reset_index(drop=True)
     if result.empty:
@@ -138,15 +173,19 @@ def fit(
     return result
 
 
+# How many tokens rows have, as a reader's model reads them.
+Counted = Callable[[Reader, list[dict[str, Any]]], list[int]]
+
+
 def _too_long(
-    rows: list[dict[str, Any]], readers: list[Reader], text: Any, besides: dict[str, int]
+    rows: list[dict[str, Any]], readers: list[Reader], counted: Counted, besides: dict[str, int]
 ) -> dict[int, tuple[Reader, int]]:
     """Finds the rows that do not fit: place -> (the first model that it is too long for, tokens that it would need)."""
     over: dict[int, tuple[Reader, int]] = {}
     for reader in readers:
         if reader.max_positions is None:
             continue
-        for place, count in enumerate(reader.counts([text(row) for row in rows])):
+        for place, count in enumerate(counted(reader, rows)):
             if count + besides[reader.model] > reader.max_positions:
                 over.setdefault(place, (reader, count + besides[reader.model]))
     return over
@@ -156,14 +195,14 @@ def _cut_outputs(
     rows: list[dict[str, Any]],
     cutters: dict[int, Reader],
     readers: list[Reader],
-    text: Any,
+    counted: Counted,
     besides: dict[str, int],
     what: str,
 ) -> list[str]:
     """Gives the outputs of all rows, those at the places of `cutters` cut so that they fit; says so in the log."""
     outputs = [row["output"] for row in rows]
     for place, reader in cutters.items():
-        outputs[place] = _truncated(rows[place], reader, readers, text, besides)
+        outputs[place] = _truncated(rows[place], reader, readers, counted, besides)
         if not outputs[place]:
             raise DataError(
                 f"data.{what}: row {rows[place]['id']} does not fit into the {reader.max_positions} tokens of "
@@ -181,7 +220,9 @@ def _cut_outputs(
     return outputs
 
 
-def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text: Any, besides: dict[str, int]) -> str:
+def _truncated(
+    row: dict[str, Any], cutter: Reader, readers: list[Reader], counted: Counted, besides: dict[str, int]
+) -> str:
     """Cuts the row's output at the last end of a token of `cutter` with which it fits all models; may leave nothing."""
     ends = [0, *cutter.token_ends(row["output"])]
 
@@ -191,20 +232,21 @@ def _truncated(row: dict[str, Any], cutter: Reader, readers: list[Reader], text:
     low, high = 0, len(ends)  # the first `low` tokens fit, `high` do not: a text grows with its output
     while high - low > 1:
         middle = (low + high) // 2
-        shorter = text({**row, "output": cut(middle)})
+        shorter = [{**row, "output": cut(middle)}]
         fits = all(
-            r.max_positions is None or r.counts([shorter])[0] + besides[r.model] <= r.max_positions for r in readers
+            r.max_positions is None or counted(r, shorter)[0] + besides[r.model] <= r.max_positions for r in readers
         )
         low, high = (middle, high) if fits else (low, middle)
     return cut(low)
 
 
-def prompt_lengths(frame: pd.DataFrame, prompts: Prompts, reader: Reader, max_new_tokens: int) -> pd.DataFrame:
+def prompt_lengths(frame: pd.DataFrame, prompts: Prompts | Chat, reader: Reader, max_new_tokens: int) -> pd.DataFrame:
     """Counts the tokens of each eval prompt's query, in this model's tokens: table id, n_query.
 
     Raises DataError for a query that has none, or that leaves no room for max_new_tokens in the model's context.
     """
-    texts = [prompts.query(row) for row in frame.to_dict("records")]
+    bound = prompts.of(reader.tokenizer)
+    texts = [bound.query(row) for row in frame.to_dict("records")]
     counts = reader.counts(texts)
     reader.log_control_tokens(texts)
     limit = reader.max_positions

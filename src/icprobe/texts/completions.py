@@ -1,13 +1,18 @@
-"""Training examples as fine-tuning reads them: the loss is over the response and the end of sequence behind it."""
+"""Training examples as fine-tuning reads them: the loss is over the response and the end of sequence behind it.
+
+By a chat template it is over all that the assistant says, with the ends of its turns.
+"""
 
 import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 
 from icprobe.errors import DataError, ModelError, several, some
-from icprobe.texts.prompts import Encoded, Prompts, encode
+from icprobe.texts.chat import Chat, ChatPrompts
+from icprobe.texts.prompts import Encoded, Prompts, border, encode, token_ids
 
 
 def end_of_sequence(tokenizer: Any) -> int:
@@ -18,26 +23,60 @@ def end_of_sequence(tokenizer: Any) -> int:
 
 
 def completions(
-    tokenizer: Any, rows: Iterable[Mapping[str, Any]], prompts: Prompts, max_length: int
+    tokenizer: Any, rows: Iterable[Mapping[str, Any]], prompts: Prompts | Chat, max_length: int
 ) -> tuple[list[Encoded | None], dict[str, int]]:
     """Tokenises examples for training: query + target + end of sequence, cut off after max_length tokens.
 
-    The query is the context. An example whose query alone fills max_length is None: it has no loss. Counts those that
-    are "truncated" (they end without the end of sequence, which a response that is cut must not teach) or "dropped".
+    The query is the context; a chat template ends each turn of the assistant itself. An example of which no target is
+    left is None: it has no loss. Counts those that are "truncated" (they end without the end of sequence, which a
+    response that is cut must not teach) or "dropped".
     """
-    end = end_of_sequence(tokenizer)
+    bound = prompts.of(tokenizer)
     found: list[Encoded | None] = []
     counts = {"truncated": 0, "dropped": 0}
     for row in rows:
-        encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
-        ids = (*encoded.ids, end)
-        if encoded.n_context >= max_length:
+        whole = _turns(tokenizer, row, bound) if isinstance(bound, ChatPrompts) else _completion(tokenizer, row, bound)
+        kept = tuple(place for place in whole.targets if place < max_length)
+        if not kept:
             counts["dropped"] += 1
             found.append(None)
             continue
-        counts["truncated"] += len(ids) > max_length
-        found.append(Encoded(ids[:max_length], encoded.n_context))
+        counts["truncated"] += len(whole.ids) > max_length
+        found.append(Encoded(whole.ids[:max_length], whole.n_context, among=kept if whole.among is not None else None))
     return found, counts
+
+
+def _completion(tokenizer: Any, row: Mapping[str, Any], prompts: Prompts) -> Encoded:
+    encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
+    return Encoded((*encoded.ids, end_of_sequence(tokenizer)), encoded.n_context)
+
+
+def _turns(tokenizer: Any, row: Mapping[str, Any], prompts: ChatPrompts) -> Encoded:
+    """A whole conversation; its targets are the assistant's turns."""
+    text, among = prompts.document(row), []
+    ids, ends = token_ids(tokenizer, text), _ends(tokenizer, text)
+    for turn, letters in enumerate(prompts.answers(row)):
+        if ends is not None:
+            start, end = (bisect_right(ends, place) for place in letters)
+        else:
+            parts = (prompts.until(row, turn, side) for side in (0, 1))
+            start, end = (border(tokenizer, part, text, token_ids(tokenizer, part), ids) for part in parts)
+        among += range(start, end)
+    return Encoded(ids, among[0] if among else len(ids), among=tuple(among))
+
+
+def _ends(tokenizer: Any, text: str) -> list[int] | None:
+    """Where the tokens of a text end, in letters; None where the tokenizer does not say, or the text has others."""
+    if not getattr(tokenizer, "is_fast", False):
+        return None
+    found = tokenizer(str(text), add_special_tokens=False, return_offsets_mapping=True)
+    ends = [end for _, end in found["offset_mapping"]]
+    return ends if tuple(found["input_ids"]) == token_ids(tokenizer, text) and ends == sorted(ends) else None
+
+
+def first_target(tokenizer: Any, row: Mapping[str, Any], prompts: ChatPrompts) -> int:
+    """How many tokens of a conversation stand before the first that is trained on."""
+    return _turns(tokenizer, row, prompts).n_context
 
 
 def longest(max_length: int | None, max_positions: int | None) -> int:
@@ -49,8 +88,12 @@ def longest(max_length: int | None, max_positions: int | None) -> int:
 
 
 def check_trainable(lengths: pd.DataFrame, length: int) -> None:
-    """Raises DataError for examples whose query alone fills `length` tokens. lengths: table id, n_query, in tokens."""
-    without = lengths["id"][lengths["n_query"] >= length].tolist()
+    """Raises DataError for examples whose query alone fills `length` tokens.
+
+    lengths: table id, n_query, in tokens; of conversations n_first, too, the tokens before the first answer.
+    """
+    before = lengths["n_first"] if "n_first" in lengths else lengths["n_query"]
+    without = lengths["id"][before >= length].tolist()
     if without:
         raise DataError(
             f"attribution.train_loss: response: {several(len(without), 'example')} without a loss: {some(without)}; "

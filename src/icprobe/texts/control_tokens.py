@@ -156,6 +156,10 @@ class ControlTokens:
             return set()
         return {token for part in text.parts for token in self._pattern.findall(part.words())}
 
+    def first(self, text: str) -> re.Match[str] | None:
+        """The first control token in a text, with those that follow it without a letter between them."""
+        return re.search(f"(?:{self._pattern.pattern})+", text)
+
     def as_text(self, text: Text, ids: list[int]) -> list[int]:
         """Tokenises a text whose rows' control tokens are text: token ids [n]. ids: what the tokenizer gives."""
         in_rows = self.in_words(text)

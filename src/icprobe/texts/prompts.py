@@ -11,6 +11,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from icprobe.errors import ConfigError, reason
 from icprobe.texts import control_tokens
 from icprobe.texts.control_tokens import Change, Part, Text
+from icprobe.texts.conversations import check_one_exchange, flat
 
 # fmt: off
 FILTERS = {
@@ -22,16 +23,6 @@ METHODS = {
     "splitlines", "startswith", "strip", "title", "upper",
 }
 # fmt: on
-
-
-def flat(text: Any) -> str:
-    """Makes one space of every run of white space, and strips the ends; null counts as empty."""
-    return "" if text is None or text != text else " ".join(str(text).split())
-
-
-def full_instruction(row: dict[str, Any]) -> str:
-    """Joins the instruction with the input below it, where there is one, as AlpacaEval's files have it."""
-    return row["instruction"] + (f"\n\n{row['input']}" if flat(row.get("input")) else "")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -89,8 +80,16 @@ class Prompts:
         begins = self._begins and template != "target"
         return Text(render(_as_it_is), (Part(render, row.get("id")),), self._special_tokens, begins)
 
+    def of(self, tokenizer: Any) -> "Prompts":
+        """The prompts of a model: Jinja templates are the same for all of them."""
+        return self
+
     def query(self, row: dict[str, Any]) -> Text:
-        """Renders what the model reads before the response; sees instruction and input alone."""
+        """Renders what the model reads before the response; sees instruction and input alone.
+
+        Raises DataError for a conversation of several turns.
+        """
+        check_one_exchange(row)
         words = {"instruction": row["instruction"], "input": row.get("input")}
         return self._text(row, "query", lambda change: {name: change(value) for name, value in words.items()})
 
@@ -109,7 +108,23 @@ class Prompts:
 
     def one_shot(self, example: dict[str, Any], task: dict[str, Any]) -> Text:
         """Renders the context of a task given one example."""
-        return self.one_shot_prefix(example) + self.separator + self.query(task)
+        return self.one_shot_prefix(example) + self.one_shot_suffix(task)
+
+    def one_shot_suffix(self, task: dict[str, Any]) -> Text:
+        """Renders what of the context follows the example."""
+        return self.separator + self.query(task)
+
+    def splits(self, tasks: Sequence[dict[str, Any]]) -> bool:
+        """Whether `one_shot` is `one_shot_prefix` and then `one_shot_suffix`: always."""
+        return True
+
+    def exchange(self, instruction: str, output: str) -> str:
+        """Renders an exchange as plain text, query + target."""
+        return self._render("query", instruction=instruction, input="") + self._render("target", output=output)
+
+    def shown(self, document: str) -> str:
+        """Renders the one-shot prefix of a document that is text already."""
+        return self._render("one_shot_prefix", document=document)
 
 
 def _as_it_is(value: Any) -> Any:
@@ -120,16 +135,23 @@ def _as_it_is(value: Any) -> Any:
 class Encoded:
     """Token ids of context + target; the first `n_context` are the context, the others the target.
 
-    mean: its loss is divided by the number of its target's tokens, and so is the gradient.
+    mean: its loss is divided by the number of its target's tokens, and so is the gradient. among: places of the
+    target's tokens where they are not all behind the context, as those of several turns.
     """
 
     ids: tuple[int, ...]
     n_context: int
     mean: bool = False
+    among: tuple[int, ...] | None = None
+
+    @property
+    def targets(self) -> Sequence[int]:
+        """Places of the target's tokens."""
+        return range(self.n_context, len(self.ids)) if self.among is None else self.among
 
     @property
     def n_target(self) -> int:
-        return len(self.ids) - self.n_context
+        return len(self.targets)
 
 
 def token_ids(tokenizer: Any, text: str) -> tuple[int, ...]:

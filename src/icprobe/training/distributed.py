@@ -18,7 +18,7 @@ from typing import Any
 
 from icprobe import errors, jsonl
 from icprobe.errors import IcprobeError, ModelError
-from icprobe.training.subsets import prompts_of
+from icprobe.texts.chat import prompts_of
 
 JOB, METRICS, RESULT, MISTAKE = "job.json", "metrics.jsonl", "result.json", "mistake.json"
 POLL_SECONDS = 0.5

@@ -42,17 +42,20 @@ def tokenize(
 ) -> tuple[list[dict[str, list[int]]], dict[str, int]]:
     """Makes token ids and labels of the examples; counts those that are truncated or dropped.
 
-    ids: query + target + end of sequence, so that the model learns to stop; cut off after max_length tokens. Labels are
-    the ids of target and end, and IGNORED at the query. An example whose query alone fills max_length is dropped.
+    ids: query + target + end of sequence, so that the model learns to stop, or what the chat template makes of the
+    conversation; cut off after max_length tokens. Labels are the ids of target and end, or of the assistant's turns,
+    and IGNORED elsewhere. An example of which no target is left is dropped.
     """
     encoded, counts = completions(tokenizer, rows, prompts, max_length)
     return [labelled(one) for one in encoded if one is not None], counts
 
 
 def labelled(example: Encoded) -> dict[str, list[int]]:
-    """An example's ids, and its labels: the ids, but IGNORED at the query."""
-    ids, n_context = example.ids, example.n_context
-    return {"input_ids": [*ids], "labels": [IGNORED] * n_context + [*ids[n_context:]]}
+    """An example's ids, and its labels: the ids, but IGNORED at what is no target."""
+    labels = [IGNORED] * len(example.ids)
+    for place in example.targets:
+        labels[place] = example.ids[place]
+    return {"input_ids": [*example.ids], "labels": labels}
 
 
 def fine_tune(

@@ -18,11 +18,13 @@ from icprobe.config.sections import ExternalScores
 from icprobe.config.sources import local_files
 from icprobe.config.training import Annotations
 from icprobe.config.types import slice_of
-from icprobe.errors import ConfigError
+from icprobe.errors import ConfigError, reason
 from icprobe.formatting import bin_name, bin_of, parse_bin
 from icprobe.tables import checking, reading
 
 LABEL_TABLES = ("label_aucs.csv", "label_auc_differences.csv", "label_correlations.csv")
+TABLES = ("train", "tasks", "eval")
+TEMPLATES = ("query", "target", "one_shot_prefix", "separator")
 LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
 
 Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (as configured, or "all"), seed
@@ -31,6 +33,13 @@ Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (as configur
 def bin_folder(bin: str) -> str:
     """A bin's name in paths; "all" is that of all data."""
     return "all" if bin == "all" else bin_name(bin)
+
+
+def _read_template(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: templates.chat_template: {file}: cannot be read ({reason(error)})") from None
 
 
 @dataclass(frozen=True)
@@ -109,13 +118,14 @@ class Plan:
         Snakemake would say it in five lines of its own words.
         """
         for key, files in {
-            **{f"data.{table}": local_files(getattr(self.config.data, table)) for table in ("train", "tasks", "eval")},
-            **{f"attribution.external.{method}": scores.files for method, scores in self.external.items()},
-            **{f"evaluation.annotations.{name}": note.files for name, note in self.annotations.items()},
+            **{f"data.{name}.path": local_files(getattr(self.config.data, name)) for name in TABLES},
+            **{f"attribution.external.{method}.path": scores.files for method, scores in self.external.items()},
+            **{f"evaluation.annotations.{name}.path": note.files for name, note in self.annotations.items()},
+            "templates.chat_template": [*filter(None, [self.config.templates.chat_template])],
         }.items():
             for file in files:
                 if not os.path.isfile(file):
-                    raise ConfigError(f"config: {key}.path: {file}: no such file; correct the path")
+                    raise ConfigError(f"config: {key}: {file}: no such file; correct the path")
 
     def check_columns(self) -> None:
         """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell, and for
@@ -129,8 +139,9 @@ class Plan:
             looked_at = [reading.columns_of(file) for file in files]
             if files and all(complete for _, complete in looked_at):
                 names = list(dict.fromkeys(column for columns, _ in looked_at for column in columns))
-                origin, columns = ", ".join(files[:3]), getattr(data, name).columns
-                checking.check_columns(names, origin, columns, needs_output, key=f"data.{name}.columns")
+                origin, table = ", ".join(files[:3]), getattr(data, name)
+                columns, key = table.columns, f"data.{name}.columns"
+                checking.check_columns(names, origin, columns, needs_output, key=key, asked=table.format)
                 checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
         train = local_files(data.train)
         if len(train) == 1 and reading.is_small(train[0]):  # numbers in several may be read as others than in each
@@ -138,9 +149,19 @@ class Plan:
                 checking.check_good(name, checking.values(train, data.train.columns, name), wanted)
 
     def text_settings(self, *templates: str) -> dict[str, Any]:
-        """How rows become texts and tokens: these templates (all, if none is named), and what control tokens are."""
-        chosen = slice_of(self.config.templates, *templates, *(["bos"] if templates else []))
-        return {**chosen, "special_tokens": self.config.data.special_tokens}
+        """How rows become texts and tokens: these templates (all, if none is named), and what control tokens are.
+
+        By a chat template these are its file's text, and how an example stands in a prompt where contexts are made.
+        """
+        said, special = self.config.templates, {"special_tokens": self.config.data.special_tokens}
+        if said.format == "jinja":
+            chosen = slice_of(said, *(templates or TEMPLATES), "bos")
+            return {**chosen, **special}
+        own = _read_template(said.chat_template) if said.chat_template else None
+        context = {} if templates else {"context": self.config.attribution.icp.context}
+        if context.get("context") == "text":
+            context |= slice_of(said, *TEMPLATES)
+        return {"format": "chat", "chat_template": own, **context, **special}
 
     # --- attributions -------------------------------------------------------------------------------------------
 
@@ -193,7 +214,7 @@ class Plan:
         settings: dict[str, Any] = {}
         for method in self.computed:
             settings |= self.method_settings(method)
-        return said(settings)
+        return said(settings, self.config.templates.format == "chat")
 
     def aggregator(self, method: str) -> str:
         """How a method's matrix is reduced over tasks."""

@@ -8,7 +8,7 @@ import pandas as pd
 
 from icprobe import artifacts, execution, paths
 from icprobe.tables import parquet
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -19,7 +19,7 @@ with job(snakemake) as run:
 
     params, files, wildcards = snakemake.params, snakemake.input, snakemake.wildcards
     settings = dict(params.settings)
-    for sentence in said(settings):
+    for sentence in said(settings, params.templates.get("format") == "chat"):
         logging.info(sentence)
     number, of = parse_shard(wildcards.scatteritem)
     inputs = Inputs(
@@ -27,7 +27,7 @@ with job(snakemake) as run:
         tasks=pd.read_parquet(files.tasks),
         # Unknown lengths are ones: batches must form even where no example has a text.
         lengths=pd.read_parquet(files.lengths).fillna({"n_query": 1, "n_target": 1}),
-        prompts=Prompts(params.templates) if params.templates else None,
+        prompts=prompts_of(params.templates) if params.templates else None,
         seed=params.seed,
     )
     partial = artifacts.partial_directory(

@@ -4,7 +4,7 @@ import logging
 
 from icprobe.tables import parquet
 from icprobe.tables.fitting import fit_tasks, fit_train, lengths, unknown_lengths
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -12,7 +12,7 @@ with job(snakemake) as run:
     if snakemake.input.model:
         from icprobe.texts.tokenizing import reader
 
-        prompts, model = Prompts(snakemake.params.templates), reader(snakemake.input.model)
+        prompts, model = prompts_of(snakemake.params.templates), reader(snakemake.input.model)
         table = lengths(train, prompts, model)
         # Here and not where the tables are made, unless rows may be dropped or cut: so one model more touches no table.
         tasks = parquet.read_parquet(snakemake.input.tasks) if snakemake.input.tasks else train[:0]

@@ -4,14 +4,14 @@ import logging
 
 from icprobe.tables import parquet
 from icprobe.tables.fitting import prompt_lengths
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     from icprobe.texts.tokenizing import reader
 
     params = snakemake.params
-    texts = Prompts.of_queries(params.templates)
+    texts = prompts_of(params.templates)
     prompts = parquet.read_parquet(snakemake.input.prompts)
     table = prompt_lengths(prompts, texts, reader(snakemake.input.model), params.max_new_tokens)
     parquet.write_parquet(table, snakemake.output[0])

@@ -4,7 +4,7 @@ import logging
 
 from icprobe.tables import checking, parquet
 from icprobe.tables.fitting import draw
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -13,8 +13,9 @@ with job(snakemake) as run:
     from icprobe.texts.tokenizing import reader
 
     readers = [reader(path) for path in snakemake.input.models]
-    query = Prompts.of_queries(params.templates).query if readers else None
-    prompts = draw(table, params.source["sample"], query, readers, "data.eval.sample")
+    texts = prompts_of(params.templates) if readers else None
+    how = texts, readers, "data.eval.sample", lambda texts, row: texts.query(row)
+    prompts = draw(table, params.source["sample"], *how)
     parquet.write_parquet(prompts, snakemake.output[0])
     logging.info("%d prompts read, %d kept", len(table), len(prompts))
     run.summary(read=len(table), prompts=len(prompts))

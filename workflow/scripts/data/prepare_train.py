@@ -4,19 +4,21 @@ import logging
 
 from icprobe.tables import checking, parquet
 from icprobe.tables.fitting import draw, fit_train
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     params = snakemake.params
-    prompts = Prompts(params.templates)
+    prompts = prompts_of(params.templates)
     train = checking.read_table(params.source, extra=["domain"], labels=params.labels, on_empty=params.on_empty)
     empty = train.attrs["dropped_empty"]
     read = len(train) + empty
     from icprobe.texts.tokenizing import reader
 
+    if turns := train.attrs["turns_left"]:
+        logging.warning("%d turns at the end of conversations have no answer and are left away", turns)
     readers = [reader(path) for path in snakemake.input.models]
-    train = draw(train, params.source["sample"], prompts.document, readers, "data.train.sample")
+    train = draw(train, params.source["sample"], prompts, readers, "data.train.sample")
     train = fit_train(train, parquet.read_parquet(snakemake.input.tasks), prompts, readers, params.on_too_long)
     parquet.write_parquet(train, snakemake.output[0])
     too_long = train.attrs["too_long"]

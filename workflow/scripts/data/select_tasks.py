@@ -4,7 +4,7 @@ import logging
 
 from icprobe.tables import checking, parquet
 from icprobe.tables.fitting import choose_tasks
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -22,7 +22,7 @@ with job(snakemake) as run:
         return mean_hidden_states(load_model(directory), Capabilities.of(directory), load_tokenizer(directory), texts)
 
     readers = [reader(path) for path in snakemake.input.models]
-    how = params.source["select"], params.seed, Prompts(params.templates), readers, params.on_too_long
+    how = params.source["select"], params.seed, prompts_of(params.templates), readers, params.on_too_long
     tasks = choose_tasks(candidates, *how, hidden_states)
     parquet.write_parquet(tasks, snakemake.output[0])
     logging.info("%d candidates, %d tasks chosen (%d too long)", len(candidates), len(tasks), tasks.attrs["too_long"])

@@ -6,7 +6,7 @@ import pandas as pd
 
 from icprobe import artifacts, jsonl
 from icprobe.tables import checking
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -29,7 +29,7 @@ with job(snakemake) as run:
         partial = artifacts.partial_directory(snakemake.params.results, "generate", *identity)
         if not Capabilities.of(base).pads_left:
             settings["batch_size"] = 1
-        texts = Prompts.of_queries(templates)
+        texts = prompts_of(templates)
         found = responses(model, load_tokenizer(base), texts, rows, snakemake.params.generator, settings, partial)
     jsonl.write(found, snakemake.output[0])
     words = sum(len(row["output"].split()) for row in found)

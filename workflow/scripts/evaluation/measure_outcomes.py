@@ -5,7 +5,7 @@ import shutil
 
 from icprobe import artifacts
 from icprobe.tables import parquet
-from icprobe.training.subsets import prompts_of
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:

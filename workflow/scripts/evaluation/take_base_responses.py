@@ -4,7 +4,7 @@ import logging
 
 from icprobe import jsonl
 from icprobe.tables import checking, parquet
-from icprobe.texts.prompts import full_instruction
+from icprobe.texts.conversations import full_instruction
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:

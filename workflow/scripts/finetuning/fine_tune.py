@@ -2,13 +2,13 @@
 
 import shutil
 
-from icprobe import artifacts, execution, jsonl
-from icprobe.training.subsets import prompts_of
+from icprobe import artifacts, execution
+from icprobe.training.subsets import prompts_of, read_subset
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     base, seed = snakemake.input.base, int(snakemake.wildcards.seed)
-    rows = jsonl.read(snakemake.input.subset)
+    rows = read_subset(snakemake.input.subset)
     with artifacts.atomic_path(snakemake.output.checkpoint) as output:
         if rows:
             from icprobe.training.distributed import fine_tune_in_processes

@@ -5,8 +5,8 @@ from pathlib import Path
 from icprobe import artifacts
 from icprobe.tables import parquet
 from icprobe.tables.checking import records
+from icprobe.texts.chat import prompts_of
 from icprobe.texts.completions import completions, longest
-from icprobe.training.subsets import prompts_of
 from icprobe.truth.sets import trainings
 from icprobe.workflow.jobs import job
 

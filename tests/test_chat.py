@@ -1,0 +1,385 @@
+"""Texts by chat templates: ids and masks as trl's and plain transformers' are, and what methods compute on them."""
+
+import copy
+import json
+import re
+
+import naive
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import trl.chat_template_utils as trained
+from matrices import assert_close, matrices
+from transformers import PreTrainedTokenizerFast
+
+from icprobe.attribution import icp, influence
+from icprobe.attribution.documents import encode_documents
+from icprobe.attribution.matrix import Inputs
+from icprobe.attribution.objective import Objective
+from icprobe.attribution.one_shots import OneShots
+from icprobe.config import Templates
+from icprobe.engine.admission import capabilities_of
+from icprobe.errors import ConfigError, DataError, ModelError
+from icprobe.evaluation.stopping import Stops
+from icprobe.tables.checking import read_table
+from icprobe.tables.fitting import fit_train, lengths
+from icprobe.texts.chat import prompts_of
+from icprobe.texts.completions import completions
+from icprobe.texts.conversations import messages_of
+from icprobe.texts.prompts import encode
+from icprobe.texts.readers import Reader
+
+MISTRAL = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}"
+    "{% set loop_messages = messages[1:] %}{% else %}{% set system = '' %}{% set loop_messages = messages %}{% endif %}"
+    "{% for m in loop_messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}"
+    "{{ '[INST] ' + (system if loop.first else '') + m.content + ' [/INST]' }}{% else %}"
+    "{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ '<|im_start|>system\\nHelp.<|im_end|>\\n' }}"
+    "{% endif %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+OURS = {"mistral": MISTRAL, "zephyr": ZEPHYR, "chatml": CHATML}
+# trl has templates of these as they are published, and with generation blocks for training.
+THEIRS = ("llama3", "qwen2_5", "qwen3_instruct_2507", "gemma", "gemma3", "cohere", "cohere2", "lfm2")
+CONVERSATIONS = {
+    "one": [("user", "Name a river."), ("assistant", "The Drava.")],
+    "several": [("user", "2+2?"), ("assistant", "4"), ("user", "And 3+3?"), ("assistant", "6")],
+    "system": [
+        ("system", "Be brief."),
+        ("user", "2+2?"),
+        ("assistant", "4"),
+        ("user", "Name it"),
+        ("assistant", "end"),
+    ],
+    "empty system": [("system", ""), ("user", "Hi"), ("assistant", "Yo")],
+    "unicode": [("user", "Größe? 世界"), ("assistant", "🙂 e\u0301 ﬁ\u2028 Ⅷ")],
+    "long": [(role, f"{role} {n}") for n in range(100) for role in ("user", "assistant")],
+}
+
+
+@pytest.fixture(scope="module")
+def spoken(tokenizer):
+    """template → the tests' tokenizer with that template, and the control tokens that it writes."""
+
+    def make(template):
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer),
+            **dict.fromkeys(("eos_token", "bos_token", "pad_token"), tokenizer.eos_token),
+        )
+        found = set(re.findall(r"<\|?[\w-]+\|?>|\[/?INST\]", template)) | {"<|im_start|>", "<|im_end|>"}
+        made.add_special_tokens({"additional_special_tokens": sorted(found)})
+        made.chat_template = template
+        return made
+
+    return make
+
+
+def row(turns, **others):
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return read_table({"path": "rows", "rows": [{"messages": messages, **others}]}).iloc[0].to_dict()
+
+
+def chat(template=None, **settings):
+    return prompts_of({**Templates().model_dump(), "format": "chat", "chat_template": template, **settings})
+
+
+def labelled(tokenizer, prompts, *rows):
+    (encoded, *_), _ = completions(tokenizer, rows, prompts, 100_000)
+    return [*encoded.ids], [int(place in encoded.targets) for place in range(len(encoded.ids))]
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+@pytest.mark.parametrize("name", THEIRS)
+def test_ids_and_masks_are_those_of_trls_assistant_only_loss(name, turns, spoken):
+    published, blocks = (getattr(trained, f"{name}{end}") for end in ("_chat_template", "_training_chat_template"))
+    tokenizer, conversation = spoken(published), CONVERSATIONS[turns]
+    if name == "gemma" and "system" in turns:
+        with pytest.raises(DataError, match="System role not supported"):
+            labelled(tokenizer, chat(), row(conversation))
+        return
+    messages = [{"role": role, "content": content} for role, content in conversation]
+    options = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
+    theirs = tokenizer.apply_chat_template(messages, chat_template=blocks, **options)
+    assert labelled(tokenizer, chat(blocks), row(conversation)) == (theirs["input_ids"], theirs["assistant_masks"])
+    # By prefixes the line break that a template writes behind the end of a turn is nobody's.
+    ids, mask = labelled(tokenizer, chat(), row(conversation))
+    assert ids == theirs["input_ids"]
+    apart = [i for i, (ours, their) in enumerate(zip(mask, theirs["assistant_masks"], strict=True)) if ours != their]
+    assert {tokenizer.decode(ids[i]) for i in apart} <= {"\n"}
+    assert not any(mask[i] for i in apart)
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS)
+@pytest.mark.parametrize("name", OURS)
+def test_ids_and_masks_are_those_of_a_naive_construction(name, turns, spoken):
+    tokenizer, conversation = spoken(OURS[name]), CONVERSATIONS[turns]
+    ids, mask = labelled(tokenizer, chat(), row(conversation))
+    text, wanted = "", []
+    eos, first = tokenizer.eos_token, True
+    if name == "mistral":
+        text, wanted = eos, [(eos, 0)]
+    if name == "chatml" and conversation[0][0] != "system":
+        wanted = [("<|im_start|>system\nHelp.<|im_end|>\n", 0)]
+    system = ""
+    for role, content in conversation:
+        if name == "chatml":
+            wanted += [(f"<|im_start|>{role}\n", 0), (f"{content}<|im_end|>", role == "assistant"), ("\n", 0)]
+        elif name == "zephyr":
+            wanted += [(f"<|{role}|>\n", 0), (f"{content}{eos}", role == "assistant"), ("\n", 0)]
+        elif role == "system":
+            system = f"{content}\n\n"
+        elif role == "user":
+            wanted += [(f"[INST] {system if first else ''}{content} [/INST]", 0)]
+            first = False
+        else:
+            wanted += [(f" {content}{eos}", 1)]
+    text = "".join(part for part, _ in wanted)
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    starts, at = [], 0
+    for part, trained_on in wanted:
+        starts.append((at, at + len(part), trained_on))
+        at += len(part)
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    # A token that has letters of both counts where its last letter is.
+    assert mask == [int(any(a < end <= b for a, b, on in starts if on)) for _, end in offsets]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_turns_are_found_by_letters_as_by_prefixes(name, spoken, monkeypatch):
+    tokenizer = spoken(OURS[name])
+    by_letters = [labelled(tokenizer, chat(), row(turns)) for turns in CONVERSATIONS.values()]
+    monkeypatch.setattr("icprobe.texts.completions._ends", lambda *_: None)
+    for turns, expected in list(zip(CONVERSATIONS.values(), by_letters, strict=True))[:-1]:
+        assert labelled(tokenizer, chat(), row(turns)) == expected
+
+
+def test_the_target_is_the_last_turn_with_its_end_and_stands_behind_the_query(spoken):
+    tokenizer = spoken(CHATML)
+    prompts = chat().of(tokenizer)
+    example = row(CONVERSATIONS["several"])
+    assert prompts.target(example) == "6<|im_end|>"
+    assert prompts.document(example) == f"{prompts.query(example)}{prompts.target(example)}\n"
+    encoded = encode(tokenizer, prompts.query(example), prompts.target(example))
+    assert tokenizer.decode(encoded.ids[encoded.n_context :]) == "6<|im_end|>"
+    messages = messages_of(example)[:-1]
+    assert prompts.query(example) == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def test_a_template_writes_its_own_bos_once(spoken):
+    tokenizer = spoken(MISTRAL)
+    ids = encode(
+        tokenizer, *(getattr(chat().of(tokenizer), name)(row(CONVERSATIONS["one"])) for name in ("query", "target"))
+    ).ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[1] != tokenizer.bos_token_id
+
+
+def test_control_tokens_in_rows_are_letters(spoken):
+    tokenizer = spoken(CHATML)
+    said = row([("user", "What is <|im_end|>?"), ("assistant", "The <|im_end|> token.")])
+    ids, mask = labelled(tokenizer, chat(), said)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.count(end) == 3  # of the system, the user and the assistant
+    assert tokenizer.decode([i for i, on in zip(ids, mask, strict=True) if on]) == "The <|im_end|> token.<|im_end|>"
+    as_token, _ = labelled(tokenizer, chat(special_tokens="token"), said)
+    assert as_token.count(end) == 5
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        ("{% for m in messages %}{{ m.role + ': ' + m.content + '\\n' }}{% endfor %}", "no control token behind"),
+        ("{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_end|>' }}{% endfor %}", "does not write what"),
+        (CHATML.replace("assistant\\n'", "assistant\\n<think>'"), "writes the turns before an answer otherwise"),
+        (CHATML.replace("m.content", "m.content[:-1] if not loop.last else m.content"), "otherwise once the answer"),
+    ],
+)
+def test_a_template_that_does_not_tell_whose_tokens_they_are_is_refused(template, complaint, spoken):
+    with pytest.raises(ModelError, match=complaint):
+        labelled(spoken(template), chat(), row(CONVERSATIONS["several"]))
+
+
+def test_a_template_that_refuses_a_row_is_said_with_the_row(spoken):
+    with pytest.raises(DataError, match=r"^row x\w+: the chat template makes nothing .*roles must alternate"):
+        labelled(spoken(MISTRAL), chat(), row([("user", "a"), ("user", "b"), ("assistant", "c")]))
+
+
+def test_a_model_without_a_template_is_refused(spoken):
+    tokenizer = spoken(CHATML)
+    tokenizer.chat_template = None
+    with pytest.raises(ModelError, match=r"no chat template; give one in templates\.chat_template"):
+        chat().of(tokenizer)
+    assert chat(CHATML).of(tokenizer).target(row(CONVERSATIONS["one"])) == "The Drava.<|im_end|>"
+
+
+def test_no_text_depends_on_the_day(spoken):
+    dated = CHATML.replace("Help.", "' + strftime_now('%d %b %Y') + '")
+    prompts = chat().of(spoken(dated))
+    assert prompts.query(row(CONVERSATIONS["one"])).startswith("<|im_start|>system\n26 Jul 2024<|im_end|>")
+    with pytest.raises(ConfigError, match="asks for the date in a way of its own"):
+        chat(CHATML.replace("Help.", "' + strftime_now(form) + '")).of(spoken(dated))
+
+
+def test_jinja_templates_refuse_what_they_would_read_in_part():
+    jinja = prompts_of(Templates().model_dump())
+    assert jinja.query(row(CONVERSATIONS["one"])) == "Instruction: Name a river. Response:"
+    with pytest.raises(DataError, match=r"conversation of 4 turns .*templates\.format: chat"):
+        jinja.query(row(CONVERSATIONS["several"]))
+
+
+TASKS = [row(CONVERSATIONS[name], id=f"t{n}") for n, name in enumerate(("one", "unicode", "several"))]
+EXAMPLES = [row(CONVERSATIONS[name], id=f"z{n}") for n, name in enumerate(("several", "system", "one", "empty system"))]
+
+
+@pytest.mark.parametrize("context", ["text", "turns"])
+@pytest.mark.parametrize("template", OURS)
+def test_one_shot_contexts_are_those_of_the_whole_text(template, context, spoken):
+    tokenizer = spoken(OURS[template])
+    prompts = chat(context=context)
+    shots, bound = OneShots(tokenizer, prompts, TASKS), prompts.of(tokenizer)
+    for example in EXAMPLES:
+        prefix, suffixes = shots.encode(example, range(len(TASKS)))
+        for task, suffix in zip(TASKS, suffixes, strict=True):
+            whole = encode(tokenizer, bound.one_shot(example, task), bound.target(task))
+            assert (*prefix, *suffix.ids) == whole.ids
+            assert len(prefix) + suffix.first == whole.n_context
+            messages, before = messages_of(task)[:-1], messages_of(example)
+            if context == "turns":
+                messages = [*before, *messages]
+            else:
+                assert before[-1]["content"] in bound.one_shot(example, task)
+                continue
+            told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            assert bound.one_shot(example, task) == told
+
+
+def test_tasks_with_system_messages_are_probed_exactly_too(spoken):
+    tokenizer = spoken(CHATML)
+    tasks = [*TASKS, row(CONVERSATIONS["system"], id="t9")]
+    for context, examples in (("text", EXAMPLES), ("turns", [EXAMPLES[0], EXAMPLES[2]])):
+        prompts = chat(context=context)
+        shots, bound = OneShots(tokenizer, prompts, tasks), prompts.of(tokenizer)
+        assert shots.beginning(examples) == ()
+        for example in examples:
+            prefix, suffixes = shots.encode(example, range(len(tasks)))
+            for task, suffix in zip(tasks, suffixes, strict=True):
+                whole = encode(tokenizer, bound.one_shot(example, task), bound.target(task))
+                assert (*prefix, *suffix.ids) == whole.ids
+                assert suffix.ids[suffix.first :] == whole.ids[whole.n_context :]
+
+
+def test_two_system_messages_in_one_conversation_are_refused(spoken):
+    tokenizer = spoken(CHATML)
+    other = row([("system", "Rhyme."), ("user", "a"), ("assistant", "b")], id="t0")
+    tables = pd.DataFrame(EXAMPLES), pd.DataFrame([other])
+    with pytest.raises(DataError, match="row z1 and task t0 have different system messages"):
+        fit_train(*tables, chat(context="turns"), [Reader("m", tokenizer, 4096)], "error")
+    fit_train(*tables, chat(context="text"), [Reader("m", tokenizer, 4096)], "error")
+
+
+def test_a_long_conversation_is_cut_in_its_last_answer(spoken):
+    tokenizer = spoken(CHATML)
+    long = row([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d " * 200)])
+    frame, prompts = pd.DataFrame([long]), chat()
+    reader = Reader("m", tokenizer, 300)
+    cut = fit_train(frame, pd.DataFrame([TASKS[0]]), prompts, [reader], "truncate")
+    assert 0 < len(cut["output"][0]) < len(long["output"])
+    assert messages_of(cut.iloc[0])[-1]["content"] == cut["output"][0]
+    counted = lengths(cut, prompts, reader).iloc[0]
+    assert counted["n_first"] < counted["n_query"]
+
+
+def test_responses_end_at_the_end_of_a_turn(spoken):
+    for template, end in ((CHATML, "<|im_end|>"), (ZEPHYR, "<|endoftext|>")):
+        tokenizer = spoken(template)
+        assert tokenizer.convert_tokens_to_ids(end) in Stops.of(chat(), tokenizer).tokens
+
+
+@pytest.fixture(scope="module")
+def probed(tiny_model, spoken):
+    """A model with a chat template, and inputs of conversations for it."""
+    tokenizer = spoken(CHATML)
+    model = copy.deepcopy(tiny_model("llama"))
+    model.resize_token_embeddings(len(tokenizer))
+    train, tasks = pd.DataFrame(EXAMPLES), pd.DataFrame(TASKS)
+
+    def make(**settings):
+        prompts = chat(**settings)
+        counted = lengths(train, prompts, Reader("m", tokenizer, None))
+        return Inputs(train, tasks, counted, prompts, model, tokenizer, capabilities_of(model))
+
+    return make
+
+
+@pytest.mark.parametrize("context", ["text", "turns"])
+def test_icp_is_that_of_the_naive_loop(context, probed):
+    inputs = probed(context=context)
+    bound = inputs.prompts.of(inputs.tokenizer)
+    found = matrices(icp, inputs, "icp")["icp"]
+    naive_log_likelihood = lambda context, task: naive.log_likelihood(  # noqa: E731
+        inputs.model, inputs.tokenizer, str(context), str(bound.target(task))
+    )
+    wanted = [
+        [naive_log_likelihood(bound.one_shot(z, t), t) - naive_log_likelihood(bound.query(t), t) for t in TASKS]
+        for z in EXAMPLES
+    ]
+    assert_close(found, np.array(wanted), 1e-4)
+
+
+@pytest.mark.parametrize("train_loss", ["document", "response"])
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_influence_is_that_of_all_turns_of_the_assistant(train_loss, reduction, probed):
+    inputs = probed()
+    settings = {"train_loss": train_loss, "reduction": reduction}
+    found = matrices(influence, inputs, ["influence"], **settings)["influence"]
+    documents = encode_documents(inputs, [range(len(EXAMPLES))], Objective(**settings))
+    if train_loss == "response":
+        assert next(iter(documents.values())).n_target == 4  # of two turns
+    bound = inputs.prompts.of(inputs.tokenizer)
+    answers = [encode(inputs.tokenizer, bound.query(t), bound.target(t)) for t in TASKS]
+    of_examples = [gradient(inputs.model, one.ids, one.targets, reduction == "mean") for one in documents.values()]
+    of_tasks = [gradient(inputs.model, one.ids, one.targets, False) for one in answers]
+    wanted = np.array([[naive.influence(z, t) for t in of_tasks] for z in of_examples])
+    assert_close(found, wanted, 1e-5, relative_to=np.abs(wanted).max())
+
+
+def gradient(model, ids, targets, mean):
+    """{parameter: gradient} of −Σ log p over the target tokens, or their mean, by autograd."""
+    model = copy.deepcopy(model).requires_grad_(True)
+    model.set_attn_implementation("eager")
+    log_p = model(input_ids=torch.tensor([[*ids]])).logits[0].float().log_softmax(-1)
+    loss = -sum(log_p[place - 1, ids[place]] for place in targets)
+    (loss / len(targets) if mean else loss).backward()
+    parameters = dict(model.named_parameters())
+    return {name: parameters[name].grad for name in naive.block_parameters(model)}
+
+
+def test_subsets_hold_conversations_that_are_read_back(tmp_path):
+    from icprobe.training.subsets import read_subset, write_subset
+
+    table = pd.DataFrame(EXAMPLES).set_index("id", drop=False)
+    paths = tmp_path / "bin.jsonl", tmp_path / "bin.messages.jsonl"
+    write_subset(table, [*table["id"]], {}, chat(), *paths)
+    back = read_subset(paths[0])
+    assert [messages_of(row) for row in back] == [messages_of(row) for row in EXAMPLES]
+    held = [json.loads(line)["messages"] for line in paths[1].read_text(encoding="utf-8").splitlines()]
+    assert held == [messages_of(row) for row in EXAMPLES]
+
+
+def test_alpacas_fields_are_one_exchange(spoken):
+    tokenizer = spoken(CHATML)
+    prompts = chat().of(tokenizer)
+    alpaca = {"id": "a", "instruction": "Add.", "input": "1 2", "output": "3"}
+    spelled = row([("user", "Add.\n\n1 2"), ("assistant", "3")])
+    for text in ("query", "target", "document", "one_shot_prefix"):
+        assert getattr(prompts, text)(alpaca) == getattr(prompts, text)(spelled)
+    assert prompts.one_shot_prefix(alpaca).endswith("Instruction: Add. 1 2 Response: 3")

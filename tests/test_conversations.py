@@ -1,0 +1,156 @@
+"""Rows as conversations: what published files hold becomes one form, or is refused in a sentence with its place."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from icprobe.errors import DataError
+from icprobe.tables.checking import read_table
+from icprobe.texts.conversations import exchanges, messages_of
+
+HI = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+def read(*rows, on_empty="error", needs_output=True, **source):
+    return read_table({"path": "train", "rows": list(rows), **source}, on_empty=on_empty, needs_output=needs_output)
+
+
+def first(*rows, **how):
+    return read(*rows, **how).iloc[0].to_dict()
+
+
+def said(row):
+    return [(message["role"], message["content"]) for message in messages_of(row)]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": HI}, [("user", "Hi"), ("assistant", "Hello")]),
+        ({"messages": json.dumps(HI)}, [("user", "Hi"), ("assistant", "Hello")]),
+        (
+            {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+            [("user", "Hi"), ("assistant", "Hello")],
+        ),
+        ({"prompt": HI[:1], "completion": HI[1:]}, [("user", "Hi"), ("assistant", "Hello")]),
+        ({"prompt": "Hi", "chosen": HI, "rejected": HI}, [("user", "Hi"), ("assistant", "Hello")]),
+        ({"prompt": "Hi", "completion": "Hello"}, [("user", "Hi"), ("assistant", "Hello")]),
+        ({"prompt": "Hi", "response": "Hello"}, [("user", "Hi"), ("assistant", "Hello")]),
+        (
+            {"messages": [{"role": "System", "content": "Be brief."}, *HI]},
+            [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")],
+        ),
+        (
+            {"messages": [{"role": "USER", "content": [{"type": "text", "text": "H"}, "i"], "name": "x"}, HI[1]]},
+            [("user", "Hi"), ("assistant", "Hello")],
+        ),
+        ({"messages": [HI[0], *HI]}, [("user", "Hi"), ("user", "Hi"), ("assistant", "Hello")]),
+    ],
+)
+def test_a_row_of_each_kind_is_one_conversation(row, expected):
+    found = first(row)
+    assert said(found) == expected
+    assert (found["instruction"], found["input"], found["output"]) == ("Hi", "", "Hello")
+
+
+def test_alpacas_columns_win_and_plain_texts_are_rows_as_ever():
+    both = {"instruction": "Say hi.", "output": "Hi.", "messages": HI}
+    assert first(both)["output"] == "Hi."
+    assert first(both, format="messages")["output"] == "Hello"
+    plain, alpaca = read({"prompt": "Hi", "completion": "Yo"}), read({"instruction": "Hi", "output": "Yo"})
+    pd.testing.assert_frame_equal(plain, alpaca)
+
+
+def test_columns_of_other_names_are_mapped():
+    assert said(first({"dialog": HI}, columns={"messages": "dialog"})) == said(first({"messages": HI}))
+    assert first({"dialog": HI, "key": 7}, columns={"messages": "dialog", "id": "key"})["id"] == "7"
+
+
+def test_an_id_follows_the_whole_conversation():
+    longer = [{"role": "user", "content": "Before"}, {"role": "assistant", "content": "x"}, *HI]
+    table = read({"messages": HI}, {"messages": longer}, {"messages": HI})
+    assert table["id"].nunique() == 3
+    assert table["id"][2] == f"{table['id'][0]}-2"
+
+
+def test_a_turn_without_an_answer_is_refused_or_left_away():
+    row = {"messages": [*HI, {"role": "user", "content": "Bye"}]}
+    with pytest.raises(DataError, match=r"train\[0\]: the conversation ends with a turn of the user"):
+        read(row)
+    table = read(row, on_empty="drop")
+    assert said(table.iloc[0]) == said(first({"messages": HI}))
+    assert table.attrs == {"dropped_empty": 0, "turns_left": 1}
+
+
+def test_an_empty_answer_is_as_an_empty_output_is():
+    empty = {"messages": [HI[0], {"role": "assistant", "content": " "}, *HI]}
+    with pytest.raises(DataError, match=r"train\[1\]: an assistant turn is empty"):
+        read({"messages": HI}, empty)
+    table = read({"messages": HI}, empty, on_empty="drop")
+    assert len(table) == 1
+    assert table.attrs["dropped_empty"] == 1
+    with pytest.raises(DataError, match="no row has an output"):
+        read(empty, on_empty="drop")
+
+
+def test_an_eval_prompt_may_wait_for_an_answer():
+    table = read({"messages": HI[:1]}, {"messages": HI}, needs_output=False)
+    assert table["output"].tolist() == ["", "Hello"]
+    assert said(table.iloc[0]) == [("user", "Hi")]
+    assert first({"prompt": "Hi"}, needs_output=False)["instruction"] == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"messages": [{"role": "user", "content": None}, HI[1]]}, 'message 1 of "messages" has no content'),
+        ({"messages": [{"role": "judge", "content": "x"}]}, "has the role 'judge'"),
+        ({"messages": ["Hi"]}, "message 1 of \"messages\" is 'Hi', not a mapping"),
+        ({"messages": []}, "a list of messages is needed"),
+        ({"messages": "Hi"}, "is text without JSON"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, HI[1]]}, "type 'image'"),
+        ({"messages": [HI[0], {**HI[1], "weight": 0}]}, "weight 0"),
+        ({"messages": [HI[1]]}, "no turn of the user before its last answer"),
+        ({"messages": [HI[0], {"role": "assistant", "content": "\ud800"}]}, "half a surrogate pair"),
+        ({"chosen": "Hello"}, '"prompt" is missing'),
+        ({"prompt": "Bye", "chosen": HI}, 'does not begin with "prompt"'),
+        ({"messages": HI, "tools": "{"}, '"tools" is text without JSON'),
+    ],
+)
+def test_what_cannot_be_understood_is_one_sentence_with_its_place(row, complaint):
+    with pytest.raises(DataError, match=complaint) as caught:
+        read(row)
+    assert str(caught.value).startswith("train[0]: ")
+
+
+def test_a_format_that_is_said_needs_its_columns():
+    with pytest.raises(DataError, match="has no column 'conversations', which rows of the format sharegpt have"):
+        read({"messages": HI}, format="sharegpt")
+
+
+def test_files_of_every_format_are_read_alike(tmp_path):
+    rows = [{"id": "a", "messages": HI}, {"id": "b", "messages": [{"role": "system", "content": "ß"}, *HI]}]
+    jsonl, parquet, csv = (tmp_path / f"train.{end}" for end in ("jsonl", "parquet", "csv"))
+    jsonl.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pd.DataFrame(rows).to_parquet(parquet)
+    pd.DataFrame([{**row, "messages": json.dumps(row["messages"])} for row in rows]).to_csv(csv, index=False)
+    tables = [read_table({"path": str(path)}) for path in (jsonl, parquet, csv)]
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0])
+
+
+def test_an_answer_that_was_cut_is_the_conversations_answer():
+    row = first({"messages": HI})
+    assert said({**row, "output": "Hel"}) == [("user", "Hi"), ("assistant", "Hel")]
+
+
+def test_tools_and_their_calls_stay():
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [HI[0], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    messages += [{"role": "tool", "name": "add", "content": "2"}, HI[1]]
+    row = first({"messages": messages, "tools": [{"name": "add"}]})
+    assert messages_of(row) == [HI[0], {"role": "assistant", "content": "", "tool_calls": [call]}, *messages[2:]]
+    assert json.loads(row["tools"]) == [{"name": "add"}]
+    system, pairs = exchanges(messages_of(row))
+    assert (system, [answer for _, answer in pairs]) == ("", [json.dumps([call]), "Hello"])
