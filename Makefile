@@ -9,7 +9,7 @@ EXPERIMENT ?=
 # What is laid over config.yaml, for `make workspace`.
 CONFIGFILE ?=
 
-.PHONY: all paper-small install install-test test test-slow test-slurm lint schema notebook sync workspace lock bench install-bench clean clean-all
+.PHONY: all paper-small install install-test test test-slow test-models test-slurm lint schema notebook sync workspace lock bench install-bench clean clean-all
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -45,11 +45,16 @@ $(VENV)/.installed-test: $(VENV)/.installed
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile --no-loadscope-reorder
 
 test: install-test
-	$(TESTS) -m "not slow and not slurm"
+	$(TESTS) -m "not slow and not models and not slurm"
 
 # Jobs that are killed in the middle, and the like.
 test-slow: install-test
 	$(TESTS) -m slow
+
+# Every causal type of transformers, against the page that says what can be used: after a change of the engine or of
+# transformers. `make test-slow` takes two of each sort.
+test-models: install-test
+	$(TESTS) -m "slow or models" tests/test_every_model.py
 
 # On a real Slurm of one node, which is installed (Debian, root), started and taken away again.
 test-slurm: install-test
