@@ -20,7 +20,7 @@ from icprobe.fingerprints import contents, package_files
 from icprobe.formatting import BIN_NAME
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import dry_run, log_filters, work
+from icprobe.workflow import dry_run, log_filters, responding, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -43,6 +43,7 @@ try:
     TRACKED = modes.settings()["mode"] != "disabled"
     PLAN.check_files()
     PLAN.check_columns()
+    responding.check(PLAN)
 except IcprobeError as error:
     sys.exit(str(error))
 
@@ -215,8 +216,8 @@ def outlook():
 
 
 def require_outside():
-    """Ends the workflow with one sentence where what it needs is absent: the cluster's controller, the judge's key, and
-    trainings to hold methods against.
+    """Ends the workflow with one sentence where what it needs is absent: the cluster's controller, the key of the judge or
+    of the endpoint that writes responses, the command that starts it, and trainings to hold methods against.
     """
     try:
         if "truth" in {job.rule.name for job in workflow.dag.jobs} and not PLAN.truth_parts:
@@ -225,6 +226,9 @@ def require_outside():
             )
         if not all(job.is_local for job in workflow.dag.needrun_jobs()):
             require_controller(workflow.executor_plugin.name)
+        writers = [job for job in workflow.dag.needrun_jobs() if job.rule.name in ("generate", "generate_base")]
+        if writers:
+            responding.require(CONFIG, here=workflow.local_exec or all(job.is_local for job in writers))
         # A job that finds all its answers at hand needs no key.
         if {"generate", "judge"} <= {job.rule.name for job in workflow.dag.needrun_jobs()}:
             judges.key(CONFIG.evaluation.llm.key_variable if CONFIG.evaluation.judge == "llm" else None)

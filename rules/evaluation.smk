@@ -1,6 +1,7 @@
 # How much likelier fine-tuning makes held-out answers; responses to the eval prompts, judged against the base model's, and the
 # table of win rates.
 
+from icprobe.evaluation.engines import ENGINES
 from icprobe.evaluation.judges import JUDGES
 
 HELD_OUT_TABLES = [f"tables/{name}" for name in PLAN.held_out_tables]
@@ -87,9 +88,15 @@ rule win_rates:
         expand(paths.table("win_rates.csv"), **EACH_MODEL),
 
 
+# transformers has a script of its own, which reaches no code of another engine.
+WRITES = "generate" if CONFIG.evaluation.engine == "transformers" else "write_responses"
+WRITTEN_WITH = [ENGINES[CONFIG.evaluation.engine]] if CONFIG.evaluation.engine in ENGINES else []
+
+
 if CONFIG.evaluation.base_responses == "generate":
 
     rule generate_base:
+        localrule: responding.runs_already(CONFIG)
         message:
             "Generating responses of the base model {wildcards.model}"
         input:
@@ -100,11 +107,11 @@ if CONFIG.evaluation.base_responses == "generate":
         output:
             paths.BASE_RESPONSES,
         params:
-            settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
+            settings=lambda w: responding.settings(CONFIG, w.model),
             templates=PLAN.text_settings("query"),
             generator="{model}",
             results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
-            code=fingerprint("evaluation/generate"),
+            code=fingerprint(f"evaluation/{WRITES}", *WRITTEN_WITH),
         log:
             paths.log("generate_base/{model}"),
         conda:
@@ -116,7 +123,7 @@ if CONFIG.evaluation.base_responses == "generate":
             **RESOURCES["generate_base"],
             heavy=1,
         script:
-            "../workflow/scripts/evaluation/generate.py"
+            f"../workflow/scripts/evaluation/{WRITES}.py"
 
 else:
 
@@ -145,6 +152,7 @@ else:
 
 
 rule generate:
+    localrule: responding.runs_already(CONFIG)
     message:
         "Generating responses of {wildcards.model} fine-tuned on bin {wildcards.bin} of {wildcards.method}, "
         "seed {wildcards.seed}"
@@ -159,11 +167,11 @@ rule generate:
     output:
         paths.RESPONSES,
     params:
-        settings=slice_of(CONFIG.evaluation, "max_new_tokens", "batch_size", "dtype", "device"),
+        settings=lambda w: responding.settings(CONFIG, w.model, w.method, w.bin, w.seed),
         templates=PLAN.text_settings("query"),
         generator="{model}/{method}/{bin}/seed-{seed}",
         results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
-        code=fingerprint("evaluation/generate"),
+        code=fingerprint(f"evaluation/{WRITES}", *WRITTEN_WITH),
     log:
         paths.log("generate/{model}/{method}/{bin}/seed-{seed}"),
     conda:
@@ -175,7 +183,7 @@ rule generate:
         **RESOURCES["generate"],
         heavy=1,
     script:
-        "../workflow/scripts/evaluation/generate.py"
+        f"../workflow/scripts/evaluation/{WRITES}.py"
 
 
 if PLAN.annotations:

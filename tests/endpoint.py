@@ -15,11 +15,11 @@ FAULTS = ["429", "500", "503", "cut", "half", "nonsense", "not json", "no choice
 class Endpoint:
     """An OpenAI-compatible server on loopback: `answer(body)` gives each completion, after `faults` in their order.
 
-    A fault is a name of FAULTS, an HTTP status with a message, or (status, body).
+    A fault is a name of FAULTS, an HTTP status with a message, or (status, body). models: the names that it lists.
     """
 
-    def __init__(self, answer, faults=()):
-        self.answer, self.faults = answer, list(faults)
+    def __init__(self, answer, faults=(), models=()):
+        self.answer, self.faults, self.models = answer, list(faults), models
         self.bodies, self.keys, self.most_at_once, self._at_once = [], [], 0, 0
         lock = threading.Lock()
         endpoint = self
@@ -36,6 +36,10 @@ class Endpoint:
                 self.send_header("Content-Length", str(len(content) if length is None else length))
                 self.end_headers()
                 self.wfile.write(content)
+
+            def do_GET(self):
+                listed = [{"id": name, "object": "model", "created": 0, "owned_by": "me"} for name in endpoint.models]
+                self.reply(200, json.dumps({"object": "list", "data": listed}).encode())
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

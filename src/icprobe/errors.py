@@ -46,6 +46,10 @@ class ClusterError(IcprobeError):
     """A batch system cannot be reached."""
 
 
+class EndpointError(IcprobeError):
+    """A server that writes responses cannot be started or reached, or its answers are not those of the model."""
+
+
 class JudgeError(IcprobeError):
     """A judge cannot be reached or refuses the request."""
 

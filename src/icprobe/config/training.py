@@ -1,5 +1,6 @@
 """The sections of the configuration on fine-tuned models: how they are trained, what they answer, and who judges it."""
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -19,6 +20,9 @@ from icprobe.config.types import (
     Seed,
     how,
 )
+
+VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+PLACEHOLDERS = ("model", "method", "bin", "seed")  # in a model's name at an endpoint
 
 
 class Lora(Section):
@@ -78,7 +82,7 @@ class LlmJudge(Section):
 
     base_url: str = Field(description="The endpoint, such as https://api.openai.com/v1.", pattern=r"^https?://")
     model: str = Field(description="The judge's name at the endpoint; use a dated one for a reproducible experiment.")
-    key_variable: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = how(
+    key_variable: VariableName | None = how(
         None, "Name of the environment variable that holds the key, never the key itself; null sends none."
     )
     mode: Literal["weighted", "plain"] = Field(
@@ -157,6 +161,71 @@ class Annotations(Section):
         return self
 
 
+class Endpoint(Section):
+    """An OpenAI-compatible server that writes responses: one that icprobe starts for each model, or one that runs."""
+
+    start: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Command that serves one model, as a list of arguments: {model} stands for a folder with its "
+        "weights (adapters merged, in `dtype`) and tokenizer, {port} for a free port. It runs for one model at a time "
+        "and is ended with all that it has started; null: a server runs already.",
+    )
+    base_url: str | None = Field(
+        None,
+        description="The endpoint; null, with start: http://127.0.0.1:{port}/v1.",
+        pattern=r"^https?://",
+    )
+    model: str | None = Field(
+        None,
+        description="Name of a fine-tuned model at the endpoint, such as one of vLLM's adapters; it may contain "
+        "{model}, {method}, {bin} and {seed}, as they are in paths. null, with start: the one that the server lists.",
+    )
+    base_model: str | None = Field(
+        None, description="Name of the base model at the endpoint, which may contain {model}; null: that of `model`."
+    )
+    prompts: Literal["tokens", "text"] = Field(
+        "tokens",
+        description="How prompts are sent: tokens, which is exact, or text, for servers that take no token ids.",
+    )
+    key_variable: VariableName | None = how(
+        None, "Name of the environment variable that holds the key, never the key itself; null sends none."
+    )
+    start_seconds: PositiveFloat = how(600, "Time for a server to start and read its model, in seconds.")
+    concurrency: Count = how(8, "Maximum number of parallel requests.")
+    attempts: Count = how(6, "Times to send a request if the endpoint fails, with growing pauses.")
+    timeout_seconds: PositiveFloat = how(600, "Time for one response, in seconds.")
+
+    @model_validator(mode="after")
+    def _the_server_is_known(self) -> "Endpoint":
+        if self.start is None:
+            if self.base_url is None or self.model is None:
+                raise ValueError("write start, a command that serves {model} at {port}, or base_url and model")
+        elif not any("{model}" in word for word in self.start):
+            raise ValueError("start: nothing says {model}, the folder of the model to serve")
+        elif "{port}" not in (self.base_url or "{port}"):
+            raise ValueError("base_url: with start it has to say {port}, a free port, as start does")
+        elif not any("{port}" in word for word in self.start):
+            raise ValueError("start: nothing says {port}, the port to serve the model at")
+        for key, allowed in (("model", PLACEHOLDERS), ("base_model", PLACEHOLDERS[:1])):
+            for name in re.findall(r"{[^}]*}?|}", getattr(self, key) or ""):
+                if name[1:-1] not in allowed:
+                    known = ", ".join(f"{{{one}}}" for one in allowed)
+                    raise ValueError(f"{key}: {name} stands for nothing; it may contain {known}")
+        return self
+
+    def name(self, model: str, condition: tuple[str, str, str] | None) -> str | None:
+        """The name of a model at the endpoint; None where it is what the server lists.
+
+        condition: method, bin and seed of a fine-tuned model, as they are in paths; None for the base model.
+        """
+        pattern = self.model if condition or self.base_model is None else self.base_model
+        values = dict(zip(PLACEHOLDERS, (model, *(condition or ())), strict=False))
+        for key, value in values.items():
+            pattern = pattern and pattern.replace(f"{{{key}}}", value)
+        return pattern
+
+
 class Evaluation(Section):
     """Responses of each fine-tuned model, judged against those of the base model."""
 
@@ -175,6 +244,12 @@ class Evaluation(Section):
     annotations: dict[Name, Annotations] = Field(
         {}, description="What the judge annotations reads: each name is a row of the table."
     )
+    engine: Literal["transformers", "endpoint", "vllm"] = Field(
+        "transformers",
+        description="Who writes the responses. transformers; endpoint: an OpenAI-compatible server; vllm: vLLM, within "
+        "the job.",
+    )
+    endpoint: Endpoint | None = Field(None, description="Settings of the engine endpoint.")
     max_new_tokens: Count = Field(128, description="Maximum tokens of a response.")
     batch_size: Count = Field(8, description="Prompts generated together.")
     dtype: Dtype = Field("float32", description="Arithmetic of generation.")
@@ -184,6 +259,11 @@ class Evaluation(Section):
     def _llm_is_described(self) -> "Evaluation":
         if self.judge == "llm" and self.llm is None:
             raise ValueError("the judge llm needs a mapping llm with base_url and model")
+        if self.engine == "endpoint" and self.endpoint is None:
+            raise ValueError(
+                "the engine endpoint needs a mapping endpoint, with start (a command that serves {model} at {port}) or "
+                "with base_url and model"
+            )
         if self.judge == "annotations" and not self.annotations:
             raise ValueError("the judge annotations needs a mapping annotations of names to files")
         rows = [(note.method or name, note.bin, note.seed) for name, note in self.annotations.items()]
