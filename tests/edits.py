@@ -330,6 +330,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "tail_patch.py": (module("analysis/tail_patch"), Counter(tail_patch=1) + END),
     "judging.py": (module("evaluation/judges/__init__"), JUDGING + Counter(check_prompts=1)),
     "llm_judge.py, which is not chosen": (module("evaluation/judges/llm"), NOTHING),
+    "endpoint.py, which is not chosen": (module("evaluation/engines/endpoint"), NOTHING),
     "win_rates.py": (module("evaluation/win_rates"), TABULATION + Counter(tabulate_held_out=1)),
     "report.py": (module("report/build"), END),
     "charts.py": (module("report/charts"), END),

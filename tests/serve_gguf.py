@@ -89,6 +89,8 @@ def main() -> None:
         options = xllamacpp.CommonParams()
         options.model.path = str(Path(made, "model.gguf"))
         options.n_parallel, options.n_ctx = 2, 2 * 512
+        # By default llama.cpp rounds keys and values, and products within attention, to 16 bits.
+        options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         options.hostnames, options.port, options.verbosity = ["127.0.0.1"], chosen.port, 0
         options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1

@@ -6,7 +6,7 @@ cannot be held against them is refused, for it would be the response to another 
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from typing import Any
@@ -33,7 +33,7 @@ TELL_IDS = {"return_token_ids": True, "return_tokens": True, "verbose": True}
 SENT_AS_TEXT = "A server that takes no token ids as a prompt needs evaluation.endpoint.prompts: text."
 
 
-def endpoint(questions: list[Question], model: Model, settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def endpoint(questions: list[Question], model: Model, settings: dict[str, Any]) -> Generator[tuple[str, Any]]:
     """Answers as they come; settings: `dtype` of the weights that a started server gets, and `endpoint`.
 
     Raises ConfigError where the key is missing, before anything is started, and EndpointError.

@@ -2,7 +2,8 @@
 
 import importlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from icprobe.texts.prompts import Prompts, full_instruction, token_ids
 
 logger = logging.getLogger(__name__)
 
-Engine = Callable[[list[Question], Model, dict[str, Any]], Iterator[tuple[str, list[int] | str]]]
+Engine = Callable[[list[Question], Model, dict[str, Any]], Generator[tuple[str, list[int] | str]]]
 
 
 def completed(settings: dict[str, Any]) -> dict[str, Any]:
@@ -44,9 +45,12 @@ def responses(
     done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}
     waiting = [question for question in waiting if question.id not in done]
     engine: Engine = getattr(importlib.import_module(ENGINES[settings["engine"]]), settings["engine"])
-    with Progress(total=len(rows), desc=f"generating {generator}", unit="prompt") as progress:
+    with (
+        Progress(total=len(rows), desc=f"generating {generator}", unit="prompt") as progress,
+        closing(engine(waiting, model, settings)) as answers,  # its server ends here, whatever goes wrong
+    ):
         progress.found(len(done))
-        for name, answer in engine(waiting, model, settings) if waiting else ():
+        for name, answer in answers if waiting else ():
             done[name] = response(answer, model)
             if journal:
                 jsonl.append(journal, [{"id": name, "output": done[name]}])

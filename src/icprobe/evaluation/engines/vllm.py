@@ -1,6 +1,6 @@
 """vLLM within the job: prompts and responses are token ids, so nothing of its tokenizer plays a part."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from icprobe.evaluation.engines import Question, require_vllm
@@ -8,7 +8,7 @@ from icprobe.evaluation.engines.model import Model, trusts
 from icprobe.evaluation.engines.weights import served_folder
 
 
-def vllm(questions: list[Question], model: Model, settings: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
+def vllm(questions: list[Question], model: Model, settings: dict[str, Any]) -> Generator[tuple[str, list[int]]]:
     """Greedy answers; settings: `dtype` and `batch_size`, the prompts that are generated and kept together."""
     require_vllm()
     from vllm import LLM, SamplingParams, TokensPrompt
