@@ -111,9 +111,10 @@ class _Asking:
                     f"{several(completion.usage.completion_tokens, 'token')} of {most}. Give it a context of "
                     f"{len(question.ids) + question.most} tokens or more."
                 )
-            if tokens is None:
-                self._check_text(question)
+            if tokens is None and not ids:
+                self._check_text()
                 return choice.text
+            tokens = tokens or []
             self._check_tokenizer(question, tokens, choice.text)
             ids += tokens
             ended = choice.finish_reason == "length" or not tokens or not self._model.last.isdisjoint(tokens)
@@ -211,7 +212,7 @@ class _Asking:
                 "server's log."
             )
 
-    def _check_text(self, question: Question) -> None:
+    def _check_text(self) -> None:
         """Raises EndpointError where a text cannot show a control token that would end the response."""
         unseen = self._model.stops.tokens - self._model.ends
         if unseen:
