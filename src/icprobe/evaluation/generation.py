@@ -98,7 +98,7 @@ def _generate_batch(
     sequences = model.generate(
         input_ids=ids.to(place), attention_mask=mask.to(place), generation_config=greedy, stopping_criteria=criteria
     )
-    return [_response(tokenizer, row[width:], ends, stops) for row in sequences.tolist()]
+    return [response_of(tokenizer, row[width:], ends, stops) for row in sequences.tolist()]
 
 
 def _ends(model: PreTrainedModel, tokenizer: Any) -> set[int]:
@@ -108,7 +108,7 @@ def _ends(model: PreTrainedModel, tokenizer: Any) -> set[int]:
     return {end for end in (tokenizer.eos_token_id, *named) if end is not None}
 
 
-def _response(tokenizer: Any, ids: list[int], ends: set[int], stops: Stops) -> str:
+def response_of(tokenizer: Any, ids: list[int], ends: set[int], stops: Stops) -> str:
     length = next((position for position, token in enumerate(ids) if token in ends), len(ids))
     text = _text(tokenizer, ids[:length])
     next_prompt = stops.found(text)

@@ -6,7 +6,7 @@ import pandas as pd
 
 from icprobe import artifacts, jsonl
 from icprobe.tables import checking
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -21,7 +21,7 @@ with job(snakemake) as run:
         source = artifacts.content_digest(checkpoint or base)
         identity = [source, artifacts.content_digest(base), rows, settings, templates, snakemake.params.code]
         partial = artifacts.partial_directory(snakemake.params.results, "generate", *identity)
-        prompts = Prompts.of_queries(templates)
+        prompts = prompts_of(templates)
         model = Model.of(base, checkpoint, prompts)
         found = responses(model, prompts, rows, snakemake.params.generator, completed(settings), partial)
     jsonl.write(found, snakemake.output[0])

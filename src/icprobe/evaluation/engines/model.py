@@ -8,6 +8,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from icprobe import artifacts
 from icprobe.evaluation.stopping import Stops
+from icprobe.texts.chat import Chat
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer
 
@@ -25,7 +26,7 @@ class Model:
     vocabulary: int
 
     @classmethod
-    def of(cls, base: str | Path, checkpoint: str | Path | None, prompts: Prompts) -> "Model":
+    def of(cls, base: str | Path, checkpoint: str | Path | None, prompts: Prompts | Chat) -> "Model":
         """Of the directories; no weights are loaded."""
         tokenizer, manifest = load_tokenizer(base), artifacts.read_manifest(base)
         adapters = checkpoint and artifacts.read_manifest(checkpoint)["kind"] == "lora"

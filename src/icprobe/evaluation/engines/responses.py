@@ -13,7 +13,9 @@ from icprobe.evaluation import generation
 from icprobe.evaluation.engines import ENGINES, Question
 from icprobe.evaluation.engines.model import Model
 from icprobe.progress import Progress
-from icprobe.texts.prompts import Prompts, full_instruction, token_ids
+from icprobe.texts.chat import Chat
+from icprobe.texts.conversations import full_instruction
+from icprobe.texts.prompts import Prompts, token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,7 @@ def completed(settings: dict[str, Any]) -> dict[str, Any]:
 
 def responses(
     model: Model,
-    prompts: Prompts,
+    prompts: Prompts | Chat,
     rows: list[dict[str, Any]],
     generator: str,
     settings: dict[str, Any],
@@ -40,7 +42,8 @@ def responses(
     settings: `engine` with `max_new_tokens` and what the engine reads; partial: a folder in which responses are kept as
     they come, so that a killed job goes on where it was. Raises DataError for a prompt that fills the model's context.
     """
-    waiting = questions(model, [(row["id"], prompts.query(row)) for row in rows], settings["max_new_tokens"])
+    bound = prompts.of(model.tokenizer)
+    waiting = questions(model, [(row["id"], bound.query(row)) for row in rows], settings["max_new_tokens"])
     journal = Path(partial) / "responses.jsonl" if partial else None
     done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}
     waiting = [question for question in waiting if question.id not in done]
@@ -88,6 +91,6 @@ def questions(model: Model, texts: list[tuple[str, str]], max_new_tokens: int) -
 def response(answer: list[int] | str, model: Model) -> str:
     """What of an answer is the response; of token ids, exactly as `evaluation.generation` has it."""
     if not isinstance(answer, str):
-        return generation._response(model.tokenizer, answer, model.last, model.stops)
+        return generation.response_of(model.tokenizer, answer, model.last, model.stops)
     next_prompt = model.stops.found(answer)
     return answer[: next_prompt.start() if next_prompt else None].strip()
