@@ -42,6 +42,7 @@ try:
     )
     TRACKED = modes.settings()["mode"] != "disabled"
     PLAN.check_files()
+    PLAN.check_libraries()
     PLAN.check_columns()
     responding.check(PLAN)
 except IcprobeError as error:

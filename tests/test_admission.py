@@ -52,7 +52,7 @@ def tried(tokenizer, tmp_path, monkeypatch):
     """model → its capabilities, of a kind that no class of transformers is."""
 
     def trial(model):
-        def opened(_directory, dtype, _trusted, experts_apart=True):
+        def opened(_directory, dtype, _trusted, experts_apart=True, **_load):
             return copy.deepcopy(model).to(models.DTYPES[dtype]).eval().requires_grad_(False)
 
         monkeypatch.setattr(admission, "opened", opened)

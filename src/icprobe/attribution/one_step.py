@@ -17,6 +17,7 @@ from icprobe.engine.gradients import Factors, Layer, collect_gradients, layers_o
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.matmul import matmul
 from icprobe.engine.network import Network
+from icprobe.engine.quantization import weight_of
 from icprobe.texts.prompts import Encoded
 
 GRADIENT_COST = 3  # of a token's forward and backward pass; 1 is a forward pass
@@ -142,8 +143,9 @@ def _materialise(layer: Layer, a: Tensor, delta: Tensor, learning_rate: float, s
     left, right = (a, delta) if transposed else (delta, a)
 
     def hook(module: nn.Module, _inputs: tuple) -> None:
-        out = scratch[: layer.weight_size].view(module.weight.shape)
-        torch.sub(module.weight, matmul(left.T, right.T), alpha=learning_rate, out=out)
+        weight = weight_of(module, scratch.dtype)
+        out = scratch[: layer.weight_size].view(weight.shape)
+        torch.sub(weight, matmul(left.T, right.T), alpha=learning_rate, out=out)
         module.weight = nn.Parameter(out, requires_grad=False)
 
     return hook

@@ -211,6 +211,29 @@ class Config(Section):
             raise ValueError(f"truth: {away[0]!r} is external and cannot be trained; write truth: null for none")
         return self
 
+    @model_validator(mode="after")
+    def _quantised_models_are_adapted(self) -> "Config":
+        trained = self.truth.parts or (
+            self.evaluation.judge != "annotations" and (self.finetune_methods or self.finetune.all_data)
+        )
+        few_bits = [model for model in self.models if self.quantization(model) != "none"]
+        if not trained or not few_bits:
+            return self
+        why = f"model_sources.{few_bits[0]}.load.quantization is {self.quantization(few_bits[0])}, and "
+        if self.finetune.lora is None:
+            raise ValueError(
+                f"finetune.lora: {why}quantised weights are not trained: write lora: {{rank: 16}} for adapters, or "
+                "`finetune: null` for no training"
+            )
+        if self.finetune.processes > 1:
+            raise ValueError(f"finetune.processes: {why}a quantised model is trained in one process; set it to 1")
+        return self
+
+    def quantization(self, model: str) -> str:
+        """How many bits a model's linear layers are kept in: none (as they are), 8bit or 4bit."""
+        load = getattr(self.model_sources[model], "load", None)
+        return load.quantization if load else "none"
+
     @property
     def finetune_methods(self) -> list[str]:
         """Methods whose bins are fine-tuned on; by default those of FINE_TUNED that are scored, or all if none is."""

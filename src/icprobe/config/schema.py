@@ -54,9 +54,8 @@ def markdown(schema: dict[str, Any]) -> str:
     """All keys with type, default and description, one table for each section."""
     sections = schema["$defs"]
     parts = [INTRODUCTION, "## Top level\n", _table(schema["properties"], schema["required"], sections)]
-    for key, section in schema["properties"].items():
-        parts += _section(key, section, sections)
-    return "\n".join(parts)
+    found = [part for key, section in schema["properties"].items() for part in _section(key, section, sections)]
+    return "\n".join([*parts, *dict.fromkeys(found)])  # what several kinds of a section have within them, once
 
 
 def _section(place: str, field: dict[str, Any], sections: dict[str, Any]) -> list[str]:
@@ -66,13 +65,14 @@ def _section(place: str, field: dict[str, Any], sections: dict[str, Any]) -> lis
         section = sections[name]
         source = section["properties"].get("source", {}).get("const")
         mark = ".{name}" if "additionalProperties" in field else ""
-        parts += [
+        lines = [
             f"## `{place}{mark}`{f' with `source: {source}`' if source else ''}\n",
             f"{section['description']}\n",
             _table(section["properties"], section.get("required", []), sections),
         ]
+        parts.append("\n".join(lines))
         for key, inner in section["properties"].items():
-            parts += _section(f"{place}.{key}", inner, sections)
+            parts += _section(f"{place}{mark}.{key}", inner, sections)
     return parts
 
 

@@ -21,6 +21,29 @@ from icprobe.errors import did_you_mean, shown
 # --- models -----------------------------------------------------------------------------------------------------
 
 
+class Load(Section):
+    """How a model's weights are kept in memory and where they are put."""
+
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none",
+        description="Bits of the linear layers' weights, by bitsandbytes: what is valued is the model with these "
+        "weights (docs/models.md). 8bit: LLM.int8's weights; 4bit: NF4. Fine-tuning such a model needs finetune.lora.",
+    )
+    device_map: Literal["none", "auto"] = Field(
+        "none",
+        description="none: on the device that is set, by way of the CPU's memory. auto: accelerate measures the memory "
+        "first, and a model that does not fit on one device is refused.",
+    )
+
+
+def _load() -> Any:
+    """The key `load` of a source; its default is no part of a dump, so that it changes no digest and no param."""
+    default = Load()
+    return Field(
+        default, description="How the model is loaded wherever it computes.", exclude_if=lambda load: load == default
+    )
+
+
 Distribution = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -34,6 +57,7 @@ class PypiSource(Section):
     version: str = Field(description="Exact version of the distribution.", pattern=r"^[A-Za-z0-9][A-Za-z0-9.+!_-]*$")
     file: str | list[str] = Field(description="Path of the GGUF file, or of each part, inside its wheel.")
     sha256: str = Field(description="SHA-256 of the whole GGUF file, in hexadecimal.", pattern=r"^[0-9a-f]{64}$")
+    load: Load = _load()
 
     @model_validator(mode="after")
     def _one_file_for_each_package(self) -> "PypiSource":
@@ -51,6 +75,7 @@ class HubSource(Section):
     id: str = Field(description="Hub id, such as EleutherAI/pythia-1b-deduped.")
     revision: str = Field("main", description="Branch, tag or commit; pin a commit for a reproducible experiment.")
     trust_remote_code: bool = Field(False, description="Run Python code that the model's repository brings.")
+    load: Load = _load()
 
 
 class LocalSource(Section):
@@ -59,6 +84,7 @@ class LocalSource(Section):
     source: Literal["local"]
     path: FilePath = Field(description="The directory, relative to the repository root or absolute.")
     trust_remote_code: bool = Field(False, description="Run Python code that the directory brings.")
+    load: Load = _load()
 
 
 class RandomSource(Section):
@@ -76,6 +102,7 @@ class RandomSource(Section):
         "resources/demo/train.jsonl", description="Data file whose texts train the tokenizer (Alpaca's fields)."
     )
     vocabulary: Count = Field(512, description="Maximum size of the tokenizer's vocabulary, in tokens.")
+    load: Load = _load()
 
 
 class ExternalSource(Section):

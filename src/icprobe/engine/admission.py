@@ -9,7 +9,7 @@ autograd, so that kinds of models that nobody has thought of are refused as well
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from icprobe.engine.capabilities import Capabilities
-from icprobe.engine.experts import unstack
+from icprobe.engine.experts import expert_layers, unstack
 from icprobe.engine.head import Shape, given_logits, shape_of
 from icprobe.engine.models import check_causal, opened
 from icprobe.engine.network import Network
+from icprobe.engine.quantization import dequantise, quantised
 from icprobe.engine.theta import ADVICE, theta_of
 from icprobe.engine.trials import (
     Computed,
@@ -47,16 +48,48 @@ TIMES_AS_FAR, AND_MORE = 3.0, 0.1
 
 
 @torch.no_grad()
-def admit(directory: str | Path, tokenizer: Any, trusted: bool = False) -> Capabilities:
-    """Tries out the model that was saved in `directory`, in each dtype. Raises ModelError where float32 is wrong."""
+def admit(
+    directory: str | Path, tokenizer: Any, trusted: bool = False, load: dict[str, str] | None = None
+) -> Capabilities:
+    """Tries out the model that was saved in `directory`, in each dtype. Raises ModelError where float32 is wrong.
+
+    load: its source's. Quantised, it is held against plain transformers with the dequantised weights.
+    """
     logger.info("trying the engines on a few tokens, in float32 and in bfloat16")
     with _step("the model", "to open it again once it is saved"):
         model = opened(directory, "float32", trusted, experts_apart=False)
     capabilities, trial, exact = _try_out(model, tokenizer)
-    if wrong := _wrong_in_bfloat16(directory, trusted, capabilities, trial, exact):
+    name, has_experts = type(model).__name__, bool(expert_layers(model))
+    del model  # for the memory of those that follow
+    opener = _Opener(directory, trusted, load)
+    if quantised(load):
+        if has_experts:
+            raise ModelError(f"{name}: bitsandbytes leaves a mixture's experts as they are; remove load.quantization.")
+        with _step(name, f"a trial in {load['quantization']}"):
+            exact = by_transformers(opener.plain("float32"), trial, capabilities.unreached)
+            far = differences(by_engines(Network(opener.model("float32"), capabilities), trial), exact)
+        _refuse_far_in_float32(f"{name} in {load['quantization']}", far)
+    if wrong := _wrong_in_bfloat16(opener, capabilities, trial, exact):
         logger.warning("%s; it can be used with attribution.dtype: float32", wrong)
         capabilities = replace(capabilities, refused_dtypes={"bfloat16": wrong})
     return capabilities
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens a saved model as its source's `load` says, and as plain transformers would compute the same."""
+
+    directory: str | Path
+    trusted: bool
+    load: dict[str, str] | None = None
+
+    def model(self, dtype: str) -> PreTrainedModel:
+        return opened(self.directory, dtype, self.trusted, **({"load": self.load} if self.load else {}))
+
+    def plain(self, dtype: str) -> PreTrainedModel:
+        model = self.model(dtype)
+        dequantise(model)
+        return model
 
 
 @torch.no_grad()
@@ -99,20 +132,18 @@ def _try_out(model: PreTrainedModel, tokenizer: Any = None) -> tuple[Capabilitie
         capabilities = try_engines(model, known)
         found = by_engines(Network(model, capabilities), trial)
     if model.dtype == torch.float32:
-        far = differences(found, exact)
-        refuse_far(name, far, {what: GRADIENT_TOLERANCE if "gradient" in what else TOLERANCE for what in far})
+        _refuse_far_in_float32(name, differences(found, exact))
     return capabilities, trial, exact
 
 
-def _wrong_in_bfloat16(
-    directory: str | Path, trusted: bool, capabilities: Capabilities, trial: Trial, exact: Computed
-) -> str:
+def _wrong_in_bfloat16(opener: _Opener, capabilities: Capabilities, trial: Trial, exact: Computed) -> str:
     """What is wrong with the engines in bfloat16, or nothing; rounding takes plain transformers as far from `exact`."""
-    model = opened(directory, "bfloat16", trusted)
+    model = opener.model("bfloat16")
     name = type(model).__name__
     try:
         with _step(name, "a plain forward and backward pass in bfloat16"):
-            plain = by_transformers(model, trial, capabilities.unreached)
+            as_such = opener.plain("bfloat16") if opener.load else model
+            plain = by_transformers(as_such, trial, capabilities.unreached)
         with _step(name, "a trial of the engines in bfloat16"):
             found = by_engines(Network(model, capabilities), trial)
         limits = {what: TIMES_AS_FAR * far + AND_MORE for what, far in differences(plain, exact).items()}
@@ -120,6 +151,10 @@ def _wrong_in_bfloat16(
     except ModelError as error:
         return str(error).removesuffix(ADVICE)
     return ""
+
+
+def _refuse_far_in_float32(name: str, far: Mapping[str, float]) -> None:
+    refuse_far(name, far, {what: GRADIENT_TOLERANCE if "gradient" in what else TOLERANCE for what in far})
 
 
 def refuse_far(name: str, found: Mapping[str, float], limits: Mapping[str, float]) -> None:

@@ -88,7 +88,8 @@ def layers_of(network: Network) -> list[Layer]:
     for name, module in linear_layers(network.model).items():
         if name in network.capabilities.unreached:
             continue
-        d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else module.weight.shape
+        # A quantised weight has a shape of its own.
+        d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else (module.out_features, module.in_features)
         expert = (share, *of_experts[name]) if name in of_experts else ()
         found.append(Layer(name, module, d_in, d_out, module.bias is not None, name in sharing, *expert))
     return found

@@ -23,6 +23,8 @@ from transformers.utils.hub import cached_file
 
 from icprobe import artifacts, cores
 from icprobe.engine.experts import routers, unstack
+from icprobe.engine.placing import arguments, check_place
+from icprobe.engine.quantization import compute_dequantised, dequantise, options
 from icprobe.engine.random_models import random_model
 from icprobe.engine.text_models import text_model
 from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
@@ -57,6 +59,7 @@ IF_THERE = {
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CPU = torch.device("cpu")
 
 
 # --- fetching ---------------------------------------------------------------------------------------------------
@@ -78,7 +81,7 @@ def prepare(source: dict[str, Any], output: Path, admit: Callable[..., Any]) -> 
     plain = not trusted and is_plain(tokenizer, output)
     saved = open_tokenizer(output, plain, trusted)
     check_same_tokens(lambda text: token_ids(saved, text), tokenizer, type(model).__name__, "once it is saved")
-    capabilities = admit(output, tokenizer, trusted)
+    capabilities = admit(output, tokenizer, trusted, source.get("load"))
     unstack(model)
     layers = {name: m for name, m in linear_layers(model).items() if name not in capabilities.unreached}
     artifacts.write_manifest(
@@ -335,25 +338,44 @@ def resolve_device(device: str) -> torch.device:
 
 
 def load_model(
-    directory: str | Path, dtype: str = "float32", device: str = "auto", experts_apart: bool = True
+    directory: str | Path,
+    dtype: str = "float32",
+    device: str = "auto",
+    experts_apart: bool = True,
+    dequantised: bool = False,
 ) -> PreTrainedModel:
     """A prepared model in evaluation mode with frozen parameters. Raises ArtifactError where a file is damaged.
 
     experts_apart: the experts of a mixture are linear layers (`experts.unstack`); such a model cannot be saved.
+    dequantised: where its source says that it is quantised, its layers are plain ones with the dequantised weights.
     """
     source = artifacts.verify(directory).get("source", {})
-    place = resolve_device(device)
+    place, load = resolve_device(device), source.get("load")
     if place.type == "cpu" and dtype == "bfloat16" and cores.emulate_bfloat16():
         logger.warning(
             "this processor has no instructions for bfloat16: in float32 it would take about a third of the time"
         )
-    return opened(directory, dtype, bool(source.get("trust_remote_code")), experts_apart).to(place)
+    model = opened(directory, dtype, bool(source.get("trust_remote_code")), experts_apart, load, place)
+    if dequantised:
+        dequantise(model)
+    return model if load else model.to(place)
 
 
-def opened(directory: str | Path, dtype: str, trusted: bool, experts_apart: bool = True) -> PreTrainedModel:
-    """The model in a directory that `prepare` wrote, on the CPU; arguments as `load_model` takes them."""
+def opened(
+    directory: str | Path,
+    dtype: str,
+    trusted: bool,
+    experts_apart: bool = True,
+    load: dict[str, str] | None = None,
+    place: torch.device = CPU,
+) -> PreTrainedModel:
+    """The model in a directory that `prepare` wrote; arguments as `load_model` takes them.
+
+    load: its source's; without it the model is on the CPU, else on `place`.
+    """
+    how = options(load, DTYPES[dtype]) | (arguments(load, place) if load else {})
     model, loaded = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], trust_remote_code=trusted, output_loading_info=True
+        directory, dtype=DTYPES[dtype], trust_remote_code=trusted, output_loading_info=True, **how
     )
     if lacking := sorted(loaded["missing_keys"]):
         raise ModelError(
@@ -361,6 +383,9 @@ def opened(directory: str | Path, dtype: str, trusted: bool, experts_apart: bool
             "transformers has not saved the model whole; choose another."
         )
     model.eval().requires_grad_(False)
+    if load:
+        check_place(model, place)
+        compute_dequantised(model)
     if experts_apart:
         unstack(model)
     return model

@@ -16,7 +16,8 @@ from icprobe.errors import ArtifactError
 def load_fine_tuned(
     checkpoint: str | Path, base: str | Path, dtype: str = "float32", device: str = "auto"
 ) -> PreTrainedModel:
-    """The fine-tuned model of a checkpoint in evaluation mode; an adapter is merged into its base in float32.
+    """The fine-tuned model of a checkpoint in evaluation mode; an adapter is merged into its base in float32, where
+    the base's own weights are quantised ones into what their bits say.
 
     Raises ArtifactError where a file is damaged, or where an adapter belongs to another base.
     """
@@ -28,7 +29,8 @@ def load_fine_tuned(
             f"{checkpoint}: this adapter belongs to another {manifest['base']} than {base}. "
             f"Remove {checkpoint} to have it rebuilt."
         )
-    model = PeftModel.from_pretrained(load_model(base, dtype="float32", device="cpu"), checkpoint).merge_and_unload()
+    plain = load_model(base, dtype="float32", device="cpu", dequantised=True)
+    model = PeftModel.from_pretrained(plain, checkpoint).merge_and_unload()
     return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
 
 
@@ -41,7 +43,7 @@ def merged(trained: Any, base: str | Path, device: str = "auto") -> PreTrainedMo
     """
     if not isinstance(trained, PeftModel):
         return trained.eval().requires_grad_(False)
-    model = load_model(base, dtype="float32", device=device)
+    model = load_model(base, dtype="float32", device=device, dequantised=True)
     for name, layer in trained.base_model.model.named_modules():
         if isinstance(layer, LoraLayer):
             model.get_submodule(name).weight += layer.get_delta_weight("default").to(torch.float32)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from icprobe import artifacts, paths
-from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Load
 from icprobe.config.types import slice_of
 from icprobe.engine.admission import admit, capabilities_of, check_ids
 from icprobe.engine.capabilities import Capabilities
@@ -108,7 +108,7 @@ def _prepared(plan: Plan) -> Path:
     What the DAG has prepared from the same source, in the working directory, is taken as it is.
     """
     source = plan.config.model_sources[MODEL]
-    if source.source == "local" and _is_prepared(Path(source.path)):
+    if source.source == "local" and source.load == Load() and _is_prepared(Path(source.path)):
         return Path(source.path)
     name = plan.config.model_directory(MODEL).rpartition("-")[2]
     files = contents(plan.model_files(MODEL))

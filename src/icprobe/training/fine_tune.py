@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, PrinterCallback, TrainerCallback, TrainerState, set_seed
+from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -316,7 +317,7 @@ def _adapters(model: torch.nn.Module, lora: dict[str, Any]) -> LoraConfig:
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
         target_modules=sorted(linear_layers(model)),
-        fan_in_fan_out=model.config.model_type == "gpt2",  # Conv1D holds its weight transposed
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear_layers(model).values()),  # its weight is transposed
         task_type="CAUSAL_LM",
     )
 

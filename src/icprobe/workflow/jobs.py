@@ -65,6 +65,8 @@ QUIET_LOGGERS = {
     # Subsetting of fonts in SVG and PDF files, table by table.
     "fontTools": logging.WARNING,
     "PIL": logging.WARNING,
+    # WARNING lines on kernels that it would fetch, and on casts that its own products would make.
+    "bitsandbytes": logging.ERROR,
     # One INFO line for each lock on a cached data set, and one for the version of torch that it found.
     "filelock": logging.WARNING,
     "datasets": logging.WARNING,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,15 @@ class Plan:
             for file in files:
                 if not os.path.isfile(file):
                     raise ConfigError(f"config: {key}: {file}: no such file; correct the path")
+
+    def check_libraries(self) -> None:
+        """Raises ConfigError for models that are to be quantised where nothing is installed that could do it."""
+        quantised = [model for model in self.models_here if self.config.quantization(model) != "none"]
+        if quantised and find_spec("bitsandbytes") is None:
+            raise ConfigError(
+                f"config: model_sources.{quantised[0]}.load.quantization: bitsandbytes is not installed; "
+                "pip install 'bitsandbytes>=0.50', or remove the key"
+            )
 
     def check_columns(self) -> None:
         """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell, and for
