@@ -36,14 +36,15 @@ wildcard_constraints:
 
 
 # Heavy jobs ask for one `heavy` each. On one machine they run one at a time, whatever its cores: they would share a GPU,
-# and memory. On a cluster each has a machine to itself, which is what `local` means.
+# and memory. With `--resources gpu=4` there are four at a time, which take turns on the GPUs (icprobe.workflow.gpus). On
+# a cluster each has a machine to itself, which is what `local` means.
 resource_scopes:
     heavy="local",
 
 
 # `--resources heavy=2` says otherwise.
 if "heavy" not in workflow.global_resources:
-    workflow.register_resource("heavy", 1)
+    workflow.register_resource("heavy", AT_ONCE)
 
 
 # A model's shards have the model's name: `--set-scatter pythia-1b-deduped=100`.

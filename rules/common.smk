@@ -20,7 +20,7 @@ from icprobe.fingerprints import contents, package_files
 from icprobe.formatting import BIN_NAME
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import dry_run, log_filters, responding, work
+from icprobe.workflow import dry_run, gpus, log_filters, responding, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -54,9 +54,12 @@ envvars:
     *(name for name in modes.ENVIRONMENT if name in os.environ),
 
 
-# Heavy jobs compute with the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which
-# Snakemake sets anew for each job). On a cluster the profile's `set-threads` says it instead.
-THREADS = cores.wanted()
+# Heavy jobs on one machine at a time: one, or as many as `--resources gpu=N` gives GPUs, or `--resources heavy=N` says.
+AT_ONCE = gpus.heavy_at_once(workflow.global_resources)
+
+# Heavy jobs share the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which Snakemake
+# sets anew for each job). On a cluster the profile's `set-threads` says it instead.
+THREADS = cores.wanted(AT_ONCE, workflow._cores)
 
 
 def either(names):

@@ -5,6 +5,8 @@
 from icprobe.workflow.resources import Needs, Sizes, directives
 from icprobe.workflow.work import rows_there
 
+# A job that an executor has sent elsewhere has its own GPUs.
+directives = functools.partial(directives, in_turn=not workflow.remote_exec)
 SIZES = Sizes.of(CONFIG)
 DEVICE = CONFIG.attribution.device
 OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_there(local_files(CONFIG.data.train), SIZES.examples)))
@@ -17,7 +19,8 @@ RESOURCES = {
     "prepare_model": directives(lambda w, input: SIZES.prepare_model(w.model)),
     "fetch_gguf": directives(lambda w, input: SIZES.prepare_model(w.quantised)),
     "select_tasks": directives(
-        lambda w, input: SIZES.select_tasks(rows_there(local_files(CONFIG.data.tasks), SIZES.tasks))
+        lambda w, input: SIZES.select_tasks(rows_there(local_files(CONFIG.data.tasks), SIZES.tasks)),
+        "auto" if PLAN.model_decides("tasks") else "cpu",
     ),
     "prepare_train": OF_TRAIN,
     "measure_lengths": OF_TRAIN,

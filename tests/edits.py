@@ -141,6 +141,10 @@ def model_added(project: dag.Project) -> dict:
 CASES: dict[str, tuple[Callable, Counter]] = {
     "nothing": (lambda project: None, NOTHING),
     # --- the configuration
+    "a model's load, spelled out": (
+        config(model_sources={"tiny-llama": {"load": {"quantization": "none", "device_map": "none"}}}),
+        NOTHING,
+    ),
     "finetune.learning_rate": (config(finetune={"learning_rate": 1e-3}), TRAINING),
     "finetune.seeds": (
         config(finetune={"seeds": [0, 1]}),

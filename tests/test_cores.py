@@ -89,9 +89,10 @@ def meeting(tmp_path_factory):
     [
         (("--cores", "256"), 3, False),
         (("--cores", "256", "--resources", "heavy=2"), 60, True),
+        (("--cores", "256", "--resources", "gpu=2"), 60, True),
         (("--profile", "profiles/generic", "--cluster-generic-submit-cmd", "./submit"), 60, True),
     ],
-    ids=["one machine", "one machine that is told otherwise", "a cluster"],
+    ids=["one machine", "one machine that is told otherwise", "two GPUs", "a cluster"],
 )
 def test_heavy_jobs_exclude_each_other_on_one_machine_and_not_on_a_cluster(meeting, arguments, patience, met):
     if "--profile" in arguments and not importlib.util.find_spec("snakemake_executor_plugin_cluster_generic"):

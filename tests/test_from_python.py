@@ -258,6 +258,23 @@ def test_a_composite_model_in_memory_is_refused_in_a_sentence(prepared):
         icprobe.value(TRAIN, TASKS, model=model, tokenizer=reader(prepared).tokenizer, methods=["icp"])
 
 
+def test_a_quantised_model_in_memory_is_refused_in_a_sentence_and_its_source_is_not(prepared):
+    pytest.importorskip("bitsandbytes", reason="pip install '.[test]'")
+    bits = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(prepared, dtype="float32", quantization_config=bits)
+    options = {"tokenizer": reader(prepared).tokenizer, "methods": ["influence"], "dtype": "float32"}
+    with pytest.raises(ModelError, match="in memory multiplies in bitsandbytes' own way; pass its source"):
+        icprobe.value(TRAIN, TASKS, model=model, **options)
+    options["tokenizer"] = None
+    source = {"source": "local", "path": str(prepared)}
+    whole, bits = (
+        icprobe.value(TRAIN, TASKS, model=source | load, **options)["score_influence"]
+        for load in ({}, {"load": {"quantization": "4bit"}})
+    )
+    assert whole.corr(bits) > 0.9
+    assert (whole - bits).abs().max() > 1e-3 * whole.abs().max()
+
+
 @pytest.mark.parametrize(
     ("kind", "sizes"),
     [

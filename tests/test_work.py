@@ -14,6 +14,7 @@ from icprobe.workflow import work
 from icprobe.workflow.resources import LEAST_MB, Needs, Sizes, directives
 
 ROOT = Path(__file__).parents[1]
+DEVICES = ("cpu", "auto", "cuda")
 
 
 def merged(base, other):
@@ -244,6 +245,11 @@ def test_a_gpu_is_asked_for_where_the_configuration_says_cuda_and_nowhere_else()
     assert "gpu" not in directives(lambda w, input: Needs(), "auto")
     assert directives(lambda w, input: Needs(), "cuda")["gpu"] == 1
     assert directives(lambda w, input: Needs(), "cuda", 4)["gpu"] == 4
+
+
+def test_a_job_takes_its_turn_on_gpus_wherever_it_may_compute_on_one():
+    takes = {device: directives(lambda w, input: Needs(), device, 2).get("gpus_if_any") for device in DEVICES}
+    assert takes == {"cpu": None, "auto": 2, "cuda": 2}
 
 
 def test_a_shard_of_short_examples_has_more_rows_and_more_time(tmp_path, monkeypatch):

@@ -12,11 +12,15 @@ def usable() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def wanted() -> int:
-    """Threads for a heavy job on this machine: one for each usable core, but no more than OMP_NUM_THREADS says."""
+def wanted(at_once: int = 1, given: int | None = None) -> int:
+    """Threads for a heavy job on this machine: one for each usable core, but no more than OMP_NUM_THREADS says.
+
+    at_once: so many jobs share the cores, of which there are `given` where Snakemake has been told.
+    """
     # "4,2" means 4, and 2 within each of them.
     limit = re.match(r"\s*(\d+)", os.environ.get("OMP_NUM_THREADS", ""))
-    return max(1, min(usable(), int(limit[1]) if limit else usable()))
+    alone = max(1, min(usable(), int(limit[1]) if limit else usable()))
+    return alone if at_once == 1 else max(1, min(alone, (given or usable()) // at_once))
 
 
 def emulate_bfloat16() -> bool:

@@ -18,6 +18,7 @@ from icprobe.engine.admission import admit, capabilities_of, check_ids
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.experts import stack
 from icprobe.engine.models import DTYPES, load_model, max_positions, prepare
+from icprobe.engine.quantization import quantised_layers
 from icprobe.errors import ModelError, shown
 from icprobe.fingerprints import contents
 from icprobe.notebook.configuring import MODEL
@@ -150,6 +151,11 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
         raise ModelError(
             f"model: a {name} in memory is composed of several models; pass its directory or hub id, and its language "
             "model alone is used."
+        )
+    if quantised_layers(model):
+        raise ModelError(
+            f"model: a quantised {name} in memory multiplies in bitsandbytes' own way; pass its source instead, with "
+            "load={'quantization': '4bit'} in it, such as {'source': 'hub', 'id': …}."
         )
     if tokenizer is None:
         raise ModelError(f"model: a {name} in memory needs its tokenizer; pass tokenizer=…")

@@ -29,6 +29,8 @@ from icprobe.errors import ArtifactError, IcprobeError
 from icprobe.masking import mask
 from icprobe.tracking import environment, runs
 from icprobe.tracking.lineage import named
+from icprobe.workflow import gpus
+from icprobe.workflow.gpus import GPUS_IF_ANY
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,8 @@ def job(snakemake: Any) -> Iterator[runs.Run]:
         exit_code = 1
         try:
             _refuse_future_inputs(snakemake.input)
-            yield run
+            with gpus.turn(getattr(snakemake, "resources", {}).get(GPUS_IF_ANY, 0)):
+                yield run
             _await_inputs(snakemake.input)
             _record(snakemake)
             exit_code = 0

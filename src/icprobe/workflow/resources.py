@@ -18,6 +18,7 @@ from icprobe.config.sources import local_files
 from icprobe.engine.batching import parse_shard, shard_numbers
 from icprobe.errors import ArtifactError
 from icprobe.workflow import work
+from icprobe.workflow.gpus import GPUS_IF_ANY
 from icprobe.workflow.work import ROW_TOKENS, SPEED, operations, parameters
 
 LEAST_MB = 1000  # Snakemake starts three times for a job on a cluster: 350 MB before any work
@@ -248,13 +249,16 @@ def _measured(path: str, _modified: int, of: int) -> tuple[np.ndarray, float]:
     return np.bincount(shard_numbers(tokens, of), minlength=of + 1), float(tokens.sum())
 
 
-def directives(needs: Callable[..., Needs], device: str = "cpu", gpus: int = 1) -> dict[str, Any]:
+def directives(needs: Callable[..., Needs], device: str = "cpu", gpus: int = 1, in_turn: bool = True) -> dict[str, Any]:
     """Makes a rule's `resources` from a function of its wildcards and input files.
 
     device: what the configuration computes on. `cuda` asks for so many GPUs; `auto` takes what it finds.
+    in_turn: either takes its turn on those of the machine (`gpus.turn`); not where a batch system has given it its own.
     """
     found: dict[str, Any] = {
         "mem_mb": lambda wildcards, input, attempt: needs(wildcards, input).memory(attempt),
         "runtime": lambda wildcards, input, attempt: needs(wildcards, input).minutes(attempt),
     }
+    if device != "cpu" and in_turn:
+        found[GPUS_IF_ANY] = gpus
     return {**found, "gpu": gpus} if device == "cuda" else found
