@@ -20,7 +20,7 @@ from icprobe.fingerprints import contents, package_files
 from icprobe.formatting import BIN_NAME
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import dry_run, gpus, log_filters, responding, work
+from icprobe.workflow import checks, dry_run, gpus, log_filters, responding, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -41,9 +41,7 @@ try:
         }
     )
     TRACKED = modes.settings()["mode"] != "disabled"
-    PLAN.check_files()
-    PLAN.check_libraries()
-    PLAN.check_columns()
+    checks.check(PLAN)
     responding.check(PLAN)
 except IcprobeError as error:
     sys.exit(str(error))

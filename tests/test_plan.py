@@ -11,6 +11,7 @@ from snakemake.utils import update_config
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
 from icprobe.errors import ConfigError, DataError
+from icprobe.workflow.checks import check_columns, check_files
 from icprobe.workflow.plan import LABEL_TABLES, Plan
 
 ROOT = Path(__file__).parents[1]
@@ -110,7 +111,7 @@ def test_rows_without_texts_are_numbered_by_the_first_scores_that_have_them():
 )
 def test_a_file_that_is_named_and_not_there_is_said(sections, key):
     with pytest.raises(ConfigError, match=f"config: {key}: no such file; correct the path"):
-        plan(**sections).check_files()
+        check_files(plan(**sections))
 
 
 @pytest.mark.parametrize(
@@ -140,22 +141,21 @@ def test_columns_that_local_files_lack_are_told_before_any_job(data, said, tmp_p
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.csv").write_text("question,answer\na,b\n")
     with pytest.raises((DataError, ConfigError), match=said):
-        plan(data=data).check_columns()
+        check_columns(plan(data=data))
 
 
 def test_columns_that_are_there_or_cannot_be_known_yet_are_no_mistake(tmp_path):
-    plan().check_columns()
-    plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}, "labels": ["unknown"]}).check_columns()
+    check_columns(plan())
+    check_columns(plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}, "labels": ["unknown"]}))
     rows = [{"instruction": f"Question {n}?", "output": "a" * 60} for n in range(9000)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plan(data={"train": {"path": str(tmp_path / "long.jsonl")}, "labels": ["late"]}).check_columns()
+    check_columns(plan(data={"train": {"path": str(tmp_path / "long.jsonl")}, "labels": ["late"]}))
 
 
 def test_files_that_nothing_reads_need_not_be_there():
-    plan(
-        attribution={"external": {"unused": GIVEN}}, evaluation={"annotations": {"a": {"path": "none.json"}}}
-    ).check_files()
-    plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}}).check_files()
+    unread = {"evaluation": {"annotations": {"a": {"path": "none.json"}}}}
+    check_files(plan(attribution={"external": {"unused": GIVEN}}, **unread))
+    check_files(plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}}))
 
 
 # --- attributions -------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.models import linear_layers, load_model, prepare
 from icprobe.engine.quantization import quantised_layers
 from icprobe.errors import ConfigError, ModelError
+from icprobe.workflow.checks import check_libraries
 
 KINDS = [(architecture, load) for architecture in ("llama", "gpt2") for load in ("8bit", "4bit")]
 ETA = 1e-3
@@ -251,9 +252,9 @@ def test_a_training_that_a_quantised_model_has_not_is_refused_when_it_is_planned
 @pytest.mark.usefixtures("in_the_repository")
 def test_without_bitsandbytes_a_quantised_model_is_refused_when_it_is_planned(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with_models(RANDOM).check_libraries()
+    check_libraries(with_models(RANDOM))
     with pytest.raises(ConfigError, match=r"model_sources\.a\.load\.quantization: .*pip install"):
-        with_models(RANDOM | {"load": {"quantization": "4bit"}}).check_libraries()
+        check_libraries(with_models(RANDOM | {"load": {"quantization": "4bit"}}))
 
 
 def test_a_mixture_of_experts_is_refused_because_bitsandbytes_would_leave_it_whole(tokenizer, tmp_path):

@@ -30,7 +30,6 @@ NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_s
 
 NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "none"}}
 
-
 # The bins where none are said: the paper's, where the icp score is a share of tasks, and the two ends of a ranking.
 THRESHOLDS = ["<=0.5", ">0.5", ">0.8", ">0.85", ">0.9"]
 ENDS = ["bottom 20%", "top 20%"]

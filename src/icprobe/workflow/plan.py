@@ -4,11 +4,9 @@ The rules ask a `Plan`; they name the files, and bind what is Snakemake's. Nothi
 experiment makes.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,9 @@ from icprobe.config.training import Annotations
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, reason
 from icprobe.formatting import bin_name, bin_of, parse_bin
-from icprobe.tables import checking, reading
+from icprobe.tables import checking
 
 LABEL_TABLES = ("label_aucs.csv", "label_auc_differences.csv", "label_correlations.csv")
-TABLES = ("train", "tasks", "eval")
 TEMPLATES = ("query", "target", "one_shot_prefix", "separator")
 LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
 
@@ -112,51 +109,6 @@ class Plan:
             for table in ("train", "tasks")
             if getattr(self.config.data, table) is None
         }
-
-    def check_files(self) -> None:
-        """Raises ConfigError for a local file that the configuration names and that is not there.
-
-        Snakemake would say it in five lines of its own words.
-        """
-        for key, files in {
-            **{f"data.{name}.path": local_files(getattr(self.config.data, name)) for name in TABLES},
-            **{f"attribution.external.{method}.path": scores.files for method, scores in self.external.items()},
-            **{f"evaluation.annotations.{name}.path": note.files for name, note in self.annotations.items()},
-            "templates.chat_template": [*filter(None, [self.config.templates.chat_template])],
-        }.items():
-            for file in files:
-                if not os.path.isfile(file):
-                    raise ConfigError(f"config: {key}: {file}: no such file; correct the path")
-
-    def check_libraries(self) -> None:
-        """Raises ConfigError for models that are to be quantised where nothing is installed that could do it."""
-        quantised = [model for model in self.models_here if self.config.quantization(model) != "none"]
-        if quantised and find_spec("bitsandbytes") is None:
-            raise ConfigError(
-                f"config: model_sources.{quantised[0]}.load.quantization: bitsandbytes is not installed; "
-                "pip install 'bitsandbytes>=0.50', or remove the key"
-            )
-
-    def check_columns(self) -> None:
-        """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell, and for
-        good values that no row has of a label, where that is one file small enough to be read at every start.
-
-        What rows further down lack is found out by the jobs that read all of them.
-        """
-        data = self.config.data
-        for name, needs_output in (("train", True), ("tasks", True), ("eval", False)):
-            files = local_files(getattr(data, name))
-            looked_at = [reading.columns_of(file) for file in files]
-            if files and all(complete for _, complete in looked_at):
-                names = list(dict.fromkeys(column for columns, _ in looked_at for column in columns))
-                origin, table = ", ".join(files[:3]), getattr(data, name)
-                columns, key = table.columns, f"data.{name}.columns"
-                checking.check_columns(names, origin, columns, needs_output, key=key, asked=table.format)
-                checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
-        train = local_files(data.train)
-        if len(train) == 1 and reading.is_small(train[0]):  # numbers in several may be read as others than in each
-            for name, wanted in self.sound_labels.items():
-                checking.check_good(name, checking.values(train, data.train.columns, name), wanted)
 
     def text_settings(self, *templates: str) -> dict[str, Any]:
         """How rows become texts and tokens: these templates (all, if none is named), and what control tokens are.

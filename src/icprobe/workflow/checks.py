@@ -1,0 +1,66 @@
+"""What is said of mistakes when Snakemake plans, before any job: files, libraries and columns that are not there."""
+
+import os
+from importlib.util import find_spec
+
+from icprobe.config.sources import local_files
+from icprobe.errors import ConfigError
+from icprobe.tables import checking, reading
+from icprobe.workflow.plan import Plan
+
+TABLES = ("train", "tasks", "eval")
+
+
+def check(plan: Plan) -> None:
+    """Raises ConfigError or DataError for the first thing that is missing."""
+    check_files(plan)
+    check_libraries(plan)
+    check_columns(plan)
+
+
+def check_files(plan: Plan) -> None:
+    """Raises ConfigError for a local file that the configuration names and that is not there.
+
+    Snakemake would say it in five lines of its own words.
+    """
+    for key, files in {
+        **{f"data.{name}.path": local_files(getattr(plan.config.data, name)) for name in TABLES},
+        **{f"attribution.external.{method}.path": scores.files for method, scores in plan.external.items()},
+        **{f"evaluation.annotations.{name}.path": note.files for name, note in plan.annotations.items()},
+        "templates.chat_template": [*filter(None, [plan.config.templates.chat_template])],
+    }.items():
+        for file in files:
+            if not os.path.isfile(file):
+                raise ConfigError(f"config: {key}: {file}: no such file; correct the path")
+
+
+def check_libraries(plan: Plan) -> None:
+    """Raises ConfigError for models that are to be quantised where nothing is installed that could do it."""
+    quantised = [model for model in plan.models_here if plan.config.quantization(model) != "none"]
+    if quantised and find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            f"config: model_sources.{quantised[0]}.load.quantization: bitsandbytes is not installed; "
+            "pip install 'bitsandbytes>=0.50', or remove the key"
+        )
+
+
+def check_columns(plan: Plan) -> None:
+    """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell, and for
+    good values that no row has of a label, where that is one file small enough to be read at every start.
+
+    What rows further down lack is found out by the jobs that read all of them.
+    """
+    data = plan.config.data
+    for name, needs_output in (("train", True), ("tasks", True), ("eval", False)):
+        files = local_files(getattr(data, name))
+        looked_at = [reading.columns_of(file) for file in files]
+        if files and all(complete for _, complete in looked_at):
+            names = list(dict.fromkeys(column for columns, _ in looked_at for column in columns))
+            origin, table = ", ".join(files[:3]), getattr(data, name)
+            columns, key = table.columns, f"data.{name}.columns"
+            checking.check_columns(names, origin, columns, needs_output, key=key, asked=table.format)
+            checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
+    train = local_files(data.train)
+    if len(train) == 1 and reading.is_small(train[0]):  # numbers in several may be read as others than in each
+        for name, wanted in plan.sound_labels.items():
+            checking.check_good(name, checking.values(train, data.train.columns, name), wanted)
