@@ -157,7 +157,7 @@ def test_ids_and_masks_are_those_of_a_naive_construction(name, turns, spoken):
 def test_turns_are_found_by_letters_as_by_prefixes(name, spoken, monkeypatch):
     tokenizer = spoken(OURS[name])
     by_letters = [labelled(tokenizer, chat(), row(turns)) for turns in CONVERSATIONS.values()]
-    monkeypatch.setattr("icprobe.texts.completions._ends", lambda *_: None)
+    monkeypatch.setattr("icprobe.texts.completions._letters", lambda *_: None)
     for turns, expected in list(zip(CONVERSATIONS.values(), by_letters, strict=True))[:-1]:
         assert labelled(tokenizer, chat(), row(turns)) == expected
 
@@ -383,3 +383,82 @@ def test_alpacas_fields_are_one_exchange(spoken):
     for text in ("query", "target", "document", "one_shot_prefix"):
         assert getattr(prompts, text)(alpaca) == getattr(prompts, text)(spelled)
     assert prompts.one_shot_prefix(alpaca).endswith("Instruction: Add. 1 2 Response: 3")
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds <|im_end|>.", "parameters": {"a": 1}}}]
+CALLING = (
+    "{% if tools %}{{ '<|im_start|>system\\n' + tools | tojson + '<|im_end|>\\n' }}{% endif %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '\\n' }}{% if m.reasoning_content %}{{ '(' + m.reasoning_content + ')' }}{% endif %}"
+    "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson if c.type == 'function' }}{% endfor %}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def test_tools_stand_in_all_texts_and_their_control_tokens_are_letters(spoken):
+    tokenizer = spoken(CALLING)
+    prompts, told = chat().of(tokenizer), row(CONVERSATIONS["one"], tools=TOOLS)
+    assert "Adds" in prompts.query(told)
+    ids, _ = labelled(tokenizer, chat(), told)
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 3  # of the tools, the user and the assistant
+    assert "Adds" in prompts.one_shot(told, TASKS[0])  # as text
+    frame = pd.DataFrame([told])
+    with pytest.raises(DataError, match="have different tools, and one conversation has one set"):
+        fit_train(frame, pd.DataFrame([TASKS[0]]), chat(context="turns"), [Reader("m", tokenizer, 4096)], "error")
+
+
+def test_what_a_template_does_not_write_is_refused(spoken):
+    reader, told = Reader("m", spoken(CHATML), None), row(CONVERSATIONS["one"], tools=TOOLS)
+    with pytest.raises(DataError, match="the chat template does not write its tools"):
+        lengths(pd.DataFrame([told]), chat(), reader)
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "reasoning_content": "c"}]
+    thought = read_table({"path": "rows", "rows": [{"messages": messages}]})
+    with pytest.raises(DataError, match="does not write its last reasoning_content"):
+        lengths(thought, chat(), reader)
+    written = chat().of(spoken(CALLING)).target(thought.iloc[0].to_dict())
+    assert written == "(c)b<|im_end|>"
+
+
+# The system's words stand in the user's last turn, so that an example's move into the task's.
+LAST = (
+    "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set ms = messages[1:] %}{% else %}"
+    "{% set s = '' %}{% set ms = messages %}{% endif %}{% for m in ms %}{% if m.role == 'user' %}"
+    "{{ '[INST]' + (s if loop.last or loop.index == loop.length - 1 else '') + m.content + '[/INST]' }}{% else %}"
+    "{{ m.content + eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def test_contexts_that_an_example_changes_are_rendered_whole(spoken):
+    tokenizer, prompts = spoken(LAST), chat(context="turns")
+    shots, bound = OneShots(tokenizer, prompts, TASKS), prompts.of(tokenizer)
+    for example in EXAMPLES:
+        prefix, suffixes = shots.encode(example, range(len(TASKS)))
+        for task, suffix in zip(TASKS, suffixes, strict=True):
+            whole = encode(tokenizer, bound.one_shot(example, task), bound.target(task))
+            assert (*prefix, *suffix.ids) == whole.ids
+
+
+def test_an_empty_system_message_is_one(spoken):
+    prompts = chat(context="turns").of(spoken(CHATML))
+    silent = row([("system", ""), ("user", "a"), ("assistant", "b")])
+    assert prompts.one_shot(TASKS[0], silent).startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\nName")
+
+
+def test_control_tokens_that_begin_an_answer_end_none(spoken):
+    said = "+ ('<|im_mid|>' if m.role == 'assistant' else '') + m.content +"
+    tokenizer = spoken(CHATML.replace("+ m.content +", said))
+    assert chat().of(tokenizer).target(TASKS[0]).startswith("<|im_mid|>")
+    assert tokenizer.convert_tokens_to_ids("<|im_mid|>") not in Stops.of(chat(), tokenizer).tokens
+
+
+def test_the_response_has_no_token_behind_the_end_of_its_turn(spoken):
+    tokenizer = spoken(CHATML)
+    counted = lengths(pd.DataFrame([TASKS[2]]), chat(), Reader("m", tokenizer, None)).iloc[0]
+    assert counted["n_target"] == len(encode(tokenizer, "", "6<|im_end|>").ids)
+
+
+def test_an_answer_that_is_cut_to_blanks_is_no_traceback(spoken):
+    long = row([("user", "a"), ("assistant", "\n\n" + "d " * 300)])
+    cut = fit_train(
+        pd.DataFrame([long]), pd.DataFrame([TASKS[0]]), chat(), [Reader("m", spoken(CHATML), 200)], "truncate"
+    )
+    assert cut["output"][0].strip()

@@ -61,6 +61,17 @@ def test_conversations_are_valued_trained_on_and_judged(project):
     assert "over all turns of the assistant" in report
 
 
+def test_no_run_holds_a_text_that_was_not_asked_for(project):
+    told = project.copy(project.path.with_name("told"))
+    config = {**CONFIG, "wandb": {"mode": "offline", "texts": False}, "analysis": {"chain": None, "resamples": 50}}
+    ended = told.snakemake("all", "--cores", "2", "--forcerun", "tabulate_scores", "subset", config=config)
+    assert ended.returncode == 0, ended.output[-3000:]
+    runs = list((told.path / "results/tiny/wandb").rglob("*"))
+    assert runs
+    secret = json.loads((told.path / "talk.jsonl").read_text().splitlines()[0])["messages"][1]["content"].encode()
+    assert not [run for run in runs if run.is_file() and secret in run.read_bytes()]
+
+
 def test_nothing_is_stale_and_an_edited_template_makes_all_texts_stale(project):
     assert project.snakemake("all", "-n", config=CONFIG).jobs == {}
     edited = project.copy(project.path.with_name("edited"))

@@ -108,14 +108,14 @@ def test_an_eval_prompt_may_wait_for_an_answer():
         ({"messages": [{"role": "judge", "content": "x"}]}, "has the role 'judge'"),
         ({"messages": ["Hi"]}, "message 1 of \"messages\" is 'Hi', not a mapping"),
         ({"messages": []}, "a list of messages is needed"),
-        ({"messages": "Hi"}, "is text without JSON"),
+        ({"messages": "Hi"}, "is text that is no JSON"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}, HI[1]]}, "type 'image'"),
         ({"messages": [HI[0], {**HI[1], "weight": 0}]}, "weight 0"),
         ({"messages": [HI[1]]}, "no turn of the user before its last answer"),
         ({"messages": [HI[0], {"role": "assistant", "content": "\ud800"}]}, "half a surrogate pair"),
         ({"chosen": "Hello"}, '"prompt" is missing'),
         ({"prompt": "Bye", "chosen": HI}, 'does not begin with "prompt"'),
-        ({"messages": HI, "tools": "{"}, '"tools" is text without JSON'),
+        ({"messages": HI, "tools": "{"}, '"tools" is text that is no JSON'),
     ],
 )
 def test_what_cannot_be_understood_is_one_sentence_with_its_place(row, complaint):
@@ -154,3 +154,110 @@ def test_tools_and_their_calls_stay():
     assert json.loads(row["tools"]) == [{"name": "add"}]
     system, pairs = exchanges(messages_of(row))
     assert (system, [answer for _, answer in pairs]) == ("", [json.dumps([call]), "Hello"])
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+def test_rows_keep_their_numbers_where_others_are_dropped():
+    empty = {"messages": [HI[0], {"role": "assistant", "content": ""}]}
+    table = read(empty, {"messages": HI}, on_empty="drop")
+    assert table["row_number"].tolist() == [1]
+    alpaca = read({"instruction": "a", "output": ""}, {"instruction": "a", "output": "b"}, on_empty="drop")
+    assert alpaca["row_number"].tolist() == [1]
+
+
+def test_a_column_of_the_file_never_takes_the_place_of_the_rows_own_conversation():
+    other = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    row = first({"prompt": "Hi", "completion": "Hello", "messages": json.dumps(other)}, format="prompt_completion")
+    assert said(row) == [("user", "Hi"), ("assistant", "Hello")]
+
+
+def test_an_id_depends_on_no_other_row():
+    alone = first({"messages": HI})["id"]
+    tools = {"messages": HI, "tools": [{"name": "add"}]}
+    assert read({"messages": HI}, tools)["id"].tolist() == [alone, first(tools)["id"]]
+    assert alone == first({"instruction": "Hi", "output": "Hello"})["id"]
+    assert {first({"messages": HI, "tools": nothing})["id"] for nothing in ([], "[]", "null", "", None)} == {alone}
+    longer = {"prompt": [*HI, HI[0]], "completion": [HI[1]]}
+    plain = {"prompt": "Hi", "completion": "Hello"}
+    assert read(plain, longer)["id"][0] == first(plain)["id"] == alone
+
+
+def test_nulls_that_parquet_adds_are_no_content(tmp_path):
+    calls = [{"role": "assistant", "tool_calls": [{"function": {"arguments": {n: "x"}, "name": n}}]} for n in "ab"]
+    rows = [{"messages": [HI[0], call, *HI]} for call in calls]
+    pd.DataFrame(rows).to_parquet(tmp_path / "train.parquet")
+    from_parquet = read_table({"path": str(tmp_path / "train.parquet")})
+    pd.testing.assert_frame_equal(from_parquet, read(*rows))
+    pd.testing.assert_frame_equal(
+        read_table({"path": "x", "rows": pd.read_parquet(tmp_path / "train.parquet")}), read(*rows)
+    )
+
+
+def test_thoughts_and_system_columns_are_read():
+    thinking = first({"messages": [HI[0], {**HI[1], "thinking": "Greet."}]})
+    assert messages_of(thinking)[-1] == {**HI[1], "reasoning_content": "Greet."}
+    assert said(first({"messages": HI, "system": "Be brief."}))[0] == ("system", "Be brief.")
+    with pytest.raises(DataError, match="another text than the conversation's own system message"):
+        read({"messages": [{"role": "system", "content": "a"}, *HI], "system": "b"})
+
+
+def test_json_texts_are_read_as_what_they_are():
+    for indent in (None, 1):
+        row = first({"prompt": json.dumps(HI[:1], indent=indent), "completion": "Hello"})
+        assert said(row) == [("user", "Hi"), ("assistant", "Hello")]
+    people = json.dumps([{"name": "Ann"}])
+    assert first({"prompt": "Who?", "completion": people})["output"] == people
+    called = first({"messages": [HI[0], {"role": "assistant", "content": None, "tool_calls": json.dumps([CALL])}]})
+    assert messages_of(called)[-1]["tool_calls"] == [CALL]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"messages": HI, "tools": 7}, "\"tools\" is '7'; a list of tools is needed"),
+        ({"messages": "[" * 100_000}, "nested too deeply"),
+        ({"messages": '[{"role": "user", "role": "x"}]'}, "the key 'role' appears twice"),
+        (
+            {"messages": [HI[0], {"role": "assistant", "tool_calls": [{"name": "\ud800"}]}]},
+            "half a surrogate pair",
+        ),
+    ],
+)
+def test_odd_values_end_in_a_sentence(row, complaint):
+    with pytest.raises(DataError, match=complaint):
+        read(row)
+
+
+def test_an_eval_prompt_with_an_empty_answer_waits_for_one():
+    table = read({"messages": [HI[0], {"role": "assistant", "content": ""}]}, needs_output=False)
+    assert said(table.iloc[0]) == [("user", "Hi")]
+
+
+def test_conversations_are_repeated_only_where_all_of_them_is(tmp_path):
+    from icprobe.tables.repeated import repeated
+
+    ending = [{"role": "user", "content": "Thanks"}, {"role": "assistant", "content": "Welcome"}]
+    rows = [{"messages": [{"role": "user", "content": f"{n}?"}, HI[1], *ending]} for n in (1, 2)]
+    paths = {"train": tmp_path / "train.parquet", "tasks": tmp_path / "tasks.parquet"}
+    read(*rows, rows[0]).to_parquet(paths["train"])
+    read({"instruction": "Thanks", "output": "Welcome"}).to_parquet(paths["tasks"])
+    found = repeated(paths).set_index(["table", "also_in", "same"])["n"]
+    assert found["train", "train", "row"] == 1
+    assert found["train", "tasks", "prompt"] == 0
+
+
+def test_jinja_refuses_calls_beside_a_text():
+    from icprobe.texts.conversations import check_one_exchange
+
+    check_one_exchange(first({"messages": HI}))
+    with pytest.raises(DataError, match="has tools, calls or thoughts beside its texts"):
+        check_one_exchange(first({"messages": [HI[0], {**HI[1], "tool_calls": [CALL]}]}))
+
+
+def test_the_report_shows_what_was_said_before():
+    from icprobe.texts.conversations import before
+
+    row = first({"messages": [{"role": "system", "content": "Be brief."}, *HI, *HI]})
+    assert before(row) == "system: Be brief.\n\nuser: Hi\n\nassistant: Hello\n\nuser: Hi"

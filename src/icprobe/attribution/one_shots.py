@@ -14,6 +14,8 @@ from typing import Any
 from icprobe.engine.likelihood import Suffix
 from icprobe.engine.rows import common_length
 from icprobe.texts import control_tokens
+from icprobe.texts.chat import ChatPrompts
+from icprobe.texts.conversations import messages_of
 from icprobe.texts.prompts import Prompts, border, encode
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class OneShots:
         prompts = self.prompts
         self.joint = 0
         self._splits = prompts.splits(tasks)
+        self._sorts = _one_of_each_sort(tasks) if isinstance(prompts, ChatPrompts) else []
         self._texts = [(prompts.one_shot_suffix(t), prompts.target(t)) for t in tasks]
         # What of a task counts zero-shot counts behind an example, too.
         zero_shot = [encode(tokenizer, prompts.query(t), prompts.target(t)) for t in tasks]
@@ -69,9 +72,10 @@ class OneShots:
         Prefix and suffix together are the tokens of the whole text. Where a tokenizer merges across the border, the
         prefix is shortened to the tokens that all pairs share.
         """
-        found = self._joined(example, tasks) if self._by_border and len(tasks) > 2 else None
+        split = self._splits and (not self._sorts or self.prompts.joins(example, self._sorts))
+        found = self._joined(example, tasks) if split and self._by_border and len(tasks) > 2 else None
         if found is None:
-            prefix, wholes = self._whole(example, tasks)
+            prefix, wholes = self._whole(example, tasks, split)
         else:
             prefix, wholes = found
         alike = [common_length([prefix, ids]) for ids, _ in wholes]
@@ -79,14 +83,16 @@ class OneShots:
         shared = min([len(prefix), *alike])
         return tuple(prefix[:shared]), [Suffix(tuple(ids[shared:]), n - shared) for ids, n in wholes]
 
-    def _whole(self, example: dict[str, Any], tasks: Sequence[int]) -> tuple[list[int], list[tuple[list[int], int]]]:
+    def _whole(
+        self, example: dict[str, Any], tasks: Sequence[int], split: bool = True
+    ) -> tuple[list[int], list[tuple[list[int], int]]]:
         """The tokens of an example's prefix, and of it with each task: (ids, how many are context).
 
         Where contexts do not split, the prefix is what they begin with alike.
         """
-        prefix = self.prompts.one_shot_prefix(example) if self._splits else ""
+        prefix = self.prompts.one_shot_prefix(example) if split else ""
         contexts = [
-            prefix + self._texts[t][0] if self._splits else self.prompts.one_shot(example, self._rows[t]) for t in tasks
+            prefix + self._texts[t][0] if split else self.prompts.one_shot(example, self._rows[t]) for t in tasks
         ]
         wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
         ids = self._ids([prefix, *contexts, *wholes])
@@ -99,7 +105,7 @@ class OneShots:
             if of_whole[place:] != self._targets[t]:
                 place = border(self.tokenizer, context, whole, of_context, of_whole)
             found.append((of_whole, place))
-        return ids[0] if self._splits else found[0][0][: min(place for _, place in found)], found
+        return ids[0] if split else found[0][0][: min(place for _, place in found)], found
 
     def _joined(
         self, example: dict[str, Any], tasks: Sequence[int]
@@ -161,6 +167,15 @@ class OneShots:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return control_tokens.token_ids(self.tokenizer, texts)
+
+
+def _one_of_each_sort(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One task of each sort that a chat template may treat in its own way: by roles, empty texts, calls and tools."""
+    sorts = {}
+    for task in tasks:
+        sort = tuple((m["role"], bool(m["content"].strip()), *sorted(m)) for m in messages_of(task))
+        sorts.setdefault((sort, task.get("tools") is None), task)
+    return [*sorts.values()]
 
 
 def _alike_at_end(first: Sequence[int], second: Sequence[int]) -> int:

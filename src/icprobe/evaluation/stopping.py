@@ -35,6 +35,8 @@ class Stops:
         prompts = prompts.of(tokenizer)
         queries = [prompts.query({"instruction": INSTRUCTION, "input": given}) for given in ("", INPUT)]
         answer = prompts.target({"instruction": INSTRUCTION, "input": "", "output": INPUT})
+        # Behind the words alone: a template may begin an answer with control tokens, too.
+        answer = str(answer).rpartition(INPUT)[2]
         control = _control_tokens(tokenizer) - set(beginning(tokenizer))  # no template writes that one
         tokens = frozenset(token for text in [*queries, answer] for token in token_ids(tokenizer, text)) & control
         names = [tokenizer.convert_ids_to_tokens(token) for token in tokens]

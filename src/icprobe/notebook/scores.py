@@ -12,6 +12,7 @@ from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, ScoreError, shown
 from icprobe.formatting import parse_bin
 from icprobe.notebook.configuring import arguments_named, configured
+from icprobe.tables.conversations import is_plain
 from icprobe.training.subsets import prompts_of, write_subset
 
 SCORE = "score_"  # what the column of a method's scores begins with
@@ -83,14 +84,16 @@ def export(
     """Writes rows of a table, such as `select` gives, as two files that trainers take; returns the paths of both.
 
     path: ends with .jsonl; holds `prompt` and `completion`. Beside it, with .messages.jsonl for .jsonl, the same as
-    `messages`. method: whose score stands beside each row. templates: keys of the configuration's section. Both files
-    are those of the workflow's subsets (`training.subsets.write_subset`). Raises ConfigError for another ending.
+    `messages`. method: whose score stands beside each row. templates: keys of the configuration's section; without
+    them conversations that no Jinja template reads whole are messages in both files. Both are those of the workflow's
+    subsets (`training.subsets.write_subset`). Raises ConfigError for another ending.
     """
     path = Path(path)
     if path.suffix != ".jsonl":
         raise ConfigError(f"export: {shown(str(path))} does not end with .jsonl, as JSON Lines do; name it so")
     beside = path.with_suffix(".messages.jsonl")
-    config = configured(templates=templates or {})
+    talks = "messages" in rows and not all(map(is_plain, rows["messages"], rows.get("tools", [None] * len(rows))))
+    config = configured(templates=templates or ({"format": "chat"} if talks else {}))
     prompts = prompts_of({**config.templates.model_dump(), "special_tokens": config.data.special_tokens})
     by_id = rows.set_index("id", drop=False)
     score = {} if method is None else _of_method(by_id, method).to_dict()

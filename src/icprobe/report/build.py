@@ -22,6 +22,8 @@ from icprobe.report import charts, gains, page, provenance, sentences, truth
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
 from icprobe.tables.checking import ROW_NUMBER
+from icprobe.tables.conversations import is_plain
+from icprobe.texts.conversations import before
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +66,10 @@ def build(
     for name, table in (("train", train), ("tasks", tasks)):
         if missing := [column for column in ("id", *TEXT_FIELDS) if column not in table.columns]:
             raise DataError(f"report: the {name} table lacks the column {missing[0]!r}; it has {', '.join(table)}.")
-    train = train.assign(id=train["id"].astype(str)).reset_index(drop=True)
-    tasks = tasks.assign(id=tasks["id"].astype(str)).reset_index(drop=True)
+    train, tasks = (
+        table.assign(id=table["id"].astype(str), instruction=_asked(table)).reset_index(drop=True)
+        for table in (train, tasks)
+    )
     labels = [label for label in labels if label in train.columns]
     experiments = [Findings(name, inputs, train, labels, sound_labels, top) for name, inputs in models.items()]
 
@@ -134,6 +138,14 @@ def build(
         ]
     )
     logger.info("report: %s, %.1f MB", parts, len(text.encode()) / 1e6)
+
+
+def _asked(table: pd.DataFrame) -> pd.Series:
+    """What is asked in each row; of a conversation all that is said before the last answer."""
+    if "messages" not in table:
+        return table["instruction"]
+    asked = [row["instruction"] if is_plain(row["messages"]) else before(row) for row in table.to_dict("records")]
+    return pd.Series(asked, index=table.index, dtype=object)
 
 
 def _row_numbers(table: pd.DataFrame) -> list[int] | None:

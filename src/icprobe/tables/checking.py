@@ -1,7 +1,7 @@
 """Reads tables of examples, tasks and eval prompts, and checks them row by row."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,17 +52,17 @@ def read_table(
     found = conversations.format_of(frame.columns, asked, columns, needs_output)
     frame, unanswered = _with_our_names(frame, columns), {"turns": 0, "rows": 0}
     if found != "alpaca":
-        frame, places, unanswered = conversations.read(frame, found, list(places), on_empty, needs_output)
+        frame, kept, unanswered = conversations.read(frame, found, list(places), on_empty, needs_output)
         if frame.empty:
             raise DataError(f"{origin}: no row has an output.")
+        places = places.iloc[kept].reset_index(drop=True)
     held = [column for column in conversations.HELD if found != "alpaca" and column in frame]
     texts = {column: _texts(frame, column, places) for column in TEXTS}
     if "id" in frame and not all(map(_missing, frame["id"])):
         result = pd.DataFrame({"id": _ids(frame, places), **texts})
     else:
-        contents = [*texts.values(), *(frame[column] for column in held)]
-        result = pd.DataFrame({"id": content_ids(zip(*contents, strict=True)), **texts})
-        result[ROW_NUMBER] = np.arange(len(result))
+        result = pd.DataFrame({"id": content_ids(_contents(texts, frame[held])), **texts})
+        result[ROW_NUMBER] = np.arange(len(result)) if found == "alpaca" else kept
     result[held] = frame[held]
     for column in (*extra, *labels):
         if column in frame:
@@ -124,6 +124,14 @@ def check_labels(labels: Iterable[str], names: Sequence[str], origin: str, colum
                 f"config: data.labels: no row of {origin} has a value in the column {shown(theirs)}{hint or ';'} "
                 "correct the name, or remove it from data.labels"
             )
+
+
+def _contents(texts: Mapping[str, Sequence[str]], held: pd.DataFrame) -> Iterator[Sequence[str]]:
+    """What ids are made of: a row's texts, and its conversation where these are not all of it."""
+    talks = held.astype(object).where(held.notna(), None).to_dict("records")
+    for said, talk in zip(zip(*texts.values(), strict=True), talks or [{}] * len(held), strict=True):
+        plain = conversations.is_plain(talk.get("messages"), talk.get("tools"))
+        yield said if plain else (*said, *(talk[column] for column in talk if talk[column] is not None))
 
 
 def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

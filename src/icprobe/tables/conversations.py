@@ -11,7 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe.errors import DataError, shown
+from icprobe.errors import DataError, reason, shown
+from icprobe.tables.reading import parse
 
 # The columns that a format needs, each by any of these names.
 NEEDS = {
@@ -29,7 +30,11 @@ ROLES = {
     "system": "system",
     **dict.fromkeys(("tool", "function", "observation", "function_response", "ipython"), "tool"),
 }
-KEPT = {ANSWER: ("tool_calls",), "tool": ("name", "tool_call_id")}  # besides role and content, for templates
+# Besides role and content, for templates: our name, and what others call it.
+KEPT = {
+    ANSWER: {"tool_calls": (), "reasoning_content": ("thinking", "reasoning")},
+    "tool": {"name": (), "tool_call_id": ()},
+}
 
 
 def format_of(names: Iterable[str], asked: str, columns: Mapping[str, str], needs_output: bool) -> str:
@@ -63,41 +68,41 @@ def check_columns(names: Iterable[str], origin: str, name: str, needs_output: bo
 
 def read(
     frame: pd.DataFrame, name: str, places: Sequence[str], on_empty: str, needs_output: bool
-) -> tuple[pd.DataFrame, list[str], dict[str, int]]:
+) -> tuple[pd.DataFrame, list[int], dict[str, int]]:
     """Brings rows of a format other than Alpaca's into the one form.
 
     frame: by our names; places: where each row stands. Returns the rows with instruction, input, output and, unless
-    all of them are plain texts, `messages` and, where any has tools, `tools`, both as JSON; their places; and counts:
-    "turns", those without an answer at the end of a conversation, that are left away ("drop" alone), and "rows", those
-    that are dropped for an answer that is missing or empty. Raises DataError for what cannot be understood.
+    all of them are one plain exchange of texts, `messages` and, where any has tools, `tools`, both as JSON; which rows
+    of the frame they are; and counts: "turns", those without an answer at the end of a conversation, that are left away
+    ("drop" alone), and "rows", those that are dropped for an answer that is missing or empty. Raises DataError for what
+    cannot be understood.
     """
-    drop = on_empty == "drop"
-    kept, counts = [], {"turns": 0, "rows": 0}
+    made, kept, counts = [], [], {"turns": 0, "rows": 0}
     for at, (where, row) in enumerate(zip(places, frame.to_dict("records"), strict=True)):
         messages = _messages(row, name, where)
-        if needs_output:
-            answered = _answered(messages, where, drop)
-            counts["turns"] += len(messages) - len(answered) if answered else 0
-            if not answered or not all(map(_says, answered)):
-                if not drop:
-                    raise DataError(
-                        f"{where}: an assistant turn is empty. An example needs a response; remove the line or set "
-                        "data.on_empty: drop."
-                    )
-                counts["rows"] += 1
-                continue
-            messages = answered
-        kept.append((at, {**_last_exchange(messages, where), "messages": messages, "tools": _tools(row, where)}))
-    if not kept:
-        return frame[:0].assign(instruction=[], input=[], output=[]), [], counts
-    rows = pd.DataFrame([made for _, made in kept], dtype=object)
-    plain = name in ("prompt_completion", "preference") and all(map(_is_plain, rows["messages"]))
-    rows["messages"] = rows["messages"].map(dumps)
-    unused = [*(["messages"] if plain else []), *(["tools"] if rows["tools"].isna().all() else [])]
-    rows = rows.drop(columns=unused)
-    chosen = [at for at, _ in kept]
-    others = frame.iloc[chosen].reset_index(drop=True).drop(columns=[c for c in rows if c in frame])
-    return pd.concat([others, rows], axis=1), [places[at] for at in chosen], counts
+        answered = _answered(messages, where, on_empty == "drop") if needs_output else _waiting(messages)
+        if answered is None:
+            counts["rows"] += 1
+            continue
+        counts["turns"] += len(messages) - len(answered) if needs_output else 0
+        made.append({**_last_exchange(answered, where), **_held(answered, _tools(row, where), where)})
+        kept.append(at)
+    rows = pd.DataFrame(made, columns=["instruction", "input", "output", *HELD], dtype=object)
+    texts = name in ("prompt_completion", "preference") and all(map(is_plain, rows["messages"], rows["tools"]))
+    unused = [*(["messages"] if texts else []), *(["tools"] if rows["tools"].isna().all() else [])]
+    # What the file calls so is another thing.
+    others = frame.iloc[kept].reset_index(drop=True).drop(columns={*rows} & {*frame})
+    return pd.concat([others, rows.drop(columns=unused)], axis=1), kept, counts
+
+
+def is_plain(messages: Any, tools: Any = None) -> bool:
+    """Whether a conversation, as a table holds it, is one exchange that Alpaca's fields hold whole."""
+    if not isinstance(messages, str):
+        return True
+    said = json.loads(messages)
+    return [message["role"] for message in said] in ([USER, ANSWER], [USER]) and not (
+        isinstance(tools, str) or said[-1].keys() & KEPT[ANSWER].keys()
+    )
 
 
 def dumps(value: Any) -> str:
@@ -105,17 +110,35 @@ def dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _held(messages: list[dict[str, Any]], tools: list[Any] | None, where: str) -> dict[str, str | None]:
+    """A row's messages and tools as JSON."""
+    held = {"messages": dumps(messages), "tools": dumps(tools) if tools else None}
+    try:
+        "".join(filter(None, held.values())).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: holds half a surrogate pair, which is not valid text; correct the row.") from None
+    return held
+
+
 def _messages(row: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
     """A row's messages, normalised."""
     if name in ("messages", "sharegpt"):
         column = NEEDS[name][0][0]
-        return _list(row.get(column), column, where)
-    prompt = _turns(row.get("prompt"), USER, "prompt", where)
-    if name == "prompt_completion":
-        key = "completion" if not _none(row.get("completion")) or "response" not in row else "response"
-        return [*prompt, *_turns(row.get(key), ANSWER, key, where)]
-    chosen = _turns(row.get("chosen"), ANSWER, "chosen", where)
-    # Some files repeat the prompt in each answer.
+        found = _list(row.get(column), column, where)
+    else:
+        prompt = _turns(row.get("prompt"), USER, "prompt", where)
+        if name == "preference":
+            found = _chosen(prompt, _turns(row.get("chosen"), ANSWER, "chosen", where), where)
+        else:
+            key = "completion" if not _none(row.get("completion")) or "response" not in row else "response"
+            found = [*prompt, *_turns(row.get(key), ANSWER, key, where)]
+    if not found:
+        raise DataError(f"{where}: holds no turn.")
+    return _with_system(found, row.get("system"), where)
+
+
+def _chosen(prompt: list[dict[str, Any]], chosen: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The conversation of a preference; some files repeat the prompt in each answer."""
     if any(message["role"] != ANSWER for message in chosen):
         if prompt and chosen[: len(prompt)] != prompt:
             raise DataError(f'{where}: "chosen" is a whole conversation that does not begin with "prompt".')
@@ -125,24 +148,56 @@ def _messages(row: Mapping[str, Any], name: str, where: str) -> list[dict[str, A
     return [*prompt, *chosen]
 
 
+def _with_system(messages: list[dict[str, Any]], system: Any, where: str) -> list[dict[str, Any]]:
+    """The messages with the system message that stands in a column of its own, where there is one."""
+    if _none(system) or system == "":
+        return messages
+    said = {"role": "system", "content": _content(system, False, f'{where}: "system"')}
+    if messages[0]["role"] != "system":
+        return [said, *messages]
+    if messages[0] != said:
+        raise DataError(f'{where}: "system" is another text than the conversation\'s own system message; remove one.')
+    return messages
+
+
 def _turns(value: Any, role: str, column: str, where: str) -> list[dict[str, Any]]:
-    """What a column holds, a text by one role or messages."""
+    """What a column holds, a text by one role or messages, which may be JSON."""
     if _none(value):
         return []
-    if isinstance(value, str) and not value.lstrip().startswith("[{"):
-        return [{"role": role, "content": value}]
-    return _list(value, column, where)
+    if not isinstance(value, str):
+        return _list(value, column, where)
+    try:
+        found = parse(value) if value.lstrip().startswith("[") else None
+    except ValueError:
+        found = None
+    talk = isinstance(found, list) and found and all(isinstance(m, dict) and {"role", "from"} & {*m} for m in found)
+    return _list(found, column, where) if talk else [{"role": role, "content": value}]
 
 
 def _list(value: Any, column: str, where: str) -> list[dict[str, Any]]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise DataError(f'{where}: "{column}" is text without JSON; a list of messages is needed.') from None
-    if _none(value) or not isinstance(value, Sequence) or not len(value):
+    value = _plain(_parsed(value, column, where))
+    if not isinstance(value, list) or not value:
         raise DataError(f'{where}: "{column}" is {shown(value)}; a list of messages is needed.')
     return [_message(message, f'{where}: message {n} of "{column}"') for n, message in enumerate(value, start=1)]
+
+
+def _parsed(value: Any, column: str, where: str) -> Any:
+    """A value that may be JSON."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse(value) if value.strip() else None
+    except ValueError as error:
+        raise DataError(f'{where}: "{column}" is text that is no JSON ({reason(error)}); a list is needed.') from None
+
+
+def _plain(value: Any) -> Any:
+    """Lists and mappings as JSON has them, without keys that are null: parquet gives all rows the keys of any."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(held) for key, held in value.items() if not _none(held)}
+    return [_plain(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
@@ -152,11 +207,18 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     role = ROLES.get(said.strip().lower()) if isinstance(said, str) else None
     if role is None:
         raise DataError(f"{where} has the role {shown(said)}; roles are system, user, assistant and tool.")
-    if message.get("weight") == 0:
+    if role == ANSWER and message.get("weight") == 0:
         raise DataError(f"{where} has the weight 0; every assistant turn counts here, so remove the key or the row.")
+    others = {}
+    for ours, theirs in KEPT.get(role, {}).items():
+        if value := next((message[name] for name in (ours, *theirs) if message.get(name)), None):
+            others[ours] = value
+    if calls := others.get("tool_calls"):
+        others["tool_calls"] = _plain(_parsed(calls, "tool_calls", where))
+        if not isinstance(others["tool_calls"], list):
+            raise DataError(f'{where}: "tool_calls" is {shown(calls)}; a list of calls is needed.')
     content = message.get("content", message.get("value"))
-    others = {key: message[key] for key in KEPT.get(role, ()) if message.get(key)}
-    return {"role": role, "content": _content(content, bool(others.get("tool_calls")), where), **others}
+    return {"role": role, "content": _content(content, bool(calls), where), **others}
 
 
 def _content(content: Any, calls: bool, where: str) -> str:
@@ -166,29 +228,41 @@ def _content(content: Any, calls: bool, where: str) -> str:
             return ""
         raise DataError(f"{where} has no content; a text is needed.")
     if isinstance(content, str):
-        if not content.isascii() and content.encode("utf-8", "replace").decode() != content:
-            raise DataError(f"{where} holds half a surrogate pair, which is not valid text; correct the row.")
         return content
-    if isinstance(content, Sequence):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        kinds = [part.get("type", "text") if isinstance(part, Mapping) else "text" for part in content]
-        if all(kind == "text" and isinstance(part, str) for part, kind in zip(parts, kinds, strict=True)):
-            return _content("".join(parts), calls, where)
-        odd = next(kind for part, kind in zip(parts, kinds, strict=True) if kind != "text" or not isinstance(part, str))
-        raise DataError(f"{where} has a part of type {shown(odd)} that is no text; icprobe reads texts alone.")
-    raise DataError(f"{where} has {shown(content)} for content; a text is needed.")
+    if not isinstance(content, list):
+        raise DataError(f"{where} has {shown(content)} for content; a text is needed.")
+    texts = []
+    for part in content:
+        kind, text = (part.get("type", "text"), part.get("text")) if isinstance(part, Mapping) else ("text", part)
+        if kind != "text" or not isinstance(text, str):
+            raise DataError(f"{where} has a part of type {shown(kind)} that is no text; icprobe reads texts alone.")
+        texts.append(text)
+    return "".join(texts)
 
 
-def _answered(messages: list[dict[str, Any]], where: str, drop: bool) -> list[dict[str, Any]]:
-    """The messages up to the last answer; none without one. Raises DataError for a turn behind it, unless `drop`."""
+def _answered(messages: list[dict[str, Any]], where: str, drop: bool) -> list[dict[str, Any]] | None:
+    """The messages up to the last answer, all of which say something; None for a row that is to be dropped.
+
+    Raises DataError for a turn behind the last answer and for an answer that is empty, unless `drop`.
+    """
     end = max((place for place, message in enumerate(messages, start=1) if message["role"] == ANSWER), default=0)
     if end < len(messages) and not drop:
-        last = messages[-1]["role"]
         raise DataError(
-            f"{where}: the conversation ends with a turn of the {last}, to which there is no answer; remove the turn, "
-            "or set data.on_empty: drop to leave it away."
+            f"{where}: the conversation ends with a turn of the {messages[-1]['role']}, to which there is no answer; "
+            "remove the turn, or set data.on_empty: drop to leave it away."
         )
-    return messages[:end]
+    if end and all(map(_says, messages[:end])):
+        return messages[:end]
+    if drop:
+        return None
+    raise DataError(
+        f"{where}: an assistant turn is empty. An example needs a response; remove the line or set data.on_empty: drop."
+    )
+
+
+def _waiting(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of a prompt: without an empty answer at the end, which is none."""
+    return messages if _says(messages[-1]) else messages[:-1]
 
 
 def _says(message: Mapping[str, Any]) -> bool:
@@ -197,32 +271,23 @@ def _says(message: Mapping[str, Any]) -> bool:
 
 def _last_exchange(messages: Sequence[dict[str, Any]], where: str) -> dict[str, str]:
     """Alpaca's fields of a conversation; one that waits for an answer has no output."""
-    *before, last = messages if messages[-1]["role"] == ANSWER else [*messages, {"content": ""}]
-    asked = next((message["content"] for message in reversed(before) if message["role"] == USER), None)
+    answer = messages[-1] if messages and messages[-1]["role"] == ANSWER else {"content": ""}
+    asked = next((message["content"] for message in reversed(messages) if message["role"] == USER), None)
     if asked is None:
         raise DataError(f"{where}: the conversation has no turn of the user before its last answer.")
-    return {"instruction": asked, "input": "", "output": last["content"] or _calls(last)}
+    calls = dumps(answer["tool_calls"]) if answer.get("tool_calls") else ""
+    return {"instruction": asked, "input": "", "output": answer["content"] or calls}
 
 
-def _calls(message: Mapping[str, Any]) -> str:
-    """What an answer that only calls tools has for a text in tables."""
-    return dumps(message["tool_calls"]) if message.get("tool_calls") else ""
-
-
-def _tools(row: Mapping[str, Any], where: str) -> str | None:
-    """The tools that a row describes, as JSON; None for none."""
-    tools = row.get("tools")
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError:
-            raise DataError(f'{where}: "tools" is text without JSON; a list of tools is needed.') from None
-    return None if _none(tools) or not len(tools) else dumps(list(tools))
-
-
-def _is_plain(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a conversation is one exchange, as Alpaca's fields hold it."""
-    return [message["role"] for message in messages] in ([USER, ANSWER], [USER]) and "tool_calls" not in messages[-1]
+def _tools(row: Mapping[str, Any], where: str) -> list[Any] | None:
+    """The tools that a row describes; None for none."""
+    tools = _plain(_parsed(row.get("tools"), "tools", where))
+    if _none(tools):
+        return None
+    tools = [tools] if isinstance(tools, dict) and tools else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise DataError(f'{where}: "tools" is {shown(tools)}; a list of tools is needed, each a mapping.')
+    return tools or None
 
 
 def _none(value: Any) -> bool:

@@ -40,7 +40,11 @@ def lengths(frame: pd.DataFrame, prompts: Prompts | Chat, reader: Reader) -> pd.
     rows, prompts = frame.to_dict("records"), prompts.of(reader.tokenizer)
     queries = reader.counts([prompts.query(row) for row in rows])
     texts = [prompts.document(row) for row in rows]
-    documents = reader.counts(texts)
+    chat = isinstance(prompts, ChatPrompts)
+    for row in rows if chat else ():
+        prompts.check_written(row)
+    # What a chat template writes behind the end of the last turn is no answer.
+    documents = reader.counts([prompts.query(row) + prompts.target(row) for row in rows] if chat else texts)
     reader.log_control_tokens(texts)
     targets = [whole - query for whole, query in zip(documents, queries, strict=True)]
     for row, query, target in zip(rows, queries, targets, strict=True):
@@ -48,7 +52,7 @@ def lengths(frame: pd.DataFrame, prompts: Prompts | Chat, reader: Reader) -> pd.
             what = "query" if query < 1 else "response"
             raise DataError(f"row {row['id']}: its {what} has no token of {reader.model}; remove or correct it.")
     counts = {"n_query": queries, "n_target": targets}
-    if isinstance(prompts, ChatPrompts):
+    if chat:
         counts["n_first"] = [first_target(reader.tokenizer, row, prompts) for row in rows]
     return pd.DataFrame({"id": frame["id"], **counts}).astype(dict.fromkeys(counts, "int32"))
 

@@ -68,7 +68,7 @@ def columns_of(path: str | Path) -> tuple[list[str], bool]:
             return [name for name in read_file(path) if name != WHERE], True
         if path.suffix == ".jsonl":
             with open(path, encoding="utf-8-sig") as file:
-                rows = [_parse(line) for line in file.readlines(LOOKED_AT_BYTES) if line.strip()]
+                rows = [parse(line) for line in file.readlines(LOOKED_AT_BYTES) if line.strip()]
             return list(dict.fromkeys(key for row in rows for key in row)), False
     except (OSError, ValueError, TypeError, csv.Error, pa.ArrowException, DataError):
         pass
@@ -84,7 +84,9 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}, line {line}: is not UTF-8 (byte {error.start}); convert the file.") from None
 
 
-def _parse(text: str) -> Any:
+def parse(text: str) -> Any:
+    """Reads JSON strictly; raises ValueError for a key that appears twice, NaN, and what is nested too deeply."""
+
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)
         if len(row) < len(pairs):
@@ -114,7 +116,7 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
             continue
         place = f"{path}, line {number}"
         try:
-            row = _parse(line)
+            row = parse(line)
         except json.JSONDecodeError as error:  # its own line number is that within the row
             raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None
         except ValueError as error:
@@ -128,7 +130,7 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 def _read_json(path: Path) -> pd.DataFrame:
     try:
-        rows = _parse(_text(path))
+        rows = parse(_text(path))
     except json.JSONDecodeError as error:
         place = f"{path}, line {error.lineno}"
         raise DataError(f"{place}: broken JSON ({error.msg}, character {error.colno}).") from None

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,9 @@ import pyarrow.parquet as pq
 from icprobe.artifacts import digest
 from icprobe.errors import shown
 from icprobe.tables.checking import TEXTS
+from icprobe.tables.conversations import HELD
 from icprobe.tables.parquet import damaged
+from icprobe.texts.conversations import ANSWER, messages_of
 
 COLUMNS = ["table", "also_in", "same", "n", "n_rows", "first_id"]
 # Same prompt: whatever the answer. White space aside.
@@ -34,9 +37,11 @@ def repeated(tables: Mapping[str, str | Path]) -> pd.DataFrame:
 
     tables: "train", "tasks", "eval" -> parquet file, those that there are. Returns `table`, `also_in`, `same` (row:
     instruction, input and output are the same but for white space; prompt: instruction and input are), `n` of the
-    `n_rows` rows of `table`, and `first_id`, the first of them (empty where there is none).
+    `n_rows` rows of `table`, and `first_id`, the first of them (empty where there is none). Conversations are compared
+    whole, their prompts without the last answer.
     """
-    rows = {name: _read(path) for name, path in tables.items()}
+    talks = any({*HELD} & {*pq.read_schema(path).names} for path in tables.values())
+    rows = {name: _read(path, talks) for name, path in tables.items()}
     names = list(rows)
     found = []
     for place, table in enumerate(names):
@@ -69,19 +74,30 @@ def remarks(table: pd.DataFrame) -> list[str]:
     return sentences
 
 
-def _read(path: str | Path) -> _Rows:
+def _read(path: str | Path, talks: bool) -> _Rows:
     ids: list[str] = []
     digests: dict[str, list[str]] = {same: [] for same in SAME}
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=["id", *TEXTS]):
+            columns = ["id", *TEXTS, *(column for column in HELD if column in file.schema_arrow.names)]
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
                 for row in batch.to_pylist():
                     ids.append(row["id"])
-                    for same, columns in SAME.items():
-                        digests[same].append(digest([" ".join(row[column].split()) for column in columns])[:32])
+                    for same in SAME:
+                        digests[same].append(digest(_compared(row, same, talks))[:32])
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from None
     return _Rows(ids, digests)
+
+
+def _compared(row: dict[str, Any], same: str, talks: bool) -> list[Any]:
+    """What of a row is compared, without white space; talks: whether any table has conversations."""
+    if not talks:
+        return [" ".join(row[column].split()) for column in SAME[same]]
+    messages = messages_of(row)
+    if same == "prompt" and messages[-1]["role"] == ANSWER:
+        messages = messages[:-1]
+    return [row.get("tools"), *({**m, "content": " ".join(m["content"].split())} for m in messages)]
 
 
 def _earlier(keys: list[str]) -> list[int]:

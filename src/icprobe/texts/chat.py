@@ -5,6 +5,7 @@ by the template's generation blocks ({% generation %}), or else found out by pre
 turns before an answer must be how the whole conversation begins. A template of which neither is true is refused.
 """
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -12,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from icprobe.errors import ConfigError, DataError, ModelError, reason
-from icprobe.texts.control_tokens import Change, Part, Text, control_tokens
+from icprobe.texts.control_tokens import Change, ControlTokens, Part, Text, control_tokens
 from icprobe.texts.conversations import ANSWER, USER, Message, exchanges, messages_of, tools_of
 from icprobe.texts.prompts import Prompts
 
@@ -22,7 +23,8 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Templates may ask for today's date (Llama's do). What a row is worth is to depend on no day: it is always this one.
 TODAY = datetime(2024, 7, 26)
 ASKS_DATE = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
-PROBE = "\N{WHITE SQUARE}"  # stands for an example's text where a task's is looked for
+# Stands for a text where another is looked for; Unicode keeps it out of all texts.
+PROBE = "\ufdd3"
 
 
 class Chat:
@@ -77,9 +79,7 @@ class ChatPrompts:
 
     def document(self, row: Row) -> Text:
         """The whole conversation."""
-        return self._text(
-            row, lambda change: self._rendered(_changed(messages_of(row), change), tools_of(row), False, row)
-        )
+        return self._text(row, lambda change: self._rendered(*self._said(row, change), False, row))
 
     def answers(self, row: Row) -> list[tuple[int, int]]:
         """Where in the document each assistant turn begins and ends, in letters."""
@@ -121,15 +121,48 @@ class ChatPrompts:
         """Raises DataError where an example and a task cannot stand in one conversation."""
         if self._context != "turns":
             return
-        of_tasks = {_system(messages_of(task)): task for task in tasks}
+        systems = {_system(messages_of(task)): task for task in tasks}
+        tools = {task.get("tools") if tools_of(task) else None: task for task in tasks}
         for example in examples:
-            system = _system(messages_of(example))
-            for other, task in of_tasks.items() if system else ():
-                if other and other != system:
+            system, own = _system(messages_of(example)), example.get("tools") if tools_of(example) else None
+            for what, other in (
+                ("system messages", None if system is None else _other(systems, (system, None))),
+                ("tools", _other(tools, (own,))),
+            ):
+                if other is not None:
                     raise DataError(
-                        f"row {example.get('id')} and task {task.get('id')} have different system messages, and one "
-                        "conversation has one; set attribution.icp.context: text."
+                        f"row {example.get('id')} and task {other.get('id')} have different {what}, and one "
+                        "conversation has one set of them; set attribution.icp.context: text."
                     )
+
+    def joins(self, example: Row, tasks: Sequence[Row]) -> bool:
+        """Whether an example's contexts are its prefix and the tasks' suffixes, as the template writes them.
+
+        A template may write a task's turns otherwise behind some examples, for instance those with a system message.
+        """
+        prefix = self.one_shot_prefix(example)
+        return all(str(prefix) + str(self.one_shot_suffix(t)) == str(self.one_shot(example, t)) for t in tasks)
+
+    def check_written(self, row: Row) -> None:
+        """Raises DataError where the template leaves out a row's tools, calls of tools, or last thoughts."""
+        messages, tools = messages_of(row), tools_of(row)
+        uncalled = [{key: held for key, held in m.items() if key != "tool_calls"} for m in messages]
+        thoughtless = {key: held for key, held in messages[-1].items() if key != "reasoning_content"}
+        without = {
+            "tools": (messages, None) if tools else None,
+            "calls of tools": (uncalled, tools) if uncalled != messages else None,
+            "last reasoning_content": ([*messages[:-1], thoughtless], tools) if thoughtless != messages[-1] else None,
+        }
+        text = None
+        for what, other in without.items():
+            if other is None:
+                continue
+            text = self._rendered(messages, tools, False, row) if text is None else text
+            if self._rendered(*other, False, row) == text:
+                raise DataError(
+                    f"row {row.get('id')}: the chat template does not write its {what}; remove them from the row, or "
+                    "give another template in templates.chat_template."
+                )
 
     # --- how ------------------------------------------------------------------------------------------------------
 
@@ -141,6 +174,29 @@ class ChatPrompts:
         """What a context begins with before an example's text: a task's without a system message of its own."""
         return self._halves({"instruction": "x"}, _as_it_is)[0]
 
+    @cached_property
+    def _control(self) -> ControlTokens:
+        return control_tokens(self._tokenizer)
+
+    def _said(self, row: Row, change: Change) -> tuple[list[Message], Any]:
+        """A row's messages and tools with every text changed; of tools those that hold a control token.
+
+        Templates compare words of tools and their calls ("function"), which must stay what they are.
+        """
+
+        def changed(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {changed(key): changed(held) for key, held in value.items()}
+            if isinstance(value, list):
+                return [changed(held) for held in value]
+            return change(value) if isinstance(value, str) and self._control.first(value) else value
+
+        texts = ("content", "reasoning_content")
+        return [
+            {key: change(held) if key in texts else changed(held) for key, held in message.items()}
+            for message in messages_of(row)
+        ], changed(tools_of(row))
+
     def _halves(self, task: Row, change: Change) -> tuple[str, str]:
         """A task's context with an example: what stands before the example's own text, and behind it."""
         if self._context == "text":
@@ -148,17 +204,18 @@ class ChatPrompts:
             before, _, behind = whole.partition(PROBE)
             return before, behind
         probe = [{"role": USER, "content": PROBE}, {"role": ANSWER, "content": PROBE}]
-        messages = _changed(messages_of(task), change)
-        before = self._rendered(probe, tools_of(task), False, task)
-        whole = self._rendered(_joined(probe, _before(messages)), tools_of(task), True, task)
+        messages, tools = self._said(task, change)
+        before = self._rendered(probe, tools, False, task)
+        whole = self._rendered(_joined(probe, _before(messages)), tools, True, task)
         # A task with a system message begins with it, and not with the example.
         return ("", whole[len(before) :]) if whole.startswith(before) else (whole, "")
 
     def _asked(self, row: Row, change: Change, example: Row | None = None, text: str | None = None) -> str:
         """What stands before the last answer of a row, with an example before it, or a text in the example's place."""
-        messages, tools = _before(_changed(messages_of(row), change)), tools_of(row)
+        messages, tools = self._said(row, change)
+        messages = _before(messages)
         if example is not None and self._context == "turns":
-            messages = _joined(_changed(messages_of(example), change), messages)
+            messages = _joined(self._said(example, change)[0], messages)
         elif example is not None or text is not None:
             shown = self._as_text(example, change) if text is None else text
             messages = _told(messages, shown + self._texts.separator)
@@ -166,16 +223,18 @@ class ChatPrompts:
 
     def _as_text(self, example: Row, change: Change) -> str:
         """An example as text: each exchange as `query` and `target` render it, in `one_shot_prefix`."""
-        system, pairs = exchanges(_changed(messages_of(example), change))
+        messages, tools = self._said(example, change)
+        system, pairs = exchanges(messages)
         parts = [self._texts.exchange(said, answer) for said, answer in pairs]
-        return self._texts.shown(self._texts.separator.join([*filter(None, [system]), *parts]))
+        above = [system, json.dumps(tools, ensure_ascii=False) if tools else ""]
+        return self._texts.shown(self._texts.separator.join([*filter(None, above), *parts]))
 
     def _spans(self, row: Row, change: Change, last: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """A row's whole conversation, and from where to where the assistant's turns are what it says (in letters).
 
         last: the last of them is enough.
         """
-        messages, tools = _changed(messages_of(row), change), tools_of(row)
+        messages, tools = self._said(row, change)
         turns = [place for place, message in enumerate(messages) if message["role"] == ANSWER]
         if not self._generation:
             text = self._rendered(messages, tools, False, row)
@@ -204,7 +263,7 @@ class ChatPrompts:
         _, there, behind = self._rendered(messages_of(row), None, False, row).rpartition(PROBE)
         if not there:
             raise self._unclear(row, "it does not write what the assistant says")
-        found = control_tokens(self._tokenizer).first(behind)
+        found = self._control.first(behind)
         if found is None:
             raise self._unclear(row, "it writes no control token behind an answer")
         return behind, behind[: found.end()]
@@ -272,31 +331,26 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _changed(messages: Sequence[Message], change: Change) -> list[Message]:
-    """The messages with every text of theirs changed."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: changed(held) for key, held in value.items()}
-        return [changed(held) for held in value] if isinstance(value, list) else change(value)
-
-    return [{key: value if key == "role" else changed(value) for key, value in m.items()} for m in messages]
-
-
 def _before(messages: list[Message]) -> list[Message]:
     """The turns before the last answer."""
     return messages[:-1] if messages[-1]["role"] == ANSWER else messages
 
 
-def _system(messages: Sequence[Message]) -> str:
-    """What the system says first; nothing where it does not."""
-    return messages[0]["content"] if messages[0]["role"] == "system" else ""
+def _system(messages: Sequence[Message]) -> str | None:
+    """What the system says first; None where it says nothing at all, not even an empty message."""
+    return messages[0]["content"] if messages[0]["role"] == "system" else None
+
+
+def _other(known: Mapping[Any, Row], wanted: Sequence[Any]) -> Row | None:
+    """The first row whose key is none of those that are wanted."""
+    return next((row for key, row in known.items() if key not in wanted), None)
 
 
 def _joined(example: list[Message], task: list[Message]) -> list[Message]:
     """One conversation of an example's turns and a task's, with the system message of either first."""
-    heads = [messages[0] for messages in (task, example) if _system(messages)]
-    return [*heads[:1], *(m for messages in (example, task) for m in messages[bool(_system(messages)) :])]
+    both = (example, task)
+    heads = [messages[0] for messages in reversed(both) if _system(messages) is not None]
+    return [*heads[:1], *(m for messages in both for m in messages[_system(messages) is not None :])]
 
 
 def _told(messages: list[Message], text: str) -> list[Message]:

@@ -4,7 +4,7 @@ By a chat template it is over all that the assistant says, with the ends of its 
 """
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,10 +54,11 @@ def _completion(tokenizer: Any, row: Mapping[str, Any], prompts: Prompts) -> Enc
 def _turns(tokenizer: Any, row: Mapping[str, Any], prompts: ChatPrompts) -> Encoded:
     """A whole conversation; its targets are the assistant's turns."""
     text, among = prompts.document(row), []
-    ids, ends = token_ids(tokenizer, text), _ends(tokenizer, text)
-    for turn, letters in enumerate(prompts.answers(row)):
-        if ends is not None:
-            start, end = (bisect_right(ends, place) for place in letters)
+    ids, letters = token_ids(tokenizer, text), _letters(tokenizer, text)
+    for turn, (first, last) in enumerate(prompts.answers(row)):
+        if letters is not None:
+            # Tokens with letters of others, too, count.
+            start, end = bisect_right(letters[1], first), bisect_left(letters[0], last)
         else:
             parts = (prompts.until(row, turn, side) for side in (0, 1))
             start, end = (border(tokenizer, part, text, token_ids(tokenizer, part), ids) for part in parts)
@@ -65,13 +66,16 @@ def _turns(tokenizer: Any, row: Mapping[str, Any], prompts: ChatPrompts) -> Enco
     return Encoded(ids, among[0] if among else len(ids), among=tuple(among))
 
 
-def _ends(tokenizer: Any, text: str) -> list[int] | None:
-    """Where the tokens of a text end, in letters; None where the tokenizer does not say, or the text has others."""
+def _letters(tokenizer: Any, text: str) -> tuple[list[int], list[int]] | None:
+    """Where the tokens of a text begin and end, in letters; None where the tokenizer does not say, or has others."""
     if not getattr(tokenizer, "is_fast", False):
         return None
     found = tokenizer(str(text), add_special_tokens=False, return_offsets_mapping=True)
-    ends = [end for _, end in found["offset_mapping"]]
-    return ends if tuple(found["input_ids"]) == token_ids(tokenizer, text) and ends == sorted(ends) else None
+    starts, ends = ([*side] for side in zip(*found["offset_mapping"], strict=True))
+    known = (
+        tuple(found["input_ids"]) == token_ids(tokenizer, text) and starts == sorted(starts) and ends == sorted(ends)
+    )
+    return (starts, ends) if known else None
 
 
 def first_target(tokenizer: Any, row: Mapping[str, Any], prompts: ChatPrompts) -> int:

@@ -33,7 +33,9 @@ def messages_of(row: Mapping[str, Any]) -> list[Message]:
     if messages[-1]["role"] != ANSWER:
         return [*messages, *answer]
     last = messages.pop()
-    return [*messages, last if last.get("tool_calls") else answer[0]]
+    # An answer that is a call of tools has it for an output.
+    cut = {} if last.get("tool_calls") else {"content": row.get("output") or ""}
+    return [*messages, {**last, **cut}]
 
 
 def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
@@ -45,15 +47,23 @@ def check_one_exchange(row: Mapping[str, Any]) -> None:
     """Raises DataError for a conversation that Alpaca's fields do not hold whole: Jinja templates see these alone."""
     if not isinstance(row.get("messages"), str):
         return
-    roles = [message["role"] for message in json.loads(row["messages"])]
-    if roles not in ([USER], [USER, ANSWER]) or tools_of(row):
-        what = (
-            "describes tools" if tools_of(row) else f"is a conversation of {len(roles)} turns ({', '.join(roles[:4])})"
-        )
+    messages = json.loads(row["messages"])
+    roles = [message["role"] for message in messages]
+    if roles not in ([USER], [USER, ANSWER]) or tools_of(row) or messages[-1].keys() - {"role", "content"}:
+        turns = f"is a conversation of {len(roles)} turns ({', '.join(roles[:4])})"
+        what = turns if len(roles) > 2 else "has tools, calls or thoughts beside its texts"
         raise DataError(
             f"row {row.get('id')}: it {what}, of which a Jinja template would read the last exchange alone; set "
             "templates.format: chat."
         )
+
+
+def before(row: Mapping[str, Any]) -> str:
+    """What is said in a conversation before its last answer, as text: each turn behind the name of its role."""
+    messages = messages_of(row)
+    turns = messages[:-1] if messages[-1]["role"] == ANSWER else messages
+    calls = [json.dumps(m["tool_calls"], ensure_ascii=False) if m.get("tool_calls") else "" for m in turns]
+    return "\n\n".join(f"{m['role']}: {m['content']}{call}" for m, call in zip(turns, calls, strict=True))
 
 
 def exchanges(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
@@ -63,8 +73,9 @@ def exchanges(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
     said: list[str] = []
     for message in messages:
         if message["role"] == ANSWER:
-            calls = [json.dumps(message["tool_calls"], ensure_ascii=False)] if message.get("tool_calls") else []
-            found.append(("\n\n".join(said), "\n".join([*filter(None, [message["content"]]), *calls])))
+            calls = json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else None
+            answer = filter(None, [message.get("reasoning_content"), message["content"], calls])
+            found.append(("\n\n".join(said), "\n".join(answer)))
             said = []
         elif message["role"] != "system":
             said.append(message["content"])

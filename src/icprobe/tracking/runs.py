@@ -99,10 +99,12 @@ class Run:
         """The first `rows` rows of a DataFrame, as a table to sort and filter; texts only with `wandb.texts`."""
 
         def entry() -> Entry:
-            from icprobe.tables.checking import TEXTS  # with pandas, which light jobs do without
+            # With pandas, which light jobs do without.
+            from icprobe.tables.checking import TEXTS
+            from icprobe.tables.conversations import HELD
 
             head = table.head(rows).astype(object)
-            head = head if self._texts else head.drop(columns=TEXTS, errors="ignore")
+            head = head if self._texts else head.drop(columns=[*TEXTS, *HELD], errors="ignore")
             head = head.where(head.notna(), None)
             if len(table) > rows:
                 logger.info("W&B: the table %s shows the first %d of %d rows", name, rows, len(table))
