@@ -164,7 +164,7 @@ def test_files_that_nothing_reads_need_not_be_there():
 def test_every_computed_method_has_one_kind_of_job():
     methods = [*METHODS, "mine"]
     found = plan(attribution={"methods": methods, "external": {"mine": MATRIX}})
-    assert found.together == ["influence", "influence_log"]
+    assert found.together == ["influence", "influence_log", "cosine"]
     assert found.alone(needs_model=False) == ["length", "random"]
     alone = [*found.alone(needs_model=True), *found.alone(needs_model=False)]
     assert sorted([*found.together, *alone, *found.external]) == sorted(methods)
@@ -201,12 +201,13 @@ def test_the_loss_reaches_the_methods_by_gradients_and_where_training_cuts_only_
     assert not any(map(document.takes_loss, methods))
     assert "as in the paper" in document.objective[0]
     response = plan(attribution={"methods": methods, "train_loss": "response"}, finetune={"max_length": 99})
-    taking = ["influence", "influence_log", "one_step", "influence_mean"]
+    of_pairs = ["influence", "influence_log", "cosine", "one_step", "influence_mean"]
+    taking = [*of_pairs, "self_influence"]
     assert [method for method in methods if response.takes_loss(method)] == taking
     assert [m for m in methods if response.method_settings(m).get("max_length") == 99] == taking
     assert "after 99 tokens" in response.objective[0]
     reads_likelihood = [m for m in methods if "task_likelihood" in response.method_settings(m)]
-    assert reads_likelihood == ["icp", *taking]
+    assert reads_likelihood == ["icp", *of_pairs]
     assert len(plan(attribution={"methods": ["icp"], "train_loss": "response"}).objective) == 1
     assert plan(attribution={"methods": ["random"]}, bins=["top 20%"]).objective == []
 
@@ -220,6 +221,7 @@ def test_the_loss_reaches_the_methods_by_gradients_and_where_training_cuts_only_
             {"icp": "nats per token", "one_step": "nats per token", "influence": "nats² per token"},
         ),
         ({"reduction": "mean"}, {"icp": "nats", "one_step": "nats", "influence_mean": "nats² per token"}),
+        ({"reduction": "mean"}, {"cosine": "cosine", "self_influence": "nats² per token²"}),
         (
             {"reduction": "mean", "task_likelihood": "mean"},
             {"influence": "nats² per token²", "influence_log": "signed log", "icp_budget": "share of tasks helped"},

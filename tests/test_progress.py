@@ -180,11 +180,11 @@ def test_a_method_tells_what_it_has_done_within_a_batch_up_to_the_end_and_change
 ):
     monkeypatch.setattr("icprobe.progress.LOG_SECONDS", 1e-3)
     ours, settings = inputs("llama"), {"batch_tokens": 200}
-    if method == "influence":
-        settings["methods"] = [method]
-    elif method == "icp_budget":
+    if method == "icp_budget":
         settings["round_tasks"] = 1
-    silent = [block for *_, block in module.attribute(ours, method, batches(ours.lengths, batch_tokens), **settings)]
+    alone = {"methods": [method]} if method == "influence" else {}
+    runs = batches(ours.lengths, batch_tokens)
+    silent = [block for *_, block in module.attribute(ours, method, runs, **alone, **settings)]
     with caplog.at_level(logging.INFO):
         per_task = method not in ("icp_budget", "influence_mean")
         table = compute(module.__name__, [method], ours, settings, 1, 1, batch_tokens, tmp_path, per_task)[method]

@@ -65,9 +65,9 @@ def operations(
 
     parameters: of the model, P; example_tokens, task_tokens: of all examples, of all tasks. A token costs 2 P forward
     and 4 P backward, as in `icprobe.workflow.work.operations`: attention over the context is left out, and that what
-    tasks begin with alike is shared. icp and one_step take each task forward behind each example; influence and
-    influence_log multiply the gradients of each pair, 2 P, influence_mean only with the tasks' sum. tried: the share of
-    all pairs that icp_budget evaluated.
+    tasks begin with alike is shared. icp and one_step take each task forward behind each example; influence,
+    influence_log and cosine multiply the gradients of each pair, 2 P, influence_mean only with the tasks' sum, and
+    self_influence takes the examples' alone. tried: the share of all pairs that icp_budget evaluated.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
@@ -79,7 +79,9 @@ def operations(
         "one_step": 3 * forward * example_tokens + behind,
         "influence": gradients + products,
         "influence_log": gradients + products,
+        "cosine": gradients + products,
         "influence_mean": gradients,
+        "self_influence": 3 * forward * example_tokens,
     }
     return known.get(method, np.nan)
 

@@ -47,7 +47,7 @@ _BUDGET = ("memory_budget_gb",)
 _TASK = ("task_likelihood",)
 _LOSS = ("train_loss", "reduction", *_TASK)
 _BOTH_SIDES = ("reduction", *_TASK)
-_INFLUENCE = ("influence", "influence_log")
+_INFLUENCE = ("influence", "influence_log", "cosine")
 _NO_MODEL = {"needs_model": False, "per_task": False, "whole": True}
 
 METHODS: dict[str, Method] = {
@@ -80,6 +80,15 @@ METHODS: dict[str, Method] = {
         _BUDGET,
         together=_INFLUENCE,
     ),
+    "cosine": Method(
+        "icprobe.attribution.influence",
+        "cosine",
+        "What influence asks, whatever the lengths of the gradients: do they point in the same direction? The effect "
+        "on a task is the cosine of the two loss gradients, from -1 to 1.",
+        (*_ENGINE, *_LOSS),
+        _BUDGET,
+        together=_INFLUENCE,
+    ),
     "one_step": Method(
         "icprobe.attribution.one_step",
         "nats",
@@ -95,6 +104,16 @@ METHODS: dict[str, Method] = {
         "Its score is the inner product of its loss gradient and the mean of the tasks' gradients, in nats².",
         (*_ENGINE, *_LOSS),
         per_token=_BOTH_SIDES,
+        per_task=False,
+    ),
+    "self_influence": Method(
+        "icprobe.attribution.self_influence",
+        "nats²",
+        "How far would training on it push the model's weights? Its score is minus the squared length of its own loss "
+        "gradient, in nats²: the lowest scores are the rows that surprise the model most, often mislabelled ones. It "
+        "knows no task.",
+        (*_ENGINE, "train_loss", "reduction"),
+        per_token=("reduction", "reduction"),
         per_task=False,
     ),
     "icp_budget": Method(

@@ -18,6 +18,7 @@ from icprobe.engine.gradients import (
     grams,
     loss_backward,
     per_example_gradients,
+    squared_norms,
 )
 from icprobe.engine.network import Network
 from icprobe.engine.stepping import backward_in_step
@@ -38,7 +39,7 @@ class GradientCache:
     dense: gradients are kept, not factors. all_tasks: number of all tasks, where influence alone is wanted: then the
     products of short sequences come from Gram matrices of their factors (`grams`), which are kept in any case. None:
     all products are of gradients. on_tokens: called with the tokens that have gone through the model, a layer's share
-    of each batch at a time.
+    of each batch at a time. normed: `squared_norms` of each batch are wanted, |g|² of its sequences [n] float64.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class GradientCache:
         dense: bool,
         all_tasks: int | None = None,
         on_tokens: Callable[[float], object] = lambda tokens: None,
+        normed: bool = False,
     ) -> None:
         self.network, self.layers, self.dense, self.all_tasks = network, layers, dense, all_tasks
         self.on_tokens = on_tokens
@@ -59,6 +61,7 @@ class GradientCache:
         # Of each batch, by layer; a mixture's expert that it does not go to is none of them.
         self.factors: list[dict[int, Factors]] = [{} for _ in batches]
         self._dense: list[dict[int, Gradients]] = [{} for _ in batches]
+        self.normed, self.squared_norms = normed, [self.zeros(len(where)) for where in self.where]
         for number, batch in enumerate(batches):
             with collect_gradients(layers, self._keeper(number)):
                 loss_backward(network, batch)
@@ -73,17 +76,28 @@ class GradientCache:
                 self._dense[number][index] = gradients
             if not self.dense or self.all_tasks is not None:
                 self.factors[number][index] = factors
+            self.add_norms(self.squared_norms[number], index, factors, self.where[number])
             self.passed(factors)
 
         return keep
 
+    def zeros(self, n: int) -> Tensor:
+        """Squared norms of n sequences before any layer."""
+        return torch.zeros(n, dtype=torch.float64, device=self.device)
+
+    def add_norms(self, total: Tensor, index: int, factors: Factors, where: list[slice]) -> None:
+        """Adds one layer's squared norms of some sequences, where they are wanted."""
+        if self.normed:
+            total += squared_norms(self.layers[index], factors.a, factors.delta, factors.spans(where))
+
     def stream(
         self, batches: Sequence[list[Encoded]], contractions: Mapping[str, Contraction], held_first: bool
-    ) -> list[list[PairProducts]]:
+    ) -> tuple[list[list[PairProducts]], list[Tensor]]:
         """Multiplies every one of `batches` with every batch in the cache; several go through the model in step.
 
         held_first: the cache is of the examples, the first argument of a contraction. Returns for each batch, for each
-        one in the cache, {contraction: its sum over parameter tensors [examples, tasks] float32}.
+        one in the cache, {contraction: its sum over parameter tensors [examples, tasks] float32}; and the squared norms
+        of each batch.
         """
         products = _Products(self, [spans(batch) for batch in batches], contractions, held_first)
         if len(batches) == 1:
@@ -91,7 +105,7 @@ class GradientCache:
                 loss_backward(self.network, batches[0])
         else:
             backward_in_step(self.network, self.layers, batches, products.add_layer)
-        return products.sums
+        return products.sums, products.squared_norms
 
     def passed(self, factors: Factors) -> None:
         """Counts the tokens whose way through a layer these factors are."""
@@ -148,6 +162,7 @@ class _Products:
     ) -> None:
         self._cache, self._streamed, self._contractions, self._held_first = cache, streamed, contractions, held_first
         self.sums = [[self._zeros(len(held), len(where)) for held in cache.where] for where in streamed]
+        self.squared_norms = [cache.zeros(len(where)) for where in streamed]
 
     def _zeros(self, held: int, streamed: int) -> PairProducts:
         shape = (held, streamed) if self._held_first else (streamed, held)
@@ -172,6 +187,7 @@ class _Products:
                     self._add_grams(i, n, index, of_batch)
                 else:
                     by_gradients.append((i, n))
+            cache.add_norms(self.squared_norms[n], index, of_batch, self._streamed[n])
             cache.passed(of_batch)
         if by_gradients:
             self._add_contractions(by_gradients, index, factors)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from icprobe.attribution.contraction import CONTRACTIONS
 from icprobe.attribution.documents import encode_documents
@@ -34,10 +35,11 @@ def attribute(
     methods: Sequence[str] = ("influence", "influence_log"),
     **objective: Any,
 ) -> Pieces:
-    """A[z, t] = ⟨g_z, g_t⟩, and with signed logarithms per parameter tensor, from one pass over examples and tasks.
+    """A[z, t] = ⟨g_z, g_t⟩, with signed logarithms per parameter tensor, and as cosine, from one pass over both sides.
 
     influence: TracIn (arXiv 2002.08484) with one checkpoint, first order. influence_log: Σ_p sign(d_p)·ln|d_p| with
-    d_p = ⟨clamp(g_z,p), clamp(g_t,p)⟩, 0 where d_p = 0: what the code released with arXiv 2407.12259 computes.
+    d_p = ⟨clamp(g_z,p), clamp(g_t,p)⟩, 0 where d_p = 0: what the code released with arXiv 2407.12259 computes. cosine:
+    ⟨g_z, g_t⟩ / (|g_z| |g_t|), NaN where a gradient is zero.
 
     objective: whose gradients (`Objective`).
 
@@ -71,8 +73,11 @@ class _Influence:
         tasks = encode_tasks(inputs, objective.task_likelihood)
         self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
         self.tasks = SequenceBatches([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
+        # The contraction that a method's matrix is made of.
+        self.made_of = {method: "influence" if method == "cosine" else method for method in methods}
+        self.contractions = list(dict.fromkeys(self.made_of.values()))
         # Gram matrices serve where influence is wanted alone: influence_log needs the elements of gradients.
-        self.all_tasks = len(tasks) if set(methods) == {"influence"} else None
+        self.all_tasks = len(tasks) if self.contractions == ["influence"] else None
         self.plan = Plan.cheapest(
             self.examples,
             self.tasks,
@@ -96,6 +101,8 @@ class _Influence:
                     yield from self._finished(group)
             if self.holds_examples:
                 yield from self._finished(tile)
+        for pack in range(len(self.tasks.batches)):
+            self.inputs.pieces.pop(self._norms(pack, False), None)
 
     def _expect_tokens(self) -> None:
         """Tells the progress how many tokens are to go through the model."""
@@ -128,23 +135,41 @@ class _Influence:
             self.plan.dense,
             self.all_tasks,
             self.inputs.progress.update,
+            normed="cosine" in self.methods,
         )
         return cache, sum(map(self.held.tokens, tile)) / (time.monotonic() - started)
 
     def _multiply(self, cache: GradientCache, tile: list[int], streamed: list[int]) -> None:
         """Keeps the products of a tile with some streamed batches, which go through the model in step."""
-        contractions = {method: CONTRACTIONS[method] for method in self.methods}
-        products = cache.stream([self.streamed.batches[n] for n in streamed], contractions, self.holds_examples)
+        contractions = {name: CONTRACTIONS[name] for name in self.contractions}
+        batches = [self.streamed.batches[n] for n in streamed]
+        products, squared_norms = cache.stream(batches, contractions, self.holds_examples)
+        if cache.normed:
+            self._keep_norms(tile, cache.squared_norms, self.holds_examples)
+            self._keep_norms(streamed, squared_norms, not self.holds_examples)
         for n, of_batch in zip(streamed, products, strict=True):
             for i, of_pair in zip(tile, of_batch, strict=True):
                 for method, product in of_pair.items():
                     self.inputs.pieces[self._name(method, *self._pair(i, n))] = product.cpu().numpy()
 
+    def _keep_norms(self, numbers: Sequence[int], squared: Sequence[torch.Tensor], of_examples: bool) -> None:
+        """Keeps the norms of some batches of one side, before the products that are divided by them."""
+        for number, values in zip(numbers, squared, strict=True):
+            name = self._norms(number, of_examples)
+            if name not in self.inputs.pieces:
+                self.inputs.pieces[name] = values.sqrt().cpu().numpy()
+
+    def _norms(self, number: int, of_examples: bool) -> str:
+        """The name among `inputs.pieces` of the norms of a batch of examples, or of a pack of tasks."""
+        return f"norms/examples/{self.batches[number][0]}" if of_examples else f"norms/tasks/{number}"
+
     def _waiting(self, tile: list[int], group: Iterable[int]) -> list[int]:
         """Those streamed batches of a group whose products with a tile are not all kept yet."""
 
         def done(n: int) -> bool:
-            names = (self._name(method, *self._pair(i, n)) for method in self.methods for i in tile)
+            names = [self._name(name, *self._pair(i, n)) for name in self.contractions for i in tile]
+            if "cosine" in self.methods:
+                names += [self._norms(n, not self.holds_examples), *(self._norms(i, self.holds_examples) for i in tile)]
             return all(name in self.inputs.pieces for name in names)
 
         return [n for n in group if not done(n)]
@@ -153,14 +178,23 @@ class _Influence:
         """(batch of examples, pack of tasks) of a held and a streamed batch."""
         return (held, streamed) if self.holds_examples else (streamed, held)
 
-    def _name(self, method: str, batch: int, pack: int) -> str:
+    def _name(self, contraction: str, batch: int, pack: int) -> str:
         """The name among `inputs.pieces` of what a batch of examples and a pack of tasks give."""
-        return f"{method}/{self.batches[batch][0]}/{pack}"
+        return f"{contraction}/{self.batches[batch][0]}/{pack}"
 
     def _finished(self, example_batches: Iterable[int]) -> Pieces:
         """Puts the products of these batches of examples with all packs of tasks side by side."""
         for batch in example_batches:
+            products = {}
+            for name in self.contractions:
+                names = [self._name(name, batch, pack) for pack in range(len(self.tasks.batches))]
+                products[name] = np.concatenate([self.inputs.pieces.pop(each) for each in names], axis=1)
             for method in self.methods:
-                names = [self._name(method, batch, pack) for pack in range(len(self.tasks.batches))]
-                products = [self.inputs.pieces.pop(name) for name in names]
-                yield method, self.batches[batch], np.concatenate(products, axis=1)
+                values = products[self.made_of[method]]
+                yield method, self.batches[batch], self._cosines(batch, values) if method == "cosine" else values
+
+    def _cosines(self, batch: int, products: np.ndarray) -> np.ndarray:
+        """The products of a batch of examples with all tasks, divided by the norms of both: [n, tasks] float32."""
+        of_tasks = [self.inputs.pieces[self._norms(pack, False)] for pack in range(len(self.tasks.batches))]
+        norms = np.outer(self.inputs.pieces.pop(self._norms(batch, True)), np.concatenate(of_tasks))
+        return np.divide(products, norms, out=np.full(norms.shape, np.nan), where=norms > 0).astype(np.float32)

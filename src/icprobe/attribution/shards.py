@@ -1,6 +1,7 @@
 """One shard of a method's matrix: only its own batches, resumed from what an earlier try has finished."""
 
 import importlib
+import inspect
 import logging
 import time
 import zipfile
@@ -73,7 +74,8 @@ def _attribute(
     attribute = importlib.import_module(module).attribute
     with Progress(desc="+".join(methods)) as progress:
         inputs = replace(inputs, pieces=saved, progress=progress)
-        for method, rows, values in attribute(inputs, methods[0], list(batches.values()), **settings):
+        several = {"methods": methods} if "methods" in inspect.signature(attribute).parameters else {}
+        for method, rows, values in attribute(inputs, methods[0], list(batches.values()), **several, **settings):
             saved[f"{method}/{index_of[tuple(rows)]}"] = values
 
 

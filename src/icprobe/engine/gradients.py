@@ -203,6 +203,18 @@ def grams(
     return matmul(matmul(_membership(where2, pairs), pairs), _membership(where, pairs)).T
 
 
+def squared_norms(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice]) -> Tensor:
+    """|g_i|² of one layer's gradients, [n] float32: Σ_{s,t} (δ_s·δ_t)(a_s·a_t [+ 1 for a bias]).
+
+    No gradient is formed. Of each sequence by itself, so that no bit depends on its neighbours.
+    """
+    found = torch.zeros(len(where), device=a.device)
+    for number, span in enumerate(where):
+        pairs = matmul_float32(a[span], a[span])
+        found[number] = ((pairs + 1 if layer.bias else pairs) * matmul_float32(delta[span], delta[span])).sum()
+    return found
+
+
 def _membership(where: Sequence[slice], like: Tensor) -> Tensor:
     """Which tokens belong to which sequence, [n, S] of 0 and 1."""
     members = torch.zeros(len(where), where[-1].stop, dtype=like.dtype)

@@ -134,7 +134,7 @@ class Sizes:
         if method.startswith("influence") and settings.device != "cuda":
             # The budget holds gradients and activations.
             megabytes += 1000 * settings.memory_budget_gb
-        if method in ("one_step", "influence_mean") and settings.device != "cuda":
+        if method in ("one_step", "influence_mean", "self_influence") and settings.device != "cuda":
             megabytes += 8e-6 * size + _activations_mb(size, settings.batch_tokens)
         return Needs(megabytes, seconds)
 
