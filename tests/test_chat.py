@@ -157,7 +157,7 @@ def test_ids_and_masks_are_those_of_a_naive_construction(name, turns, spoken):
 def test_turns_are_found_by_letters_as_by_prefixes(name, spoken, monkeypatch):
     tokenizer = spoken(OURS[name])
     by_letters = [labelled(tokenizer, chat(), row(turns)) for turns in CONVERSATIONS.values()]
-    monkeypatch.setattr("icprobe.texts.completions._letters", lambda *_: None)
+    monkeypatch.setattr("icprobe.texts.turns._letters", lambda *_: None)
     for turns, expected in list(zip(CONVERSATIONS.values(), by_letters, strict=True))[:-1]:
         assert labelled(tokenizer, chat(), row(turns)) == expected
 

@@ -167,7 +167,7 @@ def test_an_invocation_is_one_run_with_what_ran_why_and_what_it_cost(project):
     counts = {name: summary[f"jobs/{name}"] for name in ("total", "done", "failed", "running")}
     assert counts == {"total": 4, "done": 4, "failed": 0, "running": 0}
     assert (summary["outcome"], summary["stale/Missing output files"]) == ("done", 3)
-    assert summary["seconds/write"] >= 0.6
+    assert summary["seconds/write"] >= 0.55  # of two clocks
     assert summary["workflow/done"] == 4
     rows = project.tables(log)
     assert [row[:4] for row in rows["rules"]] == [["write", 2, 2, 0], ["join", 1, 1, 0], ["all", 1, 1, 0]]

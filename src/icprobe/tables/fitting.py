@@ -12,9 +12,9 @@ from icprobe.tables.checking import records
 from icprobe.tables.selecting import sample as draw_sample
 from icprobe.tables.selecting import select_tasks
 from icprobe.texts.chat import Chat, ChatPrompts
-from icprobe.texts.completions import first_target
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.readers import Reader
+from icprobe.texts.turns import turns
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def lengths(frame: pd.DataFrame, prompts: Prompts | Chat, reader: Reader) -> pd.
             raise DataError(f"row {row['id']}: its {what} has no token of {reader.model}; remove or correct it.")
     counts = {"n_query": queries, "n_target": targets}
     if chat:
-        counts["n_first"] = [first_target(reader.tokenizer, row, prompts) for row in rows]
+        counts["n_first"] = [turns(reader.tokenizer, row, prompts).n_context for row in rows]
     return pd.DataFrame({"id": frame["id"], **counts}).astype(dict.fromkeys(counts, "int32"))
 
 

@@ -4,7 +4,6 @@ By a chat template it is over all that the assistant says, with the ends of its 
 """
 
 import sys
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +11,8 @@ import pandas as pd
 
 from icprobe.errors import DataError, ModelError, several, some
 from icprobe.texts.chat import Chat, ChatPrompts
-from icprobe.texts.prompts import Encoded, Prompts, border, encode, token_ids
+from icprobe.texts.prompts import Encoded, Prompts, encode
+from icprobe.texts.turns import turns
 
 
 def end_of_sequence(tokenizer: Any) -> int:
@@ -35,7 +35,7 @@ def completions(
     found: list[Encoded | None] = []
     counts = {"truncated": 0, "dropped": 0}
     for row in rows:
-        whole = _turns(tokenizer, row, bound) if isinstance(bound, ChatPrompts) else _completion(tokenizer, row, bound)
+        whole = turns(tokenizer, row, bound) if isinstance(bound, ChatPrompts) else _completion(tokenizer, row, bound)
         kept = tuple(place for place in whole.targets if place < max_length)
         if not kept:
             counts["dropped"] += 1
@@ -49,38 +49,6 @@ def completions(
 def _completion(tokenizer: Any, row: Mapping[str, Any], prompts: Prompts) -> Encoded:
     encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
     return Encoded((*encoded.ids, end_of_sequence(tokenizer)), encoded.n_context)
-
-
-def _turns(tokenizer: Any, row: Mapping[str, Any], prompts: ChatPrompts) -> Encoded:
-    """A whole conversation; its targets are the assistant's turns."""
-    text, among = prompts.document(row), []
-    ids, letters = token_ids(tokenizer, text), _letters(tokenizer, text)
-    for turn, (first, last) in enumerate(prompts.answers(row)):
-        if letters is not None:
-            # Tokens with letters of others, too, count.
-            start, end = bisect_right(letters[1], first), bisect_left(letters[0], last)
-        else:
-            parts = (prompts.until(row, turn, side) for side in (0, 1))
-            start, end = (border(tokenizer, part, text, token_ids(tokenizer, part), ids) for part in parts)
-        among += range(start, end)
-    return Encoded(ids, among[0] if among else len(ids), among=tuple(among))
-
-
-def _letters(tokenizer: Any, text: str) -> tuple[list[int], list[int]] | None:
-    """Where the tokens of a text begin and end, in letters; None where the tokenizer does not say, or has others."""
-    if not getattr(tokenizer, "is_fast", False):
-        return None
-    found = tokenizer(str(text), add_special_tokens=False, return_offsets_mapping=True)
-    starts, ends = ([*side] for side in zip(*found["offset_mapping"], strict=True))
-    known = (
-        tuple(found["input_ids"]) == token_ids(tokenizer, text) and starts == sorted(starts) and ends == sorted(ends)
-    )
-    return (starts, ends) if known else None
-
-
-def first_target(tokenizer: Any, row: Mapping[str, Any], prompts: ChatPrompts) -> int:
-    """How many tokens of a conversation stand before the first that is trained on."""
-    return _turns(tokenizer, row, prompts).n_context
 
 
 def longest(max_length: int | None, max_positions: int | None) -> int:
