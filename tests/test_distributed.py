@@ -89,3 +89,9 @@ def test_processes_whose_job_is_killed_end_and_another_goes_on_where_they_were(b
     numbers = fine_tune_in_processes(*arguments)
     assert numbers["resumed_from_step"] > 0
     assert artifacts.verify(tmp_path / "out")["kind"] == "lora"
+
+
+def test_a_last_batch_that_processes_cannot_share_is_refused(base, tmp_path):
+    arguments = (tmp_path / "out", settings(), 0, tmp_path / "partial")
+    with pytest.raises(ConfigError, match=r"finetune\.processes: 5 examples leave 1 example for the last batch of 4"):
+        fine_tune(base, ROWS[:5], prompts_of(TEMPLATES), *arguments)

@@ -281,12 +281,17 @@ WRONG = {
     "another tokenizer": (changed(text="Paris, in France"), "has another tokenizer than tiny"),
     "a filter": (changed(finish_reason="content_filter"), "for the reason 'content_filter', so it is not whole"),
     "no reason": (changed(finish_reason=None), "for the reason None"),
+    "two responses": (lambda answer: answer["choices"].append(answer["choices"][0]), "has written 2 responses of"),
+    "too long": (lambda answer: answer["usage"].update(completion_tokens=99), "where one of at most 12 was asked for"),
+    "lost token ids": (lambda answer: answer["usage"].update(completion_tokens=12), "1 token id of a response of 12"),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_an_answer_that_may_be_anothers_is_refused(base, running, wrong):
+def test_an_answer_that_may_be_anothers_is_refused(base, running, wrong, monkeypatch):
     change, said = WRONG[wrong]
+    if wrong == "lost token ids":
+        monkeypatch.setattr("icprobe.evaluation.engines.endpoint._ids", lambda completion: [5])
     with Endpoint(forward(running, change), models=["m"]) as proxy, pytest.raises(EndpointError, match=said):
         written(base, rows=ROWS[:1], base_url=proxy.url, model="m")
 

@@ -285,3 +285,45 @@ def test_a_model_that_does_not_fit_on_one_device_is_refused_in_a_sentence(prepar
     with pytest.raises(ModelError, match=r"load\.device_map: .* one device: set load\.quantization") as caught:
         load_model(directory, device="cpu")
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_is_kept_of_one_quantization_is_not_taken_for_another(prepared):
+    kept = {artifacts.content_digest(prepared("llama", how)) for how in ("none", "8bit", "4bit")}
+    assert len(kept) == 3
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "4bit"])
+def test_a_layers_bits_do_not_depend_on_the_arithmetic(quantization, prepared):
+    from icprobe.engine.quantization import weight_of
+
+    models = [load_model(prepared("llama", quantization), dtype, "cpu") for dtype in ("float32", "bfloat16")]
+    assert models[1].dtype == torch.bfloat16
+    layers = [quantised_layers(model) for model in models]
+    for name in layers[0]:
+        assert (weight_of(layers[0][name], torch.float32) == weight_of(layers[1][name], torch.float32)).all()
+
+
+def test_a_quantised_base_is_served_as_its_bits_say(prepared, dequantised):
+    from transformers import AutoModelForCausalLM
+
+    from icprobe.evaluation.engines.weights import served_folder
+
+    with served_folder(prepared("llama", "4bit"), None, "float32") as folder:
+        served = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    wanted = dequantised("llama", "4bit").state_dict()
+    assert all(torch.equal(served[name], weight) for name, weight in wanted.items())
+
+
+def test_a_model_whose_layers_bitsandbytes_leaves_whole_is_refused(tokenizer, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install '.[test]'")
+    from icprobe.engine.random_models import random_model
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    random_model("falcon", sizes, 1, tokenizer).save_pretrained(tmp_path / "source")
+    tokenizer.save_pretrained(tmp_path / "source")
+    source = {"source": "local", "path": str(tmp_path / "source"), "trust_remote_code": False}
+    source |= {"load": {"quantization": "4bit", "device_map": "none"}}
+    with pytest.raises(
+        ModelError, match=r"bitsandbytes leaves 8 linear layers whole, first .*leave load\.quantization out"
+    ):
+        prepare(source, tmp_path / "base", admit)

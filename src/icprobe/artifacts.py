@@ -157,11 +157,14 @@ def digest(value: Any) -> str:
 
 
 def content_digest(path: str | Path) -> str:
-    """SHA-256 of a file, or of what the manifest of a directory says (its files' names and digests)."""
+    """SHA-256 of a file, or of what the manifest of a directory says: its files' names and digests, and, of a model
+    that is not loaded as it lies there, how it is loaded."""
     path = Path(path)
     if not path.is_dir():
         return file_digest(path)
-    return digest(read_manifest(path)["files"])
+    manifest = read_manifest(path)
+    load = (manifest.get("source") or {}).get("load")
+    return digest([manifest["files"], load] if load else manifest["files"])
 
 
 # --- directories with a manifest --------------------------------------------------------------------------------

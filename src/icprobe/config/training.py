@@ -68,7 +68,7 @@ class Finetune(Section):
     processes: Count = Field(
         1,
         description="Processes that share a training on one machine, each with a GPU of its own where there are any; "
-        "batch_size is shared among them.",
+        "batch_size is shared among them, and has to divide the number of examples.",
     )
     accelerate: FilePath | None = Field(
         None,

@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 from icprobe import artifacts, cores
 from icprobe.engine.experts import routers, unstack
 from icprobe.engine.placing import arguments, check_place
-from icprobe.engine.quantization import compute_dequantised, dequantise, options
+from icprobe.engine.quantization import cast_rest, check_quantised, compute_dequantised, dequantise, options, quantised
 from icprobe.engine.random_models import random_model
 from icprobe.engine.text_models import text_model
 from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
@@ -369,14 +369,12 @@ def opened(
     load: dict[str, str] | None = None,
     place: torch.device = CPU,
 ) -> PreTrainedModel:
-    """The model in a directory that `prepare` wrote; arguments as `load_model` takes them.
-
-    load: its source's; without it the model is on the CPU, else on `place`.
+    """The model in a directory that `prepare` wrote; arguments as `load_model` takes them, `load` as its source has it.
+    Without `load` the model is on the CPU, else on `place`.
     """
-    how = options(load, DTYPES[dtype]) | (arguments(load, place) if load else {})
-    model, loaded = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=DTYPES[dtype], trust_remote_code=trusted, output_loading_info=True, **how
-    )
+    how = options(load, DTYPES[dtype]) | (arguments(load, place) if load else {}) | {"trust_remote_code": trusted}
+    how["dtype"] = torch.float32 if quantised(load) else DTYPES[dtype]
+    model, loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **how)
     if lacking := sorted(loaded["missing_keys"]):
         raise ModelError(
             f"{directory}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}: "
@@ -385,6 +383,9 @@ def opened(
     model.eval().requires_grad_(False)
     if load:
         check_place(model, place)
+    if quantised(load):
+        check_quantised(model)
+        cast_rest(model, DTYPES[dtype])
         compute_dequantised(model)
     if experts_apart:
         unstack(model)

@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from icprobe.engine.matmul import matmul
-from icprobe.errors import ModelError
+from icprobe.errors import ModelError, several
 
 LACKING = "pip install 'bitsandbytes>=0.50'"
 
@@ -45,6 +45,29 @@ def options(load: dict[str, str] | None, dtype: torch.dtype) -> dict[str, Any]:
 def quantised_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The layers that bitsandbytes keeps in a few bits, by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not m.weight.is_floating_point()}
+
+
+def check_quantised(model: PreTrainedModel) -> None:
+    """Raises ModelError where bitsandbytes has left linear layers whole, besides the output embedding."""
+    head = model.get_output_embeddings()
+    left = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.weight.is_floating_point() and module is not head
+    ]
+    if left:
+        raise ModelError(
+            f"{type(model).__name__}: bitsandbytes leaves {several(len(left), 'linear layer')} whole, first {left[0]}; "
+            "leave load.quantization out, or choose another model."
+        )
+
+
+def cast_rest(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Brings all weights that are not quantised to a dtype; quantised in float32, a layer's bits depend on none."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def compute_dequantised(model: PreTrainedModel) -> None:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from icprobe import errors, jsonl
 from icprobe.errors import IcprobeError, ModelError
 from icprobe.texts.chat import prompts_of
@@ -116,12 +118,14 @@ def main(path: Path) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when the job that started it is gone, even one that was killed."""
+    """Ends this process when the job that started it is gone, even one that was killed and that nobody has reaped."""
     while True:
-        time.sleep(2)
+        time.sleep(1)
         try:
-            os.kill(parent, 0)
-        except ProcessLookupError:
+            alive = psutil.Process(parent).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
             os._exit(1)
 
 

@@ -24,7 +24,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from icprobe import artifacts
 from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device
-from icprobe.errors import ConfigError, DataError, ModelError, reason
+from icprobe.errors import ConfigError, DataError, ModelError, reason, several
 from icprobe.texts.completions import completions, longest
 from icprobe.texts.prompts import Encoded, Prompts
 from icprobe.texts.tokenizing import load_tokenizer
@@ -87,6 +87,7 @@ def fine_tune(
     length = longest(settings["max_length"], max_positions(AutoConfig.from_pretrained(base)))
     examples, counts = tokenize(tokenizer, rows, prompts, length)
     log_cut(len(rows), counts, length)
+    _check_shared(len(examples), settings)
     # Of several processes (`training.distributed`) the first one writes.
     first = settings.get("processes", 1) == 1 or os.environ.get("RANK") == "0"
     watched = [Checkpoints(60 * settings["checkpoint_minutes"]), *([Watch(log)] if first else [])]
@@ -237,6 +238,17 @@ def _check_learns(n: int, settings: dict[str, Any]) -> None:
         raise ConfigError(
             f"config: finetune.warmup_ratio: {n} examples make one step, at which a warm-up holds the learning rate at "
             "0, so that nothing would be learned; set warmup_ratio: 0, or lower batch_size or accumulation"
+        )
+
+
+def _check_shared(n: int, settings: dict[str, Any]) -> None:
+    """Raises ConfigError where processes cannot share the last batch: accelerate would fill it with examples again."""
+    share, size = settings.get("processes", 1), settings["batch_size"]
+    if share > 1 and n % size:
+        raise ConfigError(
+            f"config: finetune.processes: {n} examples leave {several(n % size, 'example')} for the last batch of "
+            f"{size}, which {share} processes cannot share without repeating some; choose a batch_size that divides "
+            f"{n}, bins of such a size, or processes: 1"
         )
 
 

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 
 from icprobe.errors import ConfigError
+from icprobe.masking import keep_secret
 
 ENGINES = {"endpoint": "icprobe.evaluation.engines.endpoint", "vllm": "icprobe.evaluation.engines.vllm"}
 
@@ -24,7 +25,9 @@ class Question:
 
 
 def require_key(variable: str | None) -> None:
-    """Raises ConfigError where the environment variable of an endpoint's key is not set."""
+    """Raises ConfigError where the environment variable of an endpoint's key is not set; from now on it is masked."""
+    if variable:
+        keep_secret(os.environ.get(variable, ""))
     if variable and not os.environ.get(variable):
         raise ConfigError(
             f"config: evaluation.endpoint.key_variable: the environment variable {variable} is not set. Put the "

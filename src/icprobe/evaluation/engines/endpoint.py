@@ -62,7 +62,7 @@ class _Asking:
         self._model, self._options, self._server = model, options, server
         self._client = client(options)
         self._where = f"The endpoint {masking.mask(options['base_url'])}"
-        self._name = self._known_name()
+        self._name, self._answers_as = self._known_name(), None
         self._where = f"{self._name} at {masking.mask(options['base_url'])}"
         logger.info("%s writes the responses, %d at once", self._where, options["concurrency"])
 
@@ -103,7 +103,7 @@ class _Asking:
             most = question.most - len(ids)
             completion = self._complete(question, ids, most)
             choice, tokens = completion.choices[0], _ids(completion)
-            self._check(question, len(question.ids) + len(ids), completion)
+            self._check(question, len(question.ids) + len(ids), most, completion)
             cut_short = choice.finish_reason == "length" and completion.usage.completion_tokens < most
             if cut_short:
                 raise EndpointError(
@@ -115,6 +115,7 @@ class _Asking:
                 self._check_text()
                 return choice.text
             tokens = tokens or []
+            self._check_told(question, tokens, completion.usage.completion_tokens)
             self._check_tokenizer(question, tokens, choice.text)
             ids += tokens
             ended = choice.finish_reason == "length" or not tokens or not self._model.last.isdisjoint(tokens)
@@ -184,7 +185,7 @@ class _Asking:
             hint = f" {SENT_AS_TEXT}"
         return EndpointError(f"{self._where} answers: {reason(error).rstrip('.')}.{hint} Responses so far are kept.")
 
-    def _check(self, question: Question, length: int, completion: Any) -> None:
+    def _check(self, question: Question, length: int, most: int, completion: Any) -> None:
         """Raises EndpointError where the prompt that was read is not ours, or the response ended in an odd way."""
         usage, choice = completion.usage, completion.choices[0]
         if [type(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens")] != [int, int]:
@@ -205,6 +206,18 @@ class _Asking:
                     else "Serve the model as it is, with its own tokenizer."
                 )
             )
+        if len(completion.choices) != 1 or usage.completion_tokens > most:
+            raise EndpointError(
+                f"{self._where} has written {several(len(completion.choices), 'response')} of "
+                f"{several(usage.completion_tokens, 'token')} to eval prompt {question.id}, where one of at most "
+                f"{most} was asked for. Use another server."
+            )
+        if self._answers_as not in (None, completion.model):
+            raise EndpointError(
+                f"{self._where} answered as {self._answers_as!r} and now as {completion.model!r}: another model stands "
+                "behind it. Serve one for as long as the job runs; responses so far are kept."
+            )
+        self._answers_as = completion.model
         if choice.finish_reason not in ("stop", "length"):
             raise EndpointError(
                 f"{self._where} ended the response to eval prompt {question.id} for the reason "
@@ -222,11 +235,21 @@ class _Asking:
                 "token of templates.query, ends one. Use vLLM or llama.cpp, or the engine transformers."
             )
 
+    def _check_told(self, question: Question, ids: list[int], written: int) -> None:
+        """Raises EndpointError where the token ids told are not the response's; the one that ended it may lack."""
+        vocabulary = len(self._model.tokenizer)
+        if not written - 1 <= len(ids) <= written or not all(0 <= token < vocabulary for token in ids):
+            raise EndpointError(
+                f"{self._where} tells {several(len(ids), 'token id')} of a response of {written} tokens to eval prompt "
+                f"{question.id}, or some that the model does not have. Use another server."
+            )
+
     def _check_tokenizer(self, question: Question, ids: list[int], text: str) -> None:
         """Raises EndpointError where the server makes other letters of token ids than the model's tokenizer does."""
         ours = "".join(filter(str.isalnum, self._model.tokenizer.decode(ids, skip_special_tokens=True)))
         # The server's may lack the last ones, of a character that is not whole or of what ended it.
-        if not ours.startswith("".join(filter(str.isalnum, text))):
+        theirs = "".join(filter(str.isalnum, text))
+        if not ours.startswith(theirs) or (ours and not theirs and len(ids) > 1):
             raise EndpointError(
                 f"{self._where} has another tokenizer than {self._model.base.name}: of the token ids of its response "
                 f"to eval prompt {question.id} it makes other words. Serve the model with its own tokenizer."

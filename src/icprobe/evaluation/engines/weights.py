@@ -10,6 +10,7 @@ from safetensors import safe_open
 from icprobe import artifacts
 from icprobe.engine.experts import stack
 from icprobe.engine.models import DTYPES, load_model
+from icprobe.engine.quantization import quantised
 from icprobe.evaluation.checkpoints import load_fine_tuned
 
 NAMES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' own
@@ -24,8 +25,9 @@ def served_folder(base: str | Path, checkpoint: str | Path | None, dtype: str) -
     ArtifactError where a file is damaged.
     """
     source = Path(checkpoint or base)
-    adapters = artifacts.verify(source).get("kind") == "lora"
-    if not adapters and _dtypes(source) == {NAMES[dtype]}:
+    manifest = artifacts.verify(source)
+    adapters, whole = manifest.get("kind") == "lora", not quantised(manifest.get("source", {}).get("load"))
+    if not adapters and whole and _dtypes(source) == {NAMES[dtype]}:
         yield source.absolute()
         return
     with artifacts.temporary_directory() as folder:
@@ -36,7 +38,9 @@ def served_folder(base: str | Path, checkpoint: str | Path | None, dtype: str) -
             model = load_fine_tuned(source, base, device="cpu")
             stack(model)  # experts stand apart for their adapters, and are saved together
         else:
-            model = load_model(source, dtype=dtype, device="cpu", experts_apart=False)
+            # What is served is what its bits say, as with adapters.
+            how = {"dtype": dtype} if whole else {"dequantised": True}
+            model = load_model(source, device="cpu", experts_apart=False, **how)
         model.to(DTYPES[dtype]).save_pretrained(folder)
         del model  # the server is about to need the memory
         yield Path(folder)
