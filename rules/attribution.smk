@@ -58,7 +58,7 @@ use rule attribute as attribute_without_model with:
         paths.benchmark("attribute_without_model/{model}/{method}/{scatteritem}")
     threads: 1
     resources:
-        **LIGHT,
+        **RESOURCES["attribute_without_model"],
 
 
 if INFLUENCE:

@@ -28,6 +28,7 @@ RESOURCES = {
     "measure_prompts": OF_RESPONSES,
     "name_rows": OF_EXTERNAL,
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
+    "attribute_without_model": directives(lambda w, input: SIZES.without_model(w.method)),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
     "attribute_step": directives(lambda w, input: SIZES.attribute(w.model, "one_step", w.scatteritem), DEVICE),
     "chain": directives(lambda w, input: SIZES.chain()),

@@ -73,3 +73,51 @@ def test_a_bin_of_more_examples_than_there_are_ends_before_any_model_is_run(proj
     assert ended.returncode != 0
     assert "bins: 'top 25' asks for more examples than there are (24). Take fewer, or a share of them." in ended.output
     assert not (project.path / "results/many/tiny-llama/attributions").exists()
+
+
+# Their jobs, and whether these are cut into the two shards of the tiny experiment.
+WITHOUT_GRADIENTS = {
+    "bm25": ("attribute_without_model", 1),
+    "embedding": ("attribute", 2),
+    "perplexity": ("attribute", 2),
+    "ifd": ("attribute", 2),
+}
+
+
+@pytest.mark.parametrize("method", WITHOUT_GRADIENTS)
+def test_a_method_without_gradients_is_planned_whole_and_alone(method, project):
+    rule, shards = WITHOUT_GRADIENTS[method]
+    ended = project.snakemake("all", "-n", config={**ALONE, "attribution": {"methods": [method]}})
+    assert ended.returncode == 0, ended.output
+    assert {name: n for name, n in ended.jobs.items() if name.startswith("attribute")} == {rule: shards}
+    assert {name: ended.jobs[name] for name in ("score", "tabulate_bins", "subset")} == {
+        "score": 1,
+        "tabulate_bins": 1,
+        "subset": 3,
+    }
+
+
+def test_methods_without_gradients_are_scored_compared_and_reported(project):
+    methods = [*WITHOUT_GRADIENTS]
+    trained = {**ALONE["finetune"], "all_data": False, "methods": []}
+    config = {**ALONE, "experiment": "cheap", "attribution": {"methods": methods}, "finetune": trained}
+    ended = project.snakemake("report", "--cores", "2", config=config)
+    assert ended.returncode == 0, ended.output[-3000:]
+    model = project.path / "results/cheap/tiny-llama"
+    matrices = {method: pd.read_parquet(model / f"attributions/{method}.parquet") for method in methods}
+    assert {method: matrix.shape for method, matrix in matrices.items()} == {
+        **dict.fromkeys(["bm25", "embedding"], (24, 1 + 4)),
+        **dict.fromkeys(["perplexity", "ifd"], (24, 1 + 1)),
+    }
+    for method, matrix in matrices.items():
+        scores = pd.read_parquet(model / f"scores/{method}.parquet")
+        mean = matrix.drop(columns="id").astype("float64").mean(axis=1)
+        assert scores["score"].tolist() == pytest.approx(mean.tolist())
+        assert scores["score"].nunique() == 24
+    pairs = pd.read_csv(model / "tables/correlations.csv")[["method_a", "method_b"]].drop_duplicates()
+    assert len(pairs) == 6
+    page = project.read("results/cheap/report.html").decode()
+    for asked in ("in the same words", "as alike", "expect its response already", "Instruction-Following Difficulty"):
+        assert asked in page
+    assert "Building index" not in project.log("cheap", "attribute_without_model", "tiny-llama", "bm25", "1-of-1.log")
+    assert project.snakemake("report", "-n", config=config).jobs == {}

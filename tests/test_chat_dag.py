@@ -19,7 +19,11 @@ CONFIG = {
         "sound_labels": None,
     },
     "templates": {"format": "chat", "chat_template": "chat.jinja"},
-    "attribution": {"methods": ["icp", "influence", "length"], "train_loss": "response", "shards": 1},
+    "attribution": {
+        "methods": ["icp", "influence", "bm25", "embedding", "ifd", "length"],
+        "train_loss": "response",
+        "shards": 1,
+    },
     "bins": ["top 20%"],
     "analysis": {"chain": None},
     "figures": {"scatter": None},
@@ -49,7 +53,7 @@ def project(tmp_path_factory):
 def test_conversations_are_valued_trained_on_and_judged(project):
     scores = pd.read_parquet(project.path / dag.RESULTS / "tables/scores.parquet")
     assert len(scores) == 12
-    assert scores[["score_icp", "score_influence"]].notna().all(axis=None)
+    assert scores[[name for name in scores if name.startswith("score_")]].notna().all(axis=None)
     assert scores["messages"].map(lambda held: len(json.loads(held))).tolist() == [3, 5] * 6
     lengths = pd.read_parquet(project.path / dag.RESULTS / "data/lengths.parquet")
     assert (lengths["n_first"] < lengths["n_query"]).tolist() == [False, True] * 6

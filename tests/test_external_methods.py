@@ -54,10 +54,18 @@ def test_what_needs_texts_or_a_model_says_so_where_there_are_none():
     }
     chosen = {"external": {"icp": GIVEN}, "methods": ["icp", "random"]}
     assert methods_of(configuration(**away, attribution=chosen))
-    for method in ("influence", "length"):
+    for method in ("influence", "length", "perplexity"):
         with pytest.raises(ConfigError, match=f"{method} reads texts"):
             methods_of(configuration(**away, attribution={**chosen, "methods": ["icp", method]}))
+    with pytest.raises(ConfigError, match=r"bm25 needs data\.train, which is absent"):
+        methods_of(configuration(**away, attribution={**chosen, "methods": ["icp", "bm25"]}))
+    texts = {"train": {"path": "x"}, "tasks": {"path": "y"}, "eval": None}
+    assert methods_of(configuration(**{**away, "data": texts}, attribution={"methods": ["bm25"]}, bins=["top 20%"]))
     here = {**away, "models": ["smollm2-135m-instruct"]}
+    without_tasks = {**here, "data": {**texts, "tasks": None}}
+    assert methods_of(configuration(**without_tasks, attribution={**chosen, "methods": ["icp", "ifd"]}))
+    with pytest.raises(ConfigError, match=r"embedding needs data\.tasks, which is absent"):
+        methods_of(configuration(**without_tasks, attribution={**chosen, "methods": ["icp", "embedding"]}))
     with pytest.raises(ConfigError, match=r"needs data\.train, which is absent"):
         methods_of(configuration(**here, attribution={**chosen, "methods": ["icp", "one_step"]}))
     with pytest.raises(ConfigError, match="fine-tuning and its evaluation need"):

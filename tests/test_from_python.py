@@ -88,6 +88,16 @@ def test_numbers_are_those_of_the_dag_to_the_bit(method, valued, prepared, promp
     assert scores[f"score_{method}"].tolist() == aggregate(expected, how)["score"].tolist()
 
 
+def test_methods_without_gradients_are_those_of_the_dag_to_the_bit(prepared, prompts, tmp_path):
+    methods = ["bm25", "embedding", "perplexity", "ifd"]
+    scores, matrices = icprobe.value(TRAIN, TASKS, model=prepared, methods=methods, dtype="float32", matrices=True)
+    assert [*matrices] == methods
+    for method in methods:
+        expected = by_the_dag(prepared, method, 0, 1 if METHODS[method].whole else 2, tmp_path, prompts)
+        pd.testing.assert_frame_equal(matrices[method], expected, check_exact=True)
+        assert scores[f"score_{method}"].tolist() == aggregate(expected, "mean")["score"].tolist()
+
+
 def test_the_objective_is_that_of_the_dag(prepared, prompts, tmp_path):
     objective = {"train_loss": "response", "reduction": "mean", "task_likelihood": "mean"}
     settings = {"methods": ["icp", "influence"], "dtype": "float32", "finetune": {"max_length": 100}}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matrices import assert_close, matrices
 
-from icprobe.attribution import icp, influence, influence_mean, one_step
+from icprobe.attribution import difficulty, embedding, icp, influence, influence_mean, one_step
 from icprobe.engine import likelihood, matmul, models
 from icprobe.engine import network as engine
 from icprobe.engine.batching import batches
@@ -58,6 +58,7 @@ def test_matrices_are_those_of_a_cpu(architecture, dtype, both):
     assert engine.Network(ours.model, ours.capabilities).attention == "flex"
     for module, method, settings in (
         (icp, "icp", {}),
+        (embedding, "embedding", {}),
         (influence, "influence", {"methods": ["influence"]}),
         (influence, "influence_log", {"methods": ["influence", "influence_log"]}),
         *([(one_step, "one_step", {})] if dtype == torch.float32 else []),
@@ -66,13 +67,12 @@ def test_matrices_are_those_of_a_cpu(architecture, dtype, both):
         found = matrices(module, ours, method, **settings)[method]
         assert_close(found, reference, TOLERANCE[dtype], np.abs(reference).max())
     runs = batches(ours.lengths, 200)
-    means = [
-        np.concatenate(
-            [block for *_, block in influence_mean.attribute(each, "influence_mean", runs, batch_tokens=200)]
-        )
-        for each in (exact, ours)
-    ]
-    assert_close(means[1], means[0], TOLERANCE[dtype], np.abs(means[0]).max())
+    for module, method in ((influence_mean, "influence_mean"), (difficulty, "perplexity"), (difficulty, "ifd")):
+        columns = [
+            np.concatenate([block for *_, block in module.attribute(each, method, runs, batch_tokens=200)])
+            for each in (exact, ours)
+        ]
+        assert_close(columns[1], columns[0], TOLERANCE[dtype], np.abs(columns[0]).max())
 
 
 @pytest.mark.parametrize("limit", [60, 4096])

@@ -12,6 +12,7 @@ import yaml
 
 from icprobe.attribution import METHODS
 from icprobe.config import load
+from icprobe.config.sections import Attribution
 
 README = dag.ROOT / "README.md"
 # What the README shows.
@@ -139,14 +140,7 @@ def test_the_readmes_steps_end_in_scores_tables_and_a_report(run, tmp_path):
     ended = run({**OWN, **TINY}, "all", "--cores", "2")
     assert ended.returncode == 0, ended.output
     model = tmp_path / "results" / "mine" / "tiny"
-    assert {path.stem for path in model.glob("scores/*.parquet")} == {
-        "icp",
-        "influence",
-        "influence_log",
-        "one_step",
-        "length",
-        "random",
-    }
+    assert {path.stem for path in model.glob("scores/*.parquet")} == {*Attribution().methods}
     assert not [*model.glob("checkpoints"), *model.glob("responses")]
     page = (tmp_path / "results/mine/report.html").read_text(encoding="utf-8")
     assert "planted" not in page

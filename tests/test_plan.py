@@ -165,7 +165,7 @@ def test_every_computed_method_has_one_kind_of_job():
     methods = [*METHODS, "mine"]
     found = plan(attribution={"methods": methods, "external": {"mine": MATRIX}})
     assert found.together == ["influence", "influence_log", "cosine"]
-    assert found.alone(needs_model=False) == ["length", "random"]
+    assert found.alone(needs_model=False) == ["bm25", "length", "random"]
     alone = [*found.alone(needs_model=True), *found.alone(needs_model=False)]
     assert sorted([*found.together, *alone, *found.external]) == sorted(methods)
 
@@ -260,14 +260,14 @@ def test_the_chain_is_looked_at_where_all_of_it_is_computed_here(attribution, lo
 
 
 def test_scores_by_domain_are_taken_from_methods_with_a_value_for_each_task():
-    methods = ["icp", "icp_budget", "length", "mine", "one_number"]
+    methods = ["icp", "icp_budget", "bm25", "perplexity", "length", "mine", "one_number"]
     mine, number = {**MATRIX, "allow_missing": True}, {**GIVEN, "allow_missing": True}
     found = plan(
         attribution={"methods": methods, "external": {"mine": mine, "one_number": number}},
     )
     assert found.domains == {
-        "aggregators": {"icp": "fraction_positive", "mine": "mean"},
-        "without_tasks": ["length"],
+        "aggregators": {"icp": "fraction_positive", "bm25": "mean", "mine": "mean"},
+        "without_tasks": ["perplexity", "length"],
         "may_skip": ["mine"],
     }
 

@@ -287,13 +287,18 @@ def test_tokens_of_tasks_are_counted_at_the_rate_of_the_examples():
 
 def test_operations_are_counted_as_the_shards_are():
     sizes = {"parameters": 10.0, "examples": 3, "example_tokens": 15, "tasks": 2, "task_tokens": 8}
+    sizes["response_tokens"] = 6
     assert operations("one_step", **sizes) == work.operations(10.0, 3, 15, 8)
     assert operations("icp", **sizes) == 2 * 10 * (15 + 3 * 8)
     assert operations("icp_budget", **sizes, tried=0.5) == 2 * 10 * (15 + 3 * 8 / 2)
     assert operations("influence", **sizes) == 6 * 10 * (15 + 8) + 2 * 10 * 3 * 2
     assert operations("influence_log", **sizes) == operations("influence", **sizes)
     assert operations("influence_mean", **sizes) == 6 * 10 * (15 + 8)
-    assert [operations(name, **sizes) for name in ("length", "random", *truths.RIVALS)] == [0, 0, 0, 0]
+    assert operations("embedding", **sizes) == 2 * 10 * (15 + 8)
+    assert operations("perplexity", **sizes) == 2 * 10 * 15
+    assert operations("ifd", **sizes) == 2 * 10 * (15 + 6)
+    free = ("length", "random", "bm25", *truths.RIVALS)
+    assert [operations(name, **sizes) for name in free] == [0] * len(free)
     assert np.isnan(operations("of_others", **sizes))
 
 

@@ -17,7 +17,7 @@ WORDS = {
     "tail_patch": "tail patch, 10 best (nats)",
     "leave_one_out": "leave-one-out (rank correlation)",
 }
-FREE = {**dict.fromkeys(headline.RIVALS, 0.0), "length": 0.0, "random": 0.0}  # they multiply nothing
+FREE = dict.fromkeys([*headline.RIVALS, "length", "random", "bm25"], 0.0)  # no model multiplies anything
 
 
 def words(truth: str) -> str:
@@ -59,15 +59,18 @@ def operations(
     example_tokens: float,
     tasks: int,
     task_tokens: float,
+    response_tokens: float,
     tried: float = 1.0,
 ) -> float:
     """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
 
-    parameters: of the model, P; example_tokens, task_tokens: of all examples, of all tasks. A token costs 2 P forward
+    parameters: of the model, P; example_tokens, task_tokens: of all examples, of all tasks; response_tokens: of all
+    examples' responses. A token costs 2 P forward
     and 4 P backward, as in `icprobe.workflow.work.operations`: attention over the context is left out, and that what
     tasks begin with alike is shared. icp and one_step take each task forward behind each example; influence,
     influence_log and cosine multiply the gradients of each pair, 2 P, influence_mean only with the tasks' sum, and
-    self_influence takes the examples' alone. tried: the share of all pairs that icp_budget evaluated.
+    self_influence takes the examples' alone. embedding reads examples and tasks once, perplexity the examples, ifd
+    their responses once more, alone. tried: the share of all pairs that icp_budget evaluated.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
@@ -82,6 +85,9 @@ def operations(
         "cosine": gradients + products,
         "influence_mean": gradients,
         "self_influence": 3 * forward * example_tokens,
+        "embedding": forward * (example_tokens + task_tokens),
+        "perplexity": forward * example_tokens,
+        "ifd": forward * (example_tokens + response_tokens),
     }
     return known.get(method, np.nan)
 

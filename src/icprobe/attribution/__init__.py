@@ -20,11 +20,11 @@ class Method:
     example ("it"), in one sentence with its unit, for readers of the report who know no method. settings: keys of
     the configuration's `attribution` section that it uses. execution: those of them that change no bit of the
     matrix (`values.how`). per_token: those of them of which `mean` divides the matrix by a number of tokens, and so its
-    unit. together: the methods whose matrices come out of the same pass. needs_model: its job
-    reads a model, tasks and texts beside the examples' lengths. per_task: the matrix has a column for each task,
-    not one named `score`. whole: it is one job, however many shards the others have, for it needs all examples or
-    costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip:
-    NaN means "not evaluated" rather than an error.
+    unit. together: the methods whose matrices come out of the same pass. needs_model: its job reads a model beside
+    tables and lengths. reads: the tables whose texts it depends on, "train" and "tasks". per_task: the matrix has a
+    column for each task, not one named `score`. whole: it is one job, however many shards the others have, for it
+    needs all examples or costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration
+    says. may_skip: NaN means "not evaluated" rather than an error.
     """
 
     module: str
@@ -35,6 +35,7 @@ class Method:
     per_token: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
     needs_model: bool = True
+    reads: tuple[str, ...] = ("train", "tasks")
     per_task: bool = True
     whole: bool = False
     seeded: bool = False
@@ -48,6 +49,7 @@ _TASK = ("task_likelihood",)
 _LOSS = ("train_loss", "reduction", *_TASK)
 _BOTH_SIDES = ("reduction", *_TASK)
 _INFLUENCE = ("influence", "influence_log", "cosine")
+_NO_TASK = {"reads": ("train",), "per_task": False}
 _NO_MODEL = {"needs_model": False, "per_task": False, "whole": True}
 
 METHODS: dict[str, Method] = {
@@ -114,7 +116,7 @@ METHODS: dict[str, Method] = {
         "knows no task.",
         (*_ENGINE, "train_loss", "reduction"),
         per_token=("reduction", "reduction"),
-        per_task=False,
+        **_NO_TASK,
     ),
     "icp_budget": Method(
         "icprobe.attribution.icp_budget",
@@ -126,16 +128,50 @@ METHODS: dict[str, Method] = {
         whole=True,
         seeded=True,
     ),
+    "bm25": Method(
+        "icprobe.attribution.bm25",
+        "BM25",
+        "Does it speak of the same things in the same words? The effect on a task is the example's BM25 score for the "
+        "task's text as a query: rare words that both have count most. No model is asked.",
+        needs_model=False,
+        whole=True,
+    ),
+    "embedding": Method(
+        "icprobe.attribution.embedding",
+        "cosine",
+        "Does the model see it and a task as alike? The effect on a task is the cosine of the two texts' mean last "
+        "hidden states, in which later tokens weigh more.",
+        _ENGINE,
+    ),
+    "perplexity": Method(
+        "icprobe.attribution.difficulty",
+        "nats per token",
+        "How well does the model expect its response already? The score is the response's log-likelihood given the "
+        "query, in nats per token: the best are the easiest, and no task is looked at.",
+        _ENGINE,
+        **_NO_TASK,
+    ),
+    "ifd": Method(
+        "icprobe.attribution.difficulty",
+        "ratio of losses",
+        "How little does its query help the model to its response (Instruction-Following Difficulty)? The score is the "
+        "response's loss given the query, divided by that of the response alone: the best are the hardest, above 1 "
+        "the query misleads, and no task is looked at.",
+        _ENGINE,
+        **_NO_TASK,
+    ),
     "length": Method(
         "icprobe.attribution.baselines",
         "tokens",
         "How many tokens long is its response? A baseline that costs nothing and knows no task.",
+        reads=("train",),
         **_NO_MODEL,
     ),
     "random": Method(
         "icprobe.attribution.baselines",
         "0 to 1",
         "Nothing: its score is drawn at random, uniformly between 0 and 1, and shows what chance gives.",
+        reads=(),
         **_NO_MODEL,
         seeded=True,
     ),
@@ -155,6 +191,7 @@ def methods_of(config: "Config") -> dict[str, Method]:
             scores.unit,
             f"What somebody else computed, read from a file (unit: {scores.unit}).",
             needs_model=False,
+            reads=(),
             per_task=scores.orientation != "scores",
             whole=True,
             may_skip=scores.allow_missing,
@@ -165,13 +202,14 @@ def methods_of(config: "Config") -> dict[str, Method]:
     away = [model for model in config.models if config.model_sources[model].source == "external"]
     absent = [table for table in ("train", "tasks") if getattr(config.data, table) is None]
     for name in chosen:
-        if name != "random" and away:
+        # Without the model nobody counts tokens, either.
+        if (METHODS[name].needs_model or name == "length") and away:
             raise ConfigError(
                 f"config: attribution.methods: {name} reads texts with {away[0]}, a model that is not here (external)"
             )
-        if (METHODS[name].needs_model and absent) or (name == "length" and "train" in absent):
+        if missing := [table for table in absent if table in METHODS[name].reads]:
             raise ConfigError(
-                f"config: attribution.methods: {name} needs data.{absent[0]}, which is absent; a configuration "
+                f"config: attribution.methods: {name} needs data.{missing[0]}, which is absent; a configuration "
                 "with data of its own takes none of the demo's, so name it"
             )
     if "train" in absent and not any(name in external for name in config.attribution.methods):

@@ -205,7 +205,7 @@ class Plan:
         """How scores over the tasks of one domain are made, as `icprobe.analysis.domains.score_sets` takes it."""
         return {
             "aggregators": {method: self.aggregator(method) for method in self.per_task},
-            "without_tasks": [method for method in self.computed if not self.methods[method].needs_model],
+            "without_tasks": [method for method in self.computed if "tasks" not in self.methods[method].reads],
             "may_skip": [method for method in self.per_task if self.methods[method].may_skip],
         }
 

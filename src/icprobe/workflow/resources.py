@@ -128,7 +128,11 @@ class Sizes:
         """Computes one shard of a method, in a job that reads the model."""
         settings, size = self.config.attribution, self.parameters(model)
         examples, tokens = self.shard(model, item)
-        seconds = operations(size, examples, tokens, ROW_TOKENS * self.tasks) / SPEED[settings.device]
+        # What reads each text once is forward alone; of ifd's responses, twice, at most the whole examples.
+        once = {"embedding": tokens + ROW_TOKENS * self.tasks, "perplexity": tokens, "ifd": 2 * tokens}
+        every_pair = operations(size, examples, tokens, ROW_TOKENS * self.tasks)
+        work = 2 * size * once[method] if method in once else every_pair
+        seconds = work / SPEED[settings.device]
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size
         if method.startswith("influence") and settings.device != "cuda":
@@ -137,6 +141,11 @@ class Sizes:
         if method in ("one_step", "influence_mean", "self_influence") and settings.device != "cuda":
             megabytes += 8e-6 * size + _activations_mb(size, settings.batch_tokens)
         return Needs(megabytes, seconds)
+
+    def without_model(self, method: str) -> Needs:
+        """Makes a matrix of lengths or chance, or, for bm25, of all texts' words."""
+        words = ROW_MB * (self.examples + self.tasks) + 4 * self.matrix_mb if method == "bm25" else 0
+        return Needs(1000 + 1e-3 * self.examples + words)
 
     def matrix(self) -> Needs:
         """Reads a whole matrix at once, and computes next to nothing."""

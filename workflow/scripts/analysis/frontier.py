@@ -18,7 +18,7 @@ with job(snakemake) as run:
     parameters = json.loads(Path(files.manifest).read_text(encoding="utf-8"))["parameters"]
     tried = [read_parquet(path)["n_tasks"].mean() / len(tasks) for path in files.budget]
     example_tokens, task_tokens = tokens(lengths, train, tasks)
-    sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens)
+    sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens, float(lengths["n_target"].sum()))
     counted = {method: operations(method, *sizes, *tried) for method in [*params.logs, *RIVALS]}
     seconds = {method: sum(measured(log)[0] for log in logs) for method, logs in params.logs.items() if logs}
     agreed = agreements({name: artifacts.read_csv(getattr(files, name)) for name in params.tables})
