@@ -187,12 +187,13 @@ def subset(size: Size) -> str:
     """A bin of half the examples written as JSONL in both forms, best first."""
     from icprobe.analysis.binning import members
     from icprobe.config.sources import Templates
+    from icprobe.texts.chat import prompts_of
     from icprobe.training import subsets
 
     scores, reference = (pd.read_parquet(size.path(f"scores/{m}.parquet")) for m in ("influence", "icp"))
     chosen = members(scores, ">0.5", reference)
     examples = pd.read_parquet(size.path("texts.parquet")).set_index("id", drop=False)
-    score, prompts = scores.set_index("id")["score"].to_dict(), subsets.prompts_of(Templates().model_dump())
+    score, prompts = scores.set_index("id")["score"].to_dict(), prompts_of(Templates().model_dump())
     files = [size.path(name) for name in ("subset.jsonl", "subset.messages.jsonl")]
     subsets.write_subset(examples, chosen, score, prompts, *files)
     return f"{len(chosen):,} rows, {size.path('subset.jsonl').stat().st_size / 1e9:.2f} GB"

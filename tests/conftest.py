@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import copy
 import functools
 import json
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -98,6 +99,25 @@ def few(tokenizer, prompts):
         {"id": train["id"], "n_query": [e.n_context for e in encoded], "n_target": [e.n_target for e in encoded]}
     )
     return train, tasks, lengths
+
+
+@pytest.fixture(scope="session")
+def spoken(tokenizer):
+    """template → the tests' tokenizer with that template, and the control tokens that it writes."""
+
+    from transformers import PreTrainedTokenizerFast
+
+    def make(template):
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer),
+            **dict.fromkeys(("eos_token", "bos_token", "pad_token"), tokenizer.eos_token),
+        )
+        found = set(re.findall(r"<\|?[\w-]+\|?>|\[/?INST\]", template)) | {"<|im_start|>", "<|im_end|>"}
+        made.add_special_tokens({"additional_special_tokens": sorted(found)})
+        made.chat_template = template
+        return made
+
+    return make
 
 
 @pytest.fixture

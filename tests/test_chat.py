@@ -1,100 +1,21 @@
 """Texts by chat templates: ids and masks as trl's and plain transformers' are, and what methods compute on them."""
 
-import copy
 import json
-import re
 
-import naive
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 import trl.chat_template_utils as trained
-from matrices import assert_close, matrices
-from transformers import PreTrainedTokenizerFast
+from chats import CHATML, CONVERSATIONS, EXAMPLES, MISTRAL, OURS, TASKS, THEIRS, ZEPHYR, chat, labelled, row
 
-from icprobe.attribution import icp, influence
-from icprobe.attribution.documents import encode_documents
-from icprobe.attribution.matrix import Inputs
-from icprobe.attribution.objective import Objective
-from icprobe.attribution.one_shots import OneShots
 from icprobe.config import Templates
-from icprobe.engine.admission import capabilities_of
 from icprobe.errors import ConfigError, DataError, ModelError
 from icprobe.evaluation.stopping import Stops
 from icprobe.tables.checking import read_table
 from icprobe.tables.fitting import fit_train, lengths
 from icprobe.texts.chat import prompts_of
-from icprobe.texts.completions import completions
 from icprobe.texts.conversations import messages_of
 from icprobe.texts.prompts import encode
 from icprobe.texts.readers import Reader
-
-MISTRAL = (
-    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set system = messages[0].content + '\\n\\n' %}"
-    "{% set loop_messages = messages[1:] %}{% else %}{% set system = '' %}{% set loop_messages = messages %}{% endif %}"
-    "{% for m in loop_messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}{% if m.role == 'user' %}"
-    "{{ '[INST] ' + (system if loop.first else '') + m.content + ' [/INST]' }}{% else %}"
-    "{{ ' ' + m.content | trim + eos_token }}{% endif %}{% endfor %}"
-)
-ZEPHYR = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
-CHATML = (
-    "{% for m in messages %}{% if loop.first and m.role != 'system' %}{{ '<|im_start|>system\\nHelp.<|im_end|>\\n' }}"
-    "{% endif %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-OURS = {"mistral": MISTRAL, "zephyr": ZEPHYR, "chatml": CHATML}
-# trl has templates of these as they are published, and with generation blocks for training.
-THEIRS = ("llama3", "qwen2_5", "qwen3_instruct_2507", "gemma", "gemma3", "cohere", "cohere2", "lfm2")
-CONVERSATIONS = {
-    "one": [("user", "Name a river."), ("assistant", "The Drava.")],
-    "several": [("user", "2+2?"), ("assistant", "4"), ("user", "And 3+3?"), ("assistant", "6")],
-    "system": [
-        ("system", "Be brief."),
-        ("user", "2+2?"),
-        ("assistant", "4"),
-        ("user", "Name it"),
-        ("assistant", "end"),
-    ],
-    "empty system": [("system", ""), ("user", "Hi"), ("assistant", "Yo")],
-    "unicode": [("user", "Größe? 世界"), ("assistant", "🙂 e\u0301 ﬁ\u2028 Ⅷ")],
-    "long": [(role, f"{role} {n}") for n in range(100) for role in ("user", "assistant")],
-}
-
-
-@pytest.fixture(scope="module")
-def spoken(tokenizer):
-    """template → the tests' tokenizer with that template, and the control tokens that it writes."""
-
-    def make(template):
-        made = PreTrainedTokenizerFast(
-            tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer),
-            **dict.fromkeys(("eos_token", "bos_token", "pad_token"), tokenizer.eos_token),
-        )
-        found = set(re.findall(r"<\|?[\w-]+\|?>|\[/?INST\]", template)) | {"<|im_start|>", "<|im_end|>"}
-        made.add_special_tokens({"additional_special_tokens": sorted(found)})
-        made.chat_template = template
-        return made
-
-    return make
-
-
-def row(turns, **others):
-    messages = [{"role": role, "content": content} for role, content in turns]
-    return read_table({"path": "rows", "rows": [{"messages": messages, **others}]}).iloc[0].to_dict()
-
-
-def chat(template=None, **settings):
-    return prompts_of({**Templates().model_dump(), "format": "chat", "chat_template": template, **settings})
-
-
-def labelled(tokenizer, prompts, *rows):
-    (encoded, *_), _ = completions(tokenizer, rows, prompts, 100_000)
-    return [*encoded.ids], [int(place in encoded.targets) for place in range(len(encoded.ids))]
 
 
 @pytest.mark.parametrize("turns", CONVERSATIONS)
@@ -236,56 +157,6 @@ def test_jinja_templates_refuse_what_they_would_read_in_part():
         jinja.query(row(CONVERSATIONS["several"]))
 
 
-TASKS = [row(CONVERSATIONS[name], id=f"t{n}") for n, name in enumerate(("one", "unicode", "several"))]
-EXAMPLES = [row(CONVERSATIONS[name], id=f"z{n}") for n, name in enumerate(("several", "system", "one", "empty system"))]
-
-
-@pytest.mark.parametrize("context", ["text", "turns"])
-@pytest.mark.parametrize("template", OURS)
-def test_one_shot_contexts_are_those_of_the_whole_text(template, context, spoken):
-    tokenizer = spoken(OURS[template])
-    prompts = chat(context=context)
-    shots, bound = OneShots(tokenizer, prompts, TASKS), prompts.of(tokenizer)
-    for example in EXAMPLES:
-        prefix, suffixes = shots.encode(example, range(len(TASKS)))
-        for task, suffix in zip(TASKS, suffixes, strict=True):
-            whole = encode(tokenizer, bound.one_shot(example, task), bound.target(task))
-            assert (*prefix, *suffix.ids) == whole.ids
-            assert len(prefix) + suffix.first == whole.n_context
-            messages, before = messages_of(task)[:-1], messages_of(example)
-            if context == "turns":
-                messages = [*before, *messages]
-            else:
-                assert before[-1]["content"] in bound.one_shot(example, task)
-                continue
-            told = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            assert bound.one_shot(example, task) == told
-
-
-def test_tasks_with_system_messages_are_probed_exactly_too(spoken):
-    tokenizer = spoken(CHATML)
-    tasks = [*TASKS, row(CONVERSATIONS["system"], id="t9")]
-    for context, examples in (("text", EXAMPLES), ("turns", [EXAMPLES[0], EXAMPLES[2]])):
-        prompts = chat(context=context)
-        shots, bound = OneShots(tokenizer, prompts, tasks), prompts.of(tokenizer)
-        assert shots.beginning(examples) == ()
-        for example in examples:
-            prefix, suffixes = shots.encode(example, range(len(tasks)))
-            for task, suffix in zip(tasks, suffixes, strict=True):
-                whole = encode(tokenizer, bound.one_shot(example, task), bound.target(task))
-                assert (*prefix, *suffix.ids) == whole.ids
-                assert suffix.ids[suffix.first :] == whole.ids[whole.n_context :]
-
-
-def test_two_system_messages_in_one_conversation_are_refused(spoken):
-    tokenizer = spoken(CHATML)
-    other = row([("system", "Rhyme."), ("user", "a"), ("assistant", "b")], id="t0")
-    tables = pd.DataFrame(EXAMPLES), pd.DataFrame([other])
-    with pytest.raises(DataError, match="row z1 and task t0 have different system messages"):
-        fit_train(*tables, chat(context="turns"), [Reader("m", tokenizer, 4096)], "error")
-    fit_train(*tables, chat(context="text"), [Reader("m", tokenizer, 4096)], "error")
-
-
 def test_a_long_conversation_is_cut_in_its_last_answer(spoken):
     tokenizer = spoken(CHATML)
     long = row([("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d " * 200)])
@@ -302,65 +173,6 @@ def test_responses_end_at_the_end_of_a_turn(spoken):
     for template, end in ((CHATML, "<|im_end|>"), (ZEPHYR, "<|endoftext|>")):
         tokenizer = spoken(template)
         assert tokenizer.convert_tokens_to_ids(end) in Stops.of(chat(), tokenizer).tokens
-
-
-@pytest.fixture(scope="module")
-def probed(tiny_model, spoken):
-    """A model with a chat template, and inputs of conversations for it."""
-    tokenizer = spoken(CHATML)
-    model = copy.deepcopy(tiny_model("llama"))
-    model.resize_token_embeddings(len(tokenizer))
-    train, tasks = pd.DataFrame(EXAMPLES), pd.DataFrame(TASKS)
-
-    def make(**settings):
-        prompts = chat(**settings)
-        counted = lengths(train, prompts, Reader("m", tokenizer, None))
-        return Inputs(train, tasks, counted, prompts, model, tokenizer, capabilities_of(model))
-
-    return make
-
-
-@pytest.mark.parametrize("context", ["text", "turns"])
-def test_icp_is_that_of_the_naive_loop(context, probed):
-    inputs = probed(context=context)
-    bound = inputs.prompts.of(inputs.tokenizer)
-    found = matrices(icp, inputs, "icp")["icp"]
-    naive_log_likelihood = lambda context, task: naive.log_likelihood(  # noqa: E731
-        inputs.model, inputs.tokenizer, str(context), str(bound.target(task))
-    )
-    wanted = [
-        [naive_log_likelihood(bound.one_shot(z, t), t) - naive_log_likelihood(bound.query(t), t) for t in TASKS]
-        for z in EXAMPLES
-    ]
-    assert_close(found, np.array(wanted), 1e-4)
-
-
-@pytest.mark.parametrize("train_loss", ["document", "response"])
-@pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_influence_is_that_of_all_turns_of_the_assistant(train_loss, reduction, probed):
-    inputs = probed()
-    settings = {"train_loss": train_loss, "reduction": reduction}
-    found = matrices(influence, inputs, ["influence"], **settings)["influence"]
-    documents = encode_documents(inputs, [range(len(EXAMPLES))], Objective(**settings))
-    if train_loss == "response":
-        assert next(iter(documents.values())).n_target == 4  # of two turns
-    bound = inputs.prompts.of(inputs.tokenizer)
-    answers = [encode(inputs.tokenizer, bound.query(t), bound.target(t)) for t in TASKS]
-    of_examples = [gradient(inputs.model, one.ids, one.targets, reduction == "mean") for one in documents.values()]
-    of_tasks = [gradient(inputs.model, one.ids, one.targets, False) for one in answers]
-    wanted = np.array([[naive.influence(z, t) for t in of_tasks] for z in of_examples])
-    assert_close(found, wanted, 1e-5, relative_to=np.abs(wanted).max())
-
-
-def gradient(model, ids, targets, mean):
-    """{parameter: gradient} of −Σ log p over the target tokens, or their mean, by autograd."""
-    model = copy.deepcopy(model).requires_grad_(True)
-    model.set_attn_implementation("eager")
-    log_p = model(input_ids=torch.tensor([[*ids]])).logits[0].float().log_softmax(-1)
-    loss = -sum(log_p[place - 1, ids[place]] for place in targets)
-    (loss / len(targets) if mean else loss).backward()
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name].grad for name in naive.block_parameters(model)}
 
 
 def test_subsets_hold_conversations_that_are_read_back(tmp_path):
@@ -416,31 +228,6 @@ def test_what_a_template_does_not_write_is_refused(spoken):
         lengths(thought, chat(), reader)
     written = chat().of(spoken(CALLING)).target(thought.iloc[0].to_dict())
     assert written == "(c)b<|im_end|>"
-
-
-# The system's words stand in the user's last turn, so that an example's move into the task's.
-LAST = (
-    "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}{% set ms = messages[1:] %}{% else %}"
-    "{% set s = '' %}{% set ms = messages %}{% endif %}{% for m in ms %}{% if m.role == 'user' %}"
-    "{{ '[INST]' + (s if loop.last or loop.index == loop.length - 1 else '') + m.content + '[/INST]' }}{% else %}"
-    "{{ m.content + eos_token }}{% endif %}{% endfor %}"
-)
-
-
-def test_contexts_that_an_example_changes_are_rendered_whole(spoken):
-    tokenizer, prompts = spoken(LAST), chat(context="turns")
-    shots, bound = OneShots(tokenizer, prompts, TASKS), prompts.of(tokenizer)
-    for example in EXAMPLES:
-        prefix, suffixes = shots.encode(example, range(len(TASKS)))
-        for task, suffix in zip(TASKS, suffixes, strict=True):
-            whole = encode(tokenizer, bound.one_shot(example, task), bound.target(task))
-            assert (*prefix, *suffix.ids) == whole.ids
-
-
-def test_an_empty_system_message_is_one(spoken):
-    prompts = chat(context="turns").of(spoken(CHATML))
-    silent = row([("system", ""), ("user", "a"), ("assistant", "b")])
-    assert prompts.one_shot(TASKS[0], silent).startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\nName")
 
 
 def test_control_tokens_that_begin_an_answer_end_none(spoken):

@@ -5,11 +5,8 @@ import json
 import dag
 import pandas as pd
 import pytest
+from chats import ZEPHYR
 
-ZEPHYR = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
-)
 CONFIG = {
     "data": {
         "train": {"path": "talk.jsonl", "sample": None},

@@ -15,9 +15,9 @@ from icprobe import artifacts
 from icprobe.config import Templates
 from icprobe.errors import ConfigError, DataError
 from icprobe.evaluation.checkpoints import load_fine_tuned
+from icprobe.texts.chat import prompts_of
 from icprobe.training.distributed import fine_tune_in_processes
 from icprobe.training.fine_tune import fine_tune
-from icprobe.training.subsets import prompts_of
 
 TEMPLATES = {**Templates().model_dump(), "special_tokens": "text"}
 

@@ -126,7 +126,8 @@ def test_a_server_that_is_started_writes_what_transformers_writes(base, expected
 
 
 def test_what_ends_a_response_is_what_ends_it_for_transformers(base):
-    assert Model.of(base, None, PROMPTS).ends == generation._ends(load_model(base, device="cpu"), load_tokenizer(base))
+    named = load_model(base, device="cpu").generation_config.eos_token_id
+    assert Model.of(base, None, PROMPTS).ends == generation.ends_of(load_tokenizer(base), named)
 
 
 def test_a_server_that_ends_at_tokens_which_are_no_ends_is_asked_to_go_on(base, expected):

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from chats import ZEPHYR
 from matrices import ARCHITECTURES, assert_close
 from naive import query, target
-from test_chat_dag import ZEPHYR
 from tokenizers.processors import TemplateProcessing
 
 from icprobe.attribution import METHODS, bm25, difficulty, embedding

@@ -8,6 +8,7 @@ import pytest
 
 from icprobe.errors import DataError
 from icprobe.tables import selecting
+from icprobe.texts.chat import prompts_of
 from icprobe.training import subsets
 
 
@@ -89,7 +90,7 @@ def test_kmeans_gives_as_many_rows_as_asked_even_where_rows_coincide():
 def test_a_subset_has_its_rows_in_order_however_many_are_written_at_a_time(at_once, tmp_path):
     texts = {"instruction": ["A", "B", "C"], "input": ["", "x", ""], "output": ["é", "b", "ç"]}
     table = pd.DataFrame({"id": ["a", "b", "c"], **texts, "label": "l"}).set_index("id", drop=False)
-    prompts = subsets.prompts_of({"query": "{{ instruction }}:", "target": " {{ output }}"})
+    prompts = prompts_of({"query": "{{ instruction }}:", "target": " {{ output }}"})
     files = [tmp_path / "s.jsonl", tmp_path / "s.messages.jsonl"]
     subsets.write_subset(table, ["c", "b"], {"c": 0.5}, prompts, *files, at_once)
     rows, chats = ([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] for file in files)

@@ -9,6 +9,7 @@ from trl import SFTConfig, SFTTrainer
 
 from icprobe import jsonl
 from icprobe.config.sources import Templates
+from icprobe.texts.chat import prompts_of
 from icprobe.texts.tokenizing import load_tokenizer
 from icprobe.training import subsets
 from icprobe.training.fine_tune import IGNORED, tokenize
@@ -19,7 +20,7 @@ CHAT += "{% if add_generation_prompt %}<assistant>{% endif %}"
 
 @pytest.fixture(scope="module")
 def prompts():
-    return subsets.prompts_of(Templates().model_dump(include={"query", "target"}))
+    return prompts_of(Templates().model_dump(include={"query", "target"}))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """BM25, the classic of search: how many rare words do an example and a task share? It reads texts alone, no model."""
 
-import json
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import regex
 
 from icprobe.attribution.matrix import Inputs, Pieces
 from icprobe.errors import DataError, several
-from icprobe.texts.conversations import messages_of
+from icprobe.texts.conversations import calls_of, messages_of
 
 logger = logging.getLogger(__name__)
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for DEBUG when it is imported
@@ -59,8 +58,7 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray]) -> Pie
 def text_of(row: Mapping[str, Any]) -> str:
     """A row's own words, without those of templates: instruction, input and output, or all turns of a conversation."""
     messages = messages_of(row)
-    calls = [json.dumps(m["tool_calls"], ensure_ascii=False) for m in messages if m.get("tool_calls")]
-    return "\n".join([*(m["content"] for m in messages), *calls])
+    return "\n".join([*(m["content"] for m in messages), *filter(None, map(calls_of, messages))])
 
 
 def words(text: str) -> list[str]:

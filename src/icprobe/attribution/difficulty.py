@@ -9,11 +9,9 @@ import numpy as np
 import torch
 
 from icprobe.attribution.matrix import Inputs, Pieces
-from icprobe.engine.batching import spans
 from icprobe.engine.execution import on_device
-from icprobe.engine.likelihood import target_log_probabilities
+from icprobe.engine.likelihood import packed_targets, target_log_probabilities
 from icprobe.engine.network import Network
-from icprobe.engine.rows import Row
 from icprobe.errors import DataError, several, some
 from icprobe.texts.chat import ChatPrompts
 from icprobe.texts.completions import completions
@@ -90,11 +88,7 @@ def _check(inputs: Inputs, given: Mapping[int, Encoded]) -> None:
 @torch.no_grad()
 def _summed(network: Network, sequences: Sequence[Encoded]) -> np.ndarray:
     """Σ log p of each sequence's targets, in nats: [n] float64."""
-    row, predictors, targets = Row(), [], []
-    for sequence, span in zip(sequences, spans(sequences), strict=True):
-        row.add(sequence.ids)
-        predictors += [span.start + place - 1 for place in sequence.targets]
-        targets += [sequence.ids[place] for place in sequence.targets]
+    row, predictors, targets = packed_targets(sequences)
     states = network.hidden(row)[on_device(predictors, network.device)]
     parts = target_log_probabilities(network, states, targets).split([sequence.n_target for sequence in sequences])
     return torch.stack([part.sum() for part in parts]).cpu().numpy()

@@ -49,8 +49,9 @@ class OneShots:
         prompts = self.prompts
         self.joint = 0
         self._splits = prompts.splits(tasks)
-        self._sorts = _one_of_each_sort(tasks) if isinstance(prompts, ChatPrompts) else []
         self._texts = [(prompts.one_shot_suffix(t), prompts.target(t)) for t in tasks]
+        some = _one_of_each_sort(tasks) if isinstance(prompts, ChatPrompts) else []
+        self._sorts = [(tasks[t], self._texts[t][0]) for t in some]
         # What of a task counts zero-shot counts behind an example, too.
         zero_shot = [encode(tokenizer, prompts.query(t), prompts.target(t)) for t in tasks]
         self._targets = [list(one.ids[one.n_context :]) for one in zero_shot]
@@ -169,12 +170,12 @@ class OneShots:
         return control_tokens.token_ids(self.tokenizer, texts)
 
 
-def _one_of_each_sort(tasks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _one_of_each_sort(tasks: Sequence[dict[str, Any]]) -> list[int]:
     """One task of each sort that a chat template may treat in its own way: by roles, empty texts, calls and tools."""
-    sorts = {}
-    for task in tasks:
+    sorts: dict[Any, int] = {}
+    for place, task in enumerate(tasks):
         sort = tuple((m["role"], bool(m["content"].strip()), *sorted(m)) for m in messages_of(task))
-        sorts.setdefault((sort, task.get("tools") is None), task)
+        sorts.setdefault((sort, task.get("tools") is None), place)
     return [*sorts.values()]
 
 

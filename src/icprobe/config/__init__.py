@@ -174,7 +174,6 @@ class Config(Section):
             raise ValueError(
                 f"data.tasks.select: {self.data.tasks.select!r} needs a non-external model to read the candidates"
             )
-        trained = self.evaluation.judge != "annotations" and (self.finetune_methods or self.finetune.all_data)
         absent = [
             what
             for what, there in (
@@ -184,7 +183,7 @@ class Config(Section):
             )
             if not there
         ]
-        if absent and trained:
+        if absent and self._trains:
             ways = "`finetune: null` for none"
             if absent == ["data.eval"]:
                 ways = "data: {eval: {path: my_prompts.jsonl}}, or `evaluation: null` to skip evaluation, or " + ways
@@ -212,11 +211,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _quantised_models_are_adapted(self) -> "Config":
-        trained = self.truth.parts or (
-            self.evaluation.judge != "annotations" and (self.finetune_methods or self.finetune.all_data)
-        )
         few_bits = [model for model in self.models if self.quantization(model) != "none"]
-        if not trained or not few_bits:
+        if not few_bits or not (self.truth.parts or self._trains):
             return self
         why = f"model_sources.{few_bits[0]}.load.quantization is {self.quantization(few_bits[0])}, and "
         if self.finetune.lora is None:
@@ -228,10 +224,14 @@ class Config(Section):
             raise ValueError(f"finetune.processes: {why}a quantised model is trained in one process; set it to 1")
         return self
 
+    @property
+    def _trains(self) -> bool:
+        """Whether models are fine-tuned, rather than judged by what others have annotated."""
+        return self.evaluation.judge != "annotations" and bool(self.finetune_methods or self.finetune.all_data)
+
     def quantization(self, model: str) -> str:
         """How many bits a model's linear layers are kept in: none (as they are), 8bit or 4bit."""
-        load = getattr(self.model_sources[model], "load", None)
-        return load.quantization if load else "none"
+        return load.quantization if (load := getattr(self.model_sources[model], "load", None)) else "none"
 
     @property
     def finetune_methods(self) -> list[str]:

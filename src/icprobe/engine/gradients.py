@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 from transformers.pytorch_utils import Conv1D
 
-from icprobe.engine.batching import spans
 from icprobe.engine.execution import Execution, on_device, under_way
 from icprobe.engine.experts import expert_layers, routed_tokens
-from icprobe.engine.likelihood import loss_gradient
+from icprobe.engine.likelihood import loss_gradient, packed_targets
 from icprobe.engine.matmul import matmul, matmul_float32
 from icprobe.engine.models import linear_layers
 from icprobe.engine.network import Network
-from icprobe.engine.rows import Row
 from icprobe.texts.prompts import Encoded
 
 
@@ -132,12 +130,8 @@ def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
 
 def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Execution, Tensor, Tensor]:
     """The packed row, its final hidden states [S, d], and the gradient of Σ −log p(target | context) by them."""
-    row, predictors, targets, counts = Row(), [], [], []
-    for sequence, span in zip(sequences, spans(sequences), strict=True):
-        row.add(sequence.ids)
-        predictors += [span.start + place - 1 for place in sequence.targets]
-        targets += [sequence.ids[place] for place in sequence.targets]
-        counts += [sequence.n_target if sequence.mean else 1] * sequence.n_target
+    row, predictors, targets = packed_targets(sequences)
+    counts = [one.n_target if one.mean else 1 for one in sequences for _ in range(one.n_target)]
     with torch.enable_grad():
         execution, states = network.run(row)
     delta = torch.zeros_like(states)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icprobe.engine.batching import split_by_size
+from icprobe.engine.batching import spans, split_by_size
 from icprobe.engine.execution import on_device
 from icprobe.engine.matmul import compiled_on_cuda, matmul_float32
 from icprobe.engine.network import Network
 from icprobe.engine.rows import WORTH_SHARING, PrefixCache, Row, common_length
+from icprobe.texts.prompts import Encoded
 
 # Words of the vocabulary whose logits are formed at a time: their weights and logits stay in a CPU's cache, while the
 # whole of the head's weight would be read from memory for every few rows.
@@ -90,6 +91,16 @@ def packed_log_likelihoods(
     states = network.hidden(row)[on_device(predictors, network.device)]
     summed = torch.stack([part.sum() for part in target_log_probabilities(network, states, targets).split(counts)])
     return list(summed.split([len(suffixes) for _, suffixes in groups]))
+
+
+def packed_targets(sequences: Sequence[Encoded]) -> tuple[Row, list[int], list[int]]:
+    """Sequences one behind another in one row: (row, of each target the place of what predicts it, the targets)."""
+    row, predictors, targets = Row(), [], []
+    for sequence, span in zip(sequences, spans(sequences), strict=True):
+        row.add(sequence.ids)
+        predictors += [span.start + place - 1 for place in sequence.targets]
+        targets += [sequence.ids[place] for place in sequence.targets]
+    return row, predictors, targets
 
 
 @torch.no_grad()

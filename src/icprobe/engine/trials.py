@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from icprobe.engine.batching import spans
 from icprobe.engine.capabilities import Capabilities
-from icprobe.engine.gradients import Factors, Layer, collect_gradients, layers_of, loss_backward, spans
+from icprobe.engine.gradients import Factors, Layer, collect_gradients, layers_of, loss_backward
 from icprobe.engine.head import final_states
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.models import linear_layers

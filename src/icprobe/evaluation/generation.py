@@ -60,14 +60,19 @@ def batches(
     limit = max_positions(model.config) or max(lengths, default=0) + max_new_tokens
     for index, length in enumerate(lengths):
         if length >= limit:
-            raise DataError(
-                f"Eval prompt {index + 1} has {length} tokens and the model's context {limit}: no room for a response. "
-                "Shorten the prompt or remove it."
-            )
+            raise no_room(index + 1, length, limit)
     order = sorted(range(len(texts)), key=lambda index: (-lengths[index], index))
     alone = [[index] for index in order if lengths[index] + max_new_tokens > limit]
     others = [index for index in order if lengths[index] + max_new_tokens <= limit]
     return alone + [others[start : start + batch_size] for start in range(0, len(others), batch_size)]
+
+
+def no_room(prompt: int | str, length: int, limit: int) -> DataError:
+    """What to raise of a prompt, by its number or id, whose tokens fill the model's context."""
+    return DataError(
+        f"Eval prompt {prompt} has {length} tokens and the model's context {limit}: no room for a response. Shorten "
+        "the prompt or remove it."
+    )
 
 
 @torch.inference_mode()
@@ -78,7 +83,7 @@ def _generate_batch(
     prompts = [token_ids(tokenizer, text) for text in texts]
     width = max(map(len, prompts))
     limit = max_positions(model.config) or width + max_new_tokens
-    ends = _ends(model, tokenizer) | stops.tokens
+    ends = ends_of(tokenizer, model.generation_config.eos_token_id) | stops.tokens
     pad = next(iter(ends), 0) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.full((len(texts), width), pad, dtype=torch.long)  # left-padded: [b, width]
     mask = torch.zeros_like(ids)
@@ -101,18 +106,16 @@ def _generate_batch(
     return [response_of(tokenizer, row[width:], ends, stops) for row in sequences.tolist()]
 
 
-def _ends(model: PreTrainedModel, tokenizer: Any) -> set[int]:
+def ends_of(tokenizer: Any, named: int | list[int] | None) -> frozenset[int]:
     """Ids that end a response: the tokenizer's, and those that the model names."""
-    named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
-    return {end for end in (tokenizer.eos_token_id, *named) if end is not None}
+    return frozenset(end for end in (tokenizer.eos_token_id, *named) if end is not None)
 
 
-def response_of(tokenizer: Any, ids: list[int], ends: set[int], stops: Stops) -> str:
+def response_of(tokenizer: Any, ids: list[int], ends: frozenset[int], stops: Stops) -> str:
+    """What of the tokens that follow a prompt is the response: up to an end, or to where a next prompt begins."""
     length = next((position for position, token in enumerate(ids) if token in ends), len(ids))
-    text = _text(tokenizer, ids[:length])
-    next_prompt = stops.found(text)
-    return text[: next_prompt.start() if next_prompt else None].strip()
+    return stops.cut(_text(tokenizer, ids[:length]))
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:
@@ -152,14 +155,19 @@ def responses(
     """
     journal = Path(partial) / "responses.jsonl" if partial else None
     done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}
-    texts = [prompts.of(tokenizer).query(row) for row in rows]
-    stops = Stops.of(prompts, tokenizer)
+    bound = prompts.of(tokenizer)
+    texts, stops = [bound.query(row) for row in rows], Stops.of(bound, tokenizer)
     with Progress(total=len(rows), desc=f"generating {generator}", unit="prompt") as progress:
         for indices, found in _remaining(model, tokenizer, texts, rows, settings, stops, done, progress):
             new = [{"id": rows[i]["id"], "output": text} for i, text in zip(indices, found, strict=True)]
             if journal:
                 jsonl.append(journal, new)
             done |= {row["id"]: row["output"] for row in new}
+    return response_rows(rows, done, generator)
+
+
+def response_rows(rows: list[dict[str, Any]], done: dict[str, str], generator: str) -> list[dict[str, Any]]:
+    """The rows of the responses to the prompts `rows`; says in the log how long they are. done: id -> response."""
     empty = sum(not done[row["id"]] for row in rows)
     words = sum(len(done[row["id"]].split()) for row in rows) / max(len(rows), 1)
     logger.info("%d responses of %s: %.1f words on average, %d empty", len(rows), generator, words, empty)

@@ -55,6 +55,11 @@ class Stops:
         """Bytes of the longest line looked for, and so the most tokens that it can have; 0 without lines."""
         return len(self.lines.pattern.encode()) if self.lines else 0
 
+    def cut(self, text: str) -> str:
+        """A response up to where a next prompt begins in it."""
+        next_prompt = self.found(text)
+        return text[: next_prompt.start() if next_prompt else None].strip()
+
     def found(self, text: str, whole: bool = True) -> re.Match[str] | None:
         """The first line in the text with which a next prompt begins.
 

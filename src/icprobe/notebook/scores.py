@@ -12,8 +12,9 @@ from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, ScoreError, shown
 from icprobe.formatting import parse_bin
 from icprobe.notebook.configuring import arguments_named, configured
-from icprobe.tables.conversations import is_plain
-from icprobe.training.subsets import prompts_of, write_subset
+from icprobe.texts.chat import prompts_of
+from icprobe.texts.conversations import is_plain
+from icprobe.training.subsets import write_subset
 
 SCORE = "score_"  # what the column of a method's scores begins with
 

@@ -22,8 +22,7 @@ from icprobe.report import charts, gains, page, provenance, sentences, truth
 from icprobe.report.findings import TEXT_FIELDS, Findings, ModelInputs, Sweep
 from icprobe.report.provenance import RuleRun
 from icprobe.tables.checking import ROW_NUMBER
-from icprobe.tables.conversations import is_plain
-from icprobe.texts.conversations import before
+from icprobe.texts.conversations import before, is_plain
 
 logger = logging.getLogger(__name__)
 

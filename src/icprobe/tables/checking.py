@@ -11,6 +11,7 @@ from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, DataError, did_you_mean, shown
 from icprobe.tables import conversations
 from icprobe.tables.reading import WHERE, read_file, read_source
+from icprobe.texts.conversations import is_plain
 
 TEXTS = ["instruction", "input", "output"]
 ROW_NUMBER = "row_number"  # a column of tables whose rows came without ids: their places in the source, from 0
@@ -130,7 +131,7 @@ def _contents(texts: Mapping[str, Sequence[str]], held: pd.DataFrame) -> Iterato
     """What ids are made of: a row's texts, and its conversation where these are not all of it."""
     talks = held.astype(object).where(held.notna(), None).to_dict("records")
     for said, talk in zip(zip(*texts.values(), strict=True), talks or [{}] * len(held), strict=True):
-        plain = conversations.is_plain(talk.get("messages"), talk.get("tools"))
+        plain = is_plain(talk.get("messages"), talk.get("tools"))
         yield said if plain else (*said, *(talk[column] for column in talk if talk[column] is not None))
 
 

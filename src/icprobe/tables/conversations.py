@@ -5,7 +5,6 @@ which reports and judges read: `instruction` is the last thing that the user say
 answer.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from icprobe.errors import DataError, reason, shown
 from icprobe.tables.reading import parse
+from icprobe.texts.conversations import ANSWER, USER, calls_of, dumps, is_plain
 
 # The columns that a format needs, each by any of these names.
 NEEDS = {
@@ -22,7 +22,6 @@ NEEDS = {
     "preference": [("chosen",)],
 }
 HELD = ("messages", "tools")  # columns of a table that hold JSON
-USER, ANSWER = "user", "assistant"
 # What published files call the roles, in small letters.
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), USER),
@@ -93,21 +92,6 @@ def read(
     # What the file calls so is another thing.
     others = frame.iloc[kept].reset_index(drop=True).drop(columns={*rows} & {*frame})
     return pd.concat([others, rows.drop(columns=unused)], axis=1), kept, counts
-
-
-def is_plain(messages: Any, tools: Any = None) -> bool:
-    """Whether a conversation, as a table holds it, is one exchange that Alpaca's fields hold whole."""
-    if not isinstance(messages, str):
-        return True
-    said = json.loads(messages)
-    return [message["role"] for message in said] in ([USER, ANSWER], [USER]) and not (
-        isinstance(tools, str) or said[-1].keys() & KEPT[ANSWER].keys()
-    )
-
-
-def dumps(value: Any) -> str:
-    """Messages or tools as a table holds them."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _held(messages: list[dict[str, Any]], tools: list[Any] | None, where: str) -> dict[str, str | None]:
@@ -275,8 +259,7 @@ def _last_exchange(messages: Sequence[dict[str, Any]], where: str) -> dict[str, 
     asked = next((message["content"] for message in reversed(messages) if message["role"] == USER), None)
     if asked is None:
         raise DataError(f"{where}: the conversation has no turn of the user before its last answer.")
-    calls = dumps(answer["tool_calls"]) if answer.get("tool_calls") else ""
-    return {"instruction": asked, "input": "", "output": answer["content"] or calls}
+    return {"instruction": asked, "input": "", "output": answer["content"] or calls_of(answer)}
 
 
 def _tools(row: Mapping[str, Any], where: str) -> list[Any] | None:

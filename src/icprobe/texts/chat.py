@@ -5,7 +5,6 @@ by the template's generation blocks ({% generation %}), or else found out by pre
 turns before an answer must be how the whole conversation begins. A template of which neither is true is refused.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -14,7 +13,7 @@ from typing import Any
 
 from icprobe.errors import ConfigError, DataError, ModelError, reason
 from icprobe.texts.control_tokens import Change, ControlTokens, Part, Text, control_tokens
-from icprobe.texts.conversations import ANSWER, USER, Message, exchanges, messages_of, tools_of
+from icprobe.texts.conversations import ANSWER, USER, Message, dumps, exchanges, messages_of, tools_of, unanswered
 from icprobe.texts.prompts import Prompts
 
 Row = Mapping[str, Any]
@@ -135,13 +134,14 @@ class ChatPrompts:
                         "conversation has one set of them; set attribution.icp.context: text."
                     )
 
-    def joins(self, example: Row, tasks: Sequence[Row]) -> bool:
+    def joins(self, example: Row, tasks: Sequence[tuple[Row, str]]) -> bool:
         """Whether an example's contexts are its prefix and the tasks' suffixes, as the template writes them.
 
-        A template may write a task's turns otherwise behind some examples, for instance those with a system message.
+        tasks: with their `one_shot_suffix`. A template may write a task's turns otherwise behind some examples, for
+        instance those with a system message.
         """
-        prefix = self.one_shot_prefix(example)
-        return all(str(prefix) + str(self.one_shot_suffix(t)) == str(self.one_shot(example, t)) for t in tasks)
+        prefix = str(self.one_shot_prefix(example))
+        return all(prefix + str(suffix) == str(self.one_shot(example, task)) for task, suffix in tasks)
 
     def check_written(self, row: Row) -> None:
         """Raises DataError where the template leaves out a row's tools, calls of tools, or last thoughts."""
@@ -206,14 +206,14 @@ class ChatPrompts:
         probe = [{"role": USER, "content": PROBE}, {"role": ANSWER, "content": PROBE}]
         messages, tools = self._said(task, change)
         before = self._rendered(probe, tools, False, task)
-        whole = self._rendered(_joined(probe, _before(messages)), tools, True, task)
+        whole = self._rendered(_joined(probe, unanswered(messages)), tools, True, task)
         # A task with a system message begins with it, and not with the example.
         return ("", whole[len(before) :]) if whole.startswith(before) else (whole, "")
 
     def _asked(self, row: Row, change: Change, example: Row | None = None, text: str | None = None) -> str:
         """What stands before the last answer of a row, with an example before it, or a text in the example's place."""
         messages, tools = self._said(row, change)
-        messages = _before(messages)
+        messages = unanswered(messages)
         if example is not None and self._context == "turns":
             messages = _joined(self._said(example, change)[0], messages)
         elif example is not None or text is not None:
@@ -226,7 +226,7 @@ class ChatPrompts:
         messages, tools = self._said(example, change)
         system, pairs = exchanges(messages)
         parts = [self._texts.exchange(said, answer) for said, answer in pairs]
-        above = [system, json.dumps(tools, ensure_ascii=False) if tools else ""]
+        above = [system, dumps(tools) if tools else ""]
         return self._texts.shown(self._texts.separator.join([*filter(None, above), *parts]))
 
     def _spans(self, row: Row, change: Change, last: bool = False) -> tuple[str, list[tuple[int, int]]]:
@@ -329,11 +329,6 @@ def prompts_of(templates: dict[str, Any]) -> Prompts | Chat:
 
 def _as_it_is(value: Any) -> Any:
     return value
-
-
-def _before(messages: list[Message]) -> list[Message]:
-    """The turns before the last answer."""
-    return messages[:-1] if messages[-1]["role"] == ANSWER else messages
 
 
 def _system(messages: Sequence[Message]) -> str | None:

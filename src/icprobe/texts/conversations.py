@@ -7,7 +7,17 @@ from typing import Any
 from icprobe.errors import DataError
 
 USER, ANSWER = "user", "assistant"
-Message = dict[str, Any]  # role, content; of an answer perhaps tool_calls
+Message = dict[str, Any]  # role, content; of an answer perhaps tool_calls and reasoning_content
+
+
+def dumps(value: Any) -> str:
+    """Messages, tools or calls of tools as a table holds them."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def calls_of(message: Mapping[str, Any]) -> str:
+    """The calls of tools of a message, as text; empty without any."""
+    return dumps(message["tool_calls"]) if message.get("tool_calls") else ""
 
 
 def flat(text: Any) -> str:
@@ -43,27 +53,36 @@ def tools_of(row: Mapping[str, Any]) -> list[Any] | None:
     return json.loads(row["tools"]) if isinstance(row.get("tools"), str) else None
 
 
+def is_plain(messages: Any, tools: Any = None) -> bool:
+    """Whether a conversation, as a table holds it, is one exchange that Alpaca's fields hold whole."""
+    if not isinstance(messages, str):
+        return True
+    said = json.loads(messages)
+    one = [message["role"] for message in said] in ([USER, ANSWER], [USER])
+    return one and not isinstance(tools, str) and said[-1].keys() == {"role", "content"}
+
+
 def check_one_exchange(row: Mapping[str, Any]) -> None:
     """Raises DataError for a conversation that Alpaca's fields do not hold whole: Jinja templates see these alone."""
-    if not isinstance(row.get("messages"), str):
+    if is_plain(row.get("messages"), row.get("tools")):
         return
-    messages = json.loads(row["messages"])
-    roles = [message["role"] for message in messages]
-    if roles not in ([USER], [USER, ANSWER]) or tools_of(row) or messages[-1].keys() - {"role", "content"}:
-        turns = f"is a conversation of {len(roles)} turns ({', '.join(roles[:4])})"
-        what = turns if len(roles) > 2 else "has tools, calls or thoughts beside its texts"
-        raise DataError(
-            f"row {row.get('id')}: it {what}, of which a Jinja template would read the last exchange alone; set "
-            "templates.format: chat."
-        )
+    roles = [message["role"] for message in json.loads(row["messages"])]
+    turns = f"is a conversation of {len(roles)} turns ({', '.join(roles[:4])})"
+    what = turns if len(roles) > 2 else "has tools, calls or thoughts beside its texts"
+    raise DataError(
+        f"row {row.get('id')}: it {what}, of which a Jinja template would read the last exchange alone; set "
+        "templates.format: chat."
+    )
 
 
 def before(row: Mapping[str, Any]) -> str:
     """What is said in a conversation before its last answer, as text: each turn behind the name of its role."""
-    messages = messages_of(row)
-    turns = messages[:-1] if messages[-1]["role"] == ANSWER else messages
-    calls = [json.dumps(m["tool_calls"], ensure_ascii=False) if m.get("tool_calls") else "" for m in turns]
-    return "\n\n".join(f"{m['role']}: {m['content']}{call}" for m, call in zip(turns, calls, strict=True))
+    return "\n\n".join(f"{m['role']}: {m['content']}{calls_of(m)}" for m in unanswered(messages_of(row)))
+
+
+def unanswered(messages: list[Message]) -> list[Message]:
+    """The turns before the last answer."""
+    return messages[:-1] if messages[-1]["role"] == ANSWER else messages
 
 
 def exchanges(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
@@ -73,8 +92,7 @@ def exchanges(messages: Sequence[Message]) -> tuple[str, list[tuple[str, str]]]:
     said: list[str] = []
     for message in messages:
         if message["role"] == ANSWER:
-            calls = json.dumps(message["tool_calls"], ensure_ascii=False) if message.get("tool_calls") else None
-            answer = filter(None, [message.get("reasoning_content"), message["content"], calls])
+            answer = filter(None, [message.get("reasoning_content"), message["content"], calls_of(message)])
             found.append(("\n\n".join(said), "\n".join(answer)))
             said = []
         elif message["role"] != "system":

@@ -10,12 +10,10 @@ import pandas as pd
 from icprobe import jsonl
 from icprobe.artifacts import atomic_path
 from icprobe.tables.checking import TEXTS, records
-from icprobe.tables.conversations import HELD, dumps
-from icprobe.texts.chat import Chat, prompts_of
-from icprobe.texts.conversations import messages_of, tools_of
+from icprobe.tables.conversations import HELD
+from icprobe.texts.chat import Chat
+from icprobe.texts.conversations import dumps, messages_of, tools_of
 from icprobe.texts.prompts import Prompts
-
-__all__ = ["prompts_of", "read_subset", "write_subset"]
 
 
 def write_subset(

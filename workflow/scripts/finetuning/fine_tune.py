@@ -3,7 +3,8 @@
 import shutil
 
 from icprobe import artifacts, execution
-from icprobe.training.subsets import prompts_of, read_subset
+from icprobe.texts.chat import prompts_of
+from icprobe.training.subsets import read_subset
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:

@@ -7,6 +7,7 @@ import pandas as pd
 from icprobe.analysis.binning import borders, members
 from icprobe.formatting import bin_of, number
 from icprobe.tables import checking
+from icprobe.texts.chat import prompts_of
 from icprobe.tracking import runs
 from icprobe.training import subsets
 from icprobe.workflow.jobs import job
@@ -23,7 +24,7 @@ with job(snakemake) as run:
         reference = pd.read_parquet(snakemake.input.reference) if snakemake.input.reference else None
         chosen = members(scores, bin, reference)
         score = scores.set_index("id")["score"].to_dict()
-    prompts = subsets.prompts_of(snakemake.params.templates)
+    prompts = prompts_of(snakemake.params.templates)
     subsets.write_subset(examples, chosen, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are in the bin", len(chosen), len(examples))
     if score and len(chosen):

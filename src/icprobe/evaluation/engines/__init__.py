@@ -5,11 +5,10 @@ answer is the token ids that follow the prompt, which may run on beyond where th
 """
 
 import importlib.util
-import os
 from dataclasses import dataclass
 
 from icprobe.errors import ConfigError
-from icprobe.masking import keep_secret
+from icprobe.evaluation import judges
 
 ENGINES = {"endpoint": "icprobe.evaluation.engines.endpoint", "vllm": "icprobe.evaluation.engines.vllm"}
 
@@ -26,13 +25,7 @@ class Question:
 
 def require_key(variable: str | None) -> None:
     """Raises ConfigError where the environment variable of an endpoint's key is not set; from now on it is masked."""
-    if variable:
-        keep_secret(os.environ.get(variable, ""))
-    if variable and not os.environ.get(variable):
-        raise ConfigError(
-            f"config: evaluation.endpoint.key_variable: the environment variable {variable} is not set. Put the "
-            "endpoint's key into it, or leave key_variable out for an endpoint without keys."
-        )
+    judges.key(variable, "endpoint", "endpoint")
 
 
 def require_vllm() -> None:

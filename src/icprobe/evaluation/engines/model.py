@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from icprobe import artifacts
+from icprobe.evaluation.generation import ends_of
 from icprobe.evaluation.stopping import Stops
 from icprobe.texts.chat import Chat
 from icprobe.texts.prompts import Prompts
@@ -31,12 +32,11 @@ class Model:
         tokenizer, manifest = load_tokenizer(base), artifacts.read_manifest(base)
         adapters = checkpoint and artifacts.read_manifest(checkpoint)["kind"] == "lora"
         named = _named_ends(Path(base if adapters or not checkpoint else checkpoint), trusts(base))
-        ends = frozenset(end for end in (tokenizer.eos_token_id, *named) if end is not None)
         return cls(
             Path(base),
             Path(checkpoint) if checkpoint else None,
             tokenizer,
-            ends,
+            ends_of(tokenizer, named),
             Stops.of(prompts, tokenizer),
             manifest["max_positions"],
             manifest["vocabulary"],
@@ -53,11 +53,10 @@ def trusts(base: str | Path) -> bool:
     return bool(artifacts.read_manifest(base).get("source", {}).get("trust_remote_code"))
 
 
-def _named_ends(folder: Path, trusted: bool) -> list[int | None]:
+def _named_ends(folder: Path, trusted: bool) -> int | list[int] | None:
     """The end tokens that a saved model names, as transformers finds them when it loads the model."""
     try:
-        named = GenerationConfig.from_pretrained(folder).eos_token_id
+        return GenerationConfig.from_pretrained(folder).eos_token_id
     except OSError:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
-        named = GenerationConfig.from_model_config(config).eos_token_id
-    return named if isinstance(named, list) else [named]
+        return GenerationConfig.from_model_config(config).eos_token_id

@@ -1,23 +1,18 @@
 """Responses to the eval prompts by an engine: what is asked, what is kept, and what of an answer is the response."""
 
 import importlib
-import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from icprobe import execution, jsonl
-from icprobe.errors import DataError
 from icprobe.evaluation import generation
 from icprobe.evaluation.engines import ENGINES, Question
 from icprobe.evaluation.engines.model import Model
 from icprobe.progress import Progress
 from icprobe.texts.chat import Chat
-from icprobe.texts.conversations import full_instruction
 from icprobe.texts.prompts import Prompts, token_ids
-
-logger = logging.getLogger(__name__)
 
 Engine = Callable[[list[Question], Model, dict[str, Any]], Generator[tuple[str, list[int] | str]]]
 
@@ -58,19 +53,7 @@ def responses(
             if journal:
                 jsonl.append(journal, [{"id": name, "output": done[name]}])
             progress.update()
-    empty = sum(not done[row["id"]] for row in rows)
-    words = sum(len(done[row["id"]].split()) for row in rows) / max(len(rows), 1)
-    logger.info("%d responses of %s: %.1f words on average, %d empty", len(rows), generator, words, empty)
-    return [
-        {
-            "id": row["id"],
-            "subset": row.get("subset"),
-            "instruction": full_instruction(row),
-            "output": done[row["id"]],
-            "generator": generator,
-        }
-        for row in rows
-    ]
+    return generation.response_rows(rows, done, generator)
 
 
 def questions(model: Model, texts: list[tuple[str, str]], max_new_tokens: int) -> list[Question]:
@@ -80,10 +63,7 @@ def questions(model: Model, texts: list[tuple[str, str]], max_new_tokens: int) -
         ids = token_ids(model.tokenizer, text)
         room = max_new_tokens if limit is None else min(max_new_tokens, limit - len(ids))
         if room <= 0:
-            raise DataError(
-                f"Eval prompt {name} has {len(ids)} tokens and the model's context {limit}: no room for a response. "
-                "Shorten the prompt or remove it."
-            )
+            raise generation.no_room(name, len(ids), limit)
         found.append(Question(name, text, ids, room))
     return found
 
@@ -92,5 +72,4 @@ def response(answer: list[int] | str, model: Model) -> str:
     """What of an answer is the response; of token ids, exactly as `evaluation.generation` has it."""
     if not isinstance(answer, str):
         return generation.response_of(model.tokenizer, answer, model.last, model.stops)
-    next_prompt = model.stops.found(answer)
-    return answer[: next_prompt.start() if next_prompt else None].strip()
+    return model.stops.cut(answer)

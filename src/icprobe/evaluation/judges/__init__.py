@@ -124,15 +124,16 @@ def completed(settings: dict[str, Any]) -> dict[str, Any]:
     return settings | {"llm": settings["llm"] | execution.settings("evaluation")["llm"]}
 
 
-def key(variable: str | None) -> str:
+def key(variable: str | None, section: str = "llm", whose: str = "judge") -> str:
     """The judge's key, from the environment variable of this name; "none" for an endpoint without keys.
 
-    Raises ConfigError where the variable is not set.
+    section: of the configuration's `evaluation` that names it; whose: the key is, for the message. From now on it is
+    masked. Raises ConfigError where the variable is not set.
     """
     if variable and not os.environ.get(variable):
         raise ConfigError(
-            f"config: evaluation.llm.key_variable: the environment variable {variable} is not set. Put the judge's key "
-            "into it, or leave key_variable out for an endpoint without keys."
+            f"config: evaluation.{section}.key_variable: the environment variable {variable} is not set. Put the "
+            f"{whose}'s key into it, or leave key_variable out for an endpoint without keys."
         )
     return keep_secret(os.environ[variable]) if variable else "none"
 
