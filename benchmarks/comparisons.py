@@ -185,6 +185,16 @@ def comparisons(whole: bool) -> list[Comparison]:
                 **dict.fromkeys(("kronfluence", "bergson", "dattri"), NO_STEP),
             },
         ),
+        Comparison(
+            "icp_reverse-12",
+            "ICP turned round",
+            (
+                Entry("icprobe: icp_reverse", "icprobe-icp-reverse", against=""),
+                Entry("icprobe: icp", "icprobe-icp", against=""),
+            ),
+            share=0.6,
+            text="The two ask different questions, so that no scores are compared.",
+        ),
         growth(),
         Comparison(
             "precision",

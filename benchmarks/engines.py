@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks.contestant import Outcome, Round
 from benchmarks.counting import counted, icp_operations, influence_operations
 from benchmarks.texts import Work
-from icprobe.attribution import icp, influence, influence_mean, one_step
+from icprobe.attribution import icp, icp_reverse, influence, influence_mean, one_step
 
 
 def matrix_of(
@@ -39,6 +39,11 @@ def icp_round(work: Work) -> Round:
         return Outcome(matrix, facts={"operations": icp_operations(work, model, linear), "tokens": linear["tokens"]})
 
     return run
+
+
+def icp_reverse_round(work: Work) -> Round:
+    model, capabilities = prepared(work)
+    return lambda: Outcome(matrix_of(icp_reverse, work, model, capabilities, "icp_reverse", 1)["icp_reverse"])
 
 
 def influence_round(work: Work) -> Round:

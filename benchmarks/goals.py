@@ -79,6 +79,7 @@ GOALS = [
     Goal("ICP, 32 tasks: of the machine's matrix products", "icp-32", rate, 0.75, True),
     Goal("ICP, 12 tasks: lm-eval's time", "icp-12", ratio("lm-eval", "icprobe-icp"), 3, True),
     Goal("ICP, 32 tasks: lm-eval's time", "icp-32", ratio("lm-eval", "icprobe-icp"), 1.8, True),
+    Goal("icp_reverse, 12 tasks: icp's time", "icp_reverse-12", ratio("icprobe-icp", "icprobe-icp-reverse"), 3, True),
     Goal("influence, 12 tasks: of a plain training step", "influence-12", ratio(INFLUENCE, STEP, ALONE), 1.15, False),
     Goal("influence, 32 tasks: of a plain training step", "influence-32", ratio(INFLUENCE, STEP, ALONE), 1.4, False),
     Goal("with influence_log: of a plain training step", "influence-12", ratio(INFLUENCE, STEP, BOTH.name), 2, False),

@@ -18,6 +18,7 @@ from typing import Any
 # name → module and function; imported in the worker alone, so that one peer's absence harms no other
 CONTESTANTS = {
     "icprobe-icp": "benchmarks.engines:icp_round",
+    "icprobe-icp-reverse": "benchmarks.engines:icp_reverse_round",
     "icprobe-influence": "benchmarks.engines:influence_round",
     "icprobe-influence-mean": "benchmarks.engines:influence_mean_round",
     "icprobe-one-step": "benchmarks.engines:one_step_round",

@@ -17,6 +17,7 @@ rule attribute:
         manifest=manifest_of,
         checked=lambda w: dtype_checked(w, w.method),
         losses=lambda w: losses_checked(w, w.method),
+        contexts=contexts_checked,
     output:
         matrix=paths.shard(),
     wildcard_constraints:

@@ -170,6 +170,11 @@ def losses_checked(wildcards, method):
     return paths.LOSSES_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
 
 
+def contexts_checked(wildcards):
+    """That the model can read the method's contexts, as an input, where they hold more than one example and one task."""
+    return paths.CONTEXTS_CHECKED if wildcards.method in PLAN.long_contexts else []
+
+
 # --- figures and tables -------------------------------------------------------------------------------------------
 
 

@@ -297,6 +297,39 @@ rule check_losses:
         "../workflow/scripts/data/check_losses.py"
 
 
+# A rule of its own, for each method: what stands in its contexts is nothing to the others.
+rule check_contexts:
+    message:
+        "Checking that {wildcards.model} can read the contexts of {wildcards.method}"
+    input:
+        train=paths.TRAIN,
+        tasks=paths.TASKS,
+        lengths=paths.LENGTHS,
+        model=model_of,
+        manifest=manifest_of,
+    output:
+        paths.CONTEXTS_CHECKED,
+    wildcard_constraints:
+        method=either(PLAN.long_contexts),
+    params:
+        settings=lambda w: slice_of(getattr(CONFIG.attribution, w.method)),
+        templates=PLAN.text_settings(),
+        seed=CONFIG.seed,
+        code=fingerprint("data/check_contexts"),
+    log:
+        paths.log("check_contexts/{model}/{method}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("check_contexts/{model}/{method}")
+    # Before all else that could run.
+    priority: 1
+    resources:
+        **RESOURCES["measure_lengths"],
+    script:
+        "../workflow/scripts/data/check_contexts.py"
+
+
 rule measure_prompts:
     message:
         "Counting tokens of the eval prompts for {wildcards.model}"

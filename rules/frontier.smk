@@ -22,6 +22,7 @@ if PLAN.truth_parts:
             tasks=paths.TASKS,
             lengths=paths.LENGTHS,
             manifest=manifest_of,
+            contexts=[paths.CONTEXTS_CHECKED.replace("{method}", method) for method in PLAN.long_contexts],
             budget=[paths.matrix(method) for method in PLAN.computed if method == "icp_budget"],
         output:
             table("frontier", "Retraining", "agreement and cost"),

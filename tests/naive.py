@@ -114,3 +114,18 @@ def one_step(model, tokenizer, example, task, learning_rate, train_loss="documen
     return log_likelihood(stepped, tokenizer, query(task), target(task)) - log_likelihood(
         model, tokenizer, query(task), target(task)
     )
+
+
+def documents(rows):
+    return "\n\n".join(query(row) + target(row) for row in rows)
+
+
+def behind(rows, row):
+    """What stands before a row's answer, with others in the context."""
+    if not rows:
+        return query(row)
+    return "These examples may be helpful to answer the question\n" + "\n\n" + documents(rows) + "\n\n" + query(row)
+
+
+def few_shot(model, tokenizer, rows, row):
+    return log_likelihood(model, tokenizer, behind(rows, row), target(row))

@@ -121,3 +121,54 @@ def test_methods_without_gradients_are_scored_compared_and_reported(project):
         assert asked in page
     assert "Building index" not in project.log("cheap", "attribute_without_model", "tiny-llama", "bm25", "1-of-1.log")
     assert project.snakemake("report", "-n", config=config).jobs == {}
+
+
+# Of icp_reverse one score for each example, of icp_k_shot an effect on each task.
+IN_CONTEXT = {
+    "experiment": "contexts",
+    "attribution": {"methods": ["icp_reverse", "icp_k_shot"], "icp_k_shot": {"k": 2, "draws": 2}},
+    "bins": ["top 20%"],
+    "figures": None,
+    "finetune": {"methods": [], "bins": None, "all_data": False},
+}
+
+
+@pytest.fixture(scope="module")
+def in_context(project):
+    ended = project.snakemake("report", "--cores", "2", config=IN_CONTEXT)
+    assert ended.returncode == 0, ended.output[-3000:]
+    return project
+
+
+def test_methods_with_long_contexts_are_scored_binned_and_reported(in_context):
+    model = in_context.path / "results/contexts/tiny-llama"
+    for method, columns in (("icp_reverse", 1), ("icp_k_shot", 4)):
+        matrix = pd.read_parquet(model / f"attributions/{method}.parquet").drop(columns="id")
+        assert matrix.shape == (24, columns)
+        assert matrix.notna().all(axis=None)
+        counted = json.loads((model / f"data/contexts.{method}.checked.json").read_text())
+        assert counted["contexts"] == (1 if columns == 1 else 24 * 2)
+    assert set(pd.read_csv(model / "tables/bins.csv")["method"]) == {"icp_reverse", "icp_k_shot"}
+    page = in_context.read("results/contexts/report.html").decode()
+    assert "turned round" in page
+    assert "in the mean over the prompts that were drawn" in page
+
+
+def test_what_stands_in_a_methods_contexts_repeats_that_method_alone(in_context):
+    attribution = {**IN_CONTEXT["attribution"], "icp_k_shot": {"k": 3, "draws": 2}}
+    jobs = in_context.snakemake("scores", "-n", config={**IN_CONTEXT, "attribution": attribution}).jobs
+    assert {rule: jobs[rule] for rule in ("check_contexts", "attribute", "gather_attributions")} == {
+        "check_contexts": 1,
+        "attribute": 2,
+        "gather_attributions": 1,
+    }
+    assert not in_context.snakemake("report", "-n", config=IN_CONTEXT).jobs
+
+
+def test_contexts_that_do_not_fit_end_before_any_is_read(project):
+    attribution = {**IN_CONTEXT["attribution"], "icp_k_shot": {"k": 25, "draws": 1}}
+    config = {**IN_CONTEXT, "experiment": "crowded", "attribution": attribution}
+    ended = project.snakemake("scores", "--cores", "2", config=config)
+    assert ended.returncode != 0
+    assert "icp_k_shot.k: 25 examples in a context where there are 24; take at most 24." in ended.output
+    assert not (project.path / "results/crowded/tiny-llama/attributions/icp_k_shot").exists()

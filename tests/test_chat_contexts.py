@@ -10,10 +10,12 @@ import torch
 from chats import CHATML, CONVERSATIONS, EXAMPLES, OURS, TASKS, assert_whole, chat, row
 from matrices import assert_close, matrices
 
-from icprobe.attribution import icp, influence
+from icprobe.attribution import icp, icp_k_shot, icp_reverse, influence
+from icprobe.attribution.contexts import Draws, check, task_groups
 from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.matrix import Inputs
 from icprobe.attribution.objective import Objective
+from icprobe.attribution.one_shots import OneShots
 from icprobe.engine.admission import capabilities_of
 from icprobe.errors import DataError
 from icprobe.tables.fitting import fit_train, lengths
@@ -135,3 +137,78 @@ def test_an_empty_system_message_is_one(spoken):
     prompts = chat(context="turns").of(spoken(CHATML))
     silent = row([("system", ""), ("user", "a"), ("assistant", "b")])
     assert prompts.one_shot(TASKS[0], silent).startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\nName")
+
+
+@pytest.mark.parametrize("context", ["text", "turns"])
+@pytest.mark.parametrize("template", OURS)
+def test_contexts_of_several_are_those_of_the_whole_text(template, context, spoken):
+    tokenizer = spoken(OURS[template])
+    prompts = chat(context=context)
+    shots, bound = OneShots(tokenizer, prompts, TASKS), prompts.of(tokenizer)
+    for some in (EXAMPLES[:3], [EXAMPLES[2], EXAMPLES[0]]):
+        prefix, suffixes = shots.encode_several(some, range(len(TASKS)))
+        system = [m for example in some for m in messages_of(example) if m["role"] == "system"]
+        for task, suffix in zip(TASKS, suffixes, strict=True):
+            told = bound.few_shot(some, task)
+            whole = encode(tokenizer, told, bound.target(task))
+            assert (*prefix, *suffix.ids) == whole.ids
+            assert suffix.ids[suffix.first :] == whole.ids[whole.n_context :]
+            if context == "turns":
+                turns = [m for each in (*some, task) for m in messages_of(each) if m["role"] != "system"][:-1]
+                written = tokenizer.apply_chat_template([*system, *turns], tokenize=False, add_generation_prompt=True)
+                assert told == written
+            else:
+                assert "\n\n".join(map(as_text, some)) in told
+
+
+def as_text(example):
+    """A conversation as it stands in a prompt by the templates query and target."""
+    messages = messages_of(example)
+    above = [m["content"] for m in messages if m["role"] == "system"]
+    said = [m["content"] for m in messages if m["role"] != "system"]
+    pairs = zip(said[::2], said[1::2], strict=True)
+    return "\n\n".join([*above, *(f"Instruction: {asked} Response: {answer}" for asked, answer in pairs)])
+
+
+@pytest.mark.parametrize("context", ["text", "turns"])
+def test_icp_reverse_and_icp_k_shot_are_those_of_the_naive_loop(context, probed):
+    inputs = probed(context=context)
+    inputs.train, inputs.lengths = inputs.train[:3], inputs.lengths[:3]
+    bound, examples = inputs.prompts.of(inputs.tokenizer), EXAMPLES[:3]
+
+    def likelihood(rows, row):
+        told = bound.few_shot(rows, row) if rows else bound.query(row)
+        return naive.log_likelihood(inputs.model, inputs.tokenizer, str(told), str(bound.target(row)))
+
+    (group,) = task_groups(TASKS, inputs.lengths, bound, Reader("m", inputs.tokenizer, None), inputs.seed)
+    tasks = [TASKS[number] for number in group]
+    wanted = [likelihood(tasks, z) - likelihood([], z) for z in examples]
+    (found,) = [block for *_, block in icp_reverse.attribute(inputs, "icp_reverse", [np.arange(3)])]
+    assert_close(found[:, 0], np.array(wanted), 1e-4)
+
+    drawn = Draws([z["id"] for z in examples], inputs.seed, 2, 1)
+    wanted = []
+    for number in range(3):
+        members, place = drawn.context(number, 0)
+        shown = [examples[i] for i in members]
+        wanted.append([likelihood(shown, t) - likelihood([shown[1 - place]], t) for t in TASKS])
+    found = matrices(icp_k_shot, inputs, "icp_k_shot", k=2, draws=1)["icp_k_shot"]
+    assert_close(found, np.array(wanted), 1e-4)
+
+
+def test_system_messages_that_cannot_stand_together_are_refused_before_a_context_is_read(spoken):
+    tokenizer, train = spoken(CHATML), pd.DataFrame(EXAMPLES)
+    reader = Reader("m", tokenizer, 4096)
+    counted = lengths(train, chat(), reader)
+
+    def checked(method, context, some=TASKS, **settings):
+        tasks = pd.DataFrame(some)
+        return check(method, settings, train, tasks, counted, chat(context=context), reader, 0)["contexts"]
+
+    assert checked("icp_k_shot", "text", k=2, draws=1) == 4
+    with pytest.raises(DataError, match=r"rows z1 and z3 have different system messages, .* set attribution\.icp"):
+        checked("icp_k_shot", "turns", k=2, draws=1)
+    others = [row([("system", s), ("user", "a"), ("assistant", "b")], id=s) for s in ("rhyme", "sing")]
+    with pytest.raises(DataError, match=r"rows (rhyme|sing) and (rhyme|sing) have different system messages"):
+        checked("icp_reverse", "turns", others, tasks="all")
+    assert checked("icp_reverse", "turns", tasks="all") == 1

@@ -192,6 +192,8 @@ def test_a_methods_job_sees_its_own_settings_alone():
         "task_likelihood": "sum",
     }
     assert found.method_settings("random") == {}
+    assert found.method_settings("icp_k_shot").items() >= {"k": 4, "draws": 8}.items()
+    assert found.method_settings("icp_reverse")["tasks"] == "all"
 
 
 def test_the_loss_reaches_the_methods_by_gradients_and_where_training_cuts_only_with_its_loss():
@@ -207,7 +209,7 @@ def test_the_loss_reaches_the_methods_by_gradients_and_where_training_cuts_only_
     assert [m for m in methods if response.method_settings(m).get("max_length") == 99] == taking
     assert "after 99 tokens" in response.objective[0]
     reads_likelihood = [m for m in methods if "task_likelihood" in response.method_settings(m)]
-    assert reads_likelihood == ["icp", *of_pairs]
+    assert reads_likelihood == ["icp", *of_pairs, "icp_k_shot"]
     assert len(plan(attribution={"methods": ["icp"], "train_loss": "response"}).objective) == 1
     assert plan(attribution={"methods": ["random"]}, bins=["top 20%"]).objective == []
 
@@ -221,6 +223,7 @@ def test_the_loss_reaches_the_methods_by_gradients_and_where_training_cuts_only_
             {"icp": "nats per token", "one_step": "nats per token", "influence": "nats² per token"},
         ),
         ({"reduction": "mean"}, {"icp": "nats", "one_step": "nats", "influence_mean": "nats² per token"}),
+        ({"reduction": "mean"}, {"icp_reverse": "nats per token", "icp_k_shot": "nats"}),
         ({"reduction": "mean"}, {"cosine": "cosine", "self_influence": "nats² per token²"}),
         (
             {"reduction": "mean", "task_likelihood": "mean"},

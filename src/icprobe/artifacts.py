@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from icprobe import paths
-from icprobe.errors import ArtifactError
+from icprobe.errors import ArtifactError, reason
 
 PACKAGE = Path(__file__).parent
 MANIFEST = "manifest.json"
@@ -107,6 +107,14 @@ def write_json(path: str | Path, value: Any) -> None:
     """`value` as indented JSON with sorted keys, written atomically."""
     with atomic_path(path) as aside:
         aside.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: str | Path) -> Any:
+    """Reads one of our JSON files. Raises ArtifactError where it is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: cannot be read ({reason(error)}); remove it.") from None
 
 
 def write_text(path: str | Path, text: str) -> None:

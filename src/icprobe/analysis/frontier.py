@@ -61,6 +61,7 @@ def operations(
     task_tokens: float,
     response_tokens: float,
     tried: float = 1.0,
+    read: Mapping[str, float] | None = None,
 ) -> float:
     """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
 
@@ -70,7 +71,8 @@ def operations(
     tasks begin with alike is shared. icp and one_step take each task forward behind each example; influence,
     influence_log and cosine multiply the gradients of each pair, 2 P, influence_mean only with the tasks' sum, and
     self_influence takes the examples' alone. embedding reads examples and tasks once, perplexity the examples, ifd
-    their responses once more, alone. tried: the share of all pairs that icp_budget evaluated.
+    their responses once more, alone. tried: the share of all pairs that icp_budget evaluated; read: tokens that a
+    method takes forward, of those whose contexts were counted.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
@@ -89,7 +91,7 @@ def operations(
         "perplexity": forward * example_tokens,
         "ifd": forward * (example_tokens + response_tokens),
     }
-    return known.get(method, np.nan)
+    return (known | {name: forward * count for name, count in (read or {}).items()}).get(method, np.nan)
 
 
 def tokens(lengths: pd.DataFrame, train: pd.DataFrame, tasks: pd.DataFrame) -> tuple[float, float]:

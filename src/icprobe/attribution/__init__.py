@@ -23,8 +23,9 @@ class Method:
     unit. together: the methods whose matrices come out of the same pass. needs_model: its job reads a model beside
     tables and lengths. reads: the tables whose texts it depends on, "train" and "tasks". per_task: the matrix has a
     column for each task, not one named `score`. whole: it is one job, however many shards the others have, for it
-    needs all examples or costs nothing. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration
-    says. may_skip: NaN means "not evaluated" rather than an error.
+    needs all examples or costs nothing. long_contexts: it reads several examples or tasks in one context, which must
+    fit. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not
+    evaluated" rather than an error.
     """
 
     module: str
@@ -38,6 +39,7 @@ class Method:
     reads: tuple[str, ...] = ("train", "tasks")
     per_task: bool = True
     whole: bool = False
+    long_contexts: bool = False
     seeded: bool = False
     dtype: str | None = None
     may_skip: bool = False
@@ -126,6 +128,28 @@ METHODS: dict[str, Method] = {
         (*_ENGINE, "icp_budget"),
         per_task=False,
         whole=True,
+        seeded=True,
+    ),
+    "icp_k_shot": Method(
+        "icprobe.attribution.icp_k_shot",
+        "nats",
+        "In-context probing among others: with examples drawn at random in the prompt, is a task's answer likelier "
+        "when it stands among them? The effect on a task is the change of the answer's log-likelihood, in nats, in the "
+        "mean over the prompts that were drawn.",
+        (*_ENGINE, *_TASK, "icp_k_shot"),
+        per_token=_TASK,
+        long_contexts=True,
+        seeded=True,
+    ),
+    "icp_reverse": Method(
+        "icprobe.attribution.icp_reverse",
+        "nats",
+        "In-context probing turned round: is its own response likelier when the tasks stand in the prompt before it? "
+        "Its score is the change of the response's log-likelihood, in nats.",
+        (*_ENGINE, "reduction", "icp_reverse"),
+        per_token=("reduction",),
+        per_task=False,
+        long_contexts=True,
         seeded=True,
     ),
     "bm25": Method(

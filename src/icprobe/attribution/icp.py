@@ -50,7 +50,7 @@ class Probe:
     def __init__(self, inputs: Inputs, batch_tokens: int) -> None:
         self.batch_tokens = batch_tokens
         self.examples, self.pieces, self.progress = inputs.examples, inputs.pieces, inputs.progress
-        # About a hundred examples of all, the same ones in every shard.
+        # About a hundred examples of all, the same ones in every shard; another method's contexts begin as these do.
         some = self.examples(slice(None, None, max(1, len(inputs.train) // 100)))
         self.network = Network(inputs.model, inputs.capabilities, forward_only=True)
         self.row_tokens = max(batch_tokens, ROW_TOKENS[self.network.device.type])  # at most
@@ -99,25 +99,32 @@ class Probe:
                 break
         return np.concatenate(effects)
 
+    def contexts(self, row: int, tasks: Sequence[int]) -> list[OneShot]:
+        """The contexts in which the tasks are read for one row of the matrix: that of an example, to be held against
+        the tasks alone. Of two, the first is held against the second.
+        """
+        return [self.one_shots.encode(self.examples([row])[0], tasks)]
+
     def _passes(self, rows: Sequence[int], tasks: Sequence[int]) -> Iterator[np.ndarray]:
         """Computes effects [some rows, tasks] pack by pack; texts are tokenised when their pack's turn comes."""
         shared = self.base.ids if self.base else ()
         zero_shot = self.zero_shot[list(tasks)]
 
-        def tokens(group: OneShot) -> int:
-            return size(self.network, *group)
+        def tokens(groups: Sequence[OneShot]) -> int:
+            return sum(size(self.network, *group) for group in groups)
 
-        groups = (self.one_shots.encode(self.examples([row])[0], tasks) for row in rows)
         waiting: list[Arriving] = []
-        for pack in packed(groups, tokens, self.batch_tokens):
+        for pack in packed((self.contexts(row, tasks) for row in rows), tokens, self.batch_tokens):
+            groups = [group for of_row in pack for group in of_row]
             # An example that does not begin as the others do (its tokens merge early) stands without the base.
-            base = self.base if all(prefix[: len(shared)] == shared for prefix, _ in pack) else None
-            behind = [(prefix[len(shared) :] if base else prefix, suffixes) for prefix, suffixes in pack]
-            if len(pack) == 1:
-                results = [likelihood.log_likelihoods(self.network, *behind[0], base, self.row_tokens)]
+            base = self.base if all(prefix[: len(shared)] == shared for prefix, _ in groups) else None
+            behind = [(prefix[len(shared) :] if base else prefix, suffixes) for prefix, suffixes in groups]
+            if tokens(behind) > self.row_tokens:
+                results = [likelihood.log_likelihoods(self.network, *one, base, self.row_tokens) for one in behind]
             else:
                 results = likelihood.packed_log_likelihoods(self.network, behind, base)
-            waiting.append(Arriving(torch.stack(results) - zero_shot))
+            found = torch.stack(results).unflatten(0, (len(pack), -1))  # [rows, contexts, tasks]
+            waiting.append(Arriving(found[:, 0] - (found[:, 1] if found.shape[1] > 1 else zero_shot)))
             # Another device computes a pass while texts and rows of the next are made here.
             if len(waiting) > (self.network.device.type != "cpu"):
                 yield waiting.pop(0).here()

@@ -1,4 +1,4 @@
-"""One-shot contexts as token ids: each example and each task tokenised once, and of each pair the border alone.
+"""One-shot and few-shot contexts as token ids: each example and task tokenised once, and of each pair the border alone.
 
 What a tokenizer makes of a text far from a place does not depend on what stands at that place, where it cuts texts into
 words first (`pre_tokenizer`). So the tokens of example + task are the example's, then those of the letters around the
@@ -20,7 +20,7 @@ from icprobe.texts.prompts import Prompts, border, encode
 
 logger = logging.getLogger(__name__)
 
-# The token ids that an example's contexts begin with, and what each task puts behind them.
+# The token ids that contexts of the same examples begin with, and what each task puts behind them.
 OneShot = tuple[tuple[int, ...], list[Suffix]]
 
 LETTERS = 64  # on either side of a border
@@ -42,7 +42,9 @@ class _Task:
 
 
 class OneShots:
-    """Tokenises an example's contexts. tasks: their rows; joint: pairs so far whose prefix and suffix merge."""
+    """Tokenises contexts. tasks: rows of what stands last in them; zero_shot: each of these alone; joint: contexts so
+    far whose prefix and suffix merge.
+    """
 
     def __init__(self, tokenizer: Any, prompts: Prompts, tasks: Sequence[dict[str, Any]]) -> None:
         self.tokenizer, self.prompts, self._rows = tokenizer, prompts.of(tokenizer), tasks
@@ -53,8 +55,9 @@ class OneShots:
         some = _one_of_each_sort(tasks) if isinstance(prompts, ChatPrompts) else []
         self._sorts = [(tasks[t], self._texts[t][0]) for t in some]
         # What of a task counts zero-shot counts behind an example, too.
-        zero_shot = [encode(tokenizer, prompts.query(t), prompts.target(t)) for t in tasks]
-        self._targets = [list(one.ids[one.n_context :]) for one in zero_shot]
+        alone = [encode(tokenizer, prompts.query(t), prompts.target(t)) for t in tasks]
+        self.zero_shot = [Suffix(one.ids, one.n_context) for one in alone]
+        self._targets = [list(one.ids[one.n_context :]) for one in alone]
         self._tasks, self._openings = self._apart()
         self._by_border = self._splits and self._cuts_words()
         self._encoded = 0
@@ -68,15 +71,19 @@ class OneShots:
         return tuple(prefixes[0][: min(common_length(prefixes), *(len(p) - 1 for p in prefixes))])
 
     def encode(self, example: dict[str, Any], tasks: Sequence[int]) -> OneShot:
-        """Tokenises an example's contexts: (prefix ids, suffixes of the tasks).
+        """Tokenises an example's contexts: (prefix ids, suffixes of the tasks)."""
+        return self.encode_several([example], tasks)
+
+    def encode_several(self, examples: Sequence[dict[str, Any]], tasks: Sequence[int]) -> OneShot:
+        """Tokenises the contexts in which these examples stand, in order: (prefix ids, suffixes of the tasks).
 
         Prefix and suffix together are the tokens of the whole text. Where a tokenizer merges across the border, the
         prefix is shortened to the tokens that all pairs share.
         """
-        split = self._splits and (not self._sorts or self.prompts.joins(example, self._sorts))
-        found = self._joined(example, tasks) if split and self._by_border and len(tasks) > 2 else None
+        split = self._splits and (not self._sorts or self.prompts.joins(examples, self._sorts))
+        found = self._joined(examples, tasks) if split and self._by_border and len(tasks) > 2 else None
         if found is None:
-            prefix, wholes = self._whole(example, tasks, split)
+            prefix, wholes = self._whole(examples, tasks, split)
         else:
             prefix, wholes = found
         alike = [common_length([prefix, ids]) for ids, _ in wholes]
@@ -85,15 +92,15 @@ class OneShots:
         return tuple(prefix[:shared]), [Suffix(tuple(ids[shared:]), n - shared) for ids, n in wholes]
 
     def _whole(
-        self, example: dict[str, Any], tasks: Sequence[int], split: bool = True
+        self, examples: Sequence[dict[str, Any]], tasks: Sequence[int], split: bool = True
     ) -> tuple[list[int], list[tuple[list[int], int]]]:
-        """The tokens of an example's prefix, and of it with each task: (ids, how many are context).
+        """The tokens of some examples' prefix, and of it with each task: (ids, how many are context).
 
         Where contexts do not split, the prefix is what they begin with alike.
         """
-        prefix = self.prompts.one_shot_prefix(example) if split else ""
+        prefix = self.prompts.few_shot_prefix(examples) if split else ""
         contexts = [
-            prefix + self._texts[t][0] if split else self.prompts.one_shot(example, self._rows[t]) for t in tasks
+            prefix + self._texts[t][0] if split else self.prompts.few_shot(examples, self._rows[t]) for t in tasks
         ]
         wholes = [context + self._texts[t][1] for context, t in zip(contexts, tasks, strict=True)]
         ids = self._ids([prefix, *contexts, *wholes])
@@ -109,10 +116,10 @@ class OneShots:
         return ids[0] if split else found[0][0][: min(place for _, place in found)], found
 
     def _joined(
-        self, example: dict[str, Any], tasks: Sequence[int]
+        self, examples: Sequence[dict[str, Any]], tasks: Sequence[int]
     ) -> tuple[list[int], list[tuple[list[int], int]]] | None:
         """What `_whole` gives, by the border; None where it does not decide."""
-        text = self.prompts.one_shot_prefix(example)
+        text = self.prompts.few_shot_prefix(examples)
         end = str(text)[-LETTERS:]
         openings = list(dict.fromkeys(self._tasks[t].opening for t in tasks))
         prefix, alone, *borders = self._ids([text, end, *(end + opening for opening in openings)])
@@ -133,13 +140,15 @@ class OneShots:
                 return None
             kept = ids[: len(ids) - task.replaced]
             wholes.append((kept + task.rest, len(kept) + task.context))
-        return (prefix, wholes) if self._agrees(example, tasks, wholes) else None
+        return (prefix, wholes) if self._agrees(examples, tasks, wholes) else None
 
-    def _agrees(self, example: dict[str, Any], tasks: Sequence[int], wholes: Sequence[tuple[list[int], int]]) -> bool:
-        """Whether one of the pairs, another for each example, is as it is tokenised whole."""
+    def _agrees(
+        self, examples: Sequence[dict[str, Any]], tasks: Sequence[int], wholes: Sequence[tuple[list[int], int]]
+    ) -> bool:
+        """Whether one of the pairs, another each time, is as it is tokenised whole."""
         place = self._encoded % len(tasks)
         self._encoded += 1
-        if self._whole(example, [tasks[place]])[1] != [wholes[place]]:
+        if self._whole(examples, [tasks[place]])[1] != [wholes[place]]:
             logger.warning("the tokens of pairs are not told by their borders: every pair is tokenised whole")
             self._by_border = False
         return self._by_border

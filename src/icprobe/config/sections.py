@@ -51,6 +51,26 @@ class IcpBudget(Section):
     )
 
 
+class IcpReverse(Section):
+    """ICP turned round: the tasks stand in the context, and each example's response is read behind them."""
+
+    tasks: Literal["all"] | Count = Field(
+        "all",
+        description="How many tasks stand in contexts, drawn with the seed. In one context where the model can read "
+        "them with the longest example behind; else in as few as that takes, each of which costs a pass over the "
+        "examples.",
+    )
+
+
+class IcpKShot(Section):
+    """ICP among other examples: what an example adds to contexts that are drawn at random."""
+
+    k: Count = Field(4, description="Examples in a context; with 1 it is icp.")
+    draws: Count = Field(
+        8, description="Contexts drawn for each example. Each costs about two of icp's passes, of longer contexts."
+    )
+
+
 class ExternalScores(Section):
     """Scores or an attribution matrix that somebody else computed: parquet, CSV, JSON, JSONL, npy, npz or .pt."""
 
@@ -114,13 +134,16 @@ class Attribution(Section):
         "paper. response: as in fine-tuning, over the response and the end of sequence (by a chat template over all "
         "turns of the assistant), cut off after finetune.max_length.",
     )
-    reduction: Literal["sum", "mean"] = Field("sum", description="That loss is the sum over these tokens, or the mean.")
+    reduction: Literal["sum", "mean"] = Field(
+        "sum",
+        description="That loss is the sum over these tokens, or the mean; so is the likelihood in icp_reverse.",
+    )
     task_likelihood: Literal["sum", "mean"] = Field(
         "sum",
-        description="Log-likelihood of a task's answer in icp, one_step and the task's side of influence: the sum over "
-        "its tokens, or the mean (nats per token).",
+        description="Log-likelihood of a task's answer in icp, icp_k_shot, one_step and the task's side of influence: "
+        "the sum over its tokens, or the mean (nats per token).",
     )
-    icp: Icp = Field(Icp(), description="Settings of the methods icp and icp_budget.")
+    icp: Icp = Field(Icp(), description="Settings of the methods icp, icp_budget, icp_reverse and icp_k_shot.")
     one_step: OneStep = Field(OneStep(), description="Settings of the method one_step.")
     external: dict[Name, ExternalScores] = Field(
         {},
@@ -128,6 +151,8 @@ class Attribution(Section):
         "replaces it.",
     )
     icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
+    icp_reverse: IcpReverse = Field(IcpReverse(), description="Settings of the method icp_reverse.")
+    icp_k_shot: IcpKShot = Field(IcpKShot(), description="Settings of the method icp_k_shot.")
 
     @property
     def icp_is_share(self) -> bool:

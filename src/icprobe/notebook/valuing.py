@@ -12,6 +12,7 @@ import torch
 from icprobe.analysis.statistics import aggregate
 from icprobe.artifacts import temporary_directory
 from icprobe.attribution import methods_of
+from icprobe.attribution.contexts import check as check_contexts
 from icprobe.attribution.external import attribution as external_attribution
 from icprobe.attribution.matrix import Inputs
 from icprobe.attribution.shards import compute
@@ -121,6 +122,9 @@ def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: S
     if any(map(plan.takes_loss, plan.computed)):
         end_of_sequence(subject.reader.tokenizer)
         check_trainable(tokens, longest(plan.config.finetune.max_length, subject.reader.max_positions))
+    for method in plan.long_contexts:
+        settings = slice_of(getattr(plan.config.attribution, method))
+        check_contexts(method, settings, train, tasks, tokens, prompts, subject.reader, plan.config.seed)
     return Inputs(
         train=train,
         tasks=tasks,

@@ -28,6 +28,7 @@ HOW = {
     "prepare_eval": "read and checked",
     "check_dtype": "checks that the model can be used in the dtype of the attributions",
     "check_losses": "checks that every example has a token of response within what fine-tuning reads",
+    "check_contexts": "checks that the model can read the contexts in which several examples or tasks stand",
     "check_labels": "checks that labels have the values that mark good examples",
     "check_bins": "checks that there are as many examples as the bins ask for",
     "check_prompts": "checks that the prompts contain what the judge needs, such as gold answers",

@@ -8,7 +8,7 @@ turns before an answer must be how the whole conversation begins. A template of 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 from icprobe.errors import ConfigError, DataError, ModelError, reason
@@ -50,6 +50,7 @@ class ChatPrompts:
         self._context = templates.get("context", "text")
         self._special_tokens = templates.get("special_tokens", "text")
         self._texts = Prompts.of_queries({"query": "", **templates, "bos": "none"})  # of an example as text
+        self.separator = self._texts.separator
         self._template = self._undated(templates.get("chat_template") or self._own())
         self._generation = bool(GENERATION.search(self._template))
 
@@ -95,7 +96,11 @@ class ChatPrompts:
 
     def one_shot(self, example: Row, task: Row) -> Text:
         """The context of a task given one example."""
-        return self._text(task, lambda change: self._asked(task, change, example))
+        return self.few_shot([example], task)
+
+    def few_shot(self, examples: Sequence[Row], task: Row) -> Text:
+        """The context of a task given several."""
+        return self._text(task, lambda change: self._asked(task, change, examples))
 
     def splits(self, tasks: Sequence[Row]) -> bool:
         """Whether each one-shot context is `one_shot_prefix` of the example and then `one_shot_suffix` of the task."""
@@ -103,9 +108,18 @@ class ChatPrompts:
 
     def one_shot_prefix(self, example: Row) -> Text:
         """What contexts with this example begin with, where they split."""
-        if self._context == "turns":
-            return self.document(example)
-        return self._text(example, lambda change: self._head + self._as_text(example, change))
+        return self.few_shot_prefix([example])
+
+    def few_shot_prefix(self, examples: Sequence[Row]) -> Text:
+        """The same of several examples, in order."""
+
+        def render(change: Change) -> str:
+            if self._context == "text":
+                return self._head + self._as_text(examples, change)
+            said = [self._said(example, change) for example in examples]
+            return self._rendered(reduce(_joined, [messages for messages, _ in said]), said[-1][1], False, examples[-1])
+
+        return self._text(examples[0], render)
 
     def one_shot_suffix(self, task: Row) -> Text:
         """What of the context follows the example; where they do not split, all of it but the example."""
@@ -134,14 +148,28 @@ class ChatPrompts:
                         "conversation has one set of them; set attribution.icp.context: text."
                     )
 
-    def joins(self, example: Row, tasks: Sequence[tuple[Row, str]]) -> bool:
-        """Whether an example's contexts are its prefix and the tasks' suffixes, as the template writes them.
+    def check_together(self, rows: Sequence[Row]) -> None:
+        """Raises DataError where rows that are to stand in one context cannot stand in one conversation."""
+        if self._context != "turns":
+            return
+        first: dict[str, Row] = {}
+        for row in rows:
+            system = _system(messages_of(row))
+            if system is not None and _other(first, (system,)) is not None:
+                raise DataError(
+                    f"rows {_other(first, (system,)).get('id')} and {row.get('id')} have different system messages, "
+                    "and one conversation has one; set attribution.icp.context: text."
+                )
+            first |= {} if system is None else {system: row}
+
+    def joins(self, examples: Sequence[Row], tasks: Sequence[tuple[Row, str]]) -> bool:
+        """Whether contexts of some examples are their prefix and the tasks' suffixes, as the template writes them.
 
         tasks: with their `one_shot_suffix`. A template may write a task's turns otherwise behind some examples, for
         instance those with a system message.
         """
-        prefix = str(self.one_shot_prefix(example))
-        return all(prefix + str(suffix) == str(self.one_shot(example, task)) for task, suffix in tasks)
+        prefix = str(self.few_shot_prefix(examples))
+        return all(prefix + str(suffix) == str(self.few_shot(examples, task)) for task, suffix in tasks)
 
     def check_written(self, row: Row) -> None:
         """Raises DataError where the template leaves out a row's tools, calls of tools, or last thoughts."""
@@ -210,24 +238,26 @@ class ChatPrompts:
         # A task with a system message begins with it, and not with the example.
         return ("", whole[len(before) :]) if whole.startswith(before) else (whole, "")
 
-    def _asked(self, row: Row, change: Change, example: Row | None = None, text: str | None = None) -> str:
-        """What stands before the last answer of a row, with an example before it, or a text in the example's place."""
+    def _asked(self, row: Row, change: Change, examples: Sequence[Row] = (), text: str | None = None) -> str:
+        """What stands before the last answer of a row, with examples before it, or a text in their place."""
         messages, tools = self._said(row, change)
         messages = unanswered(messages)
-        if example is not None and self._context == "turns":
-            messages = _joined(self._said(example, change)[0], messages)
-        elif example is not None or text is not None:
-            shown = self._as_text(example, change) if text is None else text
+        if examples and self._context == "turns":
+            messages = reduce(_joined, [*(self._said(example, change)[0] for example in examples), messages])
+        elif examples or text is not None:
+            shown = self._as_text(examples, change) if text is None else text
             messages = _told(messages, shown + self._texts.separator)
         return self._rendered(messages, tools, True, row)
 
-    def _as_text(self, example: Row, change: Change) -> str:
-        """An example as text: each exchange as `query` and `target` render it, in `one_shot_prefix`."""
-        messages, tools = self._said(example, change)
-        system, pairs = exchanges(messages)
-        parts = [self._texts.exchange(said, answer) for said, answer in pairs]
-        above = [system, dumps(tools) if tools else ""]
-        return self._texts.shown(self._texts.separator.join([*filter(None, above), *parts]))
+    def _as_text(self, examples: Sequence[Row], change: Change) -> str:
+        """Examples as text: each exchange as `query` and `target` render it, in `one_shot_prefix`."""
+        parts = []
+        for example in examples:
+            messages, tools = self._said(example, change)
+            system, pairs = exchanges(messages)
+            parts += filter(None, [system, dumps(tools) if tools else ""])
+            parts += [self._texts.exchange(said, answer) for said, answer in pairs]
+        return self._texts.shown(self._texts.separator.join(parts))
 
     def _spans(self, row: Row, change: Change, last: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """A row's whole conversation, and from where to where the assistant's turns are what it says (in letters).

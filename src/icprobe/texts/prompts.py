@@ -103,12 +103,24 @@ class Prompts:
 
     def one_shot_prefix(self, example: dict[str, Any]) -> Text:
         """Renders what precedes separator + query(task) when the example stands in the context."""
-        document = self.document(example)
-        return self._text(example, "one_shot_prefix", lambda change: {"document": document.again(change)})
+        return self.few_shot_prefix([example])
+
+    def few_shot_prefix(self, examples: Sequence[dict[str, Any]]) -> Text:
+        """The same of several examples: their documents with the separator between them stand where one's does."""
+        documents = [self.document(example) for example in examples]
+
+        def values(change: Change) -> dict[str, str]:
+            return {"document": self.separator.join(document.again(change) for document in documents)}
+
+        return self._text(examples[0], "one_shot_prefix", values)
 
     def one_shot(self, example: dict[str, Any], task: dict[str, Any]) -> Text:
         """Renders the context of a task given one example."""
-        return self.one_shot_prefix(example) + self.one_shot_suffix(task)
+        return self.few_shot([example], task)
+
+    def few_shot(self, examples: Sequence[dict[str, Any]], task: dict[str, Any]) -> Text:
+        """Renders the context of a task given several."""
+        return self.few_shot_prefix(examples) + self.one_shot_suffix(task)
 
     def one_shot_suffix(self, task: dict[str, Any]) -> Text:
         """Renders what of the context follows the example."""

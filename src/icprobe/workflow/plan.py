@@ -152,6 +152,11 @@ class Plan:
         return [m for m in self.computed if m not in self.together and self.methods[m].needs_model == needs_model]
 
     @cached_property
+    def long_contexts(self) -> list[str]:
+        """Those of them that read several examples or tasks in one context, which the model must be able to."""
+        return [method for method in self.computed if self.methods[method].long_contexts]
+
+    @cached_property
     def per_task(self) -> list[str]:
         """The methods with a value for each task: their scores can be taken over the tasks of one domain."""
         return [method for method in self.config.attribution.methods if self.methods[method].per_task]

@@ -19,7 +19,7 @@ from icprobe.engine.batching import parse_shard, shard_numbers
 from icprobe.errors import ArtifactError
 from icprobe.workflow import work
 from icprobe.workflow.gpus import GPUS_IF_ANY
-from icprobe.workflow.work import ROW_TOKENS, SPEED, operations, parameters
+from icprobe.workflow.work import ROW_TOKENS, SPEED, k_shot_operations, operations, parameters
 
 LEAST_MB = 1000  # Snakemake starts three times for a job on a cluster: 350 MB before any work
 TORCH_MB = 1000  # more, of a script with torch, transformers and peft
@@ -132,6 +132,9 @@ class Sizes:
         once = {"embedding": tokens + ROW_TOKENS * self.tasks, "perplexity": tokens, "ifd": 2 * tokens}
         every_pair = operations(size, examples, tokens, ROW_TOKENS * self.tasks)
         work = 2 * size * once[method] if method in once else every_pair
+        if method == "icp_k_shot":
+            own = settings.icp_k_shot.model_dump()
+            work = k_shot_operations(size, examples, tokens, ROW_TOKENS * self.tasks, **own)
         seconds = work / SPEED[settings.device]
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size

@@ -98,12 +98,19 @@ def _weights_in(file: Path, _modified: int) -> int:
 
 
 def operations(parameters: float, examples: float, tokens: float, task_tokens: float) -> float:
-    """Counts the floating-point operations of the costliest method, one_step, over all pairs; icp is not far from it.
+    """Counts the floating-point operations of one_step, over all pairs; icp is not far from it, icp_k_shot beyond it.
 
     tokens: of all examples together; task_tokens: of all tasks. Forward and backward of each example, then all tasks
     forward after each example: 2 operations for each parameter and token, 4 more in the backward pass.
     """
     return 2 * parameters * (3 * tokens + examples * task_tokens)
+
+
+def k_shot_operations(
+    parameters: float, examples: float, tokens: float, task_tokens: float, k: int, draws: int
+) -> float:
+    """Counts those of icp_k_shot: each context of k examples is read with its own and without, before all tasks."""
+    return 2 * parameters * draws * ((2 * k - 1) * tokens + 2 * examples * task_tokens)
 
 
 def shards(config: Config, model: str, examples: float, tasks: float) -> int:

@@ -19,7 +19,10 @@ with job(snakemake) as run:
     tried = [read_parquet(path)["n_tasks"].mean() / len(tasks) for path in files.budget]
     example_tokens, task_tokens = tokens(lengths, train, tasks)
     sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens, float(lengths["n_target"].sum()))
-    counted = {method: operations(method, *sizes, *tried) for method in [*params.logs, *RIVALS]}
+    # "contexts.icp_reverse.checked.json" is icp_reverse's.
+    read = {Path(path).name.split(".")[1]: artifacts.read_json(path)["tokens"] for path in files.contexts}
+    budget = {"tried": tried[0]} if tried else {}
+    counted = {method: operations(method, *sizes, **budget, read=read) for method in [*params.logs, *RIVALS]}
     seconds = {method: sum(measured(log)[0] for log in logs) for method, logs in params.logs.items() if logs}
     agreed = agreements({name: artifacts.read_csv(getattr(files, name)) for name in params.tables})
     table = frontier(agreed, seconds, counted)

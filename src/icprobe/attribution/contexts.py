@@ -1,0 +1,161 @@
+"""Contexts of several rows: which rows stand together, and whether a model can read them; no torch.
+
+Every shard asks here, and the check before all of them does, so that they agree.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icprobe.errors import DataError, several
+from icprobe.texts.chat import Chat, ChatPrompts
+from icprobe.texts.prompts import Prompts
+from icprobe.texts.readers import Reader
+
+# By how many tokens a text may be longer than its parts, where they are tokenised together.
+BORDERS = 8
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Contexts drawn at random: for each example `draws` sets of `k` examples, itself among them at a random place.
+
+    ids: of all examples. A draw depends on the seed, the example's id and its number, and on which ids there are; on
+    their order it does not.
+    """
+
+    ids: Sequence[str]
+    seed: int
+    k: int
+    draws: int
+
+    @cached_property
+    def _by_id(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows in the order of their ids [N], and the place of each row in it [N]."""
+        rows = np.array(sorted(range(len(self.ids)), key=self.ids.__getitem__))
+        return rows, np.argsort(rows)
+
+    def context(self, row: int, draw: int) -> tuple[list[int], int]:
+        """Draws context number `draw` of the example of a row: (the rows that stand in it, the place of its own)."""
+        key = hashlib.sha256(f"{self.seed} {draw} {self.ids[row]}".encode()).digest()
+        generator = np.random.default_rng(int.from_bytes(key))
+        rows, places = self._by_id
+        chosen = generator.choice(len(rows) - 1, self.k - 1, replace=False)
+        others = rows[chosen + (chosen >= places[row])].tolist()
+        place = int(generator.integers(self.k))
+        return [*others[:place], row, *others[place:]], place
+
+    @property
+    def contexts_read(self) -> int:
+        """How often each task is read for an example: with it and without, where others stand in the context."""
+        return self.draws * (2 if self.k > 1 else 1)
+
+    @property
+    def examples_read(self) -> int:
+        """How often an example is read in all contexts, in the mean; what two begin with alike is counted twice."""
+        return self.draws * (2 * self.k - 1)
+
+    def all(self) -> Iterator[list[int]]:
+        """The rows of every context."""
+        return (self.context(row, draw)[0] for row in range(len(self.ids)) for draw in range(self.draws))
+
+
+def check(
+    method: str,
+    settings: Mapping[str, Any],
+    train: pd.DataFrame,
+    tasks: pd.DataFrame,
+    lengths: pd.DataFrame,
+    prompts: Prompts | Chat,
+    reader: Reader,
+    seed: int,
+) -> dict[str, int]:
+    """Checks that a model can read all contexts of a method: how many there are, and about how many tokens it reads.
+
+    settings: the method's own; lengths: table id, n_query, n_target of train. Raises DataError as `check_draws` and
+    `task_groups` do.
+    """
+    rows, of_examples = tasks.to_dict("records"), int(lengths[["n_query", "n_target"]].sum().sum())
+    bound = prompts.of(reader.tokenizer)
+    if method == "icp_k_shot":
+        draws = Draws(train["id"].tolist(), seed, **settings)
+        of_tasks = reader.counts([bound.one_shot_suffix(task) + bound.target(task) for task in rows])
+        check_draws(draws, train, max(of_tasks), bound, reader)
+        tokens = draws.examples_read * of_examples + draws.contexts_read * len(train) * sum(of_tasks)
+        return {"contexts": len(train) * draws.draws, "tokens": tokens}
+    groups = task_groups(rows, lengths, bound, reader, seed, settings["tasks"])
+    read = reader.counts([bound.few_shot_prefix([rows[number] for number in group]) for group in groups])
+    return {"contexts": len(groups), "tokens": (1 + len(groups)) * of_examples + sum(read)}
+
+
+def check_draws(
+    draws: Draws, train: pd.DataFrame, of_task: int, prompts: Prompts | ChatPrompts, reader: Reader
+) -> None:
+    """Raises DataError where a context with a task of so many tokens does not fit the model's, or where its rows cannot
+    stand together.
+    """
+    if draws.k > len(train):
+        raise DataError(
+            f"attribution.icp_k_shot.k: {several(draws.k, 'example')} in a context where there are {len(train)}; "
+            f"take at most {len(train)}."
+        )
+    rows = train.to_dict("records")
+    if isinstance(prompts, ChatPrompts):
+        prompts.check_together(rows)
+    if reader.max_positions is None:
+        return
+    alone = np.array(reader.counts([prompts.one_shot_prefix(row) for row in rows]))
+    between = max(reader.counts([prompts.separator])) + BORDERS
+    for context in draws.all():
+        # Most contexts are far from the limit; those that may not be are tokenised whole.
+        if int(alone[context].sum()) + (draws.k - 1) * between + of_task <= reader.max_positions:
+            continue
+        (exactly,) = reader.counts([prompts.few_shot_prefix([rows[row] for row in context])])
+        if exactly + of_task > reader.max_positions:
+            raise DataError(
+                f"attribution.icp_k_shot: the examples {', '.join(rows[row]['id'] for row in context)} and the "
+                f"longest task need {exactly + of_task} tokens where {reader.model} takes {reader.max_positions}; set "
+                "a smaller k, or leave out long examples (data.train.sample.max_tokens)."
+            )
+
+
+def task_groups(
+    tasks: Sequence[dict[str, Any]],
+    lengths: pd.DataFrame,
+    prompts: Prompts | Chat,
+    reader: Reader,
+    seed: int,
+    wanted: str | int = "all",
+) -> list[list[int]]:
+    """Puts tasks, or so many of them as are wanted, into contexts in an order drawn with the seed: their numbers.
+
+    lengths: table id, n_query, n_target of all examples. There are as few contexts as the model can read with the
+    longest example behind each, of equal numbers of tasks (up to one). Raises DataError where a task alone does not
+    fit, where more are wanted than there are, or where they cannot stand together.
+    """
+    if wanted != "all" and wanted > len(tasks):
+        raise DataError(f"attribution.icp_reverse.tasks: {wanted} are wanted where there are {len(tasks)}; take fewer.")
+    bound = prompts.of(reader.tokenizer)
+    order = np.random.default_rng(seed).permutation(len(tasks))[: None if wanted == "all" else wanted]
+    if isinstance(bound, ChatPrompts):
+        bound.check_together([tasks[number] for number in order])
+    total = (lengths["n_query"] + lengths["n_target"]).to_numpy()
+    behind = int(total.max()) + max(reader.counts([bound.separator])) + BORDERS
+    room = math.inf if reader.max_positions is None else reader.max_positions - behind
+    for n in range(1, len(order) + 1):
+        groups = [group.tolist() for group in np.array_split(order, n)]
+        counts = reader.counts([bound.few_shot_prefix([tasks[number] for number in group]) for group in groups])
+        if max(counts) <= room:
+            return groups
+    first = groups[int(np.argmax(counts))][0]
+    raise DataError(
+        f"attribution.icp_reverse: the task {tasks[first]['id']} and the longest example "
+        f"({lengths['id'].iloc[int(total.argmax())]}) need {max(counts) + behind} tokens where {reader.model} takes "
+        f"{reader.max_positions}; shorten one of them, or leave out long examples (data.train.sample.max_tokens)."
+    )
