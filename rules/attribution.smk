@@ -18,6 +18,7 @@ rule attribute:
         checked=lambda w: dtype_checked(w, w.method),
         losses=lambda w: losses_checked(w, w.method),
         contexts=contexts_checked,
+        parameters=lambda w: parameters_checked(w, w.method),
     output:
         matrix=paths.shard(),
     wildcard_constraints:
@@ -73,6 +74,7 @@ if INFLUENCE:
             manifest=manifest_of,
             checked=lambda w: dtype_checked(w, "influence"),
             losses=lambda w: losses_checked(w, INFLUENCE[0]),
+            parameters=lambda w: parameters_checked(w, INFLUENCE[0]),
         output:
             **{m: paths.shard(m) for m in INFLUENCE},
         params:

@@ -18,6 +18,7 @@ if PLAN.chain:
             model=model_of,
             manifest=manifest_of,
             losses=lambda w: losses_checked(w, "one_step"),
+            parameters=lambda w: parameters_checked(w, "one_step"),
         output:
             matrix=paths.shard(paths.STEP),
         params:

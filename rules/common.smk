@@ -175,6 +175,13 @@ def contexts_checked(wildcards):
     return paths.CONTEXTS_CHECKED if wildcards.method in PLAN.long_contexts else []
 
 
+def parameters_checked(wildcards, method):
+    """That the model has the layers whose gradients the method takes, as an input; all layers every model has."""
+    if not PLAN.chooses_parameters(method):
+        return []
+    return paths.PARAMETERS_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
+
+
 # --- figures and tables -------------------------------------------------------------------------------------------
 
 

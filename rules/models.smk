@@ -67,6 +67,32 @@ rule check_dtype:
         "../workflow/scripts/data/check_dtype.py"
 
 
+# Before a GPU is asked for: by the names of the model's layers, which need no weights.
+rule check_parameters:
+    localrule: True
+    message:
+        "Checking that {wildcards.model} has the layers that attribution.parameters chooses"
+    input:
+        model=model_of,
+        manifest=manifest_of,
+    output:
+        paths.PARAMETERS_CHECKED,
+    params:
+        parameters=CONFIG.attribution.parameters,
+        code=fingerprint("data/check_parameters"),
+    log:
+        paths.log("check_parameters/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("check_parameters/{model}")
+    priority: 1
+    resources:
+        **RESOURCES["check_parameters"],
+    script:
+        "../workflow/scripts/data/check_parameters.py"
+
+
 rule name_model:
     localrule: True
     message:

@@ -7,6 +7,7 @@ REPORT_INPUTS = dict(
     scores=each_model_and_method(paths.scores()),
     attributions=each_model_and_method(paths.matrix()),
     manifests=[paths.manifest(MODELS[model]) for model in PLAN.models_here] if PLAN.objective else [],
+    chosen=[each_model("data/parameters.checked.json")] if PLAN.parameters_chosen else [],
 )
 REPORT_PARAMS = dict(
     experiment=CONFIG.experiment,

@@ -2,7 +2,7 @@
 # formulas are in icprobe.workflow.resources; partition, account and CPUs come from the profile. Resources are no params: another
 # estimate reruns nothing.
 
-from icprobe.workflow.resources import Needs, Sizes, directives
+from icprobe.workflow.resources import TORCH_MB, Needs, Sizes, directives
 from icprobe.workflow.work import rows_there
 
 # A job that an executor has sent elsewhere has its own GPUs.
@@ -17,6 +17,7 @@ LIGHT = directives(lambda w, input: Needs(1000 + 1e-3 * SIZES.examples))
 
 RESOURCES = {
     "prepare_model": directives(lambda w, input: SIZES.prepare_model(w.model)),
+    "check_parameters": directives(lambda w, input: Needs(TORCH_MB)),
     "fetch_gguf": directives(lambda w, input: SIZES.prepare_model(w.quantised)),
     "select_tasks": directives(
         lambda w, input: SIZES.select_tasks(rows_there(local_files(CONFIG.data.tasks), SIZES.tasks)),

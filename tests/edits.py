@@ -180,6 +180,11 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     # The gradients are of another loss, icp's likelihoods are not; a bin of random and its training stand.
     "attribution.train_loss": (config(attribution={"train_loss": "response"}), LOSSES + OF_GRADIENTS),
     "attribution.reduction": (config(attribution={"reduction": "mean"}), OF_GRADIENTS),
+    "attribution.parameters, spelled out": (config(attribution={"parameters": "all"}), NOTHING),
+    "attribution.parameters": (
+        config(attribution={"parameters": "attention"}),
+        Counter(check_parameters=1) + OF_GRADIENTS,
+    ),
     "finetune.max_length": (config(finetune={"max_length": 256}), TRAINING),
     "attribution.task_likelihood": (
         config(attribution={"task_likelihood": "mean"}),

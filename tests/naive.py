@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import torch
 from torch import nn
@@ -102,8 +103,10 @@ def n_target(tokenizer, row):
     return len(whole) - len(context)
 
 
-def one_step(model, tokenizer, example, task, learning_rate, train_loss="document", reduction="sum"):
+def one_step(model, tokenizer, example, task, learning_rate, train_loss="document", reduction="sum", pattern=""):
+    """pattern: of the names of the parameters that are updated."""
     g_z = example_gradient(model, tokenizer, example, train_loss, reduction)
+    g_z = {name: g for name, g in g_z.items() if re.search(pattern, name)}
     stepped = copy.deepcopy(model)
     with torch.no_grad():
         for name, parameter in stepped.named_parameters():

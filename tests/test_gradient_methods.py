@@ -1,6 +1,7 @@
 """cosine and self_influence: the naive loop's numbers, whatever the memory plan, shard or kill."""
 
 import copy
+import re
 from dataclasses import replace
 
 import naive
@@ -127,14 +128,21 @@ def test_shards_and_batches_change_nothing_but_rounding(method, inputs, tmp_path
     assert_close(table(2, 100, "two"), whole, 1e-5, np.abs(whole).max())
 
 
-def test_a_gradient_of_zero_has_no_cosine_and_says_so(inputs, tmp_path):
+@pytest.mark.parametrize("hold", ["tasks", "examples"])
+def test_a_gradient_of_zero_has_no_direction_and_its_rows_are_named(hold, inputs, few, tmp_path, monkeypatch):
     ours = inputs("llama")
     ours.model = copy.deepcopy(ours.model)
     with torch.no_grad():
         ours.model.lm_head.weight.zero_()  # every token is as likely whatever the blocks say
-    settings = {"batch_tokens": 200}
-    with pytest.raises(ScoreError, match="cosine: 7 examples with attributions that are NaN"):
-        compute(influence.__name__, ["cosine"], ours, settings, 1, 1, 200, tmp_path, True)
+    monkeypatch.setattr(memory_plan.Plan, "cheapest", plan_of(hold, False))
+    ids, noun = set(few[1 if hold == "tasks" else 0]["id"]), hold.removesuffix("s")
+    with pytest.raises(
+        ScoreError, match=rf"cosine: \d {noun}s? with a gradient of zero, .* leave (it|them) out"
+    ) as error:
+        compute(influence.__name__, ["cosine"], ours, {"batch_tokens": 200}, 1, 1, 200, tmp_path, True)
+    named = re.search("no direction: (.*);", str(error.value))[1].split(", ")
+    assert named
+    assert ids.issuperset(named)
 
 
 def test_both_are_valued_from_python(tiny_model, tokenizer, few):

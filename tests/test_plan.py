@@ -52,6 +52,22 @@ def _in_the_repository(monkeypatch):
 # --- models and tables --------------------------------------------------------------------------------------------
 
 
+def test_the_parameters_reach_the_methods_by_gradients_and_the_default_no_job():
+    methods = [*METHODS]
+    chosen, every = (plan(attribution={"methods": methods, "parameters": p}) for p in ("mlp", "all"))
+    by_gradients = ["influence", "influence_log", "cosine", "one_step", "influence_mean", "self_influence"]
+    assert [m for m in methods if chosen.method_settings(m).get("parameters") == "mlp"] == by_gradients
+    assert not any("parameters" in every.method_settings(method) for method in methods)
+    assert "of the MLPs, with a mixture's experts alone (parameters: mlp)" in " ".join(chosen.objective)
+    assert not plan(attribution={"methods": ["icp"], "parameters": "mlp"}).parameters_chosen
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{2,1}", ""])
+def test_what_is_no_pattern_is_refused_when_the_configuration_is_read(pattern):
+    with pytest.raises(ConfigError, match=r"attribution\.parameters: (no regular expression: |an empty pattern)"):
+        plan(attribution={"parameters": pattern})
+
+
 @pytest.mark.parametrize(
     ("data", "read"),
     [

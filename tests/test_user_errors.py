@@ -194,6 +194,14 @@ MISTAKES = {
         target=f"{dag.RESULTS}/attributions/icp.parquet",
         log="tiny/check_dtype/tiny-llama.log",
     ),
+    "a pattern that no layer's name matches": Mistake(
+        lambda project: {"attribution": {"parameters": r"layers\.7\."}},
+        r"attribution\.parameters: 'layers\\.7\\.': no linear layer of LlamaForCausalLM is chosen; their names are "
+        r"such as model\.layers\.0\.self_attn\.q_proj and model\.layers\.\d\.mlp\.down_proj\.",
+        target=f"{dag.RESULTS}/data/parameters.checked.json",
+        log="tiny/check_parameters/tiny-llama.log",
+        before_torch=False,
+    ),
     "an example whose query leaves no room for a response in training": Mistake(
         lambda project: {"attribution": {"train_loss": "response"}, "finetune": {"max_length": 5}},
         r"train_loss: response: 24 examples without a loss: .*5 tokens or more, .*Raise finetune\.max_length",

@@ -61,6 +61,7 @@ def operations(
     task_tokens: float,
     response_tokens: float,
     tried: float = 1.0,
+    share: float = 1.0,
     read: Mapping[str, float] | None = None,
 ) -> float:
     """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
@@ -71,22 +72,24 @@ def operations(
     tasks begin with alike is shared. icp and one_step take each task forward behind each example; influence,
     influence_log and cosine multiply the gradients of each pair, 2 P, influence_mean only with the tasks' sum, and
     self_influence takes the examples' alone. embedding reads examples and tasks once, perplexity the examples, ifd
-    their responses once more, alone. tried: the share of all pairs that icp_budget evaluated; read: tokens that a
-    method takes forward, of those whose contexts were counted.
+    their responses once more, alone. tried: the share of all pairs that icp_budget evaluated. share: of the linear
+    layers' weights, those that gradients are taken over; others cost no gradient, but the way back through them. read:
+    tokens that a method takes forward, of those whose contexts were counted.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
-    gradients = 3 * forward * (example_tokens + task_tokens)
-    products = forward * examples * tasks
+    token = (2 + share) * forward
+    products = share * forward * examples * tasks
+    gradients = token * (example_tokens + task_tokens)
     known = FREE | {
         "icp": forward * example_tokens + behind,
         "icp_budget": forward * example_tokens + tried * behind,
-        "one_step": 3 * forward * example_tokens + behind,
+        "one_step": token * example_tokens + behind,
         "influence": gradients + products,
         "influence_log": gradients + products,
         "cosine": gradients + products,
         "influence_mean": gradients,
-        "self_influence": 3 * forward * example_tokens,
+        "self_influence": token * example_tokens,
         "embedding": forward * (example_tokens + task_tokens),
         "perplexity": forward * example_tokens,
         "ifd": forward * (example_tokens + response_tokens),

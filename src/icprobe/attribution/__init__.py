@@ -48,7 +48,8 @@ class Method:
 _ENGINE = ("dtype", "device", "tf32", "batch_tokens")
 _BUDGET = ("memory_budget_gb",)
 _TASK = ("task_likelihood",)
-_LOSS = ("train_loss", "reduction", *_TASK)
+_OWN_LOSS = ("train_loss", "reduction", "parameters")
+_LOSS = (*_OWN_LOSS, *_TASK)
 _BOTH_SIDES = ("reduction", *_TASK)
 _INFLUENCE = ("influence", "influence_log", "cosine")
 _NO_TASK = {"reads": ("train",), "per_task": False}
@@ -116,7 +117,7 @@ METHODS: dict[str, Method] = {
         "How far would training on it push the model's weights? Its score is minus the squared length of its own loss "
         "gradient, in nats²: the lowest scores are the rows that surprise the model most, often mislabelled ones. It "
         "knows no task.",
-        (*_ENGINE, "train_loss", "reduction"),
+        (*_ENGINE, *_OWN_LOSS),
         per_token=("reduction", "reduction"),
         **_NO_TASK,
     ),

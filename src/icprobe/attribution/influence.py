@@ -18,6 +18,7 @@ from icprobe.engine.batching import packed, packs
 from icprobe.engine.gradients import layers_of
 from icprobe.engine.network import Network
 from icprobe.engine.stepping import activations_per_token
+from icprobe.errors import ScoreError, several, some
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def attribute(
 
     influence: TracIn (arXiv 2002.08484) with one checkpoint, first order. influence_log: Σ_p sign(d_p)·ln|d_p| with
     d_p = ⟨clamp(g_z,p), clamp(g_t,p)⟩, 0 where d_p = 0: what the code released with arXiv 2407.12259 computes. cosine:
-    ⟨g_z, g_t⟩ / (|g_z| |g_t|), NaN where a gradient is zero.
+    ⟨g_z, g_t⟩ / (|g_z| |g_t|). Raises ScoreError for cosine where a gradient is zero.
 
     objective: whose gradients (`Objective`).
 
@@ -68,11 +69,12 @@ class _Influence:
     ) -> None:
         self.inputs, self.batches, self.methods = inputs, batches, methods
         self.network = Network(inputs.model, inputs.capabilities)
-        self.layers = layers_of(self.network)
+        self.layers, passed = layers_of(self.network, objective.parameters), layers_of(self.network)
         documents = encode_documents(inputs, batches, objective)
         tasks = encode_tasks(inputs, objective.task_likelihood)
         self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
-        self.tasks = SequenceBatches([tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)])
+        self.packs = packs([len(task.ids) for task in tasks], batch_tokens)
+        self.tasks = SequenceBatches([tasks[pack] for pack in self.packs])
         # The contraction that a method's matrix is made of.
         self.made_of = {method: "influence" if method == "cosine" else method for method in methods}
         self.contractions = list(dict.fromkeys(self.made_of.values()))
@@ -85,7 +87,8 @@ class _Influence:
             memory_budget_gb * 1e9,
             self.network.model.dtype.itemsize,
             self.all_tasks is not None,
-            activations_per_token(self.network, self.layers),
+            activations_per_token(self.network, passed),
+            passed,
         )
         logger.info("%s", self.plan.sentence(memory_budget_gb))
         self.holds_examples = self.plan.hold == "examples"
@@ -153,11 +156,21 @@ class _Influence:
                     self.inputs.pieces[self._name(method, *self._pair(i, n))] = product.cpu().numpy()
 
     def _keep_norms(self, numbers: Sequence[int], squared: Sequence[torch.Tensor], of_examples: bool) -> None:
-        """Keeps the norms of some batches of one side, before the products that are divided by them."""
+        """Keeps the norms of some batches of one side, before the products that are divided by them.
+
+        Raises ScoreError naming the rows where one is zero.
+        """
         for number, values in zip(numbers, squared, strict=True):
-            name = self._norms(number, of_examples)
+            name, norms = self._norms(number, of_examples), values.sqrt().cpu().numpy()
+            if not norms.all():
+                table, rows = (self.inputs.train, self.batches) if of_examples else (self.inputs.tasks, self.packs)
+                ids = table["id"].iloc[rows[number]][norms == 0].tolist()
+                raise ScoreError(
+                    f"cosine: {several(len(ids), 'example' if of_examples else 'task')} with a gradient of zero, which "
+                    f"has no direction: {some(ids)}; leave {'it' if len(ids) == 1 else 'them'} out, or the method."
+                )
             if name not in self.inputs.pieces:
-                self.inputs.pieces[name] = values.sqrt().cpu().numpy()
+                self.inputs.pieces[name] = norms
 
     def _norms(self, number: int, of_examples: bool) -> str:
         """The name among `inputs.pieces` of the norms of a batch of examples, or of a pack of tasks."""
@@ -197,4 +210,4 @@ class _Influence:
         """The products of a batch of examples with all tasks, divided by the norms of both: [n, tasks] float32."""
         of_tasks = [self.inputs.pieces[self._norms(pack, False)] for pack in range(len(self.tasks.batches))]
         norms = np.outer(self.inputs.pieces.pop(self._norms(batch, True)), np.concatenate(of_tasks))
-        return np.divide(products, norms, out=np.full(norms.shape, np.nan), where=norms > 0).astype(np.float32)
+        return (products / norms).astype(np.float32)

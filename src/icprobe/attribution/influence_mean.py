@@ -27,8 +27,8 @@ def attribute(
     costs as many again, for it too multiplies with W twice and with V once, and needs attention kernels that have one.)
     """
     network = Network(inputs.model, inputs.capabilities)
-    layers = layers_of(network)
     whose = Objective(**objective)
+    layers = layers_of(network, whose.parameters)
     documents, tasks = encode_documents(inputs, batches, whose), encode_tasks(inputs, whose.task_likelihood)
     task_tokens = sum(len(task.ids) for task in tasks)
     inputs.progress.expect(task_tokens + sum(len(document.ids) for document in documents.values()), "token")

@@ -77,13 +77,15 @@ class Plan:
         itemsize: int,
         factors: bool = False,
         per_token: int | None = None,
+        passed: Sequence[Layer] = (),
     ) -> "Plan":
         """Chooses the plan of least cost that fits the budget [bytes]; where none does, the one of least memory.
 
         itemsize: bytes of an element. factors: whether dense gradients are held together with their factors. per_token:
         elements that a token of a batch in step keeps (`stepping.activations_per_token`); None where none go in step.
+        passed: all layers that tokens go through, where gradients are taken over some of them.
         """
-        planner = _Planner(examples, tasks, layers, budget, itemsize, factors)
+        planner = _Planner(examples, tasks, layers, budget, itemsize, factors, passed or layers)
         plans = [plan for hold in ("tasks", "examples") for plan in planner.plans(hold, per_token)]
         fitting = [plan for plan in plans if plan.fits]
         if not fitting:
@@ -115,6 +117,7 @@ class _Planner:
         budget: float,
         itemsize: int,
         factors: bool,
+        passed: Sequence[Layer],
     ) -> None:
         self._sides = {"tasks": tasks, "examples": examples}
         self._itemsize, self._with_factors = itemsize, factors
@@ -123,7 +126,8 @@ class _Planner:
         self._width = math.ceil(sum(layer.width for layer in layers))  # elements of a token's factors
         most_tokens = max(side.tokens(i) for side in (examples, tasks) for i in range(len(side.batches)))
         # What the backward pass of one batch leaves of the budget.
-        self._free_bytes = budget - ACTIVATIONS_PER_FACTORS * most_tokens * self._width * itemsize
+        of_pass = math.ceil(sum(layer.width for layer in passed))
+        self._free_bytes = budget - ACTIVATIONS_PER_FACTORS * most_tokens * of_pass * itemsize
 
     def plans(self, hold: Side, per_token: int | None) -> list[Plan]:
         """All ways to hold this side."""

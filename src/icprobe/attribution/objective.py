@@ -13,12 +13,14 @@ class Objective:
     those of the response and of the end of sequence, as fine-tuning does (`texts.completions`). max_length: tokens
     after which fine-tuning cuts, for response; None: where the context ends. reduction: L_z is the sum over
     these tokens, or their mean. task_likelihood: the log-likelihood is the sum over the answer's tokens, or their mean.
+    parameters: the linear layers that gradients are taken over (`engine.parameters.chosen`).
     """
 
     train_loss: str = "document"
     reduction: str = "sum"
     task_likelihood: str = "sum"
     max_length: int | None = None
+    parameters: str = "all"
 
 
 def said(settings: Mapping[str, Any], chat: bool = False) -> list[str]:
@@ -35,6 +37,12 @@ def said(settings: Mapping[str, Any], chat: bool = False) -> list[str]:
         sentences.append(
             f"The log-likelihood of a task (task_likelihood: {objective.task_likelihood}) is summed over the tokens of "
             f"its {'last answer, with the end of its turn' if chat else 'answer'}, {how}."
+        )
+    if objective.parameters != "all":
+        known = {"attention": "of attention", "mlp": "of the MLPs, with a mixture's experts"}
+        which = known.get(objective.parameters, "whose names match this pattern")
+        sentences.append(
+            f"Gradients are taken over the linear layers {which} alone (parameters: {objective.parameters})."
         )
     return sentences
 

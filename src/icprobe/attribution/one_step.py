@@ -42,15 +42,15 @@ def attribute(
     copy of its weight where that is cheaper; the model's own weights never change. Needs a float32 model.
     """
     network = Network(inputs.model, inputs.capabilities)
-    layers = layers_of(network)
     whose = Objective(**objective)
+    layers = layers_of(network, whose.parameters)
     documents, tasks = encode_documents(inputs, batches, whose), encode_tasks(inputs, whose.task_likelihood)
     divisors = np.array([task.n_target if task.mean else 1 for task in tasks])
     task_rows = _rows_of_tasks(tasks, batch_tokens)
     before = torch.cat(list(_log_likelihoods(network, task_rows)))
     row_tokens = [sum(len(suffix.ids) for suffix in row) for row in task_rows]
     # What a token of an example costs with each row of tasks: its update, and a share of its gradient.
-    update_cost = _update_cost(layers, row_tokens[0]) + GRADIENT_COST / len(task_rows)
+    update_cost = _update_cost(layers, layers_of(network), row_tokens[0]) + GRADIENT_COST / len(task_rows)
     tokens_of = {row: len(document.ids) for row, document in documents.items()}
     work = len(documents) * sum(row_tokens) + len(task_rows) * update_cost * sum(tokens_of.values())
     inputs.progress.expect(len(documents) * len(tasks), "pair", work)
@@ -71,15 +71,16 @@ def attribute(
         yield method, rows, np.stack([inputs.pieces.pop(name) for name in names])
 
 
-def _update_cost(layers: Sequence[Layer], tokens: int) -> float:
+def _update_cost(layers: Sequence[Layer], passed: Sequence[Layer], tokens: int) -> float:
     """What a token of an example costs a pass of so many tokens, as `updated` lets layers compute; 1 is a forward pass.
 
-    Its term of the update is added to each output, or once to the weight.
+    passed: all layers that it goes through; layers: those that are updated. Its term of the update is added to each
+    output, or once to the weight.
     """
     costs = [
         layer.share * min(tokens * layer.share * (layer.d_in + layer.d_out), layer.weight_size) for layer in layers
     ]
-    return sum(costs) / sum(layer.share * layer.weight_size for layer in layers)
+    return sum(costs) / sum(layer.share * layer.weight_size for layer in passed)
 
 
 def _rows_of_tasks(tasks: Sequence[Encoded], batch_tokens: int) -> list[list[Suffix]]:

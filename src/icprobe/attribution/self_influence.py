@@ -23,8 +23,9 @@ def attribute(
     are summed in float64.
     """
     network = Network(inputs.model, inputs.capabilities)
-    layers = layers_of(network)
-    documents = encode_documents(inputs, batches, Objective(**objective))
+    whose = Objective(**objective)
+    layers = layers_of(network, whose.parameters)
+    documents = encode_documents(inputs, batches, whose)
     inputs.progress.expect(sum(len(document.ids) for document in documents.values()), "token")
     for rows in batches:
         sequences = [documents[row] for row in rows]

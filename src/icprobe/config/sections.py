@@ -14,6 +14,7 @@ from icprobe.config.types import (
     FilePath,
     Float,
     Name,
+    Pattern,
     PositiveFloat,
     Section,
     how,
@@ -142,6 +143,12 @@ class Attribution(Section):
         "sum",
         description="Log-likelihood of a task's answer in icp, icp_k_shot, one_step and the task's side of influence: "
         "the sum over its tokens, or the mean (nats per token).",
+    )
+    parameters: Pattern = Field(
+        "all",
+        description="The linear layers that gradients are taken over, and that one_step updates. all: every one in the "
+        "blocks. attention, mlp (with a mixture's experts): by their names, where these tell. Anything else is a "
+        "regular expression that matches somewhere in a layer's name, such as `layers\\.(0|1)\\.` or `down_proj`.",
     )
     icp: Icp = Field(Icp(), description="Settings of the methods icp, icp_budget, icp_reverse and icp_k_shot.")
     one_step: OneStep = Field(OneStep(), description="Settings of the method one_step.")

@@ -40,6 +40,16 @@ def _path(text: str) -> str:
     return text
 
 
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    if not text:
+        raise ValueError("an empty pattern would match every name; write all")
+    return text
+
+
 def _number(value: Any) -> Any:
     # To pydantic true is 1.
     if isinstance(value, bool):
@@ -52,6 +62,7 @@ def _none_for_false(value: Any) -> Any:
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
 FilePath = Annotated[str, AfterValidator(_path)]
 Bin = Annotated[str, AfterValidator(_bin)]
 Float = Annotated[float, Field(ge=0), BeforeValidator(_number)]

@@ -5,23 +5,29 @@ row of sequences. The gradient of sequence z is δ_zᵀ a_z (and Σδ_z for a bi
 expert of a mixture has those of the tokens that are routed to it, and where there are none nothing.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.execution import Execution, on_device, under_way
 from icprobe.engine.experts import expert_layers, routed_tokens
 from icprobe.engine.likelihood import loss_gradient, packed_targets
 from icprobe.engine.matmul import matmul, matmul_float32
 from icprobe.engine.models import linear_layers
 from icprobe.engine.network import Network
+from icprobe.engine.parameters import chosen
 from icprobe.texts.prompts import Encoded
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,12 +85,56 @@ class Layer:
         return self.weight_size + (self.d_out if self.bias else 0)
 
 
-def layers_of(network: Network) -> list[Layer]:
-    """The layers that gradients are taken for, in the model's order."""
-    found, sharing = [], set(network.capabilities.shares_input)
-    of_experts, share = expert_layers(network.model), network.capabilities.expert_share
-    for name, module in linear_layers(network.model).items():
-        if name in network.capabilities.unreached:
+def layers_of(network: Network, parameters: str = "all") -> list[Layer]:
+    """The layers that gradients are taken over, in the model's order. parameters: as `attribution.parameters` says.
+
+    Raises ModelError as `parameters.chosen` does.
+    """
+    every = _layers(network.model, network.capabilities)
+    if parameters == "all":
+        return every
+    logger.info("%s", coverage(network.model, network.capabilities, parameters).sentence(parameters))
+    names = chosen([layer.name for layer in every], parameters, type(network.model).__name__)
+    found, held = [], False
+    for layer in every:
+        held = held and layer.shares_input  # by a chosen layer, the input that this one shares
+        if layer.name in names:
+            found.append(replace(layer, shares_input=held))
+            held = True
+    return found
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much `attribution.parameters` chooses: layers of all in θ, and what share of θ and of the blocks' weights."""
+
+    layers: int
+    of_layers: int
+    of_theta: float
+    share: float
+
+    def sentence(self, parameters: str) -> str:
+        """Says it for the log."""
+        return (
+            f"Gradients are taken over {self.layers} of {self.of_layers} linear layers, {100 * self.share:.1f}% of the "
+            f"weights of the blocks (attribution.parameters: {parameters})"
+        )
+
+
+def coverage(model: PreTrainedModel, capabilities: Capabilities, parameters: str) -> Coverage:
+    """How much of a model is chosen; it may be on the meta device. Raises ModelError as `parameters.chosen` does."""
+    sizes = {layer.name: layer.size for layer in _layers(model, capabilities)}
+    names = chosen(list(sizes), parameters, type(model).__name__)
+    of_theta = sum(sizes[name] for name in names) / sum(sizes.values())
+    return Coverage(len(names), len(sizes), of_theta, of_theta * capabilities.attributed_share)
+
+
+def _layers(model: PreTrainedModel, capabilities: Capabilities) -> list[Layer]:
+    """All layers of θ, in the model's order."""
+    found, sharing = [], set(capabilities.shares_input)
+    of_experts, share = expert_layers(model), capabilities.expert_share
+    for name, module in linear_layers(model).items():
+        if name in capabilities.unreached:
             continue
         # A quantised weight has a shape of its own.
         d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else (module.out_features, module.in_features)

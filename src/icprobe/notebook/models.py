@@ -17,8 +17,10 @@ from icprobe.config.types import slice_of
 from icprobe.engine.admission import admit, capabilities_of, check_ids
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.experts import stack
+from icprobe.engine.gradients import coverage
 from icprobe.engine.models import DTYPES, load_model, max_positions, prepare
 from icprobe.engine.quantization import quantised_layers
+from icprobe.engine.skeleton import skeleton
 from icprobe.errors import ModelError, shown
 from icprobe.fingerprints import contents
 from icprobe.notebook.configuring import MODEL
@@ -73,7 +75,8 @@ def source_of(model: Any) -> dict[str, Any]:
 def ready(model: Any, tokenizer: Any, plan: Plan) -> Iterator[Subject]:
     """Gives the model of a plan, ready for as long as the block lasts; one in memory is afterwards as it was before.
 
-    Raises ModelError, before any work, where it cannot compute in the dtype of a method that is asked for.
+    Raises ModelError, before any work, where it cannot compute in the dtype of a method that is asked for, or has none
+    of the layers that `parameters` chooses.
     """
     if not isinstance(model, PreTrainedModel):
         if tokenizer is not None:
@@ -85,7 +88,10 @@ def ready(model: Any, tokenizer: Any, plan: Plan) -> Iterator[Subject]:
         check_ids(model, tokenizer)
         limits = max_positions(model.config), model.config.vocab_size
         read = Reader(type(model).__name__, tokenizer, *limits)
-        yield Subject(read, capabilities_of(model), lambda _dtype: model)
+        capabilities = capabilities_of(model)
+        if plan.parameters_chosen:
+            coverage(model, capabilities, plan.config.attribution.parameters)
+        yield Subject(read, capabilities, lambda _dtype: model)
 
 
 def _from_directory(directory: Path, plan: Plan) -> Subject:
@@ -93,6 +99,8 @@ def _from_directory(directory: Path, plan: Plan) -> Subject:
     capabilities, kept = Capabilities.of(directory), {}
     for dtype in _dtypes(plan).values():
         capabilities.check_dtype(dtype)
+    if plan.parameters_chosen:
+        coverage(skeleton(directory), capabilities, plan.config.attribution.parameters)
 
     def load(dtype: str) -> PreTrainedModel:
         if dtype not in kept:

@@ -57,7 +57,7 @@ def value(
     `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was. templates, data:
     keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response". attribution: keys
     of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`, `one_step`,
-    `train_loss`, `reduction`, `task_likelihood`.
+    `train_loss`, `reduction`, `task_likelihood`, `parameters`.
 
     Returns a table with a row for each example, in train's order: `id`, texts, labels (as texts, those that are numbers
     too: `pd.to_numeric` reads them), `n_query`, `n_target` (tokens), and of each method `score_icp` and `rank_icp` (1

@@ -27,6 +27,7 @@ HOW = {
     "prepare_train": "read, checked, sampled as configured; ids unique",
     "prepare_eval": "read and checked",
     "check_dtype": "checks that the model can be used in the dtype of the attributions",
+    "check_parameters": "checks that the model has the linear layers that gradients are to be taken over",
     "check_losses": "checks that every example has a token of response within what fine-tuning reads",
     "check_contexts": "checks that the model can read the contexts in which several examples or tasks stand",
     "check_labels": "checks that labels have the values that mark good examples",

@@ -25,12 +25,13 @@ class Finding(NamedTuple):
     sentences: list[str]
 
 
-def theta(model: str, manifest: Mapping[str, Any]) -> str:
-    """Which of a model's weights gradients are taken over, by its manifest."""
+def theta(model: str, manifest: Mapping[str, Any], chosen: Mapping[str, Any] | None = None) -> str:
+    """Which of a model's weights gradients are taken over, by its manifest and by what `check_parameters` found."""
     named = [f"{name} ({100 * part:.1f}%)" for name, part in manifest["left_out"].items()]
     without = f"; {listed(named)} {'is' if len(named) == 1 else 'are'} no part of them" if named else ""
-    share = 100 * manifest["attributed_share"]
-    return f"Gradients of {model} are taken over {share:.1f}% of the weights of its blocks{without}."
+    of = f", {chosen['layers']} of its {chosen['of_layers']} linear layers" if chosen else ""
+    share = 100 * (chosen["share"] if chosen else manifest["attributed_share"])
+    return f"Gradients of {model} are taken over {share:.1f}% of the weights of its blocks{of}{without}."
 
 
 def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) -> list[str]:

@@ -169,11 +169,22 @@ class Plan:
         own = settings.pop(method, {})
         if settings.get("train_loss") == "response":
             own["max_length"] = self.config.finetune.max_length
+        if settings.get("parameters") == "all":  # as it was before there was such a key: nothing is computed anew
+            del settings["parameters"]
         return {**settings, **own, **({"dtype": known.dtype} if known.dtype else {})}
 
     def takes_loss(self, method: str) -> bool:
         """Whether a method takes gradients of the loss that fine-tuning minimises, which an example may not have."""
         return self.config.attribution.train_loss == "response" and "train_loss" in self.methods[method].settings
+
+    def chooses_parameters(self, method: str) -> bool:
+        """Whether a method takes gradients over some linear layers, which a model may not have."""
+        return "parameters" in self.method_settings(method)
+
+    @property
+    def parameters_chosen(self) -> bool:
+        """Whether any method does."""
+        return any(map(self.chooses_parameters, self.computed))
 
     @property
     def objective(self) -> list[str]:

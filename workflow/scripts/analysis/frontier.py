@@ -16,13 +16,14 @@ with job(snakemake) as run:
     params, files = snakemake.params, snakemake.input
     train, tasks, lengths = map(read_parquet, (files.train, files.tasks, files.lengths))
     parameters = json.loads(Path(files.manifest).read_text(encoding="utf-8"))["parameters"]
+    chosen = [json.loads(Path(path).read_text(encoding="utf-8"))["of_theta"] for path in files.chosen]
     tried = [read_parquet(path)["n_tasks"].mean() / len(tasks) for path in files.budget]
     example_tokens, task_tokens = tokens(lengths, train, tasks)
     sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens, float(lengths["n_target"].sum()))
     # "contexts.icp_reverse.checked.json" is icp_reverse's.
     read = {Path(path).name.split(".")[1]: artifacts.read_json(path)["tokens"] for path in files.contexts}
-    budget = {"tried": tried[0]} if tried else {}
-    counted = {method: operations(method, *sizes, **budget, read=read) for method in [*params.logs, *RIVALS]}
+    shares = {name: found[0] for name, found in (("tried", tried), ("share", chosen)) if found}
+    counted = {method: operations(method, *sizes, **shares, read=read) for method in [*params.logs, *RIVALS]}
     seconds = {method: sum(measured(log)[0] for log in logs) for method, logs in params.logs.items() if logs}
     agreed = agreements({name: artifacts.read_csv(getattr(files, name)) for name in params.tables})
     table = frontier(agreed, seconds, counted)

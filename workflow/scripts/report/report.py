@@ -29,6 +29,7 @@ with job(snakemake) as run:
             **tables,
         )
     manifests = [json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.manifests]
+    chosen = [json.loads(Path(path).read_text(encoding="utf-8")) for path in snakemake.input.chosen]
     build.build(
         snakemake.output[0],
         params.experiment,
@@ -48,7 +49,7 @@ with job(snakemake) as run:
         next(iter(snakemake.input.sweep), None),
         params.colors,
         params.asked,
-        [*params.objective, *map(theta, params.models_here, manifests)],
+        [*params.objective, *map(theta, params.models_here, manifests, chosen or [None] * len(manifests))],
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)
