@@ -79,7 +79,7 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert "Spearman of icp and influence: 0.62 [0.48, 0.73] over 108 examples" in said
     assert "Given response length: 0.41 [0.22, 0.57]" in said
     assert "icp's bin >0.8 (30 examples) in the bin of influence 67% [49, 81]; by chance 28%" in said
-    assert "AUC of planted, 81 examples against 27: icp 0.74 [0.51, 0.89], random undefined" in said
+    assert "AUC of planted, 81 sound examples against 27 others: icp 0.74 [0.51, 0.89], random undefined" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["icp", ">0.8", "61.2", "53.1", "to", "69.3", "24", "12", "5", "7"] in rows
     assert "99.9" not in said
@@ -114,11 +114,15 @@ def test_a_report_of_earlier_scores_is_told_of_beside_a_page_of_newer_ones(finis
 
 def test_where_scores_and_subsets_are_is_told_where_they_are(finished):
     (finished / "results/mine/m/tables/scores.csv").touch()
-    (finished / "results/mine/m/subsets").mkdir()
+    subsets = finished / "results/mine/m/subsets"
+    for name in ("icp/top-20pct", "influence/bottom-5pct", "influence/bottom-5pct.messages"):
+        (subsets / f"{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
+        (subsets / f"{name}.jsonl").touch()
     said = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
-    assert (
-        "Scores: results/mine/m/tables/scores.csv\nSubsets: results/mine/m/subsets/METHOD/BIN.jsonl\nReport: " in said
-    )
+    first = "Subsets: results/mine/m/subsets/influence/bottom-5pct.jsonl and 1 more in results/mine/m/subsets"
+    assert f"Scores: results/mine/m/tables/scores.csv\n{first}\nReport: " in said
+    (subsets / "icp/top-20pct.jsonl").unlink()
+    assert "influence/bottom-5pct.jsonl\nReport: " in terminal_summary.summary("mine", ["m"], tracked=False)
 
 
 @pytest.mark.parametrize("width", [40, 50, 80, 100])

@@ -47,6 +47,7 @@ def test_a_finished_experiment_is_looked_through_within_seconds(tmp_path_factory
     project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
     ended = [project.start("all", "-n").wait() for _ in range(3)]
     assert all("Nothing to be done" in one.output for one in ended)
+    assert all("\nResults: results/tiny; W&B: " in one.output for one in ended)
     # Of the processor, not of the clock: on a machine that others use too, only these tell anything, and even these
     # differ by half between processors. Three on a quiet machine of today.
     fastest = min(one.cpu_seconds for one in ended)

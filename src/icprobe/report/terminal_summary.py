@@ -56,9 +56,9 @@ def summary(
         blocks.append("\n".join(_wrapped(line, width) for line in _retraining(read)))
         blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
-        scores, subsets = here / "tables/scores.csv", here / "subsets"
+        scores = here / "tables/scores.csv"
         kept += [f"Scores: {scores}"] if scores.exists() else []
-        kept += [f"Subsets: {subsets / 'METHOD/BIN.jsonl'}"] if subsets.exists() else []
+        kept += _files(here / "subsets")
         outdated |= _older(whole, scores)
     # A path is not broken: it is there to be copied.
     ends = [*kept, f"Report: {report.format(experiment=experiment)} (with the texts of the examples)"]
@@ -70,6 +70,15 @@ def summary(
         runs = several(waiting, "run")
         ends.append(_wrapped(f"W&B: {runs} kept here; to upload, run {command}", width) if waiting else "")
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
+
+
+def _files(subsets: Path) -> list[str]:
+    """Where the subsets are: one by its path, to be copied, and how many more there are."""
+    found = sorted(path for path in subsets.glob("*/*.jsonl") if not path.name.endswith(".messages.jsonl"))
+    if not found:
+        return []
+    first = next((path for path in found if path.parent.name == "influence"), found[0])
+    return [f"Subsets: {first}{f' and {len(found) - 1} more in {subsets}' if len(found) > 1 else ''}"]
 
 
 def _older(path: Path, other: Path) -> bool:
@@ -145,7 +154,7 @@ def _labels(read: Read) -> list[str]:
     table = read("label_aucs.csv")
     lines = []
     for label, rows in () if table is None else headline.good_against_others(table).groupby("label", sort=False):
-        sizes = f"{rows['n_positive'].max()} examples against {rows['n_negative'].max()}"
+        sizes = f"{rows['n_positive'].max()} sound examples against {rows['n_negative'].max()} others"
         told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
         lines.append(f"AUC of {label}, {sizes}: {told}")
     table = read("label_correlations.csv")

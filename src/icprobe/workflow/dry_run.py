@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from logging import LogRecord
 from typing import Any
 
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from icprobe.formatting import rough_duration
@@ -44,7 +45,8 @@ def work(jobs: Iterable[tuple[str, int, int, bool]]) -> str:
 class Brief:
     """A filter of Snakemake's log: in a dry run the table of jobs is shown once, with their work, and no job by itself.
 
-    dry: whether this is a dry run, asked when a record comes; outlook: what is said of its jobs.
+    dry: whether this is a dry run, asked when a record comes; outlook: what is said of its jobs, and where results are,
+    also where there is nothing to do.
     """
 
     def __init__(self, dry: Callable[[], bool], outlook: Callable[[], str]) -> None:
@@ -53,6 +55,8 @@ class Brief:
     def __call__(self, record: LogRecord) -> bool:
         """Whether the record is shown; the table of jobs gets the outlook."""
         event: Any = getattr(record, "event", None)
+        if record.msg == NOTHING_TO_BE_DONE_MSG:
+            record.msg = f"{record.msg}\n{self._outlook()}"
         if event not in (LogEvent.JOB_INFO, LogEvent.RUN_INFO) or not self._dry():
             return True
         if event == LogEvent.JOB_INFO or self._told:
