@@ -68,8 +68,8 @@ class ChatPrompts:
         """The last answer, with the token that ends its turn."""
 
         def render(change: Change) -> str:
-            text, spans = self._spans(row, change, last=True)
-            asked, (start, end) = self._asked(row, change), spans[-1]
+            text, (start, end) = self._span_of(row, change, -1)
+            asked = self._asked(row, change)
             # A block may begin with what the prompt ends with.
             if not (text.startswith(asked) and start <= len(asked) < end):
                 raise self._unclear(row, "it writes another prompt once the answer is there")
@@ -89,8 +89,8 @@ class ChatPrompts:
         """The document up to the beginning (side 0) or the end (1) of an assistant turn."""
 
         def render(change: Change) -> str:
-            text, spans = self._spans(row, change)
-            return text[: spans[turn][side]]
+            text, span = self._span_of(row, change, turn)
+            return text[: span[side]]
 
         return self._text(row, render)
 
@@ -259,16 +259,21 @@ class ChatPrompts:
             parts += [self._texts.exchange(said, answer) for said, answer in pairs]
         return self._texts.shown(self._texts.separator.join(parts))
 
-    def _spans(self, row: Row, change: Change, last: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    def _span_of(self, row: Row, change: Change, turn: int) -> tuple[str, tuple[int, int]]:
+        """A row's whole conversation, and one assistant turn's part of it; turn: among these."""
+        text, spans = self._spans(row, change, turn)
+        return text, spans[turn if self._generation else 0]
+
+    def _spans(self, row: Row, change: Change, only: int | None = None) -> tuple[str, list[tuple[int, int]]]:
         """A row's whole conversation, and from where to where the assistant's turns are what it says (in letters).
 
-        last: the last of them is enough.
+        only: the turn that is wanted, where each is found by renderings of its own.
         """
         messages, tools = self._said(row, change)
         turns = [place for place, message in enumerate(messages) if message["role"] == ANSWER]
         if not self._generation:
             text = self._rendered(messages, tools, False, row)
-            wanted = turns[-1:] if last else turns
+            wanted = turns if only is None else [turns[only]]
             return text, [self._span(messages, tools, turn, text, row) for turn in wanted]
         text, spans = self._tracked(messages, tools, row)
         if len(spans) != len(turns):
