@@ -135,6 +135,7 @@ def test_the_configuration_given_is_left_as_it_was():
         ("experiment", None, "config: experiment: this key is missing"),
         ("model_sources.x", {"source": "local"}, "config: model_sources.x.path: this key is missing"),
         ("seed", "many", "config: seed: Input should be a valid integer"),
+        ("data.sound_labels", {"ok": [True]}, "config: data.sound_labels.ok.0: YAML reads yes, no, on, off, true and"),
         ("experiment", "../x", "config: experiment: use a plain name"),
         ("experiment", "a\nb", "config: experiment: use a plain name"),
         ("models", ["smollm"], "config: models: 'smollm' is not defined in model_sources"),

@@ -115,11 +115,11 @@ def test_a_report_of_earlier_scores_is_told_of_beside_a_page_of_newer_ones(finis
 def test_where_scores_and_subsets_are_is_told_where_they_are(finished):
     (finished / "results/mine/m/tables/scores.csv").touch()
     subsets = finished / "results/mine/m/subsets"
-    for name in ("icp/top-20pct", "influence/bottom-5pct", "influence/bottom-5pct.messages"):
+    for name in ("all/all", "icp/top-20pct", "influence/bottom-5pct", "influence/bottom-5pct.messages"):
         (subsets / f"{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
         (subsets / f"{name}.jsonl").touch()
     said = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
-    first = "Subsets: results/mine/m/subsets/influence/bottom-5pct.jsonl and 1 more in results/mine/m/subsets"
+    first = "Subsets: results/mine/m/subsets/icp/top-20pct.jsonl and 1 more in results/mine/m/subsets"
     assert f"Scores: results/mine/m/tables/scores.csv\n{first}\nReport: " in said
     (subsets / "icp/top-20pct.jsonl").unlink()
     assert "influence/bottom-5pct.jsonl\nReport: " in terminal_summary.summary("mine", ["m"], tracked=False)

@@ -292,7 +292,7 @@ def test_a_method_alone_is_shown_against_the_length_of_the_response(browser, tmp
     report = Opened(browser, tmp_path / "report.html")
     assert report.page.locator("#method-b").input_value() == "response tokens"
     headings = report.page.locator("#example-table thead th").all_inner_texts()
-    assert "response tokens" in headings
+    assert sum(heading.lower() == "response tokens" for heading in headings) == 1
     assert sum(heading == "influence" for heading in headings) == 1
     report.page.locator("#example-table tbody button").first.click()
     assert report.complaints == []

@@ -185,7 +185,8 @@ def _difference(positive: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[flo
     freedom = variances.sum() ** 2 / sum(v**2 / (len(d) - 1) for v, d in zip(variances, differences, strict=True))
     error = float(np.sqrt(variances.sum()))
     half = student.ppf(TAIL, freedom) * error
-    return value, value - half, value + half, float(2 * student.sf(abs(value) / error, freedom))
+    # No difference of two AUCs is beyond 1.
+    return value, max(value - half, -1.0), min(value + half, 1.0), float(2 * student.sf(abs(value) / error, freedom))
 
 
 def is_continuous(label: pd.Series) -> bool:

@@ -55,7 +55,8 @@ def _of_examples(objective: Objective, chat: bool) -> list[str]:
         cut = f", cut off as fine-tuning does, after {objective.max_length} tokens" if objective.max_length else ""
         tokens = f"{answers}, with {'all else' if chat else 'the query'} masked{cut}"
     else:
-        of = "of the whole conversation" if chat else "of query and response"
+        template = "what the template adds, such as a system message of its own, included"
+        of = f"of the whole conversation, {template}" if chat else "of query and response"
         tokens = f"all its tokens after the first, {of}{'' if mean or chat else ', as in the paper'}"
     loss = (
         f"The loss of an example, whose gradient is taken (train_loss: {objective.train_loss}, reduction: "

@@ -1,4 +1,4 @@
-"""The configuration as a whole: what its sections must agree upon, and what is said of mistakes.
+"""The configuration as a whole: what its sections must agree upon.
 
 `load` turns the raw mapping (YAML, as Snakemake merged it) into a validated, frozen `Config`; `stands_alone` says
 whether that mapping is laid over config.yaml, the demo, at all.
@@ -9,24 +9,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from icprobe import paths
 from icprobe.artifacts import digest
+from icprobe.config.raw import Plain, mistake, sentence
 from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
 from icprobe.config.training import Evaluation, Finetune
 from icprobe.config.truth import Truth
 from icprobe.config.types import Bin, Name, Section, Seed
-from icprobe.errors import ConfigError, did_you_mean, several, shown
+from icprobe.errors import did_you_mean, shown
 from icprobe.formatting import parse_bin
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
-
-MAX_DEPTH = 30  # levels of the configuration; its own are 4
-MAX_SIZE = 100_000  # values in the configuration
-# Parameters of requests to a judge, which null leaves out: here it does not take the key away.
-NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
 
 NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "none"}}
 
@@ -38,7 +34,6 @@ RESERVED = {"all": "all data in the tables", "control-": "a random removal in th
 RESERVED |= dict.fromkeys(("id", "row_number", "instruction", "input", "output", "domain"), "a column of the examples")
 # The methods that are fine-tuned on where none are said, as far as they are scored.
 FINE_TUNED = ("icp", "influence", "random")
-MAPPING = "a mapping is needed, such as {key: value}"
 
 
 def _default_bins(known: dict[str, Any]) -> list[str]:
@@ -281,120 +276,18 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     if isinstance(raw, dict):
         # Taken away, these would come back with their defaults, which send and judge.
         raw = {**raw, **{key: off for key, off in NULL_SWITCHES_OFF.items() if raw.get(key, off) is None}}
-    plain, _ = _Plain().of(raw)
+    plain, _ = Plain().of(raw)
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
-        raise _sentence(error, plain) from None
+        raise sentence(error, plain, Config) from None
     known_methods = [*known_methods, *config.attribution.external]
     for key, methods in (("methods", config.attribution.methods), ("aggregators", config.attribution.aggregators)):
         for method in methods:
             if method not in known_methods:
-                raise _mistake(
+                raise mistake(
                     ["attribution", key],
                     f"{shown(method)} is not a method; use one of {', '.join(known_methods)}"
                     + did_you_mean(method, known_methods),
                 )
     return config
-
-
-class _Plain:
-    """Raw values without keys that are null (but `NULL_SAYS`); only what JSON can hold, of bounded size and depth."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, tuple[Any, int] | None] = {}
-
-    def of(self, value: Any, where: tuple[str, ...] = ()) -> tuple[Any, int]:
-        """(value, number of values in it). YAML's aliases: what stands in many places is looked at once."""
-        if len(where) > MAX_DEPTH:
-            raise _mistake(where, "it is nested too deeply")
-        if not isinstance(value, dict | list):
-            return _scalar(value, where), 1
-        if id(value) not in self.seen:
-            self.seen[id(value)] = None
-            if isinstance(value, dict):
-                for key in value:
-                    if not isinstance(key, str):
-                        raise _mistake(where, f"the key {shown(key)} must be a string; put quotation marks around it")
-                    _scalar(key, where)
-                said = {k: v for k, v in value.items() if v is not None or (*where, k) in NULL_SAYS}
-                parts = {k: self.of(v, (*where, k[:60])) for k, v in said.items()}
-                size = 1 + sum(size for _, size in parts.values())
-                self.seen[id(value)] = {k: v for k, (v, _) in parts.items()}, size
-            else:
-                found = [self.of(v, (*where, str(i))) for i, v in enumerate(value)]
-                size = 1 + sum(size for _, size in found)
-                self.seen[id(value)] = [v for v, _ in found], size
-            if size > MAX_SIZE:
-                raise _mistake(where, f"it holds {size} values; {MAX_SIZE} are enough for any experiment")
-        result = self.seen[id(value)]
-        if result is None:
-            raise _mistake(where, "it contains itself")
-        return result
-
-
-def _scalar(value: Any, where: tuple[str, ...]) -> Any:
-    if isinstance(value, str):
-        if any("\ud800" <= c <= "\udfff" for c in value):
-            raise _mistake(where, f"{shown(value)} contains half a surrogate pair, which is not valid text")
-    elif isinstance(value, int) and abs(value) >= 2**63:
-        raise _mistake(where, "the number is too large")
-    elif not isinstance(value, int | float | None):
-        kind = type(value).__name__
-        raise _mistake(where, f"{shown(value)} has YAML's type {kind}; put quotation marks around it")
-    return value
-
-
-def _mistake(where: Iterable[str], what: str) -> ConfigError:
-    place = ".".join(list(where)[:5])
-    return ConfigError(f"config: {place + ': ' if place else ''}{what}")
-
-
-def _sentence(error: ValidationError, raw: Any) -> ConfigError:
-    # A default that follows from a wrong section is no mistake of its own.
-    mistakes = [one for one in error.errors(include_url=False) if one["type"] != "default_factory_not_called"]
-    first = mistakes[0]
-    keys = _keys(first["loc"], raw)
-    if first["type"] == "extra_forbidden":
-        what = f"unknown key{did_you_mean(keys[-1], _siblings(first['loc']))}"
-    elif first["type"] == "missing":
-        keys.append(str(first["loc"][-1]))
-        what = "this key is missing"
-    else:
-        needed = {
-            "model_type": MAPPING,
-            "dict_type": MAPPING,
-            "list_type": "a list is needed, in brackets such as [a, b]",
-        }
-        message = needed.get(first["type"], first["msg"][:400])
-        seen = first.get("input")
-        what = message.removeprefix("Value error, ")
-        # What stands where the name of a key's variable should is often the key itself.
-        hidden = isinstance(seen, dict | BaseModel) or keys[-1:] == ["key_variable"]
-        what += "" if hidden else f", not {shown(seen)}"
-    more = f" ({several(len(mistakes) - 1, 'more mistake')})" if len(mistakes) > 1 else ""
-    return _mistake([key[:60] for key in keys], what + more)
-
-
-def _keys(location: tuple, raw: Any) -> list[str]:
-    """The part of a location that is in the file: pydantic adds the branches of unions that it tried."""
-    keys = []
-    for part in location:
-        if (isinstance(raw, dict) and part in raw) or (isinstance(raw, list) and isinstance(part, int)):
-            raw = raw[part]
-            keys.append(str(part))
-    return keys
-
-
-def _siblings(location: tuple) -> list[str]:
-    """Keys that the section holding this location knows."""
-    section: Any = Config
-    for part in location[:-1]:
-        field = getattr(section, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        section = next(
-            (t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")),
-            None,
-        )
-    return list(getattr(section, "model_fields", {}))

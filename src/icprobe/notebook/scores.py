@@ -54,7 +54,10 @@ def correlate(
     """
     settings = slice_of(configured(analysis=analysis, seed=seed).analysis, "resamples", "analytic_above")
     if "id" not in scores or len(methods_of(scores) if methods is None else methods) < 2:
-        raise ScoreError("To correlate, a table needs a column id and the scores of two methods or more.")
+        raise ScoreError(
+            "To correlate, a table needs a column id and the scores of two methods or more. Of one method with "
+            'response length: scores[["score_influence", "n_target"]].corr("spearman").'
+        )
     by_id = scores.set_index("id")
     sets = {method: _of_method(by_id, method) for method in (methods_of(scores) if methods is None else methods)}
     known = "n_target" in by_id and by_id["n_target"].notna().all()

@@ -3,6 +3,7 @@
 import logging
 
 from icprobe import artifacts
+from icprobe.report.wording import listed
 from icprobe.tables.repeated import remarks, repeated
 from icprobe.workflow.jobs import job
 
@@ -12,5 +13,5 @@ with job(snakemake) as run:
     artifacts.write_csv(snakemake.output[0], table)
     for remark in remarks(table):
         logging.warning("%s", remark)
-    logging.info("%d rows looked at in %s", table.drop_duplicates("table")["n_rows"].sum(), ", ".join(files))
+    logging.info("rows of %s compared", listed([*files]))
     run.table("repeated", table)

@@ -187,6 +187,7 @@ function switchModel(name) {
 
 function retitle() {
   for (const [offset, method] of [[0, state.a], [1, state.b]]) table.column(columnA + offset).title(escaped(method));
+  table.column(columnA + 1).visible(state.b !== TOKENS); // they have a column of their own
   byId("limit-a").textContent = `${axisTitle(state.a)}: from – to`;
   byId("limit-b").textContent = `${axisTitle(state.b)}: from – to`;
   for (const id of limits) byId(id).setAttribute("aria-label", `${axisTitle(id[0] === "a" ? state.a : state.b)}, ${id.slice(2)}`);
