@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+from icprobe.attribution import METHODS as REGISTRY
 from icprobe.errors import DataError, IcprobeError
 from icprobe.formatting import estimate, fixed, number
 
@@ -160,3 +161,13 @@ def test_the_committed_table_is_that_of_its_csv(name):
 def test_every_committed_csv_has_its_table():
     found = {file.stem for file in (ROOT / "docs/methods").glob("*.csv")}
     assert found <= set(re.findall(r"<!-- methods: (\S+) -->", PAGE))
+
+
+@pytest.mark.parametrize("method", [*REGISTRY, "mean_rank", "given_length", "external"])
+def test_every_method_has_one_section_which_says_what_it_asks_costs_and_needs_and_when_to_use_it(method):
+    sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+    (text,) = [text for text in sections if text.startswith(f"{method}\n")]
+    assert re.match(rf"{method}\n\n\*[^*]+\*", text), "a question first"
+    assert re.search(r"^    \S", text, re.MULTILINE), "a formula"
+    for part in ("cost", "needs", "use it"):
+        assert re.search(rf"\*\*{part}\*\*", text, re.IGNORECASE), part
