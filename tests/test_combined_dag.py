@@ -129,3 +129,39 @@ def test_an_unknown_method_ends_the_workflow_in_one_sentence(tmp_path):
     ended = project.snakemake("scores", "-n", config=wrong)
     assert ended.returncode == 1
     assert "config: attribution.combined.best: 'influense' is not a method; use some of icp" in ended.output
+
+
+def test_scores_of_others_are_combined_without_texts_or_a_model(tmp_path):
+    rng = np.random.default_rng(5)
+    shares, effects = rng.integers(0, 9, 30).astype(np.float32), rng.normal(size=(30, 3)).astype(np.float32)
+    project = dag.new(tmp_path / "project")
+    np.savez(project.path / "given.npz", shares=shares, effects=effects)
+    given = {"path": "given.npz", "key": "shares", "orientation": "scores"}
+    config = {
+        "experiment": "given",
+        "models": ["theirs"],
+        "model_sources": {"tiny-llama": None, "theirs": {"source": "external"}},
+        "data": {"train": None, "tasks": None, "eval": None, "labels": []},
+        "attribution": {
+            "methods": ["icp", "influence", "best"],
+            "external": {
+                "icp": given,
+                "influence": {**given, "key": "effects", "orientation": "examples_by_tasks"},
+            },
+            "combined": {"best": {"mean_rank": ["icp", "influence"]}},
+        },
+        "bins": ["top 20%"],
+        "figures": {"scatter": []},
+        "finetune": {"methods": [], "bins": None, "all_data": False},
+    }
+    ended = project.snakemake("results/given/theirs/tables/correlations.csv", "--cores", "2", config=config)
+    assert ended.returncode == 0, ended.output[-3000:]
+    found = pd.read_parquet(project.path / "results/given/theirs/attributions/best.parquet").drop(columns="id")
+    naive = (rankdata(shares)[:, None] + rankdata(effects, axis=0)) / 60
+    assert np.abs(found.to_numpy() - naive).max() < 1e-12
+    missing = {**config["attribution"]["external"], "icp": {**given, "allow_missing": True}}
+    ended = project.snakemake(
+        "scores", "-n", config={**config, "attribution": {**config["attribution"], "external": missing}}
+    )
+    assert ended.returncode == 1
+    assert "attribution.combined.best: 'icp' may have missing values (allow_missing)" in ended.output
