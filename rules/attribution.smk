@@ -131,6 +131,35 @@ if PLAN.external:
             "../workflow/scripts/attribution/read_external.py"
 
 
+if PLAN.combined:
+
+    rule combine:
+        localrule: True
+        message:
+            "Combining {wildcards.method} of {wildcards.model}"
+        input:
+            matrices=lambda w: [paths.matrix(method) for method in PLAN.combined[w.method].members],
+            lengths=lambda w: paths.LENGTHS if PLAN.combined[w.method].given_length else [],
+        output:
+            paths.matrix(),
+        wildcard_constraints:
+            method=either(PLAN.combined),
+        params:
+            how=lambda w: slice_of(PLAN.combined[w.method]),
+            members=lambda w: PLAN.combined[w.method].members,
+            code=fingerprint("attribution/combine"),
+        log:
+            paths.log("combine/{model}/{method}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("combine/{model}/{method}")
+        resources:
+            **RESOURCES["combine"],
+        script:
+            "../workflow/scripts/attribution/combine.py"
+
+
 rule gather_attributions:
     localrule: True
     message:

@@ -131,7 +131,15 @@ def of_conditions(pattern, model, conditions, experiment=CONFIG.experiment):
 
 
 def attribution_logs(model, method):
-    """The logs of the jobs that made a method's matrix, beside which are their seconds; none of external scores."""
+    """The logs of the jobs that made a method's matrix, beside which are their seconds; none of external scores.
+
+    Of a combined method those of all that it rests on, once each; none where others computed some of it.
+    """
+    if method in PLAN.combined:
+        parts = PLAN.made_of(method)
+        own = [paths.log(f"combine/{model}/{part}", CONFIG.experiment) for part in parts if part in PLAN.combined]
+        of_parts = [attribution_logs(model, part) for part in parts if part not in PLAN.combined]
+        return [*dict.fromkeys(log for logs in of_parts for log in logs), *own] if all(of_parts) else []
     if method not in PLAN.computed:
         return []
     if method in PLAN.together:

@@ -30,6 +30,7 @@ if PLAN.truth_parts:
         params:
             tables=list(FRONTIER_TABLES),
             logs=lambda w: {method: attribution_logs(w.model, method) for method in CONFIG.attribution.methods},
+            paid_for={method: PLAN.paid_for(method) for method in PLAN.combined},
             code=fingerprint("analysis/frontier"),
         log:
             paths.log("frontier/{model}"),

@@ -35,6 +35,7 @@ RESOURCES = {
     "chain": directives(lambda w, input: SIZES.chain()),
     "read_external": OF_EXTERNAL,
     "gather_attributions": directives(lambda w, input: Needs(1000)),  # of any matrix, a part at a time
+    "combine": directives(lambda w, input: SIZES.combine()),
     "score": OF_MATRIX,
     "correlate": directives(lambda w, input: SIZES.correlate()),
     "tell_labels": directives(lambda w, input: SIZES.tell_labels()),

@@ -21,6 +21,7 @@ from icprobe import artifacts
 from icprobe.analysis.correlations import correlations
 from icprobe.analysis.statistics import aggregate
 from icprobe.attribution import METHODS
+from icprobe.attribution.combined import combine
 from icprobe.attribution.matrix import Inputs
 from icprobe.attribution.shards import compute
 from icprobe.engine.admission import capabilities_of
@@ -96,6 +97,22 @@ def test_methods_without_gradients_are_those_of_the_dag_to_the_bit(prepared, pro
         expected = by_the_dag(prepared, method, 0, 1 if METHODS[method].whole else 2, tmp_path, prompts)
         pd.testing.assert_frame_equal(matrices[method], expected, check_exact=True)
         assert scores[f"score_{method}"].tolist() == aggregate(expected, "mean")["score"].tolist()
+
+
+def test_combined_methods_are_computed_from_the_matrices_of_the_others(prepared):
+    combined = {"given": {"given_length": "best"}, "best": {"mean_rank": ["bm25", "length", "embedding"]}}
+    methods = ["given", "length", "bm25", "best", "embedding"]
+    scores, found = icprobe.value(
+        TRAIN, TASKS, model=prepared, methods=methods, dtype="float32", matrices=True, combined=combined
+    )
+    assert [*found] == methods
+    best = combine(combined["best"], ((m, found[m]) for m in combined["best"]["mean_rank"]))
+    pd.testing.assert_frame_equal(found["best"], best, check_exact=True)
+    given = combine(combined["given"], [("best", best)], scores.set_index("id")["n_target"])
+    pd.testing.assert_frame_equal(found["given"], given, check_exact=True)
+    assert scores["score_best"].tolist() == aggregate(best, "mean")["score"].tolist()
+    with pytest.raises(ConfigError, match=r"^combined\.best: 'length' is not in attribution\.methods"):
+        icprobe.value(TRAIN, TASKS, model=prepared, methods=["best", "bm25", "embedding"], combined=combined)
 
 
 def test_the_objective_is_that_of_the_dag(prepared, prompts, tmp_path):

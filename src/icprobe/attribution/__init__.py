@@ -3,6 +3,7 @@
 Each module offers `attribute(inputs, batches, **settings)`; see icprobe.attribution.matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from icprobe.errors import ConfigError
 
 if TYPE_CHECKING:  # jobs import this package too, and would wait 0.2 s for the classes of the configuration
     from icprobe.config import Config
+    from icprobe.config.combined import Combined
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,8 @@ METHODS: dict[str, Method] = {
 
 
 def methods_of(config: "Config") -> dict[str, Method]:
-    """The methods that a configuration can name: the registry, and its external scores, which go before it.
+    """The methods that a configuration can name: the registry, its external scores, which go before it, and those that
+    it asks to be computed from the matrices of others.
 
     Units are those of its objective.
 
@@ -223,7 +226,8 @@ def methods_of(config: "Config") -> dict[str, Method]:
         )
         for name, scores in config.attribution.external.items()
     }
-    chosen = [name for name in config.attribution.methods if name not in external]
+    ordered = config.attribution.combined_in_order
+    chosen = [name for name in config.attribution.methods if name not in external and name not in ordered]
     away = [model for model in config.models if config.model_sources[model].source == "external"]
     absent = [table for table in ("train", "tasks") if getattr(config.data, table) is None]
     for name in chosen:
@@ -239,7 +243,42 @@ def methods_of(config: "Config") -> dict[str, Method]:
             )
     if "train" in absent and not any(name in external for name in config.attribution.methods):
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
-    return {name: _in_units(method, config) for name, method in METHODS.items()} | external
+    known = {name: _in_units(method, config) for name, method in METHODS.items()} | external
+    for name, how in ordered.items():
+        if how.given_length and (away or "train" in absent):
+            raise ConfigError(
+                f"config: attribution.combined.{name}: given_length needs the lengths of responses, and so data.train "
+                "and models that are here, none of them external"
+            )
+        known[name] = _combined(how, [known[member] for member in how.members])
+    return known
+
+
+def _combined(how: "Combined", members: Sequence[Method]) -> Method:
+    """What is known of a method that is computed from these."""
+    per_task = any(member.per_task for member in members)
+    effect = "The effect on a task" if per_task else "Its score"
+    if how.given_length:
+        unit = "ranks"
+        asks = (
+            f"How much higher does {how.given_length} rank it than the length of its response leads to expect? "
+            f"{effect} is that difference, in ranks among the examples."
+        )
+    else:
+        unit = "mean rank, 0 to 1"
+        asks = (
+            f"Where does it stand by {', '.join(how.members)}, all in all? {effect} is the mean of its ranks among the "
+            "examples, from near 0 for the worst to 1 for the best."
+        )
+    return Method(
+        "icprobe.attribution.combined",
+        unit,
+        asks,
+        needs_model=False,
+        reads=tuple(dict.fromkeys(table for member in members for table in member.reads)),
+        per_task=per_task,
+        whole=True,
+    )
 
 
 def _in_units(method: Method, config: "Config") -> Method:

@@ -148,10 +148,9 @@ class Config(Section):
         for model in self.models:
             if model in paths.FOLDERS:
                 raise ValueError(f"models: {model!r} is a folder of the experiment; choose another name")
-        for name in self.attribution.external:
-            means = RESERVED.get("control-" if name.startswith("control-") else name)
-            if means:
-                raise ValueError(f'attribution.external: "{name}" means {means}; choose another name')
+        for key, name in self.attribution.named_here:
+            if means := RESERVED.get("control-" if name.startswith("control-") else name):
+                raise ValueError(f'attribution.{key}: "{name}" means {means}; choose another name')
         for name, note in self.evaluation.annotations.items():
             if (note.method or name) == "all" and (note.method is None or note.bin != "all"):
                 raise ValueError(
@@ -281,7 +280,7 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
         config = Config.model_validate(plain)
     except ValidationError as error:
         raise sentence(error, plain, Config) from None
-    known_methods = [*known_methods, *config.attribution.external]
+    known_methods = config.attribution.known_methods([*known_methods])
     for key, methods in (("methods", config.attribution.methods), ("aggregators", config.attribution.aggregators)):
         for method in methods:
             if method not in known_methods:

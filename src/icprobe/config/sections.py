@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from icprobe.config.combined import Combined, in_order
+from icprobe.config.combined import check as check_combined
 from icprobe.config.types import (
     Count,
     Device,
@@ -157,9 +159,30 @@ class Attribution(Section):
         description="Scores computed elsewhere, each a method with its own name; one with a built-in method's name "
         "replaces it.",
     )
+    combined: dict[Name, Combined] = Field(
+        {},
+        description="Methods computed from the matrices of others, each with a name of its own: "
+        "{best: {mean_rank: [icp, influence]}, icp_at_length: {given_length: icp}}. Those that `methods` names are "
+        "computed, without a model.",
+    )
     icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
     icp_reverse: IcpReverse = Field(IcpReverse(), description="Settings of the method icp_reverse.")
     icp_k_shot: IcpKShot = Field(IcpKShot(), description="Settings of the method icp_k_shot.")
+
+    @property
+    def named_here(self) -> list[tuple[str, str]]:
+        """The names that the configuration gives to methods of its own, each with its section's."""
+        return [(key, name) for key in ("external", "combined") for name in getattr(self, key)]
+
+    @property
+    def combined_in_order(self) -> dict[str, Combined]:
+        """The combined methods that `methods` names, each after those that it is computed from."""
+        return {name: self.combined[name] for name in in_order(self)}
+
+    def known_methods(self, registry: list[str]) -> list[str]:
+        """All names that `methods` may choose. Raises ConfigError where a combined method cannot be computed."""
+        check_combined(self, registry)
+        return [*registry, *(name for _, name in self.named_here)]
 
     @property
     def icp_is_share(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from icprobe.analysis.statistics import aggregate
 from icprobe.artifacts import temporary_directory
 from icprobe.attribution import methods_of
+from icprobe.attribution.combined import combine
 from icprobe.attribution.contexts import check as check_contexts
 from icprobe.attribution.external import attribution as external_attribution
 from icprobe.attribution.matrix import Inputs
@@ -57,7 +58,7 @@ def value(
     `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was. templates, data:
     keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response". attribution: keys
     of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`, `one_step`,
-    `train_loss`, `reduction`, `task_likelihood`, `parameters`.
+    `combined`, `train_loss`, `reduction`, `task_likelihood`, `parameters`.
 
     Returns a table with a row for each example, in train's order: `id`, texts, labels (as texts, those that are numbers
     too: `pd.to_numeric` reads them), `n_query`, `n_target` (tokens), and of each method `score_icp` and `rank_icp` (1
@@ -83,7 +84,7 @@ def value(
     with lines_told(), precision_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
         inputs = _inputs(plan, rows, candidates, subject)
         scores, kept = {}, {}
-        for method, matrix in _matrices(plan, inputs, subject):
+        for method, matrix in _with_combined(plan, inputs, _matrices(plan, inputs, subject)):
             scores[method] = aggregate(matrix, plan.aggregator(method), plan.methods[method].may_skip)
             if matrices:
                 kept[method] = matrix
@@ -147,6 +148,22 @@ def _matrices(plan: Plan, inputs: Inputs, subject: Subject) -> Iterator[tuple[st
     for methods in sorted(passes, key=lambda methods: plan.method_settings(methods[0]).get("dtype", "")):
         for method, table in _of_pass(plan, methods, inputs, subject).items():
             yield method, table.set_index("id").loc[ids].reset_index()
+
+
+def _with_combined(
+    plan: Plan, inputs: Inputs, matrices: Iterator[tuple[str, pd.DataFrame]]
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Passes on each method's matrix, then those of the methods that are computed from others' matrices."""
+    parts = {member for how in plan.combined.values() for member in how.members}
+    kept = {}
+    for method, matrix in matrices:
+        if method in parts:
+            kept[method] = matrix
+        yield method, matrix
+    n_target = inputs.lengths.set_index("id")["n_target"]
+    for method, how in plan.combined.items():
+        kept[method] = combine(slice_of(how), ((member, kept[member]) for member in how.members), n_target)
+        yield method, kept[method]
 
 
 def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -> dict[str, pd.DataFrame]:

@@ -40,6 +40,7 @@ HOW = {
     "attribute": "effect of each example of a shard on the log-likelihood of each task",
     "attribute_influence": "gradients of examples and tasks, multiplied layer by layer, of all influences in one pass",
     "read_external": "scores that others computed, checked against the examples and tasks",
+    "combine": "a method computed from the matrices of others: their mean ranks, or the ranks of one given length",
     "gather_attributions": "the shards of a method, joined",
     "score": "the matrix reduced over tasks by the method's aggregator",
     "correlate": "correlations of every pair of methods with 95% intervals",

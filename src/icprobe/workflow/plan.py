@@ -13,6 +13,7 @@ from typing import Any
 from icprobe.attribution import Method
 from icprobe.attribution.objective import said
 from icprobe.config import Config
+from icprobe.config.combined import Combined
 from icprobe.config.sections import ExternalScores
 from icprobe.config.sources import local_files
 from icprobe.config.training import Annotations
@@ -139,8 +140,27 @@ class Plan:
 
     @cached_property
     def computed(self) -> list[str]:
-        """The methods that are computed here."""
-        return [method for method in self.config.attribution.methods if method not in self.external]
+        """The methods that are computed here, with jobs of their own."""
+        return [m for m in self.config.attribution.methods if m not in self.external and m not in self.combined]
+
+    @cached_property
+    def combined(self) -> dict[str, Combined]:
+        """The methods that are computed from the matrices of others, each after those of which it is."""
+        return self.config.attribution.combined_in_order
+
+    def made_of(self, method: str) -> list[str]:
+        """All methods that a combined one rests on, each once, the last of them itself; of another itself alone."""
+        members = self.combined[method].members if method in self.combined else []
+        return [*dict.fromkeys(m for member in members for m in self.made_of(member)), method]
+
+    def paid_for(self, method: str) -> list[str]:
+        """The methods whose passes a combined one costs: of those that share a pass, the first alone."""
+        rests = [m for m in self.made_of(method) if m not in self.combined]
+        return [m for m in rests if m not in [m for m in rests if m in self.together][1:]]
+
+    def reads_tasks(self, method: str) -> bool:
+        """Whether its values depend on tasks, or may: nobody knows that of external scores."""
+        return any(m in self.external or "tasks" in self.methods[m].reads for m in self.made_of(method))
 
     @cached_property
     def together(self) -> list[str]:
@@ -221,7 +241,7 @@ class Plan:
         """How scores over the tasks of one domain are made, as `icprobe.analysis.domains.score_sets` takes it."""
         return {
             "aggregators": {method: self.aggregator(method) for method in self.per_task},
-            "without_tasks": [method for method in self.computed if "tasks" not in self.methods[method].reads],
+            "without_tasks": [m for m in self.config.attribution.methods if not self.reads_tasks(m)],
             "may_skip": [method for method in self.per_task if self.methods[method].may_skip],
         }
 

@@ -24,6 +24,8 @@ with job(snakemake) as run:
     read = {Path(path).name.split(".")[1]: artifacts.read_json(path)["tokens"] for path in files.contexts}
     shares = {name: found[0] for name, found in (("tried", tried), ("share", chosen)) if found}
     counted = {method: operations(method, *sizes, **shares, read=read) for method in [*params.logs, *RIVALS]}
+    # What is computed from the matrices of others costs what these do.
+    counted |= {method: sum(counted[part] for part in parts) for method, parts in params.paid_for.items()}
     seconds = {method: sum(measured(log)[0] for log in logs) for method, logs in params.logs.items() if logs}
     agreed = agreements({name: artifacts.read_csv(getattr(files, name)) for name in params.tables})
     table = frontier(agreed, seconds, counted)
