@@ -176,7 +176,7 @@ def test_adapters_on_a_quantised_base_are_trained_and_asked_as_on_its_dequantise
 ):
     from peft import PeftModel
 
-    from icprobe.evaluation.checkpoints import load_fine_tuned, merged
+    from icprobe.engine.checkpoints import load_fine_tuned, merged
     from icprobe.texts.tokenizing import load_tokenizer
     from icprobe.training.fine_tune import fine_tune, tokenize, trainer_of
 
