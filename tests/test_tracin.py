@@ -12,6 +12,7 @@ import pytest
 import torch
 from matrices import assert_close, matrices
 from peft import PeftModel
+from test_plan import ROOT, plan
 from transformers import AutoModelForCausalLM
 
 from icprobe import artifacts
@@ -282,3 +283,28 @@ def test_a_model_in_memory_is_refused(tiny_model, tokenizer, few):
         ModelError, match=re.escape("tracin loads checkpoints of a training, and a LlamaForCausalLM in")
     ):
         icprobe.value(few[0], few[1], model=model, tokenizer=tokenizer, methods=["tracin"], finetune={"epochs": 1})
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        (
+            {"model_sources": {"a": {"source": "local", "path": "here", "load": {"quantization": "4bit"}}}},
+            "finetune.lora: tracin trains a, whose weights are quantised and not trained",
+        ),
+        ({"model_sources": {"a": {"source": "external"}}}, "tracin reads texts with a, a model that is not here"),
+        (
+            {
+                "models": ["a", "b"],
+                "model_sources": {"a": {"source": "random"}, "b": {"source": "random"}},
+                "attribution": {"tracin": {"directories": ["here"], "learning_rates": [1]}},
+            },
+            "directories: they are checkpoints of one model, and there are 2 models",
+        ),
+    ],
+)
+def test_models_that_cannot_be_trained_or_merged_are_refused_by_the_configuration(sections, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    attribution = {"methods": ["tracin"], **sections.get("attribution", {})}
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        plan(finetune={"lora": None}, bins=["top 20%"], **{"models": ["a"], **sections, "attribution": attribution})
