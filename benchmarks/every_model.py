@@ -27,11 +27,11 @@ from icprobe.config.sources import Templates
 from icprobe.config.training import Finetune, Lora
 from icprobe.engine.admission import admit
 from icprobe.engine.capabilities import Capabilities
+from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.experts import unstack
 from icprobe.engine.models import linear_layers, load_model, max_positions
 from icprobe.engine.random_models import random_model
 from icprobe.errors import ModelError, reason
-from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.evaluation.generation import responses
 from icprobe.texts.prompts import Prompts, encode
 from icprobe.texts.tokenizing import train_tokenizer

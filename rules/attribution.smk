@@ -19,6 +19,8 @@ rule attribute:
         losses=lambda w: losses_checked(w, w.method),
         contexts=contexts_checked,
         parameters=lambda w: parameters_checked(w, w.method),
+        trajectory=lambda w: along_training(w.method, paths.manifest(paths.TRAJECTORY)),
+        checkpoints=lambda w: [] if PLAN.checkpoint_files else along_training(w.method, ancient(paths.TRAJECTORY)),
     output:
         matrix=paths.shard(),
     wildcard_constraints:

@@ -190,6 +190,11 @@ def parameters_checked(wildcards, method):
     return paths.PARAMETERS_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
 
 
+def along_training(method, path):
+    """What there is of a training, as an input, of a method whose gradients are taken along it."""
+    return path if method in PLAN.along_training else []
+
+
 # --- figures and tables -------------------------------------------------------------------------------------------
 
 

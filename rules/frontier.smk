@@ -24,6 +24,7 @@ if PLAN.truth_parts:
             manifest=manifest_of,
             contexts=[paths.CONTEXTS_CHECKED.replace("{method}", method) for method in PLAN.long_contexts],
             chosen=paths.PARAMETERS_CHECKED if PLAN.parameters_chosen else [],
+            trajectory=[paths.manifest(paths.TRAJECTORY)] if PLAN.along_training else [],
             budget=[paths.matrix(method) for method in PLAN.computed if method == "icp_budget"],
         output:
             table("frontier", "Retraining", "agreement and cost"),

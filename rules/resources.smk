@@ -45,6 +45,7 @@ RESOURCES = {
         CONFIG.finetune.device,
         CONFIG.finetune.processes,
     ),
+    "train_trajectory": directives(lambda w, input: SIZES.fine_tune(w.model, SIZES.examples), CONFIG.finetune.device),
     "generate": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
     "generate_base": directives(lambda w, input: SIZES.generate(w.model), CONFIG.evaluation.device),
     "measure_outcomes": directives(

@@ -13,8 +13,8 @@ from test_finetuning import LORA, ROWS, SETTINGS, make_base
 
 from icprobe import artifacts
 from icprobe.config import Templates
+from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.errors import ConfigError, DataError
-from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.texts.chat import prompts_of
 from icprobe.training.distributed import fine_tune_in_processes
 from icprobe.training.fine_tune import fine_tune

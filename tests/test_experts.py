@@ -15,11 +15,11 @@ from icprobe.attribution import icp, influence, influence_mean, one_step
 from icprobe.attribution.matrix import Inputs
 from icprobe.engine import stepping
 from icprobe.engine.admission import admit, capabilities_of
+from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.experts import expert_layers, routers, stack, unstack
 from icprobe.engine.gradients import layers_of
 from icprobe.engine.models import linear_layers, load_model, prepare
 from icprobe.engine.network import Network
-from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.texts.prompts import Encoded
 from icprobe.training.fine_tune import fine_tune
 

@@ -11,10 +11,10 @@ import torch
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
+from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.models import linear_layers, load_model
 from icprobe.engine.random_models import random_model
 from icprobe.errors import DataError, ModelError
-from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
 from icprobe.training.callbacks import newest_complete

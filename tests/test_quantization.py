@@ -1,6 +1,8 @@
 """A quantised model is, in every number, the one with the weights that its bits say; and where models are put."""
 
+import copy
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +169,28 @@ def test_what_gradients_come_from_is_what_likelihoods_are_of(prepared):
         assert_close(model(inputs_embeds=embedded).logits.detach().numpy(), without.numpy(), 1e-5)
 
 
+@pytest.mark.parametrize("kind", [("llama", "4bit"), ("gpt2", "8bit")], ids="-".join)
+def test_tracin_merges_adapters_into_the_dequantised_weights(
+    kind, inputs_of, dequantised, prepared, few, tokenizer, prompts, tmp_path
+):
+    from peft import PeftModel
+
+    from icprobe.attribution import tracin
+    from icprobe.attribution.matrix import Trajectory
+    from icprobe.training.trajectory import train
+
+    settings = SETTINGS | {"lora": LORA | {"dropout": 0.0}, "learning_rate": 1e-2}
+    base, out = prepared(*kind), tmp_path / "out"
+    train(base, few[0].to_dict("records"), prompts, out, settings, 0, tmp_path / "partial", 1)
+    (one,) = artifacts.read_manifest(out)["checkpoints"]
+    own = PeftModel.from_pretrained(copy.deepcopy(dequantised(*kind)), out / one["directory"]).merge_and_unload()
+    of_task, of_example = (lambda row, whole=whole: gradient(own, tokenizer, row, whole) for whole in (False, True))
+    slow = one["learning_rate"] * pairs(few, lambda z, t: influence(of_example(z), of_task(t)))
+    ours = replace(inputs_of(*kind), model=None)
+    ours.trajectory = Trajectory.of([one], str(out), str(base), "float32", "cpu")
+    assert_close(matrices(tracin, ours, "tracin")["tracin"], slow, 1e-4, np.abs(slow).max())
+
+
 # --- training ---------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +200,7 @@ def test_adapters_on_a_quantised_base_are_trained_and_asked_as_on_its_dequantise
 ):
     from peft import PeftModel
 
-    from icprobe.evaluation.checkpoints import load_fine_tuned, merged
+    from icprobe.engine.checkpoints import load_fine_tuned, merged
     from icprobe.texts.tokenizing import load_tokenizer
     from icprobe.training.fine_tune import fine_tune, tokenize, trainer_of
 

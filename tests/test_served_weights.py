@@ -8,10 +8,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from icprobe import artifacts
+from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.models import linear_layers, load_model
 from icprobe.engine.random_models import random_model
 from icprobe.errors import ArtifactError
-from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.evaluation.engines.weights import served_folder
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])

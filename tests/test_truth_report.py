@@ -295,6 +295,7 @@ def test_operations_are_counted_as_the_shards_are():
     assert operations("influence_log", **sizes) == operations("influence", **sizes)
     assert operations("cosine", **sizes, share=0.5) == 5 * 10 * (15 + 8) + 10 * 3 * 2
     assert operations("self_influence", **sizes, share=0.5) == 5 * 10 * 15
+    assert operations("tracin", **sizes, checkpoints=3) == 3 * operations("influence", **sizes)
     assert operations("influence_mean", **sizes) == 6 * 10 * (15 + 8)
     assert operations("icp_reverse", **sizes, read={"icp_reverse": 38}) == 2 * 10 * 38
     assert operations("embedding", **sizes) == 2 * 10 * (15 + 8)

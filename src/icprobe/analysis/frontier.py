@@ -63,6 +63,7 @@ def operations(
     tried: float = 1.0,
     share: float = 1.0,
     read: Mapping[str, float] | None = None,
+    checkpoints: int = 1,
 ) -> float:
     """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
 
@@ -74,7 +75,8 @@ def operations(
     self_influence takes the examples' alone. embedding reads examples and tasks once, perplexity the examples, ifd
     their responses once more, alone. tried: the share of all pairs that icp_budget evaluated. share: of the linear
     layers' weights, those that gradients are taken over; others cost no gradient, but the way back through them. read:
-    tokens that a method takes forward, of those whose contexts were counted.
+    tokens that a method takes forward, of those whose contexts were counted. checkpoints: of tracin, whose training is
+    not counted.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
@@ -88,6 +90,7 @@ def operations(
         "influence": gradients + products,
         "influence_log": gradients + products,
         "cosine": gradients + products,
+        "tracin": checkpoints * (gradients + products),
         "influence_mean": gradients,
         "self_influence": token * example_tokens,
         "embedding": forward * (example_tokens + task_tokens),

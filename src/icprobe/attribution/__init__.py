@@ -26,8 +26,8 @@ class Method:
     tables and lengths. reads: the tables whose texts it depends on, "train" and "tasks". per_task: the matrix has a
     column for each task, not one named `score`. whole: it is one job, however many shards the others have, for it
     needs all examples or costs nothing. long_contexts: it reads several examples or tasks in one context, which must
-    fit. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN means "not
-    evaluated" rather than an error.
+    fit. trained: its gradients are taken at checkpoints of a training. seeded: it draws at random. dtype: fixed
+    arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than an error.
     """
 
     module: str
@@ -42,6 +42,7 @@ class Method:
     per_task: bool = True
     whole: bool = False
     long_contexts: bool = False
+    trained: bool = False
     seeded: bool = False
     dtype: str | None = None
     may_skip: bool = False
@@ -122,6 +123,17 @@ METHODS: dict[str, Method] = {
         (*_ENGINE, *_OWN_LOSS),
         per_token=("reduction", "reduction"),
         **_NO_TASK,
+    ),
+    "tracin": Method(
+        "icprobe.attribution.tracin",
+        "nats",
+        "What influence asks, along a training: by how much would steps on it have made a task's answer likelier at "
+        "several checkpoints of the model's fine-tuning? The effect on a task is the sum over the checkpoints of the "
+        "learning rate there times the inner product of the two loss gradients: to first order, in nats.",
+        (*_ENGINE, *_LOSS),
+        _BUDGET,
+        per_token=_TASK,
+        trained=True,
     ),
     "icp_budget": Method(
         "icprobe.attribution.icp_budget",
@@ -211,7 +223,7 @@ def methods_of(config: "Config") -> dict[str, Method]:
 
     Units are those of its objective.
 
-    Raises ConfigError where a chosen method needs a model or texts that the configuration does not give.
+    Raises ConfigError where a chosen method needs a model, texts or a training that the configuration does not give.
     """
     external = {
         name: Method(
@@ -241,6 +253,9 @@ def methods_of(config: "Config") -> dict[str, Method]:
                 f"config: attribution.methods: {name} needs data.{missing[0]}, which is absent; a configuration "
                 "with data of its own takes none of the demo's, so name it"
             )
+    for name in chosen:
+        if METHODS[name].trained:
+            _check_training(name, config)
     if "train" in absent and not any(name in external for name in config.attribution.methods):
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
     known = {name: _in_units(method, config) for name, method in METHODS.items()} | external
@@ -279,6 +294,28 @@ def _combined(how: "Combined", members: Sequence[Method]) -> Method:
         per_task=per_task,
         whole=True,
     )
+
+
+def _check_training(name: str, config: "Config") -> None:
+    """Raises ConfigError where there is no training whose checkpoints a method could take, or not that of one model."""
+    few_bits = [model for model in config.models if config.quantization(model) != "none"]
+    if config.attribution.tracin.directories:
+        if len(config.models) > 1:
+            raise ConfigError(
+                f"config: attribution.tracin.directories: they are checkpoints of one model, and there are "
+                f"{len(config.models)} models; name one in models"
+            )
+    elif "finetune" not in config.model_fields_set:
+        raise ConfigError(
+            f"config: attribution.methods: {name} takes gradients along a training as finetune says; write finetune: "
+            "{methods: [], all_data: false, learning_rate: 2e-4, epochs: 1} with the settings of your training, or "
+            "name checkpoints in attribution.tracin.directories"
+        )
+    elif few_bits and config.finetune.lora is None:
+        raise ConfigError(
+            f"config: finetune.lora: {name} trains {few_bits[0]}, whose weights are quantised and not trained; write "
+            "lora: {rank: 16} for adapters"
+        )
 
 
 def _in_units(method: Method, config: "Config") -> Method:

@@ -1,8 +1,9 @@
 """What all methods share: their inputs, the pieces of the matrix that they give, and the matrix as a table."""
 
 import logging
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,27 @@ from icprobe.texts.prompts import Encoded, Prompts, encode
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Trajectory:
+    """The checkpoints of a training, for methods whose gradients are taken along it.
+
+    checkpoints: (directory, learning rate in effect there). given: somebody else trained them, so that they have no
+    manifest. base: directory of the prepared model that they began at. dtype, device: how they are to be loaded.
+    """
+
+    checkpoints: Sequence[tuple[str, float]]
+    given: bool
+    base: str
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, listed: Sequence[Mapping[str, Any]], folder: str, base: str, dtype: str, device: str) -> "Trajectory":
+        """As its manifest lists them under `checkpoints`; folder: in which they lie, "" where they were given."""
+        found = [(str(Path(folder or "", one["directory"])), float(one["learning_rate"])) for one in listed]
+        return cls(found, not folder, base, dtype, device)
+
+
 @dataclass
 class Inputs:
     """What a method is given.
@@ -24,7 +46,8 @@ class Inputs:
     train, tasks: tables with id, instruction, input, output. lengths: table id, n_query, n_target of the examples in
     the model's tokens. model, tokenizer: of transformers, None for methods that need none. capabilities: what the
     engines can do with the model (`engine.capabilities.Capabilities`); of a model in memory
-    `engine.admission.capabilities_of` finds them out. pieces: where a method whose batches take minutes puts smaller
+    `engine.admission.capabilities_of` finds them out. trajectory: in the place of the model, where a method asks
+    several. pieces: where a method whose batches take minutes puts smaller
     pieces of the matrix, by names of its own, and finds them again after it was killed. progress: hears how much work
     there is, in pairs or tokens, and then what is done of it.
     """
@@ -36,6 +59,7 @@ class Inputs:
     model: Any = None
     tokenizer: Any = None
     capabilities: Any = None
+    trajectory: Trajectory | None = None
     seed: int = 0
     pieces: MutableMapping[str, np.ndarray] = field(default_factory=dict)
     progress: Progress = field(default_factory=lambda: Progress(disable=True))

@@ -74,6 +74,33 @@ class IcpKShot(Section):
     )
 
 
+class Tracin(Section):
+    """TracIn: gradients at checkpoints of a training, of the experiment's own or of one that was done elsewhere."""
+
+    checkpoints: Count = Field(
+        3,
+        description="Checkpoints of a fine-tuning on all examples, done for this method as `finetune` says, with its "
+        "first seed; evenly spaced over the steps, the last one at the end.",
+    )
+    directories: list[FilePath] = Field(
+        [],
+        description="Checkpoints to take instead: directories of peft adapters or whole models, as transformers and "
+        "peft save them, of the one model in `models`. Nothing is trained then.",
+    )
+    learning_rates: list[PositiveFloat] = Field(
+        [], description="The learning rate in effect at each of these directories, in their order."
+    )
+
+    @model_validator(mode="after")
+    def _a_rate_for_each(self) -> "Tracin":
+        if len(self.learning_rates) != len(self.directories):
+            raise ValueError(
+                f"learning_rates: there are {len(self.learning_rates)}, of {len(self.directories)} directories; give "
+                "one for each directory"
+            )
+        return self
+
+
 class ExternalScores(Section):
     """Scores or an attribution matrix that somebody else computed: parquet, CSV, JSON, JSONL, npy, npz or .pt."""
 
@@ -168,6 +195,7 @@ class Attribution(Section):
     icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
     icp_reverse: IcpReverse = Field(IcpReverse(), description="Settings of the method icp_reverse.")
     icp_k_shot: IcpKShot = Field(IcpKShot(), description="Settings of the method icp_k_shot.")
+    tracin: Tracin = Field(Tracin(), description="Settings of the method tracin.")
 
     @property
     def named_here(self) -> list[tuple[str, str]]:

@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from icprobe import artifacts, jsonl
 from icprobe.engine.batching import split_by_size
 from icprobe.engine.capabilities import Capabilities
+from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.models import load_model, set_precision
 from icprobe.engine.network import Network
 from icprobe.errors import several, some
-from icprobe.evaluation.checkpoints import load_fine_tuned
 from icprobe.progress import Progress
 from icprobe.tables.checking import records
 from icprobe.texts.chat import Chat

@@ -1,6 +1,7 @@
 """The model that values examples: prepared as the DAG prepares it, or one of transformers that is in memory."""
 
 import os
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -38,12 +40,14 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 class Subject:
     """A model that is ready to value examples.
 
-    reader: what it makes of texts. load(dtype): the model in this arithmetic, in evaluation mode, frozen.
+    reader: what it makes of texts. load(dtype): the model in this arithmetic, in evaluation mode, frozen. directory: of
+    the prepared model; None of one in memory.
     """
 
     reader: Reader
     capabilities: Capabilities
     load: Callable[[str], PreTrainedModel]
+    directory: Path | None = None
 
 
 def source_of(model: Any) -> dict[str, Any]:
@@ -108,7 +112,7 @@ def _from_directory(directory: Path, plan: Plan) -> Subject:
             kept[dtype] = load_model(directory, dtype, plan.config.attribution.device)
         return kept[dtype]
 
-    return Subject(reader(directory), capabilities, load)
+    return Subject(reader(directory), capabilities, load, directory)
 
 
 def _prepared(plan: Plan) -> Path:
@@ -167,6 +171,11 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
         )
     if tokenizer is None:
         raise ModelError(f"model: a {name} in memory needs its tokenizer; pass tokenizer=…")
+    for method in plan.along_training:
+        raise ModelError(
+            f"model: {method} loads checkpoints of a training, and a {name} in memory has no files that these belong "
+            "to; pass its directory or hub id."
+        )
     if device not in ("auto", model.device.type):
         raise ModelError(f"device: a {name} in memory is on {model.device}, not on {device}; move it there.")
     for method, dtype in _dtypes(plan).items():
@@ -214,3 +223,15 @@ def precision_kept() -> Iterator[None]:
         torch.set_float32_matmul_precision(before[0])
         for name, value in zip(names, before[1], strict=True):
             setattr(matmul, name, value)
+
+
+@contextmanager
+def chance_kept() -> Iterator[None]:
+    """Leaves the states of random numbers, which a training seeds and new adapters draw from, as they were before."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -21,13 +21,15 @@ from icprobe.config.types import slice_of
 from icprobe.engine.models import set_precision
 from icprobe.engine.representations import mean_hidden_states
 from icprobe.notebook.configuring import arguments_named, configured
-from icprobe.notebook.models import Subject, arithmetic_of, precision_kept, ready, source_of
+from icprobe.notebook.models import Subject, arithmetic_of, chance_kept, precision_kept, ready, source_of
 from icprobe.notebook.scores import scores_table
+from icprobe.notebook.training import trajectory
 from icprobe.progress import lines_told
 from icprobe.tables import checking
 from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
 from icprobe.texts.chat import prompts_of
 from icprobe.texts.completions import check_trainable, end_of_sequence, longest
+from icprobe.workflow.checks import check_directories
 from icprobe.workflow.plan import Plan
 
 # A table, rows as mappings, a file, or a section of the configuration such as {"hub": "tatsu-lab/alpaca"}.
@@ -56,9 +58,10 @@ def value(
     {"hub": "tatsu-lab/alpaca"} or {"path": "mine.csv", "columns": {"output": "response"}}. model: a directory, a hub
     id, "smollm2-135m-instruct", a mapping as in `model_sources`, or a transformers model in memory with its
     `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was. templates, data:
-    keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response". attribution: keys
-    of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`, `one_step`,
-    `combined`, `train_loss`, `reduction`, `task_likelihood`, `parameters`.
+    keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response", and of tracin the
+    settings of its training, such as {"learning_rate": 2e-4, "epochs": 1, "lora": {"rank": 16}}. attribution: keys of
+    the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`, `one_step`, `combined`,
+    `train_loss`, `reduction`, `task_likelihood`, `parameters`, `tracin`.
 
     Returns a table with a row for each example, in train's order: `id`, texts, labels (as texts, those that are numbers
     too: `pd.to_numeric` reads them), `n_query`, `n_target` (tokens), and of each method `score_icp` and `rank_icp` (1
@@ -69,7 +72,7 @@ def value(
         source_of(model),
         seed=seed,
         templates=templates,
-        finetune={"methods": [], "all_data": False, **(finetune or {})},
+        finetune=None if finetune is None else {"methods": [], "all_data": False, **finetune},
         data={**(data or {}), "train": _section("train", train), "tasks": _section("tasks", tasks)},
         attribution={
             **arithmetic_of(model),
@@ -78,10 +81,11 @@ def value(
         },
     )
     plan = Plan(config, methods_of(config))
+    check_directories(plan)
     # Before the model is prepared, which may take minutes: what is wrong with rows needs no model to be seen.
     candidates = _read("tasks", tasks, plan, ["domain"])
     rows = _read("train", train, plan, ["domain"], config.data.labels)
-    with lines_told(), precision_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
+    with lines_told(), precision_kept(), chance_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
         inputs = _inputs(plan, rows, candidates, subject)
         scores, kept = {}, {}
         for method, matrix in _with_combined(plan, inputs, _matrices(plan, inputs, subject)):
@@ -171,10 +175,15 @@ def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -
     known, settings = plan.methods[methods[0]], plan.method_settings(methods[0])
     if known.needs_model:
         set_precision(settings.pop("tf32"))
-        del settings["device"]
-        inputs = replace(inputs, model=subject.load(settings.pop("dtype")))
+        arithmetic = settings.pop("dtype"), settings.pop("device")
     settings |= {key: getattr(plan.config.attribution, key) for key in known.execution}
-    with temporary_directory() as partial:
+    with temporary_directory() as folder:
+        partial = Path(folder, "pieces")
+        if known.trained:
+            along = trajectory(plan, inputs, subject.directory, Path(folder), *arithmetic)
+            inputs = replace(inputs, trajectory=along)
+        elif known.needs_model:
+            inputs = replace(inputs, model=subject.load(arithmetic[0]))
         return compute(
             known.module,
             methods,
@@ -183,6 +192,6 @@ def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -
             shard=1,
             shards=1,
             batch_tokens=settings.get("batch_tokens", 1024),
-            partial=Path(partial),
+            partial=partial,
             per_task=known.per_task,
         )

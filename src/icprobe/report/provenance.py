@@ -57,6 +57,8 @@ HOW = {
     "plot_judgements": "the win rates of all methods and bins, with their intervals",
     "plot_sweep": "icp against influence by model and by domain of task",
     "subset": "the examples of a bin; for a threshold as many as in icp's bin of that name",
+    "train_trajectory": "the model fine-tuned on all examples, with checkpoints on the way, for tracin",
+    "list_checkpoints": "the checkpoints that are given, with the learning rates in effect there, for tracin",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",
     "measure_outcomes": "how likely the base model and each fine-tuned one find the answers of tasks and eval prompts",
     "tabulate_held_out": "by how much fine-tuning raised that, per token, by method, bin, subset and seed",

@@ -68,6 +68,7 @@ def fine_tune(
     seed: int,
     partial: str | Path,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    along: Sequence[TrainerCallback] = (),
 ) -> dict[str, float]:
     """Fine-tunes the base model on the rows and writes model or adapter, and manifest.json, into `output`.
 
@@ -77,7 +78,8 @@ def fine_tune(
     base: directory of a prepared model; rows: the subset, in Alpaca's fields; output: a new directory, which the caller
     renames when this returns; settings: the configuration's `finetune` as plain values; partial: where checkpoints
     live between a kill and the next start, removed by the caller at the end; log: called as log(metrics, step) at each
-    optimiser step. Returns the numbers of the training. Raises DataError where no row can be trained on.
+    optimiser step; along: what else goes along with the training. Returns the numbers of the training. Raises DataError
+    where no row can be trained on.
     """
     base, output, partial = Path(base), Path(output), Path(partial)
     output.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ def fine_tune(
     _check_shared(len(examples), settings)
     # Of several processes (`training.distributed`) the first one writes.
     first = settings.get("processes", 1) == 1 or os.environ.get("RANK") == "0"
-    watched = [Checkpoints(60 * settings["checkpoint_minutes"]), *([Watch(log)] if first else [])]
+    watched = [*along, Checkpoints(60 * settings["checkpoint_minutes"]), *([Watch(log)] if first else [])]
     trainer = trainer_of(base, tokenizer, examples, settings, seed, partial, watched)
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     with trainer.args.main_process_first():
@@ -105,15 +107,7 @@ def fine_tune(
         _save(trainer.model, tokenizer, output, adapter=lora is not None)
     if first:
         (output / "training_args.bin").unlink(missing_ok=True)
-        artifacts.write_manifest(
-            output,
-            kind="lora" if lora else "full",
-            base=base.name,
-            base_digest=artifacts.content_digest(base),
-            seed=seed,
-            examples=len(examples),
-            parameters=trainable,
-        )
+        _describe(output, base, lora is not None, seed=seed, examples=len(examples), parameters=trainable)
     return {
         "steps": trainer.state.global_step,
         "examples": len(examples),
@@ -332,6 +326,19 @@ def _adapters(model: torch.nn.Module, lora: dict[str, Any]) -> LoraConfig:
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in linear_layers(model).values()),  # its weight is transposed
         task_type="CAUSAL_LM",
     )
+
+
+def save_checkpoint(model: Any, tokenizer: Any, output: Path, base: str | Path, adapter: bool, **facts: float) -> None:
+    """Writes a model that is being trained as `fine_tune` writes it at the end; facts: for its manifest, more."""
+    _save(model, tokenizer, output, adapter)
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    _describe(output, Path(base), adapter, parameters=parameters, **facts)
+
+
+def _describe(output: Path, base: Path, adapter: bool, **facts: float) -> None:
+    """Writes the manifest of a checkpoint."""
+    digest = artifacts.content_digest(base)
+    artifacts.write_manifest(output, kind="lora" if adapter else "full", base=base.name, base_digest=digest, **facts)
 
 
 def _save(model: Any, tokenizer: Any, output: Path, adapter: bool) -> None:

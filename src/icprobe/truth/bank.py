@@ -16,9 +16,9 @@ from typing import Any
 import pandas as pd
 
 from icprobe import artifacts
+from icprobe.engine.checkpoints import merged
 from icprobe.engine.models import set_precision
 from icprobe.errors import DataError
-from icprobe.evaluation.checkpoints import merged
 from icprobe.evaluation.outcomes import Answer, log_likelihoods, network_of, table_of
 from icprobe.progress import Progress
 from icprobe.training.fine_tune import IGNORED, trainer_of

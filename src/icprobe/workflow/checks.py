@@ -14,6 +14,7 @@ TABLES = ("train", "tasks", "eval")
 def check(plan: Plan) -> None:
     """Raises ConfigError or DataError for the first thing that is missing."""
     check_files(plan)
+    check_directories(plan)
     check_libraries(plan)
     check_columns(plan)
 
@@ -32,6 +33,18 @@ def check_files(plan: Plan) -> None:
         for file in files:
             if not os.path.isfile(file):
                 raise ConfigError(f"config: {key}: {file}: no such file; correct the path")
+
+
+def check_directories(plan: Plan) -> None:
+    """Raises ConfigError for a checkpoint that is named and that is none of transformers' or peft's."""
+    for folder in plan.config.attribution.tracin.directories if plan.along_training else []:
+        whole, adapter = (os.path.isfile(os.path.join(folder, name)) for name in ("config.json", "adapter_config.json"))
+        weights = adapter or (whole and any(name.endswith(".safetensors") for name in os.listdir(folder)))
+        if not weights:
+            raise ConfigError(
+                f"config: attribution.tracin.directories: {folder}: neither adapter_config.json nor config.json with "
+                "safetensors is there; name directories that peft or transformers has saved"
+            )
 
 
 def check_libraries(plan: Plan) -> None:

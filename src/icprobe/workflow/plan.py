@@ -176,6 +176,18 @@ class Plan:
         """Those of them that read several examples or tasks in one context, which the model must be able to."""
         return [method for method in self.computed if self.methods[method].long_contexts]
 
+    @property
+    def along_training(self) -> list[str]:
+        """Those of them whose gradients are taken at checkpoints of a training."""
+        return [method for method in self.computed if self.methods[method].trained]
+
+    @cached_property
+    def checkpoint_files(self) -> list[str]:
+        """The files of the checkpoints that are given for them; of none, the workflow trains."""
+        given = self.config.attribution.tracin.directories if self.along_training else []
+        kinds = ("*.safetensors", "*.json", "adapter_model.bin")
+        return sorted(str(file) for folder in given for kind in kinds for file in Path(folder).glob(kind))
+
     @cached_property
     def per_task(self) -> list[str]:
         """The methods with a value for each task: their scores can be taken over the tasks of one domain."""

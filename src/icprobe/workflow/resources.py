@@ -138,7 +138,7 @@ class Sizes:
         seconds = work / SPEED[settings.device]
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size
-        if method.startswith("influence") and settings.device != "cuda":
+        if (method.startswith("influence") or method == "tracin") and settings.device != "cuda":
             # The budget holds gradients and activations.
             megabytes += 1000 * settings.memory_budget_gb
         if method in ("one_step", "influence_mean", "self_influence") and settings.device != "cuda":

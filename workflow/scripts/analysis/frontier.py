@@ -22,7 +22,9 @@ with job(snakemake) as run:
     sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens, float(lengths["n_target"].sum()))
     # "contexts.icp_reverse.checked.json" is icp_reverse's.
     read = {Path(path).name.split(".")[1]: artifacts.read_json(path)["tokens"] for path in files.contexts}
-    shares = {name: found[0] for name, found in (("tried", tried), ("share", chosen)) if found}
+    along = [len(artifacts.read_json(path)["checkpoints"]) for path in files.trajectory]
+    known = (("tried", tried), ("share", chosen), ("checkpoints", along))
+    shares = {name: found[0] for name, found in known if found}
     counted = {method: operations(method, *sizes, **shares, read=read) for method in [*params.logs, *RIVALS]}
     # What is computed from the matrices of others costs what these do.
     counted |= {method: sum(counted[part] for part in parts) for method, parts in params.paid_for.items()}

@@ -12,7 +12,7 @@ from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
-    from icprobe.attribution.matrix import Inputs
+    from icprobe.attribution.matrix import Inputs, Trajectory
     from icprobe.attribution.objective import said
     from icprobe.attribution.shards import compute
     from icprobe.engine.batching import parse_shard
@@ -37,7 +37,11 @@ with job(snakemake) as run:
         dict(params.items()),
         [
             artifacts.content_digest(path)
-            for path in [files.train, files.tasks, files.lengths, *([files.manifest] if files.model else [])]
+            for path in [
+                *(files.train, files.tasks, files.lengths),
+                *([files.manifest] if files.model else []),
+                *([files.trajectory] if files.get("trajectory") else []),
+            ]
         ],
     )
     if files.model:
@@ -47,7 +51,12 @@ with job(snakemake) as run:
 
         inputs.capabilities = Capabilities.of(files.model)
         set_precision(settings.pop("tf32"))
-        inputs.model = load_model(files.model, settings.pop("dtype"), settings.pop("device"))
+        arithmetic = settings.pop("dtype"), settings.pop("device")
+        if files.get("trajectory"):
+            listed = artifacts.read_json(files.trajectory)["checkpoints"]
+            inputs.trajectory = Trajectory.of(listed, files.checkpoints, files.model, *arithmetic)
+        else:
+            inputs.model = load_model(files.model, *arithmetic)
         inputs.tokenizer = load_tokenizer(files.model)
     # How it computes: after the folder of what is partial was found, for no bit depends on it.
     settings |= {key: execution.settings("attribution")[key] for key in params.execution}

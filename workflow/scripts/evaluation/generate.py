@@ -16,8 +16,8 @@ with job(snakemake) as run:
     found, partial = [], None
     if not (checkpoint and artifacts.read_manifest(checkpoint).get("empty")):
         from icprobe.engine.capabilities import Capabilities
+        from icprobe.engine.checkpoints import load_fine_tuned
         from icprobe.engine.models import load_model
-        from icprobe.evaluation.checkpoints import load_fine_tuned
         from icprobe.evaluation.generation import responses
         from icprobe.texts.tokenizing import load_tokenizer
 

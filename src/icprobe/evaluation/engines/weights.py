@@ -8,10 +8,10 @@ from pathlib import Path
 from safetensors import safe_open
 
 from icprobe import artifacts
+from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.experts import stack
 from icprobe.engine.models import DTYPES, load_model
 from icprobe.engine.quantization import quantised
-from icprobe.evaluation.checkpoints import load_fine_tuned
 
 NAMES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' own
 
