@@ -19,6 +19,8 @@ rule attribute:
         losses=lambda w: losses_checked(w, w.method),
         contexts=contexts_checked,
         parameters=lambda w: parameters_checked(w, w.method),
+        fisher=fisher_of,
+        fisher_manifests=lambda w: [paths.manifest(folder) for folder in fisher_of(w)],
     output:
         matrix=paths.shard(),
     wildcard_constraints:
