@@ -54,6 +54,7 @@ scattergather:
 
 include: "rules/models.smk"
 include: "rules/data.smk"
+include: "rules/fisher.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"
 include: "rules/chain.smk"

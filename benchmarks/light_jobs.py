@@ -18,7 +18,18 @@ from pathlib import Path
 
 # Rules that compute with a model or fetch one, targets, and what `all` does not make.
 OTHERS = {
-    *("attribute", "attribute_influence", "attribute_step", "fetch_gguf", "fine_tune", "generate", "generate_base"),
+    *(
+        "attribute",
+        "attribute_influence",
+        "attribute_step",
+        "sum_covariances",
+        "fisher_bases",
+        "sum_eigenvalues",
+        "fetch_gguf",
+        "fine_tune",
+        "generate",
+        "generate_base",
+    ),
     *("measure_outcomes", "measure_prompts", "check_dtype", "name_model", "prepare_model"),
     *("train_regressor", "value_points", "correlate_points", "plot_points"),
     *("all", "analysis", "attributions", "checkpoints", "models", "synthetic", "win_rates"),

@@ -21,6 +21,8 @@ rule attribute:
         parameters=lambda w: parameters_checked(w, w.method),
         trajectory=lambda w: along_training(w.method, paths.manifest(paths.TRAJECTORY)),
         checkpoints=lambda w: [] if PLAN.checkpoint_files else along_training(w.method, ancient(paths.TRAJECTORY)),
+        fisher=fisher_of,
+        fisher_manifests=lambda w: [paths.manifest(folder) for folder in fisher_of(w)],
     output:
         matrix=paths.shard(),
     wildcard_constraints:

@@ -148,8 +148,12 @@ def attribution_logs(model, method):
         job = "attribute/{model}/{method}/{item}"
     else:
         job = "attribute_without_model/{model}/{method}/{item}"
-    items = [Path(shard).stem for shard in shard_files(model, method)]
-    return [paths.log(job.format(model=model, method=method, item=item), CONFIG.experiment) for item in items]
+    jobs = [job.format(model=model, method=method, item=Path(shard).stem) for shard in shard_files(model, method)]
+    if METHODS[method].fits_fisher:
+        parts = [Path(part).name for part in fisher_parts("sums", model)]
+        jobs += [f"{rule}/{model}/{part}" for rule in ("sum_covariances", "sum_eigenvalues") for part in parts]
+        jobs += [f"{rule}/{model}" for rule in ("fisher_bases", "fisher_eigenvalues")]
+    return [paths.log(job, CONFIG.experiment) for job in jobs]
 
 
 def retrained_chunks(part, model):
@@ -193,6 +197,19 @@ def parameters_checked(wildcards, method):
 def along_training(method, path):
     """What there is of a training, as an input, of a method whose gradients are taken along it."""
     return path if method in PLAN.along_training else []
+
+
+def fisher_of(wildcards):
+    """The Fisher matrix that the method's gradients are multiplied with, as inputs; of other methods none."""
+    if wildcards.method not in PLAN.fits_fisher:
+        return []
+    return [ancient(paths.fisher(what)) for what in ("bases", "eigenvalues")]
+
+
+def fisher_parts(what, model):
+    """What is there of each part of the examples, as inputs: "covariances" or "sums"."""
+    n = SIZES.fisher_parts(model)
+    return [paths.fisher(what).replace("{part}", f"{i}-of-{n}") for i in range(1, n + 1)]
 
 
 # --- figures and tables -------------------------------------------------------------------------------------------

@@ -31,6 +31,12 @@ RESOURCES = {
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
     "attribute_without_model": directives(lambda w, input: SIZES.without_model(w.method)),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
+    **dict.fromkeys(
+        ("sum_covariances", "sum_eigenvalues"),
+        directives(lambda w, input: SIZES.sum_fisher(w.model, w.part), DEVICE),
+    ),
+    "fisher_bases": directives(lambda w, input: SIZES.fisher_bases(w.model)),
+    "fisher_eigenvalues": directives(lambda w, input: Needs(TORCH_MB + 4e-6 * SIZES.parameters(w.model))),
     "attribute_step": directives(lambda w, input: SIZES.attribute(w.model, "one_step", w.scatteritem), DEVICE),
     "chain": directives(lambda w, input: SIZES.chain()),
     "read_external": OF_EXTERNAL,

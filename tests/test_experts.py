@@ -11,10 +11,11 @@ from loud import loud_model
 from matrices import assert_close, assert_influence_log, matrices
 
 from icprobe import value
-from icprobe.attribution import icp, influence, influence_mean, one_step
+from icprobe.attribution import fisher, icp, influence, influence_ekfac, influence_mean, one_step
 from icprobe.attribution.matrix import Inputs
 from icprobe.engine import stepping
 from icprobe.engine.admission import admit, capabilities_of
+from icprobe.engine.batching import batches
 from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.experts import expert_layers, routers, stack, unstack
 from icprobe.engine.gradients import layers_of
@@ -111,6 +112,76 @@ def test_influence_takes_every_expert(kind, budget, given, naive_gradients):
     assert_influence_log(both["influence_log"], examples, tasks)
     mean = np.concatenate([block for _, _, block in influence_mean.attribute(inputs, "influence_mean", [np.arange(7)])])
     assert_close(mean[:, 0], slow.mean(1), 1e-4, np.abs(slow).max())
+
+
+def joint_factors(inputs, layers, row, whole):
+    """{layer: (a [n, d_in (+ 1)], δ [n, d_out])} of the tokens that it sees of one row, by itself in the model."""
+    model = copy.deepcopy(inputs.model).requires_grad_(True)
+    seen = {}
+    for layer in layers:
+
+        def keep(module, args, output, name=layer.name):
+            output.retain_grad()
+            seen[name] = (args[0].detach().flatten(0, -2), output)
+
+        model.get_submodule(layer.name).register_forward_hook(keep)
+    context, text = ("" if whole else naive.query(row)), naive.query(row) + naive.target(row)
+    ids, before = (inputs.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, context))
+    log_p = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+    (-sum(log_p[i - 1, ids[i]] for i in range(max(len(before), 1), len(ids)))).backward()
+    return {
+        layer.name: (
+            torch.cat([a, a.new_ones(len(a), int(layer.bias))], dim=1).double(),
+            output.grad.flatten(0, -2).double(),
+        )
+        for layer in layers
+        if layer.name in seen
+        for a, output in [seen[layer.name]]
+    }
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_each_expert_has_a_fisher_matrix_of_its_own_tokens(kind, given, few, tmp_path):
+    inputs, _ = given(kind)
+    layers = [layer for layer in layers_of(Network(inputs.model, inputs.capabilities)) if layer.experts]
+    examples, tasks = (
+        [joint_factors(inputs, layers, row, whole) for row in table.to_dict("records")]
+        for table, whole in zip(few[:2], (True, False), strict=True)
+    )
+    slow = np.zeros((len(examples), len(tasks)))
+    for layer in layers:
+        pairs = {i: of[layer.name] for i, of in enumerate(examples) if layer.name in of}
+        if not pairs:
+            continue
+        q_a = torch.linalg.eigh(sum(a.T @ a for a, _ in pairs.values())).eigenvectors
+        q_s = torch.linalg.eigh(sum(d.T @ d for _, d in pairs.values())).eigenvectors
+        rotated = {i: q_s.T @ (d.T @ a) @ q_a for i, (a, d) in pairs.items()}
+        eigenvalues = sum(g**2 for g in rotated.values()) / len(examples)
+        for j, of in enumerate(tasks):
+            if layer.name in of:
+                a, d = of[layer.name]
+                scaled = (q_s.T @ (d.T @ a) @ q_a) / (eigenvalues + 0.1 * eigenvalues.mean())
+                for i, g in rotated.items():
+                    slow[i, j] += (g * scaled).sum().item()
+    runs, chosen = batches(inputs.lengths, 200), r"experts.*\.\d+$"
+    found = fisher.fit(inputs, runs, tmp_path, labels="empirical", parameters=chosen)
+    fast = matrices(influence_ekfac, inputs, "influence_ekfac", fisher=found, parameters=chosen)["influence_ekfac"]
+    assert_close(fast, slow, 1e-3, np.abs(slow).max())
+
+
+def test_an_expert_that_no_example_goes_to_adds_nothing(given, tmp_path):
+    inputs, _ = given("mixtral")
+    with torch.no_grad():  # the router's rows: all tokens go to the first two
+        for name, gate in inputs.model.named_parameters():
+            if name.endswith("mlp.gate.weight"):
+                gate[2:] = gate[:1] - 1e3 * gate[:1].abs()
+    network = Network(inputs.model, inputs.capabilities)
+    layers, runs = layers_of(network), batches(inputs.lengths, 200)
+    found = fisher.fit(inputs, runs, tmp_path, labels="empirical")
+    tokens = [int(fisher.read(fisher.layer_file(found[1], i))["tokens"]) for i in range(len(layers))]
+    assert any(n == 0 for n, layer in zip(tokens, layers, strict=True) if layer.experts)
+    values = matrices(influence_ekfac, inputs, "influence_ekfac", fisher=found)["influence_ekfac"]
+    assert np.isfinite(values).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)

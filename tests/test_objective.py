@@ -130,7 +130,7 @@ def test_work_is_planned_and_counted_by_the_tokens_that_there_are(inputs, few, t
     assert all(one.ids[-1] == tokenizer.eos_token_id for one in found.values())
     settings = {"train_loss": "response", "reduction": "mean", "task_likelihood": "sum", "max_length": None}
     network = Network(ours.model, ours.capabilities)
-    made = influence._Influence(ours, runs, 200, 3.0, ["influence"], Objective(**settings))
+    made = influence.Influence(ours, runs, 200, 3.0, ["influence"], Objective(**settings))
     assert made.examples.all_tokens == sum(len(one.ids) for one in found.values())
     assert len(layers_of(network)) == len(made.layers)
     told = []

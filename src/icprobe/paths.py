@@ -87,6 +87,13 @@ def truth_outcomes(part: str) -> str:
     return f"{OF_MODEL}/truth/{'outcomes' if part == 'subsets' else part + '_outcomes'}.parquet"
 
 
+def fisher(what: str) -> str:
+    """A folder of what the Fisher matrix of the examples is made of: "covariances" or "sums", of a part of the examples
+    "{part}", "bases" or "eigenvalues".
+    """
+    return f"{OF_MODEL}/fisher/{what}" + ("/{part}" if what in ("covariances", "sums") else "")
+
+
 def shard(method: str = "{method}") -> str:
     """One shard of a method's attribution matrix."""
     return f"{OF_MODEL}/attributions/{method}/{{scatteritem}}.parquet"

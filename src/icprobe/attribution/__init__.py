@@ -26,8 +26,9 @@ class Method:
     tables and lengths. reads: the tables whose texts it depends on, "train" and "tasks". per_task: the matrix has a
     column for each task, not one named `score`. whole: it is one job, however many shards the others have, for it
     needs all examples or costs nothing. long_contexts: it reads several examples or tasks in one context, which must
-    fit. trained: its gradients are taken at checkpoints of a training. seeded: it draws at random. dtype: fixed
-    arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than an error.
+    fit. trained: its gradients are taken at checkpoints of a training. fits_fisher: it needs the examples' Fisher
+    matrix, which has jobs of its own. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration
+    says. may_skip: NaN means "not evaluated" rather than an error.
     """
 
     module: str
@@ -43,6 +44,7 @@ class Method:
     whole: bool = False
     long_contexts: bool = False
     trained: bool = False
+    fits_fisher: bool = False
     seeded: bool = False
     dtype: str | None = None
     may_skip: bool = False
@@ -96,6 +98,17 @@ METHODS: dict[str, Method] = {
         (*_ENGINE, *_LOSS),
         _BUDGET,
         together=_INFLUENCE,
+    ),
+    "influence_ekfac": Method(
+        "icprobe.attribution.influence_ekfac",
+        "nats",
+        "If the model stood at an optimum of training on all examples, and this one then counted more, would a task's "
+        "answer be likelier? The effect on a task is the influence function with the Fisher matrix as curvature: the "
+        "answer's gain in nats for a further copy of the example, times the number of examples.",
+        (*_ENGINE, *_LOSS, "influence_ekfac"),
+        _BUDGET,
+        per_token=_BOTH_SIDES,
+        fits_fisher=True,
     ),
     "one_step": Method(
         "icprobe.attribution.one_step",

@@ -36,8 +36,10 @@ def signed_log(d: Tensor) -> Tensor:
     return torch.where(d == 0, 0.0, d.sign() * d.abs().log())
 
 
+PRODUCT = Contraction(lambda gradient: gradient, lambda product: product)
 CONTRACTIONS = {
-    "influence": Contraction(lambda gradient: gradient, lambda product: product),
+    "influence": PRODUCT,
+    "influence_ekfac": PRODUCT,  # of preconditioned gradients
     "influence_log": Contraction(clamp, signed_log),
 }
 

@@ -26,6 +26,9 @@ from icprobe.texts.prompts import Encoded
 
 # A layer's gradients [sequences, elements], parameter tensor by parameter tensor.
 Gradients = list[Tensor]
+# (layer index, factors, where sequences lie among their tokens, memory for the result) → what is multiplied as these
+# sequences' gradients
+Former = Callable[[int, Factors, list[slice], Tensor | None], Gradients]
 # Of one pair of batches: contraction -> terms [examples, tasks] float32
 PairProducts = dict[str, Tensor]
 
@@ -40,6 +43,7 @@ class GradientCache:
     products of short sequences come from Gram matrices of their factors (`grams`), which are kept in any case. None:
     all products are of gradients. on_tokens: called with the tokens that have gone through the model, a layer's share
     of each batch at a time. normed: `squared_norms` of each batch are wanted, |g|² of its sequences [n] float64.
+    held_former, streamed_former: what forms the one side's and the other's gradients; None: `per_example_gradients`.
     """
 
     def __init__(
@@ -51,9 +55,12 @@ class GradientCache:
         all_tasks: int | None = None,
         on_tokens: Callable[[float], object] = lambda tokens: None,
         normed: bool = False,
+        held_former: Former | None = None,
+        streamed_former: Former | None = None,
     ) -> None:
         self.network, self.layers, self.dense, self.all_tasks = network, layers, dense, all_tasks
         self.on_tokens = on_tokens
+        self._formers = {"held": held_former or self._plain, "streamed": streamed_former or self._plain}
         self.where = [spans(batch) for batch in batches]
         self.dtype, self.device = network.model.dtype, network.device
         self._buffers: dict[str, Tensor] = {}
@@ -72,8 +79,7 @@ class GradientCache:
         def keep(index: int, factors: Factors) -> None:
             if self.dense:
                 where = factors.spans(self.where[number])
-                gradients = per_example_gradients(self.layers[index], factors.a, factors.delta, where)
-                self._dense[number][index] = gradients
+                self._dense[number][index] = self._formers["held"](index, factors, where, None)
             if not self.dense or self.all_tasks is not None:
                 self.factors[number][index] = factors
             self.add_norms(self.squared_norms[number], index, factors, self.where[number])
@@ -131,13 +137,20 @@ class GradientCache:
         """Gradients of batch `number` in one layer: kept ones, or formed in a buffer."""
         if self.dense:
             return self._dense[number][index]
-        return self.formed(f"held {number}", index, self.factors[number][index], self.where[number])
+        return self.formed("held", number, index, self.factors[number][index], self.where[number])
 
-    def formed(self, buffer: str, index: int, factors: Factors, where: list[slice]) -> Gradients:
-        """Gradients of some sequences in one layer; on a CPU in a buffer that the next layer's will overwrite."""
-        layer = self.layers[index]
-        out = self._buffer(buffer, len(where), layer) if self.device.type == "cpu" else None
-        return per_example_gradients(layer, factors.a, factors.delta, factors.spans(where), out)
+    def formed(self, side: str, number: int, index: int, factors: Factors, where: list[slice]) -> Gradients:
+        """Gradients of some sequences in one layer; on a CPU in a buffer that the next layer's will overwrite.
+
+        side: "held" or "streamed"; number: of the batch.
+        """
+        out = None
+        if self.device.type == "cpu":
+            out = self._buffer(f"{side} {number}", len(where), self.layers[index])
+        return self._formers[side](index, factors, factors.spans(where), out)
+
+    def _plain(self, index: int, factors: Factors, where: list[slice], out: Tensor | None) -> Gradients:
+        return per_example_gradients(self.layers[index], factors.a, factors.delta, where, out)
 
     def _buffer(self, name: str, n: int, layer: Layer) -> Tensor:
         """Memory for the gradients of n sequences in one layer, the same for all layers."""
@@ -206,7 +219,7 @@ class _Products:
         cache = self._cache
         held = {i: cache._gradients(i, index) for i in dict.fromkeys(i for i, _ in pairs)}
         streamed = {
-            n: cache.formed(f"streamed {n}", index, factors[n], self._streamed[n])
+            n: cache.formed("streamed", n, index, factors[n], self._streamed[n])
             for n in dict.fromkeys(n for _, n in pairs)
         }
         ordered = [self._in_order(*pair) for pair in pairs]

@@ -2,20 +2,20 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from icprobe.attribution.contraction import CONTRACTIONS
 from icprobe.attribution.documents import encode_documents
-from icprobe.attribution.gradient_cache import GradientCache
+from icprobe.attribution.gradient_cache import GradientCache, Gradients
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.attribution.memory_plan import Plan, SequenceBatches
 from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import packed, packs
-from icprobe.engine.gradients import layers_of
+from icprobe.engine.gradients import Factors, Layer, layers_of
 from icprobe.engine.network import Network
 from icprobe.engine.stepping import activations_per_token
 from icprobe.errors import ScoreError, several, some
@@ -25,6 +25,15 @@ logger = logging.getLogger(__name__)
 # Groups of batches in step are split so that none takes much longer than two minutes, which is what a killed job may
 # lose. The rate is that at which gradients to be held were made; in step a second forward pass comes on top, a third.
 GROUP_SECONDS = 90.0
+
+
+class TaskFormer(Protocol):
+    """A `gradient_cache.Former` of tasks' gradients. tokens: what it does for one task, as a plan's cost is counted."""
+
+    tokens: float
+
+    def __call__(self, index: int, factors: Factors, where: list[slice], out: torch.Tensor | None) -> Gradients:
+        """What stands for the gradients of these sequences in one layer."""
 
 
 def attribute(
@@ -48,14 +57,17 @@ def attribute(
     chooses, the same pairs of batches are multiplied layer by layer in the same order: the budget changes no bit of the
     result.
     """
-    yield from _Influence(inputs, batches, batch_tokens, memory_budget_gb, methods, Objective(**objective)).pieces()
+    yield from Influence(inputs, batches, batch_tokens, memory_budget_gb, methods, Objective(**objective)).pieces()
 
 
-class _Influence:
+class Influence:
     """The products of all examples' gradients with all tasks', tile by tile and group by group of a plan.
 
     What a pair of batches gives is put into `inputs.pieces`, so that a killed job loses no more than a group's work; it
     is named by the example batch and the tasks' pack, so that a job goes on under another plan, too.
+
+    task_former: makes of a network and its layers what forms the tasks' gradients, where these are not taken as they
+    are.
     """
 
     def __init__(
@@ -66,10 +78,12 @@ class _Influence:
         memory_budget_gb: float,
         methods: Sequence[str],
         objective: Objective,
+        task_former: Callable[[Network, Sequence[Layer]], TaskFormer] | None = None,
     ) -> None:
         self.inputs, self.batches, self.methods = inputs, batches, methods
         self.network = Network(inputs.model, inputs.capabilities)
         self.layers, passed = layers_of(self.network, objective.parameters), layers_of(self.network)
+        self.task_former = task_former and task_former(self.network, self.layers)
         documents = encode_documents(inputs, batches, objective)
         tasks = encode_tasks(inputs, objective.task_likelihood)
         self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
@@ -89,6 +103,7 @@ class _Influence:
             self.all_tasks is not None,
             activations_per_token(self.network, passed),
             passed,
+            self.task_former.tokens if self.task_former else 0.0,
         )
         logger.info("%s", self.plan.sentence(memory_budget_gb))
         self.holds_examples = self.plan.hold == "examples"
@@ -131,6 +146,7 @@ class _Influence:
     def _cached(self, tile: list[int]) -> tuple[GradientCache, float]:
         """The gradients of a tile, and at which rate they were made, in tokens per second."""
         started = time.monotonic()
+        formers = (None, self.task_former) if self.holds_examples else (self.task_former, None)
         cache = GradientCache(
             self.network,
             self.layers,
@@ -138,7 +154,8 @@ class _Influence:
             self.plan.dense,
             self.all_tasks,
             self.inputs.progress.update,
-            normed="cosine" in self.methods,
+            "cosine" in self.methods,
+            *formers,
         )
         return cache, sum(map(self.held.tokens, tile)) / (time.monotonic() - started)
 

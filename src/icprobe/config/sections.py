@@ -42,6 +42,19 @@ class Icp(Section):
     )
 
 
+class InfluenceEkfac(Section):
+    """Influence with the Fisher matrix of the examples as Hessian, in EK-FAC's form."""
+
+    labels: Literal["sampled", "empirical"] = Field(
+        "sampled",
+        description="Whose gradients make the Fisher matrix. sampled: of tokens drawn with the seed from the model's "
+        "own distribution, as it is defined. empirical: of the examples' own tokens.",
+    )
+    damping: PositiveFloat = Field(
+        0.1, description="λ of (F + λ)⁻¹, over the mean eigenvalue of a layer's F. A change does not fit F anew."
+    )
+
+
 class IcpBudget(Section):
     """ICP only for examples that may still be among the best or the worst."""
 
@@ -192,6 +205,7 @@ class Attribution(Section):
         "{best: {mean_rank: [icp, influence]}, icp_at_length: {given_length: icp}}. Those that `methods` names are "
         "computed, without a model.",
     )
+    influence_ekfac: InfluenceEkfac = Field(InfluenceEkfac(), description="Settings of the method influence_ekfac.")
     icp_budget: IcpBudget = Field(IcpBudget(), description="Settings of the method icp_budget.")
     icp_reverse: IcpReverse = Field(IcpReverse(), description="Settings of the method icp_reverse.")
     icp_k_shot: IcpKShot = Field(IcpKShot(), description="Settings of the method icp_k_shot.")

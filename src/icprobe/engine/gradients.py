@@ -51,6 +51,8 @@ class Factors:
 
 # (layer index, factors) → None; called in the backward pass once for each layer that sees a token
 Consumer = Callable[[int, Factors], None]
+# hidden states [n, d] that predict the targets of a row → n ids to take for these targets
+Label = Callable[[Tensor], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -168,17 +170,19 @@ def collect_gradients(layers: Sequence[Layer], consume: Consumer) -> Iterator[No
             handle.remove()
 
 
-def loss_backward(network: Network, sequences: Sequence[Encoded]) -> None:
+def loss_backward(network: Network, sequences: Sequence[Encoded], label: Label | None = None) -> None:
     """Backward pass of Σ −log p(target | context) over sequences packed in one row; hooks see the gradients.
 
     A document's loss over all tokens after the first is an `Encoded` with n_context = 1; where `mean` is set, a
-    sequence's loss is divided by its number of targets.
+    sequence's loss is divided by its number of targets. label: gives other targets in place of the texts' own.
     """
-    _, states, delta = loss(network, sequences)
+    _, states, delta = loss(network, sequences, label)
     states.backward(delta)
 
 
-def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Execution, Tensor, Tensor]:
+def loss(
+    network: Network, sequences: Sequence[Encoded], label: Label | None = None
+) -> tuple[Execution, Tensor, Tensor]:
     """The packed row, its final hidden states [S, d], and the gradient of Σ −log p(target | context) by them."""
     row, predictors, targets = packed_targets(sequences)
     counts = [one.n_target if one.mean else 1 for one in sequences for _ in range(one.n_target)]
@@ -186,6 +190,8 @@ def loss(network: Network, sequences: Sequence[Encoded]) -> tuple[Execution, Ten
         execution, states = network.run(row)
     delta = torch.zeros_like(states)
     chosen = on_device(predictors, states.device)
+    if label is not None:
+        targets = label(states.detach()[chosen])
     of_tokens = loss_gradient(network, states.detach()[chosen], targets)
     if any(sequence.mean for sequence in sequences):
         of_tokens = (of_tokens.float() / on_device(counts, states.device)[:, None]).to(of_tokens.dtype)

@@ -137,6 +137,34 @@ def _at_a_time(network: Network, states: Tensor, wanted: Tensor) -> Iterator[tup
     return zip(states.split(n), wanted.split(n), strict=True)
 
 
+@torch.no_grad()
+def drawn_targets(network: Network, states: Tensor, uniforms: Tensor) -> list[int]:
+    """Words drawn from the model's own distribution: states [n, d], uniforms [n] float64 in [0, 1) → n ids.
+
+    By inversion: the first word up to which the probabilities add up to more than the uniform number. The vocabulary is
+    gone through once for the sums of its parts; then each state sees one part again.
+    """
+    parts = _at_a_time(network, states, uniforms.to(states.device))
+    return torch.cat([_drawn(network, *part) for part in parts]).tolist()
+
+
+def _drawn(network: Network, states: Tensor, uniforms: Tensor) -> Tensor:
+    """The same of some states, [n] int64."""
+    tiles = [(start, logits.logsumexp(dim=1)) for start, logits in head_tiles(network, states)]
+    shares = torch.stack([total for _, total in tiles], dim=1).double().softmax(dim=1)
+    until = shares.cumsum(dim=1)
+    tile = (until <= uniforms[:, None]).sum(dim=1).clamp_(max=len(tiles) - 1)
+    own = shares.gather(1, tile[:, None])[:, 0]
+    within = (uniforms - until.gather(1, tile[:, None])[:, 0] + own) / own  # where in the part the number lies
+    words = torch.empty_like(tile)
+    for number in tile.unique().tolist():
+        rows = (tile == number).nonzero()[:, 0]
+        probabilities = _tile(network, states[rows], tiles[number][0]).double().softmax(dim=1)
+        below = probabilities.cumsum(dim=1) <= within[rows, None]
+        words[rows] = tiles[number][0] + below.sum(dim=1).clamp_(max=probabilities.shape[1] - 1)
+    return words
+
+
 def words_at_a_time(network: Network, device: torch.device) -> int:
     """How many words of the vocabulary they are formed for at a time."""
     return HEAD_WORDS if device.type == "cpu" else len(network.head.weight)
@@ -144,11 +172,15 @@ def words_at_a_time(network: Network, device: torch.device) -> int:
 
 def head_tiles(network: Network, states: Tensor) -> Iterator[tuple[int, Tensor]]:
     """(first word, logits [n, words] float32) of the LM head, a part of the vocabulary at a time."""
+    for start in range(0, len(network.head.weight), words_at_a_time(network, states.device)):
+        yield start, _tile(network, states, start)
+
+
+def _tile(network: Network, states: Tensor, start: int) -> Tensor:
+    """The logits of the part of the vocabulary that begins at word `start`."""
     weight, bias = network.head.weight, getattr(network.head, "bias", None)
-    words = words_at_a_time(network, states.device)
-    for start in range(0, len(weight), words):
-        part = slice(start, start + words)
-        yield start, network.logit_shape(matmul_float32(states, weight[part], None if bias is None else bias[part]))
+    part = slice(start, start + words_at_a_time(network, states.device))
+    return network.logit_shape(matmul_float32(states, weight[part], None if bias is None else bias[part]))
 
 
 @torch.no_grad()

@@ -15,9 +15,11 @@ from icprobe.attribution import methods_of
 from icprobe.attribution.combined import combine
 from icprobe.attribution.contexts import check as check_contexts
 from icprobe.attribution.external import attribution as external_attribution
+from icprobe.attribution.fisher import fit
 from icprobe.attribution.matrix import Inputs
 from icprobe.attribution.shards import compute
 from icprobe.config.types import slice_of
+from icprobe.engine.batching import batches
 from icprobe.engine.models import set_precision
 from icprobe.engine.representations import mean_hidden_states
 from icprobe.notebook.configuring import arguments_named, configured
@@ -184,6 +186,8 @@ def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -
             inputs = replace(inputs, trajectory=along)
         elif known.needs_model:
             inputs = replace(inputs, model=subject.load(arithmetic[0]))
+        if known.fits_fisher:
+            settings["fisher"] = _fisher(plan, inputs, Path(folder, "fisher"), settings["memory_budget_gb"])
         return compute(
             known.module,
             methods,
@@ -195,3 +199,12 @@ def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -
             partial=partial,
             per_task=known.per_task,
         )
+
+
+def _fisher(plan: Plan, inputs: Inputs, folder: Path, memory_budget_gb: float) -> list[Path]:
+    """Fits the Fisher matrix of the examples in one part."""
+    settings = plan.fisher_settings
+    for arithmetic in ("dtype", "device", "tf32"):
+        del settings[arithmetic]
+    cut = batches(inputs.lengths, settings.pop("batch_tokens"))
+    return fit(inputs, cut, folder, memory_budget_gb=memory_budget_gb, **settings)

@@ -205,6 +205,17 @@ class Plan:
             del settings["parameters"]
         return {**settings, **own, **({"dtype": known.dtype} if known.dtype else {})}
 
+    @cached_property
+    def fits_fisher(self) -> list[str]:
+        """The methods that need the Fisher matrix of the examples."""
+        return [method for method in self.computed if self.methods[method].fits_fisher]
+
+    @property
+    def fisher_settings(self) -> dict[str, Any]:
+        """The keys that its fit uses: neither what it is damped by, nor what is said of the gradients it is used on."""
+        others = {"damping", "reduction", "task_likelihood"}
+        return {k: v for k, v in self.method_settings(self.fits_fisher[0]).items() if k not in others}
+
     def takes_loss(self, method: str) -> bool:
         """Whether a method takes gradients of the loss that fine-tuning minimises, which an example may not have."""
         return self.config.attribution.train_loss == "response" and "train_loss" in self.methods[method].settings

@@ -145,6 +145,28 @@ class Sizes:
             megabytes += 8e-6 * size + _activations_mb(size, settings.batch_tokens)
         return Needs(megabytes, seconds)
 
+    def fisher_parts(self, model: str) -> int:
+        """Jobs that a pass over the examples for their Fisher matrix is cut into."""
+        return work.fisher_parts(self.config, model, self.examples)
+
+    def sum_fisher(self, model: str, part: str) -> Needs:
+        """One pass over a part of the examples for their Fisher matrix, within the budget where layers are small."""
+        settings, size = self.config.attribution, self.parameters(model)
+        _, tokens = self.shard(model, part)
+        megabytes = TORCH_MB + ROW_MB * self.examples + 8e-6 * size
+        if settings.device != "cuda":
+            # Eigenvectors are mapped into memory: about twelve bytes for each parameter.
+            megabytes += 1000 * settings.memory_budget_gb + 12e-6 * size
+        return Needs(megabytes, work.fisher_operations(size, tokens) / SPEED[settings.device])
+
+    def fisher_bases(self, model: str) -> Needs:
+        """The eigenvectors of all layers in float64, one matrix after another, on the CPU.
+
+        Measured with SmolLM2-135M: 100 s on one core; by P^1.5, as matrices grow with the width of a model.
+        """
+        size = self.parameters(model)
+        return Needs(TORCH_MB + 4e-6 * size, 6.5e-11 * size**1.5)
+
     def without_model(self, method: str) -> Needs:
         """Makes a matrix of lengths or chance, or, for bm25, of all texts' words."""
         words = ROW_MB * (self.examples + self.tasks) + 4 * self.matrix_mb if method == "bm25" else 0

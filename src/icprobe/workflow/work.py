@@ -27,6 +27,7 @@ UNKNOWN_PARAMETERS = 1e9
 SPEED = {"cpu": 2e11, "auto": 2e11, "cuda": 5e13}
 SHARD_SECONDS = 1800.0
 SHARD_BYTES = 0.5e9  # of a shard's part of the matrix
+MOST_FISHER_PARTS = 32
 MOST_SHARDS = 1024  # clusters often take no more jobs of one user
 
 
@@ -126,6 +127,24 @@ def shards(config: Config, model: str, examples: float, tasks: float) -> int:
     seconds = work / SPEED[config.attribution.device]
     wanted = max(seconds / SHARD_SECONDS, 4 * examples * tasks / SHARD_BYTES, 1.0)
     return min(2 ** round(math.log2(wanted)), MOST_SHARDS, max(1, int(examples)))
+
+
+def fisher_parts(config: Config, model: str, examples: float) -> int:
+    """Settles into how many parts the examples are cut to fit their Fisher matrix: of about half an hour each.
+
+    Each leaves sums that are as large as a few models; there are as many as `attribution.shards` says, where it does.
+    """
+    if config.attribution.shards != "auto":
+        return config.attribution.shards
+    seconds = fisher_operations(parameters(config, model), ROW_TOKENS * examples) / SPEED[config.attribution.device]
+    return int(max(1, min(round(seconds / SHARD_SECONDS), MOST_FISHER_PARTS, examples)))
+
+
+def fisher_operations(parameters: float, tokens: float) -> float:
+    """Counts those of one of the two passes over the examples: forward, backward, and products of factors with square
+    matrices, which are of about two and a half times the size of the weights (SmolLM2).
+    """
+    return 2 * parameters * 5 * tokens
 
 
 def retraining_chunks(config: Config, model: str, trainings: float, examples: float, answers: float) -> int:

@@ -18,7 +18,7 @@ with job(snakemake) as run:
     from icprobe.engine.batching import parse_shard
 
     params, files, wildcards = snakemake.params, snakemake.input, snakemake.wildcards
-    settings = dict(params.settings)
+    settings, fisher = dict(params.settings), files.get("fisher", [])
     for sentence in said(settings, params.templates.get("format") == "chat"):
         logging.info(sentence)
     number, of = parse_shard(wildcards.scatteritem)
@@ -41,6 +41,7 @@ with job(snakemake) as run:
                 *(files.train, files.tasks, files.lengths),
                 *([files.manifest] if files.model else []),
                 *([files.trajectory] if files.get("trajectory") else []),
+                *fisher,
             ]
         ],
     )
@@ -60,6 +61,7 @@ with job(snakemake) as run:
         inputs.tokenizer = load_tokenizer(files.model)
     # How it computes: after the folder of what is partial was found, for no bit depends on it.
     settings |= {key: execution.settings("attribution")[key] for key in params.execution}
+    settings |= {"fisher": list(fisher)} if fisher else {}
     began = time.monotonic()
     tables = compute(
         params.module,

@@ -1,0 +1,31 @@
+"""The eigenvalues of the Fisher matrix in its basis, corrected: the mean over the examples of all parts."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from icprobe import artifacts, paths
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    from icprobe.attribution import fisher
+
+    parts, wildcards = [Path(part) for part in snakemake.input.parts], snakemake.wildcards
+    manifests = [artifacts.verify(part) for part in parts]
+    layers = manifests[0]["layers"]
+    partial = artifacts.partial_directory(
+        paths.EXPERIMENT.format(experiment=wildcards.experiment),
+        snakemake.rule,
+        dict(wildcards),
+        dict(snakemake.params.items()),
+        [artifacts.content_digest(part) for part in parts],
+    )
+    began = time.monotonic()
+    fisher.corrected(parts, layers, sum(manifest["examples"] for manifest in manifests), partial)
+    with artifacts.atomic_path(snakemake.output.folder) as output:
+        shutil.move(partial, output)
+        artifacts.write_manifest(output, layers=layers)
+    artifacts.show_manifest(snakemake.output.folder, snakemake.output.manifest)
+    logging.info("eigenvalues of %d layers; %.0f s", len(layers), time.monotonic() - began)
+    run.summary(layers=len(layers))
