@@ -299,6 +299,7 @@ rule check_losses:
 
 # A rule of its own, for each method: what stands in its contexts is nothing to the others.
 rule check_contexts:
+    localrule: True
     message:
         "Checking that {wildcards.model} can read the contexts of {wildcards.method}"
     input:

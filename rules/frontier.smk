@@ -23,7 +23,7 @@ if PLAN.truth_parts:
             lengths=paths.LENGTHS,
             manifest=manifest_of,
             contexts=[paths.CONTEXTS_CHECKED.replace("{method}", method) for method in PLAN.long_contexts],
-            chosen=paths.PARAMETERS_CHECKED if PLAN.parameters_chosen else [],
+            chosen=[paths.PARAMETERS_CHECKED] if PLAN.parameters_chosen else [],
             trajectory=[paths.manifest(paths.TRAJECTORY)] if PLAN.along_training else [],
             budget=[paths.matrix(method) for method in PLAN.computed if method == "icp_budget"],
         output:
@@ -31,6 +31,7 @@ if PLAN.truth_parts:
         params:
             tables=list(FRONTIER_TABLES),
             logs=lambda w: {method: attribution_logs(w.model, method) for method in CONFIG.attribution.methods},
+            external=list(CONFIG.attribution.external),
             paid_for={method: PLAN.paid_for(method) for method in PLAN.combined},
             code=fingerprint("analysis/frontier"),
         log:

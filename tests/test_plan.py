@@ -55,8 +55,8 @@ def _in_the_repository(monkeypatch):
 def test_the_parameters_reach_the_methods_by_gradients_and_the_default_no_job():
     methods = [*METHODS]
     chosen, every = (plan(attribution={"methods": methods, "parameters": p}) for p in ("mlp", "all"))
-    by_gradients = ["influence", "influence_log", "cosine", "influence_ekfac", "tracin", "one_step", "influence_mean"]
-    by_gradients += ["self_influence"]
+    by_gradients = ["influence", "influence_log", "cosine", "influence_ekfac", "one_step", "influence_mean"]
+    by_gradients += ["self_influence", "tracin"]
     assert [m for m in methods if chosen.method_settings(m).get("parameters") == "mlp"] == by_gradients
     assert not any("parameters" in every.method_settings(method) for method in methods)
     assert "of the MLPs, with a mixture's experts alone (parameters: mlp)" in " ".join(chosen.objective)

@@ -22,7 +22,11 @@ K1, B = 1.5, 0.75  # bm25s's own
 # others), and the characters of Chinese and Japanese.
 UNSPACED = r"[\p{lb=SA}\p{scx=Han}\p{scx=Hiragana}\p{scx=Katakana}]"
 LETTERS = r"[\p{L}\p{M}\p{N}]"
-RUN = regex.compile(rf"(?V1)(?P<unspaced>[{LETTERS}&&{UNSPACED}]+)|[{LETTERS}--{UNSPACED}]+")
+# A mark without a letter before it, such as that which makes a sign an emoji, is no word.
+RUN = regex.compile(
+    rf"(?V1)(?P<unspaced>[[\p{{L}}\p{{N}}]&&{UNSPACED}][{LETTERS}&&{UNSPACED}]*)"
+    rf"|[[\p{{L}}\p{{N}}]--{UNSPACED}][{LETTERS}--{UNSPACED}]*"
+)
 CHARACTER = regex.compile(r"\X")  # with the marks that stand on it
 
 

@@ -135,6 +135,8 @@ def task_groups(
 ) -> list[list[int]]:
     """Puts tasks, or so many of them as are wanted, into contexts in an order drawn with the seed: their numbers.
 
+    The order in which they stand in their file changes nothing.
+
     lengths: table id, n_query, n_target of all examples. There are as few contexts as the model can read with the
     longest example behind each, of equal numbers of tasks (up to one). Raises DataError where a task alone does not
     fit, where more are wanted than there are, or where they cannot stand together.
@@ -142,20 +144,25 @@ def task_groups(
     if wanted != "all" and wanted > len(tasks):
         raise DataError(f"attribution.icp_reverse.tasks: {wanted} are wanted where there are {len(tasks)}; take fewer.")
     bound = prompts.of(reader.tokenizer)
-    order = np.random.default_rng(seed).permutation(len(tasks))[: None if wanted == "all" else wanted]
+    by_id = np.array(sorted(range(len(tasks)), key=lambda number: str(tasks[number]["id"])))
+    order = by_id[np.random.default_rng(seed).permutation(len(tasks))][: None if wanted == "all" else wanted]
     if isinstance(bound, ChatPrompts):
         bound.check_together([tasks[number] for number in order])
     total = (lengths["n_query"] + lengths["n_target"]).to_numpy()
     behind = int(total.max()) + max(reader.counts([bound.separator])) + BORDERS
     room = math.inf if reader.max_positions is None else reader.max_positions - behind
-    for n in range(1, len(order) + 1):
+    alone = reader.counts([bound.few_shot_prefix([tasks[number]]) for number in order])
+    n = 1 if max(alone) <= room else len(order) + 1
+    while n <= len(order):
         groups = [group.tolist() for group in np.array_split(order, n)]
         counts = reader.counts([bound.few_shot_prefix([tasks[number] for number in group]) for group in groups])
         if max(counts) <= room:
             return groups
-    first = groups[int(np.argmax(counts))][0]
+        # So many tokens do not fit into fewer.
+        n = max(n + 1, int(counts[0] / (room + BORDERS))) if n == 1 else n + 1
+    first = order[int(np.argmax(alone))]
     raise DataError(
         f"attribution.icp_reverse: the task {tasks[first]['id']} and the longest example "
-        f"({lengths['id'].iloc[int(total.argmax())]}) need {max(counts) + behind} tokens where {reader.model} takes "
+        f"({lengths['id'].iloc[int(total.argmax())]}) need {max(alone) + behind} tokens where {reader.model} takes "
         f"{reader.max_positions}; shorten one of them, or leave out long examples (data.train.sample.max_tokens)."
     )

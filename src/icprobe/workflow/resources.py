@@ -129,7 +129,14 @@ class Sizes:
         settings, size = self.config.attribution, self.parameters(model)
         examples, tokens = self.shard(model, item)
         # What reads each text once is forward alone; of ifd's responses, twice, at most the whole examples.
-        once = {"embedding": tokens + ROW_TOKENS * self.tasks, "perplexity": tokens, "ifd": 2 * tokens}
+        of_tasks = ROW_TOKENS * self.tasks
+        once = {"embedding": tokens + of_tasks, "perplexity": tokens, "ifd": 2 * tokens}
+        once |= {"icp_reverse": 2 * tokens + of_tasks, "self_influence": 3 * tokens}
+        # A backward pass counts as two forward, the product of a pair as a token.
+        once["influence_mean"] = 3 * (tokens + of_tasks)
+        once["influence"] = 3 * (tokens + of_tasks) + examples * self.tasks
+        once["influence_ekfac"] = 2 * once["influence"]
+        once["tracin"] = once["influence"] * (len(settings.tracin.directories or ()) or settings.tracin.checkpoints)
         every_pair = operations(size, examples, tokens, ROW_TOKENS * self.tasks)
         work = 2 * size * once[method] if method in once else every_pair
         if method == "icp_k_shot":

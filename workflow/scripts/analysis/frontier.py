@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 
 from icprobe import artifacts
@@ -26,6 +27,8 @@ with job(snakemake) as run:
     known = (("tried", tried), ("share", chosen), ("checkpoints", along))
     shares = {name: found[0] for name, found in known if found}
     counted = {method: operations(method, *sizes, **shares, read=read) for method in [*params.logs, *RIVALS]}
+    # One that has a built-in method's name is not that method.
+    counted |= dict.fromkeys(params.external, math.nan)
     # What is computed from the matrices of others costs what these do.
     counted |= {method: sum(counted[part] for part in parts) for method, parts in params.paid_for.items()}
     seconds = {method: sum(measured(log)[0] for log in logs) for method, logs in params.logs.items() if logs}
