@@ -13,7 +13,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from icprobe import paths
 from icprobe.artifacts import digest
+from icprobe.config.plain import Plain, mistake
 from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
+from icprobe.config.selections import Selection, data_sets
+from icprobe.config.selections import check as check_selections
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
 from icprobe.config.training import Evaluation, Finetune
 from icprobe.config.truth import Truth
@@ -22,11 +25,6 @@ from icprobe.errors import ConfigError, did_you_mean, several, shown
 from icprobe.formatting import parse_bin
 
 __all__ = ["Attribution", "Config", "Evaluation", "Templates", "load"]
-
-MAX_DEPTH = 30  # levels of the configuration; its own are 4
-MAX_SIZE = 100_000  # values in the configuration
-# Parameters of requests to a judge, which null leaves out: here it does not take the key away.
-NULL_SAYS = {("evaluation", "llm", "temperature"), ("evaluation", "llm", "json_schema")}
 
 NULL_SWITCHES_OFF = {"wandb": {"mode": "disabled"}, "evaluation": {"judge": "none"}}
 
@@ -67,11 +65,14 @@ class Config(Section):
         "Default: "
         f"{json.dumps(THRESHOLDS)} if icp is such a share, otherwise {json.dumps(ENDS)}.",
     )
+    selections: dict[Name, Selection] = Field(
+        {}, description="Data sets by other rules than bins: each name is one, chosen by a method's scores."
+    )
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
     synthetic: Synthetic = Synthetic()
     finetune: Finetune = Field(
-        Finetune(methods=[], all_data=False),
+        Finetune(methods=[], all_data=False, selections=[]),
         description="Fine-tuned models; without this key, or with `finetune: null`, there are none.",
     )
     truth: Truth = Truth()
@@ -138,6 +139,8 @@ class Config(Section):
                     "to null for all"
                 )
         return self
+
+    _selections_can_be_made = model_validator(mode="after")(check_selections)
 
     @model_validator(mode="after")
     def _turns_have_a_chat_template(self) -> "Config":
@@ -227,7 +230,9 @@ class Config(Section):
     @property
     def _trains(self) -> bool:
         """Whether models are fine-tuned, rather than judged by what others have annotated."""
-        return self.evaluation.judge != "annotations" and bool(self.finetune_methods or self.finetune.all_data)
+        return self.evaluation.judge != "annotations" and bool(
+            self.finetune_methods or self.finetune.all_data or self.finetune_selections
+        )
 
     def quantization(self, model: str) -> str:
         """How many bits a model's linear layers are kept in: none (as they are), 8bit or 4bit."""
@@ -246,6 +251,12 @@ class Config(Section):
         """Bins that are fine-tuned on."""
         return self.bins if self.finetune.bins is None else self.finetune.bins
 
+    @property
+    def finetune_selections(self) -> list[str]:
+        """The data sets of selections that are fine-tuned on, baselines included."""
+        names = self.selections if self.finetune.selections is None else self.finetune.selections
+        return [name for name, of in data_sets(self.selections).items() if of.selection in names]
+
     def model_directory(self, model: str) -> str:
         """Where a model is kept when it is prepared, by its name and its source."""
         source = self.model_sources[model].model_dump(mode="json", exclude_defaults=True)
@@ -253,7 +264,10 @@ class Config(Section):
 
     def as_yaml(self, exclude: set[str]) -> str:
         """The configuration as YAML, defaults spelled out, without some sections and without how jobs compute."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
+        said = self.model_dump(mode="json", exclude=exclude)
+        if not self.selections:  # as it was before there were any: no report is written anew
+            del said["selections"], said["finetune"]["selections"]
+        return yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
 
 
 def stands_alone(raw: Any) -> bool:
@@ -281,7 +295,7 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     if isinstance(raw, dict):
         # Taken away, these would come back with their defaults, which send and judge.
         raw = {**raw, **{key: off for key, off in NULL_SWITCHES_OFF.items() if raw.get(key, off) is None}}
-    plain, _ = _Plain().of(raw)
+    plain, _ = Plain().of(raw)
     try:
         config = Config.model_validate(plain)
     except ValidationError as error:
@@ -290,64 +304,15 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
     for key, methods in (("methods", config.attribution.methods), ("aggregators", config.attribution.aggregators)):
         for method in methods:
             if method not in known_methods:
-                raise _mistake(
+                raise mistake(
                     ["attribution", key],
                     f"{shown(method)} is not a method; use one of {', '.join(known_methods)}"
                     + did_you_mean(method, known_methods),
                 )
+    for name in data_sets(config.selections):
+        if name in (*known_methods, "all"):
+            raise mistake(["selections"], f"{shown(name)} is the name of a method or of all data; choose another")
     return config
-
-
-class _Plain:
-    """Raw values without keys that are null (but `NULL_SAYS`); only what JSON can hold, of bounded size and depth."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, tuple[Any, int] | None] = {}
-
-    def of(self, value: Any, where: tuple[str, ...] = ()) -> tuple[Any, int]:
-        """(value, number of values in it). YAML's aliases: what stands in many places is looked at once."""
-        if len(where) > MAX_DEPTH:
-            raise _mistake(where, "it is nested too deeply")
-        if not isinstance(value, dict | list):
-            return _scalar(value, where), 1
-        if id(value) not in self.seen:
-            self.seen[id(value)] = None
-            if isinstance(value, dict):
-                for key in value:
-                    if not isinstance(key, str):
-                        raise _mistake(where, f"the key {shown(key)} must be a string; put quotation marks around it")
-                    _scalar(key, where)
-                said = {k: v for k, v in value.items() if v is not None or (*where, k) in NULL_SAYS}
-                parts = {k: self.of(v, (*where, k[:60])) for k, v in said.items()}
-                size = 1 + sum(size for _, size in parts.values())
-                self.seen[id(value)] = {k: v for k, (v, _) in parts.items()}, size
-            else:
-                found = [self.of(v, (*where, str(i))) for i, v in enumerate(value)]
-                size = 1 + sum(size for _, size in found)
-                self.seen[id(value)] = [v for v, _ in found], size
-            if size > MAX_SIZE:
-                raise _mistake(where, f"it holds {size} values; {MAX_SIZE} are enough for any experiment")
-        result = self.seen[id(value)]
-        if result is None:
-            raise _mistake(where, "it contains itself")
-        return result
-
-
-def _scalar(value: Any, where: tuple[str, ...]) -> Any:
-    if isinstance(value, str):
-        if any("\ud800" <= c <= "\udfff" for c in value):
-            raise _mistake(where, f"{shown(value)} contains half a surrogate pair, which is not valid text")
-    elif isinstance(value, int) and abs(value) >= 2**63:
-        raise _mistake(where, "the number is too large")
-    elif not isinstance(value, int | float | None):
-        kind = type(value).__name__
-        raise _mistake(where, f"{shown(value)} has YAML's type {kind}; put quotation marks around it")
-    return value
-
-
-def _mistake(where: Iterable[str], what: str) -> ConfigError:
-    place = ".".join(list(where)[:5])
-    return ConfigError(f"config: {place + ': ' if place else ''}{what}")
 
 
 def _sentence(error: ValidationError, raw: Any) -> ConfigError:
@@ -373,7 +338,7 @@ def _sentence(error: ValidationError, raw: Any) -> ConfigError:
         hidden = isinstance(seen, dict | BaseModel) or keys[-1:] == ["key_variable"]
         what += "" if hidden else f", not {shown(seen)}"
     more = f" ({several(len(mistakes) - 1, 'more mistake')})" if len(mistakes) > 1 else ""
-    return _mistake([key[:60] for key in keys], what + more)
+    return mistake([key[:60] for key in keys], what + more)
 
 
 def _keys(location: tuple, raw: Any) -> list[str]:
