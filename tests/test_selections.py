@@ -328,7 +328,10 @@ def test_selections_are_conditions_and_null_means_all_of_them():
     assert Plan(without, methods_of(without)).fine_tuned == []
 
 
-def test_without_selections_a_configuration_says_what_it_said_before():
-    text = config({}).as_yaml(exclude=set())
-    assert "selections" not in text
-    assert "selections" in config({"a": {"method": "icp", "top": 2}}).as_yaml(exclude=set())
+def test_without_selections_nothing_is_planned_of_them():
+    without = config({})
+    plan = Plan(without, methods_of(without))
+    assert (plan.data_sets, without.finetune_selections) == ({}, [])
+    assert "selections.csv" not in plan.tables
+    assert {bin for _, bin in plan.subsets} == {*without.bins}
+    assert "selected" not in {bin for _, bin, _ in plan.fine_tuned}

@@ -264,10 +264,7 @@ class Config(Section):
 
     def as_yaml(self, exclude: set[str]) -> str:
         """The configuration as YAML, defaults spelled out, without some sections and without how jobs compute."""
-        said = self.model_dump(mode="json", exclude=exclude)
-        if not self.selections:  # as it was before there were any: no report is written anew
-            del said["selections"], said["finetune"]["selections"]
-        return yaml.safe_dump(said, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(self.model_dump(mode="json", exclude=exclude), sort_keys=False, allow_unicode=True)
 
 
 def stands_alone(raw: Any) -> bool:
