@@ -30,7 +30,7 @@ wildcard_constraints:
     experiment=either([CONFIG.experiment]),
     model=either(CONFIG.models),
     method=either(PLAN.names_of_methods),
-    bin=f"all|{BIN_NAME}",
+    bin=f"all|{SELECTED}|{BIN_NAME}",
     seed=r"\d+",
     scatteritem=r"\d+-of-\d+",
 
@@ -61,6 +61,7 @@ include: "rules/chain.smk"
 include: "rules/figures.smk"
 include: "rules/finetuning.smk"
 include: "rules/trajectory.smk"
+include: "rules/selection.smk"
 include: "rules/evaluation.smk"
 include: "rules/truth.smk"
 include: "rules/truth_tables.smk"

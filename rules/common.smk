@@ -12,12 +12,14 @@ from icprobe import cores, execution, fingerprints, masking, paths
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
 from icprobe.config.files import check_keys
+from icprobe.config.selections import OF_LENGTHS, RULES
 from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, IcprobeError
 from icprobe.evaluation import judges
 from icprobe.fingerprints import contents, package_files
 from icprobe.formatting import BIN_NAME
+from icprobe.paths import SELECTED
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
 from icprobe.workflow import checks, dry_run, gpus, log_filters, responding, work

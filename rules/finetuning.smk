@@ -53,6 +53,9 @@ rule subset:
     output:
         subset=paths.SUBSET,
         messages=paths.MESSAGES,
+    wildcard_constraints:
+        method=either([*CONFIG.attribution.methods, "all"]),
+        bin=f"all|{BIN_NAME}",
     params:
         templates=PLAN.text_settings("query", "target"),
         code=fingerprint("finetuning/subset"),

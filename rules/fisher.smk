@@ -81,6 +81,7 @@ if PLAN.fits_fisher:
             paths.log("sum_eigenvalues/{model}/{part}"),
         benchmark:
             paths.benchmark("sum_eigenvalues/{model}/{part}")
+        threads: THREADS
         resources:
             **RESOURCES["sum_eigenvalues"],
             heavy=1,

@@ -5,6 +5,7 @@ model="pythia")` fills them. Functions make the patterns of which one part is of
 """
 
 RESULTS, LOGS = "results", "logs"
+SELECTED = "selected"  # stands for a bin, in tables too, where a selection's name stands for a method
 
 # --- models, shared by experiments ------------------------------------------------------------------------------
 
@@ -66,6 +67,7 @@ PROMPT_LENGTHS = OF_MODEL + "/data/prompt_lengths.parquet"
 DTYPE_CHECKED = OF_MODEL + "/data/dtype.checked.json"
 CONTEXTS_CHECKED = OF_MODEL + "/data/contexts.{method}.checked.json"
 PARAMETERS_CHECKED = OF_MODEL + "/data/parameters.checked.json"
+SELECTION_CHECKED = OF_MODEL + "/data/selection.{method}.checked.json"
 LOSSES_CHECKED = OF_MODEL + "/data/losses.checked.json"
 SUBSET = OF_MODEL + "/subsets/{method}/{bin}.jsonl"
 MESSAGES = OF_MODEL + "/subsets/{method}/{bin}.messages.jsonl"

@@ -15,6 +15,8 @@ from icprobe import paths
 from icprobe.artifacts import digest
 from icprobe.config.raw import Plain, mistake, sentence
 from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
+from icprobe.config.selections import Selection, data_sets
+from icprobe.config.selections import check as check_selections
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
 from icprobe.config.training import Evaluation, Finetune
 from icprobe.config.truth import Truth
@@ -62,11 +64,14 @@ class Config(Section):
         "Default: "
         f"{json.dumps(THRESHOLDS)} if icp is such a share, otherwise {json.dumps(ENDS)}.",
     )
+    selections: dict[Name, Selection] = Field(
+        {}, description="Data sets by other rules than bins: each name is one, chosen by a method's scores."
+    )
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
     synthetic: Synthetic = Synthetic()
     finetune: Finetune = Field(
-        Finetune(methods=[], all_data=False),
+        Finetune(methods=[], all_data=False, selections=[]),
         description="Fine-tuned models; without this key, or with `finetune: null`, there are none.",
     )
     truth: Truth = Truth()
@@ -133,6 +138,8 @@ class Config(Section):
                     "to null for all"
                 )
         return self
+
+    _selections_can_be_made = model_validator(mode="after")(check_selections)
 
     @model_validator(mode="after")
     def _turns_have_a_chat_template(self) -> "Config":
@@ -221,7 +228,9 @@ class Config(Section):
     @property
     def _trains(self) -> bool:
         """Whether models are fine-tuned, rather than judged by what others have annotated."""
-        return self.evaluation.judge != "annotations" and bool(self.finetune_methods or self.finetune.all_data)
+        return self.evaluation.judge != "annotations" and bool(
+            self.finetune_methods or self.finetune.all_data or self.finetune_selections
+        )
 
     def quantization(self, model: str) -> str:
         """How many bits a model's linear layers are kept in: none (as they are), 8bit or 4bit."""
@@ -239,6 +248,12 @@ class Config(Section):
     def finetune_bins(self) -> list[str]:
         """Bins that are fine-tuned on."""
         return self.bins if self.finetune.bins is None else self.finetune.bins
+
+    @property
+    def finetune_selections(self) -> list[str]:
+        """The data sets of selections that are fine-tuned on, baselines included."""
+        names = self.selections if self.finetune.selections is None else self.finetune.selections
+        return [name for name, of in data_sets(self.selections).items() if of.selection in names]
 
     def model_directory(self, model: str) -> str:
         """Where a model is kept when it is prepared, by its name and its source."""
@@ -289,4 +304,7 @@ def load(raw: dict[str, Any], known_methods: Iterable[str]) -> Config:
                     f"{shown(method)} is not a method; use one of {', '.join(known_methods)}"
                     + did_you_mean(method, known_methods),
                 )
+    for name in data_sets(config.selections):
+        if name in (*known_methods, "all"):
+            raise mistake(["selections"], f"{shown(name)} is the name of a method or of all data; choose another")
     return config

@@ -37,7 +37,7 @@ class Lora(Section):
 
 
 class Finetune(Section):
-    """One fine-tuned model per method × bin × seed, with trl's SFTTrainer and completion-only loss."""
+    """One fine-tuned model per method × bin or selection, × seed, with trl's SFTTrainer and completion-only loss."""
 
     methods: list[Name] | None = Field(
         None,
@@ -45,6 +45,10 @@ class Finetune(Section):
         "attribution.methods, or all of attribution.methods if none of them is.",
     )
     bins: list[Bin] | None = Field(None, description="Bins to fine-tune on; null means all of `bins`.")
+    selections: list[Name] | None = Field(
+        None,
+        description="Selections to fine-tune on, each with its baselines; null means all of `selections`.",
+    )
     seeds: list[Seed] = Field([0], min_length=1, description="One model for each seed.")
     all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
     learning_rate: PositiveFloat = Field(2e-7, description="Peak learning rate of AdamW.")

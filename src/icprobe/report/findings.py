@@ -37,6 +37,7 @@ class ModelInputs:
     correlations: Source | None = None  # [model], method_a, method_b, statistic, value, low, high, interval, n
     bins: Source | None = None  # [model], method, bin, n, border, n_tied, n_tied_inside, n_values
     overlaps: Source | None = None  # [model], method, bin, n, n_overlap, overlap, chance
+    selections: Source | None = None  # [model], method, bin, selection, baseline, n, n_tokens, ..., shared
     win_rates: Source | None = None  # [model], method, bin, subset, seed, n, win_rate, ..., n_draws
     held_out: Source | None = None  # [model], method, bin, set, subset, seed, n, nll, nll_base, gain, low, high
     held_out_differences: Source | None = None  # [model], set, bin, method_a, ..., p_value_holm
@@ -82,7 +83,7 @@ class Findings:
         self.lengths = None if lengths is None else lengths.astype({"id": str}).set_index("id").reindex(train["id"])
         self.correlations = self._own(inputs.correlations)
         self.bins = self._own(inputs.bins)
-        self.overlaps = self._own(inputs.overlaps)
+        self.overlaps, self.selections = self._own(inputs.overlaps), self._own(inputs.selections)
         distinct = {} if self.overlaps is None else headline.distinct_bins(self.overlaps)
         # bin -> all bins that hold the same examples as it.
         self.equal_bins = {bin_: equal for equal in distinct.values() for bin_ in equal}

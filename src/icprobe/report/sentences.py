@@ -10,6 +10,7 @@ from icprobe.analysis.correlations import fisher_interval
 from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.evaluation.win_rates import FEWEST
 from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, number, parse_bin
+from icprobe.paths import SELECTED
 from icprobe.report import gains, verdicts
 from icprobe.report.findings import Findings
 from icprobe.report.wording import every, listed, many
@@ -40,7 +41,8 @@ def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) 
     units: method -> what its score counts.
     """
     tables = [table for model in models for table in (model.bins, model.overlaps, model.win_rates) if table is not None]
-    names = dict.fromkeys(bin_text(str(name)) for table in tables for name in table["bin"] if name != headline.ALL)
+    names = dict.fromkeys(bin_text(str(name)) for table in tables for name in table["bin"])
+    names = [name for name in names if name not in (headline.ALL, SELECTED)]
     cut = [name for name in names if parse_bin(name).is_threshold]
     shares = [name for name in names if name not in cut]
     sentences = ["A bin is a part of the training examples, chosen by a method's score."] if names else []

@@ -17,6 +17,7 @@ def check(plan: Plan) -> None:
     check_directories(plan)
     check_libraries(plan)
     check_columns(plan)
+    check_selections(plan)
 
 
 def check_files(plan: Plan) -> None:
@@ -77,3 +78,14 @@ def check_columns(plan: Plan) -> None:
     if len(train) == 1 and reading.is_small(train[0]):  # numbers in several may be read as others than in each
         for name, wanted in plan.sound_labels.items():
             checking.check_good(name, checking.values(train, data.train.columns, name), wanted)
+
+
+def check_selections(plan: Plan) -> None:
+    """Raises ConfigError for a selection in which tasks take turns by a method that has no values for each task."""
+    for name, selection in plan.config.selections.items():
+        if selection.per_task and selection.method not in plan.per_task:
+            known = ", ".join(plan.per_task) or "none here"
+            raise ConfigError(
+                f"config: selections.{name}.per_task: {selection.method} has no value for each task; methods that do: "
+                f"{known}"
+            )

@@ -15,23 +15,25 @@ from icprobe.attribution.objective import said
 from icprobe.config import Config
 from icprobe.config.combined import Combined
 from icprobe.config.sections import ExternalScores
+from icprobe.config.selections import Chosen, data_sets
 from icprobe.config.sources import local_files
 from icprobe.config.training import Annotations
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, reason
 from icprobe.formatting import bin_name, bin_of, parse_bin
+from icprobe.paths import SELECTED
 from icprobe.tables import checking
 
 LABEL_TABLES = ("label_aucs.csv", "label_auc_differences.csv", "label_correlations.csv")
 TEMPLATES = ("query", "target", "one_shot_prefix", "separator")
 LINKS = ("icp", "one_step", "influence")  # of the chain of the paper's argument
 
-Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (as configured, or "all"), seed
+Condition = tuple[str, str, int]  # a fine-tuned model: method, bin (as configured, "all", or SELECTED), seed
 
 
 def bin_folder(bin: str) -> str:
-    """A bin's name in paths; "all" is that of all data."""
-    return "all" if bin == "all" else bin_name(bin)
+    """A bin's name in paths; "all" is that of all data, SELECTED that of a selection."""
+    return bin if bin in ("all", SELECTED) else bin_name(bin)
 
 
 def _read_template(file: str) -> str:
@@ -308,12 +310,19 @@ class Plan:
             *(["overlaps.csv"] if bins and several and "icp" in methods else []),
             *(["chain.csv", "weak_link.txt"] if self.chain else []),
             *(["tail_patch.csv"] if self.tail_patch else []),
+            *(["selections.csv"] if self.data_sets else []),
         ]
 
     @property
     def subsets(self) -> list[tuple[str, str]]:
-        """All subsets that the bins make, as (method, bin)."""
-        return [(method, bin) for method in self.config.attribution.methods for bin in self.config.bins]
+        """All subsets that bins and selections make, as (method, bin)."""
+        of_bins = [(method, bin) for method in self.config.attribution.methods for bin in self.config.bins]
+        return of_bins + [(name, SELECTED) for name in self.data_sets]
+
+    @cached_property
+    def data_sets(self) -> dict[str, Chosen]:
+        """What selections make, by the names that stand for methods."""
+        return data_sets(self.config.selections)
 
     def checked_bin(self, bin: str) -> str:
         """A bin's name in paths. Raises ConfigError where no bin of the configuration has this name."""
@@ -331,6 +340,7 @@ class Plan:
         """The models to fine-tune."""
         settings = self.config.finetune
         chosen = [(method, bin) for method in self.config.finetune_methods for bin in self.config.finetune_bins]
+        chosen += [(name, SELECTED) for name in self.config.finetune_selections]
         chosen += [("all", "all")] if settings.all_data else []
         return [(method, bin, seed) for method, bin in chosen for seed in settings.seeds]
 
@@ -419,5 +429,6 @@ class Plan:
 
     @cached_property
     def names_of_methods(self) -> list[str]:
-        """What stands for a method in paths: methods, "all" (all data), and the names of what others have judged."""
-        return [*dict.fromkeys([*self.config.attribution.methods, "all", *(method for method, _, _ in self.judged)])]
+        """What stands for a method in paths: methods, "all" (all data), selections, and what others have judged."""
+        judged = (method for method, _, _ in self.judged)
+        return [*dict.fromkeys([*self.config.attribution.methods, "all", *self.data_sets, *judged])]

@@ -1,0 +1,125 @@
+# From scores to data sets by other rules than bins: the subset of each selection and of each baseline of it. No torch here.
+
+
+def chosen_by(wildcards):
+    """The selection that a data set is, or is a baseline of."""
+    return CONFIG.selections[PLAN.data_sets[wildcards.method].selection]
+
+
+if CONFIG.selections:
+
+    # One for each: what one of them asks for is nothing to the others.
+    rule check_selection:
+        localrule: True
+        message:
+            "Checking that there are enough examples for the selection {wildcards.method} of {wildcards.model}"
+        input:
+            train=paths.TRAIN,
+            lengths=lambda w: paths.LENGTHS if chosen_by(w).counts_tokens else [],
+        output:
+            paths.SELECTION_CHECKED,
+        wildcard_constraints:
+            method=either(CONFIG.selections),
+        params:
+            rule=lambda w: slice_of(chosen_by(w), "top", "bottom", "tokens", *RULES),
+            code=fingerprint("selection/check_selection"),
+        log:
+            paths.log("check_selection/{model}/{method}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("check_selection/{model}/{method}")
+        # Before all else that could run.
+        priority: 1
+        resources:
+            **LIGHT,
+        script:
+            "../workflow/scripts/selection/check_selection.py"
+
+    rule select_examples:
+        localrule: True
+        message:
+            "Choosing the selection {wildcards.method} on {wildcards.model}"
+        input:
+            examples=paths.TRAIN,
+            scores=lambda w: paths.scores(chosen_by(w).method),
+            matrix=lambda w: paths.matrix(chosen_by(w).method) if chosen_by(w).per_task else [],
+            lengths=lambda w: paths.LENGTHS if chosen_by(w).counts_tokens else [],
+            checked=paths.SELECTION_CHECKED,
+        output:
+            subset=paths.SUBSET,
+            messages=paths.MESSAGES,
+        wildcard_constraints:
+            method=either(CONFIG.selections),
+            bin=SELECTED,
+        params:
+            rule=lambda w: slice_of(chosen_by(w), "top", "bottom", "tokens", *RULES),
+            templates=PLAN.text_settings("query", "target"),
+            code=fingerprint("selection/select_examples"),
+        log:
+            paths.log("select_examples/{model}/{method}/{bin}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("select_examples/{model}/{method}/{bin}")
+        threads: 1
+        resources:
+            **RESOURCES["subset"],
+        script:
+            "../workflow/scripts/selection/select_examples.py"
+
+    rule draw_baseline:
+        localrule: True
+        message:
+            "Drawing {wildcards.method} on {wildcards.model}"
+        input:
+            examples=paths.TRAIN,
+            scores=lambda w: paths.scores(chosen_by(w).method),
+            chosen=lambda w: paths.SUBSET.replace("{method}", PLAN.data_sets[w.method].selection),
+            lengths=lambda w: paths.LENGTHS if PLAN.data_sets[w.method].baseline in OF_LENGTHS else [],
+        output:
+            subset=paths.SUBSET,
+            messages=paths.MESSAGES,
+        wildcard_constraints:
+            method=either(name for name, of in PLAN.data_sets.items() if of.baseline),
+            bin=SELECTED,
+        params:
+            drawn=lambda w: PLAN.data_sets[w.method]._asdict(),
+            seed=CONFIG.seed,
+            templates=PLAN.text_settings("query", "target"),
+            code=fingerprint("selection/draw_baseline"),
+        log:
+            paths.log("draw_baseline/{model}/{method}/{bin}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("draw_baseline/{model}/{method}/{bin}")
+        threads: 1
+        resources:
+            **RESOURCES["subset"],
+        script:
+            "../workflow/scripts/selection/draw_baseline.py"
+
+    rule tabulate_selections:
+        localrule: True
+        message:
+            "Measuring the selections of {wildcards.model}"
+        input:
+            lengths=paths.LENGTHS,
+            subsets=[paths.SUBSET.replace("{method}", name).replace("{bin}", SELECTED) for name in PLAN.data_sets],
+        output:
+            table("selections", "Scores", "selections"),
+        params:
+            data_sets={name: list(of) for name, of in PLAN.data_sets.items()},
+            bin=SELECTED,
+            code=fingerprint("selection/tabulate_selections"),
+        log:
+            paths.log("tabulate_selections/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("tabulate_selections/{model}")
+        resources:
+            **RESOURCES["subset"],
+        script:
+            "../workflow/scripts/selection/tabulate_selections.py"

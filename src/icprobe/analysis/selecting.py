@@ -1,0 +1,297 @@
+"""Chooses examples for a data set by a method's scores and a rule, and random ones to compare them with.
+
+What is chosen is an array of positions [n] in the table of scores, in the order in which they were chosen. Everywhere
+equal scores are ordered by mean effect, then by id (`binning.Ranking`), and an example that was not evaluated (NaN) is
+never chosen.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icprobe.analysis.binning import Ranking, size_of
+from icprobe.artifacts import digest
+from icprobe.errors import DataError, ScoreError, shown
+from icprobe.tables.parquet import column_names, read_parquet
+
+LENGTH_PARTS = 10  # strata of response length that `match` takes the same share from
+# Strata that `random_length` draws the same number from: at most so many, of so many examples each.
+BASELINE_PARTS, LEAST_IN_PART = 100, 10
+COLUMNS = ["method", "bin", "selection", "baseline", "n", "n_tokens", "mean_tokens", "median_tokens", "shared"]
+
+
+@dataclass(frozen=True)
+class _Amount:
+    """How much is chosen: k examples, or as many as have `tokens` tokens in all; of: whose, for messages."""
+
+    of: str
+    k: int | None
+    tokens: float | None
+    lengths: np.ndarray | None
+
+    def first(self, order: np.ndarray) -> np.ndarray:
+        """The beginning of an order of positions that is as much; all of it where it is less."""
+        if self.k is not None:
+            return order[: self.k]
+        return order[: np.searchsorted(np.cumsum(self.lengths[order]), self.tokens, side="right")]
+
+    def share(self, weights: Sequence[Fraction]) -> list["_Amount"]:
+        """Divides it among strata: examples by largest remainder (the first of equal ones), tokens as they are."""
+        if self.k is None:
+            return [_Amount(self.of, None, float(Fraction(self.tokens) * w), self.lengths) for w in weights]
+        whole = [int(self.k * w) for w in weights]
+        by_rest = sorted(range(len(weights)), key=lambda i: (whole[i] - self.k * weights[i], i))
+        for place in by_rest[: self.k - sum(whole)]:
+            whole[place] += 1
+        return [_Amount(self.of, n, None, None) for n in whole]
+
+    def check(self, chosen: np.ndarray, there: np.ndarray, where: str = "") -> np.ndarray:
+        """The chosen. Raises ScoreError where `there`, all that could be chosen, is less than is asked for."""
+        if self.k is not None and len(chosen) < self.k:
+            self._refuse(f"{self.k:,} examples{where}", f"{len(there):,} that are evaluated")
+        if self.k is None and len(chosen) == len(there) and self.lengths[there].sum() < self.tokens:
+            self._refuse(
+                f"{self.tokens:,.0f} tokens{where}", f"{int(self.lengths[there].sum()):,} in evaluated examples"
+            )
+        if self.k is None and not len(chosen):
+            raise ScoreError(
+                f"{self.of}: the first example{where} alone has more than {self.tokens:,.0f} tokens. Take more tokens."
+            )
+        return chosen
+
+    def _refuse(self, asked: str, there: str) -> None:
+        raise ScoreError(f"{self.of}: it asks for {asked}, but there are only {there}. Take fewer, or a share of them.")
+
+
+def select(
+    name: str,
+    rule: Mapping[str, Any],
+    scores: pd.DataFrame,
+    lengths: np.ndarray | None = None,
+    values: Sequence[Any] | None = None,
+    effects: Iterable[np.ndarray] = (),
+) -> np.ndarray:
+    """Chooses examples by a rule.
+
+    name: of the selection, for messages. rule: as the configuration's `Selection` has it. scores: `id`, `score` [N],
+    and `mean_effect` where there is one. lengths: tokens of the responses [N], for `tokens` and `match`. values: of the
+    quota's column [N]. effects: the columns of the attribution matrix [N] each, for `per_task`. Raises ScoreError where
+    there is less than the rule asks for.
+    """
+    best, of = rule["bottom"] is None, f"selections.{name}"
+    k = None if rule["tokens"] else count(rule["top"] or rule["bottom"], len(scores))
+    amount = _Amount(of, k, rule["tokens"], lengths)
+    score = scores.set_index("id")["score"]
+    mean = scores.get("mean_effect")
+    order = _ordered(score, mean, best)
+    if k is not None and k > len(order):
+        amount.check(order, order)
+    if rule["per_task"]:
+        # What breaks ties of a task's effects: the mean effect, of a score that is not one itself.
+        by_mean = order if mean is None else _ordered(score.where(score.isna(), mean.to_numpy()), None, best)
+        return _in_turn(by_mean, effects, amount, best)
+    if rule["match"]:
+        strata = length_strata(lengths, LENGTH_PARTS)
+        # Tokens are shared as they are among all examples, too.
+        sizes = np.bincount(strata, weights=lengths if k is None else None).astype(int)
+        weights = [Fraction(int(size), int(sizes.sum())) for size in sizes]
+        return _of_strata(order, strata, amount, weights, [f" of length stratum {i + 1}" for i in range(len(sizes))])
+    if rule["quota"]:
+        return _of_strata(order, *_by_value(of, amount, values, **rule["quota"]))
+    return amount.check(amount.first(order), order)
+
+
+def check(
+    name: str, rule: Mapping[str, Any], ids: Sequence[str], lengths: np.ndarray | None, values: Sequence[Any] | None
+) -> int:
+    """Counts what a rule would choose at most, of all examples, as if each were evaluated and the shortest the best.
+
+    Raises what `select` does where there are too few examples, whatever their scores.
+    """
+    scores = pd.DataFrame({"id": ids, "score": np.zeros(len(ids)) if lengths is None else -lengths})
+    return len(select(name, rule, scores, lengths, values, [scores["score"].to_numpy()]))
+
+
+def tied(score: pd.Series, chosen: np.ndarray) -> tuple[int, int]:
+    """How many examples have the score of the last that was chosen, and how many of these are chosen. score: [N]."""
+    same = (score == score.iloc[chosen[-1]]).to_numpy()
+    return int(same.sum()), int(same[chosen].sum())
+
+
+def count(end: str, n: int) -> int:
+    """How many of n examples "10%" or "200" are; as bins round it."""
+    return int(end) if end.isdecimal() else size_of(f"top {end}", n)
+
+
+def _ordered(score: pd.Series, mean_effect: pd.Series | None, best: bool) -> np.ndarray:
+    """The positions of the evaluated examples, the best (or the worst) first."""
+    ranking = Ranking(score, mean_effect)
+    return ranking.first(f"{'top' if best else 'bottom'} 100%", ranking.evaluated)
+
+
+# --- strata -----------------------------------------------------------------------------------------------------
+
+
+def length_strata(lengths: np.ndarray, parts: int) -> np.ndarray:
+    """The stratum [N] of each length [N], from 0: as even parts as equal lengths, which stay together, allow."""
+    borders = np.unique(np.quantile(lengths, np.arange(1, parts) / parts, method="inverted_cdf"))
+    # Where the last border is the longest of all, nothing lies above it; other strata are never empty.
+    return np.searchsorted(borders, lengths, side="left")
+
+
+def _by_value(
+    of: str, amount: _Amount, values: Sequence[Any], column: str, shares: Mapping[str, float]
+) -> tuple[np.ndarray, _Amount, list[Fraction], list[str]]:
+    """Strata by the values of a column: one for each that has a share, and one for all others."""
+    place = {value: i for i, value in enumerate(shares)}
+    texts = pd.Series(values, dtype=object).dropna().map(str)
+    strata = texts.map(place).reindex(range(len(values))).fillna(len(place)).to_numpy(dtype=np.intp)
+    for value, i in place.items():
+        if not (strata == i).any():
+            raise DataError(f"{of}.quota: no example has the value {shown(value)} in the column {shown(column)}.")
+    weights = [Fraction(str(share)) for share in shares.values()]
+    weights.append(max(1 - sum(weights), Fraction(0)))
+    told = [f" in which {column} is {value}" for value in shares]
+    return strata, amount, weights, [*told, f" in which {column} is something else"]
+
+
+def _of_strata(
+    order: np.ndarray, strata: np.ndarray, amount: _Amount, weights: Sequence[Fraction], told: Sequence[str]
+) -> np.ndarray:
+    """Takes each stratum's share from its best. strata: [N], from 0; weights, told: of each stratum."""
+    own = strata[order]
+    inside = np.zeros(len(order), dtype=bool)
+    for number, (part, weight) in enumerate(zip(amount.share(weights), weights, strict=True)):
+        places = np.flatnonzero(own == number)
+        if weight:
+            there = order[places]
+            inside[places[: len(part.check(part.first(there), there, told[number]))]] = True
+    return order[inside]
+
+
+# --- tasks in turn ----------------------------------------------------------------------------------------------
+
+
+def _in_turn(order: np.ndarray, effects: Iterable[np.ndarray], amount: _Amount, best: bool) -> np.ndarray:
+    """Lets tasks take turns, in the order of the matrix's columns; each takes its best of those left.
+
+    order: positions of all that may be chosen, by what breaks ties. A task that has evaluated nothing more passes.
+    """
+    most = amount.k
+    if most is None:  # no more examples can be taken than the shortest that fit, and one that does not
+        most = 1 + int(np.searchsorted(np.cumsum(np.sort(amount.lengths[order])), amount.tokens, side="right"))
+    lists = []
+    for column in effects:
+        values = column[order].astype(np.float64)
+        places = np.argsort(-values if best else values, kind="stable")[: min(most, int((~np.isnan(values)).sum()))]
+        lists.append(order[places].astype(np.int32))  # of which others take less than `most`
+    taken, chosen = np.zeros(order.max(initial=0) + 1, dtype=bool), []
+    places, waiting = [0] * len(lists), [*range(len(lists))]
+    while waiting and len(chosen) < most:
+        for task in [*waiting]:
+            own, place = lists[task], places[task]
+            while place < len(own) and taken[own[place]]:
+                place += 1
+            places[task] = place + 1
+            if place == len(own):
+                waiting.remove(task)
+            elif len(chosen) < most:
+                taken[own[place]] = True
+                chosen.append(int(own[place]))
+    found = np.array(chosen, dtype=np.intp)
+    return amount.check(amount.first(found), found)
+
+
+# --- what is random ---------------------------------------------------------------------------------------------
+
+
+def baseline(name: str, kind: str, chosen: np.ndarray, n: int, lengths: np.ndarray | None, seed: int) -> np.ndarray:
+    """Draws examples at random to compare a selection with, of all n that there are.
+
+    name: of the selection, which with the seed decides what is drawn. chosen: its positions. kind: random, as many;
+    random_tokens, so many that their responses have about as many tokens, half an example away at most; random_length,
+    from each of up to 100 strata of response length as many as are chosen of it. lengths: [n], where these matter.
+    """
+    drawn = np.random.default_rng([seed, int(digest([name, kind])[:15], 16)]).permutation(n)
+    if kind == "random":
+        return drawn[: len(chosen)]
+    if kind == "random_tokens":
+        sums, wanted = np.concatenate([[0], np.cumsum(lengths[drawn])]), lengths[chosen].sum()
+        return drawn[: np.abs(sums - wanted).argmin()]
+    strata = length_strata(lengths, max(1, min(BASELINE_PARTS, n // LEAST_IN_PART)))
+    wanted = np.bincount(strata[chosen], minlength=strata.max(initial=0) + 1)
+    own = strata[drawn]
+    by_stratum = np.argsort(own, kind="stable")
+    starts = np.searchsorted(own[by_stratum], np.arange(len(wanted)))
+    nth = np.empty(n, dtype=np.intp)  # which one of its stratum each drawn example is
+    nth[by_stratum] = np.arange(n) - starts[own[by_stratum]]
+    return drawn[nth < wanted[own]]
+
+
+# --- what rules read --------------------------------------------------------------------------------------------
+
+
+def lengths_of(path: str | Path | None, ids: pd.Series) -> np.ndarray | None:
+    """Reads the tokens of each example's response [N] in the order of ids; None where there is no path."""
+    if not path:
+        return None
+    return _column(path, "n_target", ids).to_numpy(dtype=np.int64)
+
+
+def values_of(path: str | Path, rule: Mapping[str, Any], ids: pd.Series) -> np.ndarray | None:
+    """Reads the quota's column [N] of the train table in the order of ids; None where the rule has no quota.
+
+    Raises DataError where there is no such column.
+    """
+    if not rule["quota"]:
+        return None
+    column = rule["quota"]["column"]
+    if column not in column_names(path):
+        raise DataError(f"selections: quota: the examples have no column {shown(column)}; take one that they have.")
+    return _column(path, column, ids).to_numpy(dtype=object)
+
+
+def effects_of(path: str | Path, ids: pd.Series) -> Iterator[np.ndarray]:
+    """Reads an attribution matrix, whose rows are those of ids, one column [N] after the other."""
+    own = read_parquet(path, columns=["id"])["id"]
+    if not own.equals(ids):
+        raise ScoreError(f"{path}: its rows are not those of the scores. Compute the scores again.")
+    for name in column_names(path):
+        if name != "id":
+            yield read_parquet(path, columns=[name])[name].to_numpy()
+
+
+def _column(path: str | Path, name: str, ids: pd.Series) -> pd.Series:
+    table = read_parquet(path, columns=["id", name])
+    if not table["id"].equals(ids):
+        if len(table) != len(ids) or not table["id"].isin(ids).all():
+            raise ScoreError(
+                f"{path}: its {len(table)} rows are not those of the {len(ids)} scores. Compute both again."
+            )
+        table = table.set_index("id").loc[ids]
+    return table[name]
+
+
+# --- what was chosen --------------------------------------------------------------------------------------------
+
+
+def tabulate(chosen: Mapping[str, tuple[str, str, Sequence[str]]], lengths: pd.Series, bin: str) -> pd.DataFrame:
+    """How long the responses of each data set are, beside those of all examples, and what baselines share with theirs.
+
+    chosen: name -> its selection, which baseline of it ("" if none), and its ids; a selection before its baselines.
+    lengths: tokens of the responses [N], NaN where unknown, indexed by id. bin: what stands for a bin in the rows.
+    Returns `method` (the name; "all" in the last row, of all examples), `bin`, `selection`, `baseline`, `n`,
+    `n_tokens`, `mean_tokens`, `median_tokens`, and `shared`, the share of it that is in its selection.
+    """
+    rows = []
+    for name, (selection, kind, ids) in {**chosen, "all": ("", "", lengths.index)}.items():
+        own = lengths.loc[list(ids)]
+        known = (own.sum(), own.mean(), own.median()) if own.notna().all() else (np.nan,) * 3
+        shared = pd.Index(ids).isin(chosen[selection][2]).mean() if selection else np.nan
+        rows.append((name, "all" if name == "all" else bin, selection, kind, len(own), *known, shared))
+    return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,163 @@
+"""The section of the configuration on selections: by which rule examples are chosen for a data set."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from icprobe.config.types import Name, PositiveFloat, Section
+from icprobe.errors import ConfigError, did_you_mean
+from icprobe.formatting import parse_bin
+
+RULES = ("per_task", "match", "quota")
+BASELINES = ("random", "random_tokens", "random_length")
+OF_LENGTHS = {"random_tokens", "random_length"}
+
+
+def _end(value: Any) -> str:
+    """A share or number of examples, as bins write it: 10%, 200."""
+    try:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ConfigError("")
+        return str(parse_bin(f"top {value}")).removeprefix("top ")
+    except ConfigError:
+        raise ValueError("write a share of the examples, such as 10%, or their number, such as 200") from None
+
+
+def _whole(value: Any) -> Any:
+    # YAML reads 2e6 as a text; a fraction of a token is none.
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return value
+    if isinstance(value, bool) or not 1 <= number < 2**53 or number != int(number):
+        raise ValueError("a whole number of tokens is needed, such as 2e6")
+    return number
+
+
+End = Annotated[int | str, BeforeValidator(_end)]
+Part = Annotated[float, Field(gt=0, le=1)]
+
+
+class Quota(Section):
+    """How much of a selection has which values of a column."""
+
+    column: str = Field(description="The column: domain, or one of data.labels.")
+    shares: dict[str, Part] = Field(
+        min_length=1,
+        description="Value of the column -> its share of the examples, or of the tokens. What is left of 1 is taken "
+        "from the rows of all other values.",
+    )
+
+    @model_validator(mode="after")
+    def _no_more_than_all(self) -> "Quota":
+        total = sum(Fraction(str(share)) for share in self.shares.values())  # as they are written
+        if total > 1:
+            raise ValueError(f"shares: they sum to {float(total)}, which is more than 1")
+        return self
+
+
+class Selection(Section):
+    """How many examples are chosen by a method's scores, and by which rule."""
+
+    method: Name = Field(description="The method whose scores choose, one of attribution.methods.")
+    top: End | None = Field(None, description="The best: a share of the examples (`10%`) or their number (`200`).")
+    bottom: End | None = Field(None, description="The worst, likewise.")
+    tokens: Annotated[PositiveFloat, BeforeValidator(_whole)] | None = Field(
+        None,
+        description="The best, one after the other, for as long as their responses have no more tokens than this in "
+        "all. One of top, bottom and tokens is needed.",
+    )
+    per_task: Literal["round_robin"] | None = Field(
+        None,
+        description="round_robin: the tasks take turns, and each takes the example that is best for it of those left.",
+    )
+    match: Literal["length"] | None = Field(
+        None,
+        description="length: the same share of the examples (or of their tokens) is taken from each tenth of the "
+        "response lengths, so that the selection is as long as all examples are.",
+    )
+    quota: Quota | None = Field(None, description="Shares of the selection by the values of a column.")
+    baselines: list[Literal["random", "random_tokens", "random_length"]] = Field(
+        [],
+        description="Random choices that the selection is compared with, each a data set of its own, called "
+        "{selection}-{baseline}. random: as many examples; random_tokens: as many tokens of responses; random_length: "
+        "as many examples of each of up to 100 strata of response length.",
+    )
+
+    @model_validator(mode="after")
+    def _one_size_and_one_rule(self) -> "Selection":
+        sizes = [key for key in ("top", "bottom", "tokens") if getattr(self, key) is not None]
+        if len(sizes) != 1:
+            raise ValueError(f"write one of top, bottom and tokens, not {' and '.join(sizes) or 'none'}")
+        rules = [key for key in RULES if getattr(self, key) is not None]
+        if len(rules) > 1:
+            raise ValueError(f"{' and '.join(rules)} cannot be combined; choose one")
+        if doubled := [one for one in self.baselines if self.baselines.count(one) > 1]:
+            raise ValueError(f"baselines: {doubled[0]} appears twice")
+        return self
+
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether which examples it holds depends upon the lengths of responses."""
+        return self.tokens is not None or self.match is not None
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether it, or a baseline of it, does."""
+        return self.counts_tokens or bool(OF_LENGTHS & {*self.baselines})
+
+
+class Chosen(NamedTuple):
+    """A data set that selections make: one of them, or a baseline of it ("" where it is none)."""
+
+    selection: str
+    baseline: str
+
+
+def data_sets(selections: Mapping[str, Selection]) -> dict[str, Chosen]:
+    """All data sets that selections make, by the names that stand for methods in paths and tables.
+
+    Raises ValueError where two have one name.
+    """
+    found: dict[str, Chosen] = {}
+    for name, selection in selections.items():
+        for baseline in ("", *selection.baselines):
+            called = f"{name}-{baseline}" if baseline else name
+            if called in found:
+                raise ValueError(f"selections: two data sets would be called {called!r}; choose another name")
+            found[called] = Chosen(name, baseline)
+    return found
+
+
+def check(config: Any) -> Any:
+    """What selections must agree upon with other sections; config: a `Config`, which it returns."""
+    known, train = config.attribution.methods, config.data.train
+    away = [model for model in config.models if config.model_sources[model].source == "external"]
+    for name, selection in config.selections.items():
+        here = f"selections.{name}"
+        if selection.method not in known:
+            raise ValueError(
+                f"{here}.method: {selection.method!r} is not in attribution.methods"
+                + did_you_mean(selection.method, known)
+            )
+        if selection.needs_lengths and (away or train is None):
+            absent = f"{away[0]!r} is external" if away else "data.train is absent"
+            raise ValueError(f"{here}: it needs the lengths of responses, which nobody knows, for {absent}")
+        asked = selection.top or selection.bottom
+        there = train.sample.n if train and train.sample else None
+        if there is not None and asked and asked.isdecimal() and int(asked) > there:
+            raise ValueError(f"{here}: it asks for {asked} examples, but data.train.sample takes {there}; take fewer")
+        if selection.quota and selection.quota.column not in ("domain", *config.data.labels):
+            raise ValueError(
+                f"{here}.quota.column: {selection.quota.column!r} is no column that is kept; list it in data.labels"
+            )
+    judged = [note.method or name for name, note in config.evaluation.annotations.items()]
+    for called in data_sets(config.selections):
+        if called in judged:
+            raise ValueError(f"selections: {called!r} is the name of annotations, too; choose another")
+    for name in config.finetune.selections or []:
+        if name not in config.selections:
+            raise ValueError(f"finetune.selections: {name!r} is no selection{did_you_mean(name, config.selections)}")
+    return config
