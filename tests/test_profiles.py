@@ -13,6 +13,7 @@ ATTRIBUTION = {"attribute", "attribute_influence", "attribute_step"}
 HEAVY = {"prepare_model", *ATTRIBUTION, "correlate", "chain", "fine_tune", "generate", "generate_base"}
 HEAVY |= {"measure_outcomes", "retrain", "train_trajectory", "sum_covariances", "fisher_bases", "sum_eigenvalues"}
 HEAVY |= {"train_regressor", "value_points", "correlate_points"}
+HEAD = r"^ *(?:use rule \w+ as|rule) (?=\w+(?: with)?:)"
 TABLES = {"select_tasks", "prepare_train", "prepare_eval", "measure_lengths", "measure_prompts"}
 
 
@@ -56,9 +57,9 @@ def test_rules_without_threads_in_a_profile_are_local_or_ask_for_one(profile):
     settings = yaml.safe_load((dag.ROOT / profile / "config.yaml").read_text())
     greedy = set()
     for path in (dag.ROOT / "rules").glob("*.smk"):
-        for rule in re.split(r"^\s*rule (?=\w+:)", path.read_text(), flags=re.MULTILINE)[1:]:
+        for rule in re.split(HEAD, path.read_text(), flags=re.MULTILINE)[1:]:
             if re.search(r"^\s*threads: THREADS", rule, re.MULTILINE):
-                greedy.add(rule.partition(":")[0])
+                greedy.add(re.match(r"\w+", rule)[0])
                 assert re.search(r"^\s*heavy=", rule, re.MULTILINE), f"{rule[:40]}: two of it would run at once"
     assert greedy == set(settings["set-threads"])
     assert set(settings["groups"]) == TABLES
@@ -68,8 +69,7 @@ def test_what_is_submitted_is_heavy_or_in_a_group():
     found = set()
     for path in (dag.ROOT / "rules").glob("*.smk"):
         # A rule that is made of another is not local because that one is.
-        head = r"^ *(?:use rule \w+ as|rule) (?=\w+(?: with)?:)"
-        for rule in re.split(head, path.read_text(), flags=re.MULTILINE)[1:]:
+        for rule in re.split(HEAD, path.read_text(), flags=re.MULTILINE)[1:]:
             if "localrule: True" not in rule:
                 found.add(re.match(r"\w+", rule)[0])
     assert found == HEAVY | TABLES
