@@ -201,6 +201,11 @@ def along_training(method, path):
     return path if method in PLAN.along_training else []
 
 
+def chosen_by(wildcards):
+    """The selection that a data set is, or is a baseline of."""
+    return CONFIG.selections[PLAN.data_sets[wildcards.method].selection]
+
+
 def fisher_of(wildcards):
     """The Fisher matrix that the method's gradients are multiplied with, as inputs; of other methods none."""
     if wildcards.method not in PLAN.fits_fisher:

@@ -1,11 +1,6 @@
 # From scores to data sets by other rules than bins: the subset of each selection and of each baseline of it. No torch here.
 
 
-def chosen_by(wildcards):
-    """The selection that a data set is, or is a baseline of."""
-    return CONFIG.selections[PLAN.data_sets[wildcards.method].selection]
-
-
 if CONFIG.selections:
 
     # One for each: what one of them asks for is nothing to the others.

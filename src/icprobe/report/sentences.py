@@ -32,7 +32,8 @@ def theta(model: str, manifest: Mapping[str, Any], chosen: Mapping[str, Any] | N
     without = f"; {listed(named)} {'is' if len(named) == 1 else 'are'} no part of them" if named else ""
     of = f", {chosen['layers']} of its {chosen['of_layers']} linear layers" if chosen else ""
     share = 100 * (chosen["share"] if chosen else manifest["attributed_share"])
-    return f"Gradients of {model} are taken over {share:.4g}% of the weights of its blocks{of}{without}."
+    shown = f"{share:.1f}" if share <= 99.9 or share == 100 else f"{share:.2f}"  # 100.0 would be all
+    return f"Gradients of {model} are taken over {shown}% of the weights of its blocks{of}{without}."
 
 
 def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) -> list[str]:

@@ -14,7 +14,7 @@ from icprobe import artifacts, paths
 from icprobe.analysis import headline
 from icprobe.analysis.statistics import warning_of_ties
 from icprobe.errors import IcprobeError, several
-from icprobe.formatting import bin_label, bin_of, estimate, fixed, parse_bin
+from icprobe.formatting import bin_label, estimate, fixed
 from icprobe.report import verdicts
 from icprobe.tables.parquet import column_names, read_parquet
 from icprobe.tracking.syncing import pending
@@ -77,8 +77,8 @@ def _files(subsets: Path) -> list[str]:
     found = sorted(p for p in subsets.glob("*/*.jsonl") if p.parent.name != "all" and ".messages" not in p.suffixes)
     if not found:
         return []
-    # A best bin before a worst one, and influence's before others'.
-    first = min(found, key=lambda path: (not parse_bin(bin_of(path.stem)).is_best, path.parent.name != "influence"))
+    # The best before the worst, and influence's before others'.
+    first = min(found, key=lambda p: (p.stem.startswith(("bottom", "le-")), p.parent.name != "influence"))
     return [f"Subsets: {first}{f' and {len(found) - 1} more in {subsets}' if len(found) > 1 else ''}"]
 
 
