@@ -9,20 +9,19 @@ of a layer's mean eigenvalue; everything is in float32.
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.floors import padded, summed_loss
+from benchmarks.floors import padded
+from benchmarks.peers import kronfluence_task
 from benchmarks.texts import ROOT
 from icprobe.attribution import fisher, influence_ekfac
 from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.matrix import Inputs, encode_tasks
 from icprobe.config import Templates
 from icprobe.engine.admission import capabilities_of
-from icprobe.engine.models import linear_layers
 from icprobe.engine.random_models import random_model
 from icprobe.texts.prompts import Prompts, encode
 from icprobe.texts.tokenizing import train_tokenizer
@@ -66,23 +65,10 @@ def theirs(inputs: Inputs, folder: Path) -> np.ndarray:
     """The matrix by kronfluence, one sequence at a time, so that nothing is padded."""
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.task import Task
     from kronfluence.utils.dataset import DataLoaderKwargs
 
-    tracked = list(linear_layers(inputs.model))
-
-    class SummedLoss(Task):
-        def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> torch.Tensor:
-            return summed_loss(model, batch)
-
-        def compute_measurement(self, batch: Any, model: Any) -> torch.Tensor:
-            return summed_loss(model, batch)
-
-        def get_influence_tracked_modules(self) -> list[str]:
-            return tracked
-
     documents = encode_documents(inputs, [range(EXAMPLES)])
-    model, task = inputs.model.requires_grad_(True), SummedLoss()
+    model, task = inputs.model.requires_grad_(True), kronfluence_task(inputs.model)
     analyzer = Analyzer(
         "agreement", prepare_model(model, task), task, cpu=True, output_dir=str(folder), disable_tqdm=True
     )

@@ -43,18 +43,10 @@ def lm_eval(work: Work) -> Round:
     return run
 
 
-def kronfluence(work: Work) -> Round:
-    """Pairwise scores with the identity strategy, batches sorted by length.
-
-    settings: held_tasks (tasks whose gradients are held in one pass over the examples, by its
-    query_gradient_accumulation_steps; default all), mean (its aggregate_query_gradients), batch (rows; default 4).
-    """
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
+def kronfluence_task(model: Any) -> Any:
+    """Its task: summed losses of examples and of tasks, over the linear layers of a model's blocks."""
     from kronfluence.task import Task
-    from kronfluence.utils.dataset import DataLoaderKwargs
 
-    model = work.load_model()
     tracked = list(linear_layers(model))
 
     class SummedLoss(Task):
@@ -67,7 +59,21 @@ def kronfluence(work: Work) -> Round:
         def get_influence_tracked_modules(self) -> list[str]:
             return tracked
 
-    task = SummedLoss()
+    return SummedLoss()
+
+
+def kronfluence(work: Work) -> Round:
+    """Pairwise scores with the identity strategy, batches sorted by length.
+
+    settings: held_tasks (tasks whose gradients are held in one pass over the examples, by its
+    query_gradient_accumulation_steps; default all), mean (its aggregate_query_gradients), batch (rows; default 4).
+    """
+    from kronfluence.analyzer import Analyzer, prepare_model
+    from kronfluence.arguments import FactorArguments, ScoreArguments
+    from kronfluence.utils.dataset import DataLoaderKwargs
+
+    model = work.load_model()
+    task = kronfluence_task(model)
     analyzer = Analyzer(
         analysis_name="bench",
         model=prepare_model(model, task),

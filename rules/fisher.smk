@@ -54,7 +54,8 @@ if PLAN.fits_fisher:
             folder=directory(paths.fisher("bases")),
             manifest=paths.manifest(paths.fisher("bases")),
         params:
-            code=fingerprint("attribution/fisher_bases"),
+            makes="bases",
+            code=fingerprint("attribution/gather_fisher"),
         log:
             paths.log("fisher_bases/{model}"),
         conda:
@@ -66,7 +67,7 @@ if PLAN.fits_fisher:
             **RESOURCES["fisher_bases"],
             heavy=1,
         script:
-            "../workflow/scripts/attribution/fisher_bases.py"
+            "../workflow/scripts/attribution/gather_fisher.py"
 
     use rule sum_covariances as sum_eigenvalues with:
         message:
@@ -96,7 +97,8 @@ if PLAN.fits_fisher:
             folder=directory(paths.fisher("eigenvalues")),
             manifest=paths.manifest(paths.fisher("eigenvalues")),
         params:
-            code=fingerprint("attribution/fisher_eigenvalues"),
+            makes="eigenvalues",
+            code=fingerprint("attribution/gather_fisher"),
         log:
             paths.log("fisher_eigenvalues/{model}"),
         conda:
@@ -107,4 +109,4 @@ if PLAN.fits_fisher:
         resources:
             **RESOURCES["fisher_eigenvalues"],
         script:
-            "../workflow/scripts/attribution/fisher_eigenvalues.py"
+            "../workflow/scripts/attribution/gather_fisher.py"

@@ -172,3 +172,14 @@ def inputs(few, prompts, tokenizer, tiny_model, capabilities):
         return Inputs(train, tasks, lengths, prompts, model, tokenizer, capabilities(architecture), seed=3)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Tiny matrices: a second thread only waits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

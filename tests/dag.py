@@ -68,6 +68,13 @@ def configuration(*names: str) -> Config:
     return load(raw, METHODS)
 
 
+# An experiment of scores that others computed, without texts or a model.
+OF_OTHERS = {
+    "experiment": "given",
+    "models": ["theirs"],
+    "model_sources": {"tiny-llama": None, "theirs": {"source": "external"}},
+    "data": {"train": None, "tasks": None, "eval": None, "labels": []},
+}
 MODEL = Path(configuration("config.yaml", "configs/tiny.yaml").model_directory("tiny-llama"))
 
 

@@ -138,10 +138,7 @@ def test_scores_of_others_are_combined_without_texts_or_a_model(tmp_path):
     np.savez(project.path / "given.npz", shares=shares, effects=effects)
     given = {"path": "given.npz", "key": "shares", "orientation": "scores"}
     config = {
-        "experiment": "given",
-        "models": ["theirs"],
-        "model_sources": {"tiny-llama": None, "theirs": {"source": "external"}},
-        "data": {"train": None, "tasks": None, "eval": None, "labels": []},
+        **dag.OF_OTHERS,
         "attribution": {
             "methods": ["icp", "influence", "best"],
             "external": {

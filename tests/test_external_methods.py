@@ -89,10 +89,7 @@ def test_the_analysis_runs_without_a_model_and_without_texts(tmp_path):
     project = dag.new(tmp_path / "project")
     np.savez(project.path / "given.npz", shares=shares, effects=effects.T)
     config = {
-        "experiment": "given",
-        "models": ["theirs"],
-        "model_sources": {"tiny-llama": None, "theirs": {"source": "external"}},
-        "data": {"train": None, "tasks": None, "eval": None, "labels": []},
+        **dag.OF_OTHERS,
         "attribution": {
             "methods": ["icp", "influence", "random"],
             "external": {

@@ -5,8 +5,6 @@ import json
 import re
 import subprocess
 import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,11 +26,9 @@ from icprobe.engine.admission import capabilities_of
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.models import load_model
 from icprobe.errors import ArtifactError, ConfigError, DataError, IcprobeError, ModelError, ScoreError
-from icprobe.progress import Progress
 from icprobe.tables import parquet
 from icprobe.tables.fitting import lengths
 from icprobe.texts.tokenizing import reader
-from icprobe.training import subsets
 
 TRAIN, TASKS = demo_rows("train")[:7], demo_rows("tasks")[:3]
 RANDOM = {
@@ -204,6 +200,16 @@ def test_the_built_in_model_is_that_of_the_demo():
 
     sources = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))["model_sources"]
     assert {name: sources[name] for name in BUILT_IN} == BUILT_IN
+
+
+def test_a_script_without_a_terminal_hears_how_far_it_is(prepared):
+    code = (
+        "import icprobe, icprobe.progress as p; p.LOG_SECONDS = 0.0; import sys; sys.path.insert(0, 'tests');"
+        "from conftest import demo_rows;"
+        f"icprobe.value(demo_rows('train')[:7], demo_rows('tasks')[:3], model={str(prepared)!r}, methods=['icp'])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert re.search(r"icp: 21/21 pairs", ended.stderr), ended.stderr
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
@@ -382,6 +388,12 @@ def test_a_bin_that_cannot_be_is_refused(method, bin, said):
         icprobe.select(SCORES, method, bin)
 
 
+def test_rows_that_appear_twice_are_refused_by_select():
+    table = pd.DataFrame([dict(row, score_mine=1.0) for row in (*TRAIN, TRAIN[0])])
+    with pytest.raises(ScoreError, match=rf"The id '{TRAIN[0]['id']}' appears twice"):
+        icprobe.select(table, "mine", "top 2")
+
+
 # --- what the DAG made ------------------------------------------------------------------------------------------
 
 
@@ -429,63 +441,3 @@ def test_what_results_lack_is_said(results, tmp_path):
     parquet.write_parquet(pd.DataFrame({"id": ["x"], "score": [1.0]}), results / "one/scores/icp.parquet")
     with pytest.raises(ScoreError, match=r"icp \(1 examples\) are not of the 7 training examples"):
         found.scores("one")
-
-
-# --- the package ------------------------------------------------------------------------------------------------
-
-
-def test_importing_icprobe_imports_neither_torch_nor_pandas():
-    code = "import sys, icprobe\nprint(dir(icprobe))\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    names, modules = done.stdout.splitlines()
-    assert not {"torch", "pandas", "numpy", "pydantic"} & set(modules.split())
-    assert all(f"'{name}'" in names for name in icprobe.__all__)
-    with pytest.raises(AttributeError, match="has no attribute 'valeu'"):
-        icprobe.valeu  # noqa: B018
-    assert all(callable(getattr(icprobe, name)) for name in icprobe.__all__)
-    assert Path(icprobe.__file__).name == "__init__.py"
-
-
-def test_a_notebook_shows_a_bar(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
-    with Progress(total=2, desc="icp", unit="pair") as progress:
-        progress.update(2)
-    assert "icp: 100%" in capsys.readouterr().err
-
-
-def test_the_notebook_was_executed_whole_and_names_no_machine():
-    text = (ROOT / "docs" / "notebooks" / "first-look.ipynb").read_text(encoding="utf-8")
-    cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    assert not [out for cell in cells for out in cell["outputs"] if out["output_type"] == "error"]
-    assert len(text) < 100_000
-    assert not re.search(r"/(home|root|tmp|work|Users)/", text)
-
-
-def test_exported_rows_are_the_files_that_the_workflow_writes(tmp_path, prompts):
-    table = pd.DataFrame([dict(row, score_mine=float(n), rank_mine=7 - n) for n, row in enumerate(TRAIN)])
-    best = icprobe.select(table, "mine", "top 3")
-    paths = icprobe.export(best, tmp_path / "best.jsonl", "mine")
-    examples, order = table.set_index("id", drop=False), table["id"].tolist()[::-1][:3]
-    expected = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
-    subsets.write_subset(examples, order, examples["score_mine"].to_dict(), prompts, *expected)
-    assert [path.name for path in paths] == ["best.jsonl", "best.messages.jsonl"]
-    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in expected]
-    with pytest.raises(ConfigError, match=r"does not end with \.jsonl"):
-        icprobe.export(best, tmp_path / "best.csv")
-
-
-def test_a_script_without_a_terminal_hears_how_far_it_is(prepared):
-    code = (
-        "import icprobe, icprobe.progress as p; p.LOG_SECONDS = 0.0; import sys; sys.path.insert(0, 'tests');"
-        "from conftest import demo_rows;"
-        f"icprobe.value(demo_rows('train')[:7], demo_rows('tasks')[:3], model={str(prepared)!r}, methods=['icp'])"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert re.search(r"icp: 21/21 pairs", ended.stderr), ended.stderr
-
-
-def test_rows_that_appear_twice_are_refused_by_select():
-    table = pd.DataFrame([dict(row, score_mine=1.0) for row in (*TRAIN, TRAIN[0])])
-    with pytest.raises(ScoreError, match=rf"The id '{TRAIN[0]['id']}' appears twice"):
-        icprobe.select(table, "mine", "top 2")

@@ -40,12 +40,7 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.0, "init_seed": None}
 TRAININGS = {"adapters": ("llama", LORA), "all weights": ("gpt2", None)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

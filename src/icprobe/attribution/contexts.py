@@ -3,7 +3,6 @@
 Every shard asks here, and the check before all of them does, so that they agree.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from icprobe.attribution.chance import generator
 from icprobe.errors import DataError, several
 from icprobe.texts.chat import Chat, ChatPrompts
 from icprobe.texts.prompts import Prompts
@@ -43,12 +43,11 @@ class Draws:
 
     def context(self, row: int, draw: int) -> tuple[list[int], int]:
         """Draws context number `draw` of the example of a row: (the rows that stand in it, the place of its own)."""
-        key = hashlib.sha256(f"{self.seed} {draw} {self.ids[row]}".encode()).digest()
-        generator = np.random.default_rng(int.from_bytes(key))
+        chance = generator(self.seed, draw, self.ids[row])
         rows, places = self._by_id
-        chosen = generator.choice(len(rows) - 1, self.k - 1, replace=False)
+        chosen = chance.choice(len(rows) - 1, self.k - 1, replace=False)
         others = rows[chosen + (chosen >= places[row])].tolist()
-        place = int(generator.integers(self.k))
+        place = int(chance.integers(self.k))
         return [*others[:place], row, *others[place:]], place
 
     @property
@@ -151,18 +150,23 @@ def task_groups(
     total = (lengths["n_query"] + lengths["n_target"]).to_numpy()
     behind = int(total.max()) + max(reader.counts([bound.separator])) + BORDERS
     room = math.inf if reader.max_positions is None else reader.max_positions - behind
-    alone = reader.counts([bound.few_shot_prefix([tasks[number]]) for number in order])
-    n = 1 if max(alone) <= room else len(order) + 1
-    while n <= len(order):
+
+    def tokens(groups: Sequence[Sequence[int]]) -> list[int]:
+        return reader.counts([bound.few_shot_prefix([tasks[number] for number in group]) for group in groups])
+
+    alone = tokens([[number] for number in order])
+    if max(alone) > room:
+        first = order[int(np.argmax(alone))]
+        raise DataError(
+            f"attribution.icp_reverse: the task {tasks[first]['id']} and the longest example "
+            f"({lengths['id'].iloc[int(total.argmax())]}) need {max(alone) + behind} tokens where {reader.model} takes "
+            f"{reader.max_positions}; shorten one of them, or leave out long examples (data.train.sample.max_tokens)."
+        )
+    (together,) = tokens([order])
+    # Fewer contexts do not hold so many tokens; with a context for each task all fit.
+    n = 1 if together <= room else max(2, int(together / (room + BORDERS)))
+    while True:
         groups = [group.tolist() for group in np.array_split(order, n)]
-        counts = reader.counts([bound.few_shot_prefix([tasks[number] for number in group]) for group in groups])
-        if max(counts) <= room:
+        if n in (1, len(order)) or max(tokens(groups)) <= room:
             return groups
-        # So many tokens do not fit into fewer.
-        n = max(n + 1, int(counts[0] / (room + BORDERS))) if n == 1 else n + 1
-    first = order[int(np.argmax(alone))]
-    raise DataError(
-        f"attribution.icp_reverse: the task {tasks[first]['id']} and the longest example "
-        f"({lengths['id'].iloc[int(total.argmax())]}) need {max(alone) + behind} tokens where {reader.model} takes "
-        f"{reader.max_positions}; shorten one of them, or leave out long examples (data.train.sample.max_tokens)."
-    )
+        n += 1

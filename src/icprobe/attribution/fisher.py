@@ -9,7 +9,6 @@ jobs share them: `Pass.covariances` of each part, `eigenvectors`, `Pass.eigenval
 they make are folders with a file for each layer.
 """
 
-import hashlib
 import logging
 import math
 import time
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from icprobe.artifacts import atomic_path
+from icprobe.attribution.chance import generator
 from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.matrix import Inputs
 from icprobe.attribution.memory_plan import ACTIVATIONS_PER_FACTORS
@@ -227,9 +227,8 @@ class Pass:
 
     def _uniforms(self, row: int) -> np.ndarray:
         """A number for each of an example's targets, by the seed and its id alone."""
-        example, document = self.inputs.train["id"].iloc[row], self.documents[row]
-        key = hashlib.sha256(f"{self.inputs.seed} {example}".encode()).digest()
-        return np.random.default_rng(int.from_bytes(key)).random(document.n_target)
+        example = self.inputs.train["id"].iloc[row]
+        return generator(self.inputs.seed, example).random(self.documents[row].n_target)
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         dtype = self.dtype if shape else torch.int64  # a count

@@ -65,11 +65,11 @@ class Preconditioner:
         layer, device = self._layers[index], factors.a.device
         if out is None:
             out = torch.empty(len(where), layer.size, dtype=self._network.model.dtype, device=device)
-        parts = list(out[: len(where), : layer.size].split([layer.weight_size, layer.size - layer.weight_size], dim=1))
+        parts = layer.parts(out[: len(where)])
         found = read(layer_file(self._eigenvalues, index), device)
         if not found["tokens"]:  # of an expert that no example goes to
             out.zero_()
-            return parts if layer.bias else parts[:1]
+            return parts
         damped = found["eigenvalues"] + self._damping * found["eigenvalues"].mean()
         of_input, of_output = bases_of(self._bases, self._leaders, index, device)
         # The factors are rotated, not the gradients: tasks are shorter than layers are wide.
@@ -85,4 +85,4 @@ class Preconditioner:
             parts[0][number].view(layer.d_out, layer.d_in).copy_(gradient[:, : layer.d_in])
             if layer.bias:
                 parts[1][number].copy_(gradient[:, layer.d_in])
-        return parts if layer.bias else parts[:1]
+        return parts

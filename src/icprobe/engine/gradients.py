@@ -86,6 +86,12 @@ class Layer:
         """Elements of weight and bias together."""
         return self.weight_size + (self.d_out if self.bias else 0)
 
+    def parts(self, memory: Tensor) -> list[Tensor]:
+        """The weights [n, d_out·d_in] and, where there are any, the biases [n, d_out] of gradients in a memory
+        [n, size or more].
+        """
+        return [*memory[:, : self.size].split([self.weight_size, *([self.d_out] if self.bias else [])], dim=1)]
+
 
 def layers_of(network: Network, parameters: str = "all") -> list[Layer]:
     """The layers that gradients are taken over, in the model's order. parameters: as `attribution.parameters` says.
@@ -214,14 +220,14 @@ def per_example_gradients(
         parts = [grouped_mm(delta.contiguous().T, a.contiguous(), offs=ends).flatten(1)]
     else:
         out = torch.empty(n, layer.size, dtype=dtype, device=a.device) if out is None else out
-        parts = list(out[:n, : layer.size].split([layer.weight_size, layer.size - layer.weight_size], dim=1))
+        parts = layer.parts(out[:n])
         for row, span in zip(parts[0], where, strict=True):
             if span.start == span.stop:  # of an expert
                 row.zero_()
             else:
                 matmul(delta[span].T, a[span].T, out=row.view(layer.d_out, layer.d_in))
     if not layer.bias:
-        return parts[:1]
+        return parts
     if a.device.type == "cpu":
         for row, span in zip(parts[1], where, strict=True):
             torch.sum(delta[span], dim=0, out=row)

@@ -5,6 +5,7 @@ that was killed is submitted again with more.
 """
 
 import functools
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from icprobe import artifacts, paths
+from icprobe.analysis import frontier
 from icprobe.config import Config
 from icprobe.config.sources import local_files
 from icprobe.engine.batching import parse_shard, shard_numbers
@@ -128,20 +130,20 @@ class Sizes:
         """Computes one shard of a method, in a job that reads the model."""
         settings, size = self.config.attribution, self.parameters(model)
         examples, tokens = self.shard(model, item)
-        # What reads each text once is forward alone; of ifd's responses, twice, at most the whole examples.
         of_tasks = ROW_TOKENS * self.tasks
-        once = {"embedding": tokens + of_tasks, "perplexity": tokens, "ifd": 2 * tokens}
-        once |= {"icp_reverse": 2 * tokens + of_tasks, "self_influence": 3 * tokens}
-        # A backward pass counts as two forward, the product of a pair as a token.
-        once["influence_mean"] = 3 * (tokens + of_tasks)
-        once["influence"] = 3 * (tokens + of_tasks) + examples * self.tasks
-        once["influence_ekfac"] = 2 * once["influence"]
-        once["tracin"] = once["influence"] * (len(settings.tracin.directories or ()) or settings.tracin.checkpoints)
-        every_pair = operations(size, examples, tokens, ROW_TOKENS * self.tasks)
-        work = 2 * size * once[method] if method in once else every_pair
+        # icp reads a little less than one_step, and so much is expected of what nobody has counted.
+        work = operations(size, examples, tokens, of_tasks)
         if method == "icp_k_shot":
-            own = settings.icp_k_shot.model_dump()
-            work = k_shot_operations(size, examples, tokens, ROW_TOKENS * self.tasks, **own)
+            work = k_shot_operations(size, examples, tokens, of_tasks, **settings.icp_k_shot.model_dump())
+        elif method == "icp_reverse":
+            work = 2 * size * (2 * tokens + of_tasks)
+        elif not method.startswith("icp"):
+            checkpoints = len(settings.tracin.directories) or settings.tracin.checkpoints
+            # Of EK-FAC the tasks' gradients are multiplied, too; responses are at most the whole examples.
+            counted_as, times = ("influence", 2) if method == "influence_ekfac" else (method, 1)
+            sizes = (size, examples, tokens, self.tasks, of_tasks, tokens)
+            counted = times * frontier.operations(counted_as, *sizes, checkpoints=checkpoints)
+            work = work if math.isnan(counted) else counted
         seconds = work / SPEED[settings.device]
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size

@@ -1,6 +1,5 @@
 """How well each method agrees with each truth, the seconds its jobs took, and the operations counted for it."""
 
-import json
 import logging
 import math
 from pathlib import Path
@@ -16,8 +15,8 @@ from icprobe.workflow.jobs import job
 with job(snakemake) as run:
     params, files = snakemake.params, snakemake.input
     train, tasks, lengths = map(read_parquet, (files.train, files.tasks, files.lengths))
-    parameters = json.loads(Path(files.manifest).read_text(encoding="utf-8"))["parameters"]
-    chosen = [json.loads(Path(path).read_text(encoding="utf-8"))["of_theta"] for path in files.chosen]
+    parameters = artifacts.read_json(files.manifest)["parameters"]
+    chosen = [artifacts.read_json(path)["of_theta"] for path in files.chosen]
     tried = [read_parquet(path)["n_tasks"].mean() / len(tasks) for path in files.budget]
     example_tokens, task_tokens = tokens(lengths, train, tasks)
     sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens, float(lengths["n_target"].sum()))

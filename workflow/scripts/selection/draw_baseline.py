@@ -18,7 +18,7 @@ with job(snakemake) as run:
     chosen = examples.index.get_indexer([row["id"] for row in jsonl.read(files.chosen)])
     selection, kind = params.drawn["selection"], params.drawn["baseline"]
     drawn = selecting.baseline(selection, kind, chosen, len(examples), lengths, params.seed)
-    score = {identity: value for identity, value in zip(scores["id"], scores["score"], strict=True) if value == value}
+    score = scores.set_index("id")["score"].dropna().to_dict()
     prompts = prompts_of(params.templates)
     write_subset(examples, examples.index[drawn], score, prompts, snakemake.output.subset, snakemake.output.messages)
     tokens = "" if lengths is None else f"; {lengths[drawn].sum()} tokens against {lengths[chosen].sum()}"

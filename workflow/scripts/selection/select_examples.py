@@ -20,7 +20,7 @@ with job(snakemake) as run:
     values = selecting.values_of(files.examples, rule, scores["id"])
     effects = selecting.effects_of(files.matrix, scores["id"]) if rule["per_task"] else ()
     chosen = selecting.select(name, rule, scores, lengths, values, effects)
-    score = {identity: value for identity, value in zip(scores["id"], scores["score"], strict=True) if value == value}
+    score = scores.set_index("id")["score"].to_dict()
     ids, prompts = scores["id"].iloc[chosen].tolist(), prompts_of(snakemake.params.templates)
     write_subset(examples, ids, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are chosen", len(chosen), len(examples))

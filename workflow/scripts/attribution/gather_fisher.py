@@ -1,4 +1,4 @@
-"""The eigenvectors of the covariances of all parts: the basis of the Fisher matrix, layer by layer."""
+"""What all parts of the examples give for their Fisher matrix: its basis, or its eigenvalues in it, layer by layer."""
 
 import logging
 import shutil
@@ -22,10 +22,13 @@ with job(snakemake) as run:
         [artifacts.content_digest(part) for part in parts],
     )
     began = time.monotonic()
-    fisher.eigenvectors(parts, layers, partial)
+    if snakemake.params.makes == "bases":
+        fisher.eigenvectors(parts, layers, partial)
+    else:
+        fisher.corrected(parts, layers, sum(manifest["examples"] for manifest in manifests), partial)
     with artifacts.atomic_path(snakemake.output.folder) as output:
         shutil.move(partial, output)
         artifacts.write_manifest(output, layers=layers)
     artifacts.show_manifest(snakemake.output.folder, snakemake.output.manifest)
-    logging.info("eigenvectors of %d layers; %.0f s", len(layers), time.monotonic() - began)
+    logging.info("%s of %d layers; %.0f s", snakemake.params.makes, len(layers), time.monotonic() - began)
     run.summary(layers=len(layers))
