@@ -45,6 +45,14 @@ def test_external_shares_are_bins_without_an_aggregator():
         configuration(attribution={**attribution_, "external": {}})
 
 
+def test_a_method_of_one_score_counts_no_tasks():
+    shares = {"icp": "fraction_positive", "influence_mean": "fraction_positive"}
+    share = {"aggregators": shares, "methods": ["icp", "influence", "influence_mean", "random"]}
+    with pytest.raises(ConfigError, match=r"aggregators: influence_mean has one score for each example"):
+        methods_of(configuration(attribution=share))
+    assert methods_of(configuration(attribution={**share, "aggregators": {**shares, "influence_mean": "mean"}}))
+
+
 def test_what_needs_texts_or_a_model_says_so_where_there_are_none():
     away = {
         "models": ["m"],

@@ -14,6 +14,7 @@ from test_memory_plan import plan_of
 
 from icprobe.attribution import influence, memory_plan, self_influence
 from icprobe.attribution.shards import compute
+from icprobe.engine import gradients
 from icprobe.errors import ScoreError
 
 METHODS = ["influence", "influence_log", "cosine"]
@@ -60,6 +61,21 @@ def test_self_influence_equals_the_naive_loop(architecture, inputs, naive_gradie
         for place, value in zip(of_batch, values[:, 0], strict=True)
     }
     assert_close(np.array([found[i] for i in range(7)]), slow, 1e-5, np.abs(slow).max())
+
+
+def test_norms_of_long_sequences_are_summed_from_some_tokens_at_a_time(inputs, monkeypatch):
+    def norms():
+        found = self_influence.attribute(inputs("gpt2"), "self_influence", [np.arange(7)])
+        return next(found)[2]
+
+    whole = norms()
+    shapes = []
+    multiply = gradients.matmul_float32
+    monkeypatch.setattr(gradients, "NORM_TOKENS", 3)
+    monkeypatch.setattr(gradients, "matmul_float32", lambda a, b: shapes.append(len(a)) or multiply(a, b))
+    assert_close(norms(), whole, 1e-5, np.abs(whole).max())
+    assert max(shapes) == 3
+    assert min(shapes) < 3
 
 
 def test_a_mean_loss_leaves_the_cosine_and_divides_self_influence_twice(inputs, few):

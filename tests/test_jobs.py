@@ -11,9 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from icprobe import cores
+from icprobe.tables import parquet
+from icprobe.tables.places import with_places
 from icprobe.workflow.jobs import SPINNING, threads
 
 pytestmark = pytest.mark.timeout(60)
@@ -88,6 +91,27 @@ def test_what_a_user_can_mend_is_one_sentence_without_a_traceback(tmp_path, erro
     assert "error: " in ended.log
     assert "Traceback" not in ended.stderr + ended.log
     assert "failed after" in ended.log.splitlines()[-1]
+
+
+def test_a_made_id_in_a_message_is_told_with_its_row(tmp_path):
+    for name, table in {
+        "tasks": {"id": ["x" + "0" * 12, "x" + "1" * 12, "x" + "1" * 12 + "-2"], "row_number": [0, 4, 7]},
+        "train": {"id": ["x" + "1" * 11 + "2", "a7"], "text": ["", ""]},
+    }.items():
+        parquet.write_parquet(pd.DataFrame(table), tmp_path / f"{name}.parquet")
+    inputs = [str(tmp_path / "tasks.parquet"), str(tmp_path / "train.parquet"), str(tmp_path / "absent.parquet")]
+    said = with_places("row x111111111111-2: its answer is empty; so is that of x000000000000.", inputs)
+    assert said == (
+        "row x111111111111-2: its answer is empty; so is that of x000000000000. (x111111111111-2 is row_number 7 of "
+        "data.tasks; x000000000000 is row_number 0 of data.tasks, counted from 0)"
+    )
+    for same in ("row a7: no answer.", "row x111111111112: no answer.", "row x222222222222: no answer."):
+        assert with_places(same, inputs) == same
+
+    raised = "raise icprobe.errors.DataError('row x111111111111: no answer.')"
+    snakemake = f"snakemake.input = {inputs!r}\n"
+    ended = run_job(tmp_path, f"import icprobe.errors\n{snakemake}with job(snakemake):\n    {raised}")
+    assert "no answer. (x111111111111 is row_number 4 of data.tasks, counted from 0)" in ended.stderr
 
 
 def test_a_bug_shows_its_traceback_once_in_the_log_and_once_on_the_terminal(tmp_path):

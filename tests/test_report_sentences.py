@@ -10,6 +10,7 @@ from reports import experiment
 from test_report import page, plain
 
 from icprobe.analysis.binning import BORDER_COLUMNS
+from icprobe.analysis.statistics import aggregate
 from icprobe.attribution import METHODS
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
 from icprobe.report import sentences
@@ -108,6 +109,17 @@ def test_bins_that_ties_decide_are_named():
     (said,) = sentences.coarse(table)
     assert said.startswith("Ties decide which examples are in icp top 20% (7 of its 14 share a score with 14 outside).")
     assert sentences.coarse(table[1:]) == sentences.coarse(None) == []
+
+
+def test_a_method_whose_scores_are_those_of_one_task_is_named(tmp_path):
+    model = model_of(tmp_path)
+    question = "Which scores are those of one task?"
+    assert question not in [one.question for one in sentences.found(model, {})]
+    ids = experiment(tmp_path)["train"][["id"]]
+    matrix = ids.assign(a=0.0, b=0.0, c=np.arange(float(len(ids))))
+    model = model_of(tmp_path, attributions={"influence": matrix}, scores={"influence": aggregate(matrix, "mean")})
+    (said,) = next(one.sentences for one in sentences.found(model, {}) if one.question == question)
+    assert said.startswith("One of the 3 tasks, c, makes 100% of the variance of influence's scores")
 
 
 def test_a_label_of_which_nothing_says_what_is_good_is_named(tmp_path):

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from icprobe.analysis.labels import LABEL_COLUMNS, MOST_KINDS, auc, kinds, label_aucs
-from icprobe.analysis.statistics import aggregate, warning_of_ties, widen
+from icprobe.analysis.statistics import aggregate, warning_of_one_task, warning_of_ties, widen
 from icprobe.errors import ArtifactError, ConfigError, ScoreError
 from icprobe.tables import parquet
 
@@ -272,3 +272,25 @@ def test_a_share_that_many_examples_have_is_said_not_to_rank_them():
     assert said([1.0, 1.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6], mean_effect=0.1) == ""
     assert said([1.0] * 40) == "", "of a number of tokens there is no mean effect"
     assert said([1.0], mean_effect=0.1) == said([np.nan, np.nan], mean_effect=0.1) == ""
+
+
+def test_a_task_that_decides_the_means_is_named_with_its_share_of_their_variance():
+    generator = np.random.default_rng(0)
+    effects = generator.normal(size=(200, 5)) * [1, 1, 1, 1, 10]
+    matrix = pd.DataFrame(effects, columns=list("abcde"))
+    matrix.insert(0, "id", [f"z{row}" for row in range(200)])
+    scores = aggregate(matrix, "mean")
+    share = np.cov(effects[:, 4] / 5, scores["score"])[0, 1] / scores["score"].var()
+    said = warning_of_one_task("influence", matrix, scores)
+    assert said.startswith(f"One of the 5 tasks, e, makes {100 * share:.0f}% of the variance of influence's scores")
+    assert warning_of_one_task("influence", (matrix[k : k + 7] for k in range(0, 200, 7)), scores[::-1]) == said
+
+    unknown = scores.assign(score=scores["score"].where(scores["id"] != "z3"))
+    assert "e, makes" in warning_of_one_task("influence", matrix, unknown)
+    even = matrix.assign(e=matrix["e"] / 10)
+    assert warning_of_one_task("influence", even, aggregate(even, "mean")) == ""
+    assert warning_of_one_task("icp", matrix, aggregate(matrix, "fraction_positive")) == "", "a share weighs all alike"
+    of_two = matrix[["id", "a", "e"]]
+    assert warning_of_one_task("influence", of_two, aggregate(of_two, "mean")) == ""
+    equal = matrix.assign(**dict.fromkeys("abcde", 1.0))
+    assert warning_of_one_task("influence", equal, aggregate(equal, "mean")) == ""

@@ -85,7 +85,7 @@ def test_more_subsets_train_those_alone(trained, tmp_path):
 EDITS = {
     "a method more": ({"attribution": {"methods": ["length", "random", "influence_mean"]}}, Counter()),
     "another bin": ({"bins": ["top 10%"]}, Counter()),
-    "a method's aggregator": ({"attribution": {"aggregators": {"random": "fraction_positive"}}}, Counter()),
+    "a method's aggregator": ({"attribution": {"aggregators": {"influence": "fraction_positive"}}}, Counter()),
     "another learning rate": (
         {"finetune": {"learning_rate": 1e-3}},
         Counter(retrain=3, gather_subsets=1, gather_retrained=2),

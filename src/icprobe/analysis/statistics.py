@@ -11,6 +11,8 @@ from icprobe.formatting import number
 AGGREGATORS = ("mean", "fraction_positive")
 NAMED_IN_ERRORS = 5
 TIED = 0.25  # of the examples with one score: more make it no ranking
+DECIDES = 0.5  # of the variance of the scores: a task with more decides them
+FEWEST_TASKS = 3  # of which one may decide; of two, one always has half
 
 
 def aggregate(
@@ -102,4 +104,31 @@ def warning_of_ties(method: str, table: pd.DataFrame) -> str:
     return (
         f"{method} cannot tell {which} apart: all have the score {number(counts.index[0])}. A share of few tasks takes "
         f"few values: take more tasks, or the mean over tasks (attribution: {{aggregators: {{{method}: mean}}}})."
+    )
+
+
+def warning_of_one_task(method: str, attributions: pd.DataFrame | Iterable[pd.DataFrame], scores: pd.DataFrame) -> str:
+    """Says so where one task decides a method's mean over tasks, as its effects are larger than others'; else "".
+
+    attributions, scores: as `aggregate` takes and returns them. A task's share of the variance of the means is
+    cov(A[:, t] / M, score) / var(score); the shares of all tasks sum to 1.
+    """
+    if "mean_effect" in scores or scores["score"].count() < 2:
+        return ""
+    known = scores.set_index("id")["score"].dropna()
+    centred, products = known - known.mean(), 0.0
+    for piece in [attributions] if isinstance(attributions, pd.DataFrame) else attributions:
+        tasks = piece[piece["id"].isin(centred.index)].set_index("id")
+        if tasks.shape[1] < FEWEST_TASKS:
+            return ""
+        products = products + centred.loc[tasks.index].to_numpy() @ tasks.to_numpy(np.float64)
+    total = float(np.sum(products))  # M times the variance of the scores, times the examples
+    if total <= 0 or np.max(products) <= DECIDES * total:
+        return ""
+    most = int(np.argmax(products))
+    return (
+        f"One of the {tasks.shape[1]} tasks, {tasks.columns[most]}, makes {100 * products[most] / total:.0f}% of the "
+        f"variance of {method}'s scores: its effects are larger than the others'. To give each task the same weight, "
+        f"add a mean of ranks (attribution: {{combined: {{NAME: {{mean_rank: [{method}]}}}}}}), or let tasks take "
+        "turns in a selection (per_task: round_robin)."
     )

@@ -271,6 +271,7 @@ def methods_of(config: "Config") -> dict[str, Method]:
             _check_training(name, config)
     if "train" in absent and not any(name in external for name in config.attribution.methods):
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
+    _check_aggregators([name for name in chosen if not METHODS[name].per_task], config)
     known = {name: _in_units(method, config) for name, method in METHODS.items()} | external
     for name, how in ordered.items():
         if how.given_length and (away or "train" in absent):
@@ -280,6 +281,16 @@ def methods_of(config: "Config") -> dict[str, Method]:
             )
         known[name] = _combined(how, [known[member] for member in how.members])
     return known
+
+
+def _check_aggregators(of_one_score: Sequence[str], config: "Config") -> None:
+    """Raises ConfigError where a method that has one score for each example is to count tasks."""
+    for name in of_one_score:
+        if config.attribution.aggregators.get(name) == "fraction_positive":
+            raise ConfigError(
+                f"config: attribution.aggregators: {name} has one score for each example and no value for each task, "
+                "so that no share of tasks can be counted; leave it out"
+            )
 
 
 def _combined(how: "Combined", members: Sequence[Method]) -> Method:

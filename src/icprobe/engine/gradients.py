@@ -29,6 +29,8 @@ from icprobe.texts.prompts import Encoded
 
 logger = logging.getLogger(__name__)
 
+NORM_TOKENS = 1024  # of a sequence against all of it, for its norm; [NORM_TOKENS, T] float32 is what that takes
+
 
 @dataclass(frozen=True)
 class Factors:
@@ -262,12 +264,15 @@ def grams(
 def squared_norms(layer: Layer, a: Tensor, delta: Tensor, where: Sequence[slice]) -> Tensor:
     """|g_i|² of one layer's gradients, [n] float32: Σ_{s,t} (δ_s·δ_t)(a_s·a_t [+ 1 for a bias]).
 
-    No gradient is formed. Of each sequence by itself, so that no bit depends on its neighbours.
+    No gradient is formed. Of each sequence by itself, so that no bit depends on its neighbours; of a long one some
+    tokens at a time, so that memory grows with its length, not with the square of it.
     """
     found = torch.zeros(len(where), device=a.device)
     for number, span in enumerate(where):
-        pairs = matmul_float32(a[span], a[span])
-        found[number] = ((pairs + 1 if layer.bias else pairs) * matmul_float32(delta[span], delta[span])).sum()
+        for start in range(span.start, span.stop, NORM_TOKENS):
+            some = slice(start, min(start + NORM_TOKENS, span.stop))
+            pairs = matmul_float32(a[some], a[span])
+            found[number] += ((pairs + 1 if layer.bias else pairs) * matmul_float32(delta[some], delta[span])).sum()
     return found
 
 

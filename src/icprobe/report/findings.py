@@ -12,13 +12,22 @@ import pandas as pd
 from icprobe.analysis import headline
 from icprobe.analysis.binning import Ranking, bins, ranks
 from icprobe.analysis.labels import auc_differences, beside_length, label_aucs
-from icprobe.analysis.statistics import warning_of_ties, widen
+from icprobe.analysis.statistics import warning_of_one_task, warning_of_ties, widen
 from icprobe.errors import ScoreError
 from icprobe.evaluation.tabulation import left_out, prompts_of, significantly_best
 from icprobe.formatting import bin_label, bin_text
 from icprobe.report import charts
 from icprobe.report.page import text
-from icprobe.report.reading import Source, columns_of, content_of, figure_of, refuse_unknown, rows_of, table_of
+from icprobe.report.reading import (
+    Source,
+    columns_of,
+    content_of,
+    figure_of,
+    pieces_of,
+    refuse_unknown,
+    rows_of,
+    table_of,
+)
 from icprobe.tables.checking import ROW_NUMBER
 
 TEXT_FIELDS = ("instruction", "input", "output")
@@ -74,6 +83,12 @@ class Findings:
         self._train = train
         tables = {m: _scores(source, train["id"], f"{name}, {m}") for m, source in inputs.scores.items()}
         self.ties = [*filter(None, (warning_of_ties(method, table) for method, table in tables.items()))]
+        decided = (
+            warning_of_one_task(method, pieces_of(source), tables[method].reset_index())
+            for method, source in inputs.attributions.items()
+            if method in tables
+        )
+        self.decided_by_one = [*filter(None, decided)]
         self.scores = {method: table["score"] for method, table in tables.items()}
         self.ranks = {method: ranks(score).reset_index(drop=True) for method, score in self.scores.items()}
         self._tables = tables

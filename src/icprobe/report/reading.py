@@ -1,7 +1,7 @@
 """Reads what an experiment computed for its report: tables, rows of matrices, figures."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,12 +30,18 @@ def table_of(source: Source | None) -> pd.DataFrame | None:
         raise DataError(f"{path}: cannot be read for the report ({error}). Remove it to have it rebuilt.") from None
 
 
-def rows_of(source: Source, wanted: pd.Series, known: pd.Series, what: str) -> pd.DataFrame:
-    """The wanted rows of a matrix, indexed by id; of a file some rows at a time. Refuses ids that are not known."""
+def pieces_of(source: Source) -> Iterator[pd.DataFrame]:
+    """A matrix, of a file some rows at a time; ids as strings."""
     in_pieces = not isinstance(source, pd.DataFrame) and Path(source).suffix == ".parquet"
-    kept, ids = [], []
     for piece in read_pieces(source) if in_pieces else [table_of(source)]:
-        piece = piece.astype({"id": str}).set_index("id")
+        yield piece.astype({"id": str})
+
+
+def rows_of(source: Source, wanted: pd.Series, known: pd.Series, what: str) -> pd.DataFrame:
+    """The wanted rows of a matrix, indexed by id. Refuses ids that are not known."""
+    kept, ids = [], []
+    for piece in pieces_of(source):
+        piece = piece.set_index("id")
         ids.extend(piece.index)
         kept.append(piece[piece.index.isin(wanted)])
     refuse_unknown(ids, known, what)

@@ -92,7 +92,11 @@ def found(
 ) -> list[Finding]:
     """What the tables of a model say, question by question; one sentence where there is nothing to compare."""
     findings = []
-    ties = [Finding("Which scores are too coarse to rank the examples?", model.ties)] if model.ties else []
+    cautions = [
+        ("Which scores are too coarse to rank the examples?", model.ties),
+        ("Which scores are those of one task?", model.decided_by_one),
+    ]
+    first = [Finding(question, sentences) for question, sentences in cautions if sentences]
     for label, rows in (
         [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
     ):
@@ -124,7 +128,7 @@ def found(
             )
         )
     if findings:
-        return [*ties, *findings]
+        return [*first, *findings]
     sentences = [
         f"The {method} scores run from {number(scores.min())} to {number(scores.max())}, with their median at "
         f"{number(scores.median())}."
@@ -138,7 +142,7 @@ def found(
     )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")
-    return [*ties, Finding("What do the scores say?", sentences)]
+    return [*first, Finding("What do the scores say?", sentences)]
 
 
 def _with_length(model: Findings) -> list[str]:

@@ -199,7 +199,9 @@ def _record(snakemake: Any) -> None:
 def _sentence(error: Exception, snakemake: Any) -> str | None:
     """Puts an error into one sentence for the user; None for a bug."""
     if isinstance(error, IcprobeError):
-        return str(error)
+        from icprobe.tables.places import with_places  # pandas, which a job without an error may not need
+
+        return with_places(str(error), map(str, snakemake.input))
     # safetensors, torch and pyarrow report a full disk in exceptions of their own.
     if getattr(error, "errno", None) in FULL or "No space left on device" in str(error):
         where = getattr(error, "filename", None) or next(iter(snakemake.output), os.getcwd())

@@ -2,7 +2,7 @@
 
 import logging
 
-from icprobe.analysis.statistics import aggregate, warning_of_ties
+from icprobe.analysis.statistics import aggregate, warning_of_one_task, warning_of_ties
 from icprobe.formatting import number
 from icprobe.tables import parquet
 from icprobe.workflow.jobs import job
@@ -17,7 +17,9 @@ with job(snakemake) as run:
     values = scores["score"]
     ends = map(number, (values.min(), values.max(), values.median()))
     logging.info("%d scores from %s to %s, median %s", len(values), *ends)
-    if said := warning_of_ties(snakemake.wildcards.method, scores):
+    method = snakemake.wildcards.method
+    decided = warning_of_one_task(method, parquet.read_pieces(snakemake.input[0]), scores)
+    for said in filter(None, (warning_of_ties(method, scores), decided)):
         logging.warning("%s", said)
     run.summary(examples=len(values), minimum=values.min(), median=values.median(), maximum=values.max())
     run.table("scores", scores.head(1000))

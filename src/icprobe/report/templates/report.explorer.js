@@ -143,7 +143,7 @@ function drawEffects(target, methods, effects) {
       const effect = index ? row.b : row.a;
       if (effect === undefined || Number.isNaN(effect)) return [];
       return [{ task: visible(taskName(row.task)), text: visible(data.tasks.instruction[row.task]), method,
-        column: method, effect, direction: effect > 0 ? "helps" : "hurts", order }];
+        column: method, effect, direction: effect > 0 ? "helps" : effect < 0 ? "hurts" : null, order }];
     })) };
   draw(target, specification);
 }
