@@ -25,6 +25,7 @@ if PLAN.chain:
             methods=["one_step"],
             module=METHODS["one_step"].module,
             per_task=True,
+            by_itself=METHODS["one_step"].reads,
             settings=lambda w: PLAN.method_settings("one_step") | {"learning_rate": PLAN.step_sizes[w.learning_rate]},
             execution=METHODS["one_step"].execution,
             templates=PLAN.text_settings(),

@@ -29,6 +29,7 @@ SCORES_REPORT = EXPERIMENT + "/scores.html"
 TRUTH_REPORT = EXPERIMENT + "/truth.html"
 JUDGE_ANSWERS = EXPERIMENT + "/.cache/llm_judge"
 RETRAININGS = EXPERIMENT + "/.cache/retrainings"
+BLOCKS = EXPERIMENT + "/.cache/attributions"
 # Below an experiment's folder, wherever that is: W&B's runs, and what jobs have not finished.
 WANDB, PARTIAL = "wandb", ".partial"
 FOLDERS = ("data", "figures", "synthetic", WANDB)  # beside those of the models

@@ -28,7 +28,8 @@ class Method:
     needs all examples or costs nothing. long_contexts: it reads several examples or tasks in one context, which must
     fit. trained: its gradients are taken at checkpoints of a training. fits_fisher: it needs the examples' Fisher
     matrix, which has jobs of its own. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration
-    says. may_skip: NaN means "not evaluated" rather than an error.
+    says. may_skip: NaN means "not evaluated" rather than an error. by_itself: what it gives for an example and a task
+    (or, without a column for each, all tasks) depends on no other example, so that it is not computed twice.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Method:
     seeded: bool = False
     dtype: str | None = None
     may_skip: bool = False
+    by_itself: bool = False
 
 
 _ENGINE = ("dtype", "device", "tf32", "batch_tokens")
@@ -69,6 +71,7 @@ METHODS: dict[str, Method] = {
         "tasks whose effect is above 0.",
         (*_ENGINE, *_TASK),
         per_token=_TASK,
+        by_itself=True,
     ),
     "influence": Method(
         "icprobe.attribution.influence",
@@ -80,6 +83,7 @@ METHODS: dict[str, Method] = {
         _BUDGET,
         per_token=_BOTH_SIDES,
         together=_INFLUENCE,
+        by_itself=True,
     ),
     "influence_log": Method(
         "icprobe.attribution.influence",
@@ -89,6 +93,7 @@ METHODS: dict[str, Method] = {
         (*_ENGINE, *_LOSS),
         _BUDGET,
         together=_INFLUENCE,
+        by_itself=True,
     ),
     "cosine": Method(
         "icprobe.attribution.influence",
@@ -98,6 +103,7 @@ METHODS: dict[str, Method] = {
         (*_ENGINE, *_LOSS),
         _BUDGET,
         together=_INFLUENCE,
+        by_itself=True,
     ),
     "influence_ekfac": Method(
         "icprobe.attribution.influence_ekfac",
@@ -109,6 +115,7 @@ METHODS: dict[str, Method] = {
         _BUDGET,
         per_token=_BOTH_SIDES,
         fits_fisher=True,
+        by_itself=True,
     ),
     "one_step": Method(
         "icprobe.attribution.one_step",
@@ -117,6 +124,7 @@ METHODS: dict[str, Method] = {
         (*_ENGINE[1:], *_LOSS, "one_step"),
         per_token=_TASK,
         dtype="float32",
+        by_itself=True,
     ),
     "influence_mean": Method(
         "icprobe.attribution.influence_mean",
@@ -126,6 +134,7 @@ METHODS: dict[str, Method] = {
         (*_ENGINE, *_LOSS),
         per_token=_BOTH_SIDES,
         per_task=False,
+        by_itself=True,
     ),
     "self_influence": Method(
         "icprobe.attribution.self_influence",
@@ -136,6 +145,7 @@ METHODS: dict[str, Method] = {
         (*_ENGINE, *_OWN_LOSS),
         per_token=("reduction", "reduction"),
         **_NO_TASK,
+        by_itself=True,
     ),
     "tracin": Method(
         "icprobe.attribution.tracin",
@@ -147,6 +157,7 @@ METHODS: dict[str, Method] = {
         _BUDGET,
         per_token=_TASK,
         trained=True,
+        by_itself=True,
     ),
     "icp_budget": Method(
         "icprobe.attribution.icp_budget",
@@ -194,6 +205,7 @@ METHODS: dict[str, Method] = {
         "Does the model see it and a task as alike? The effect on a task is the cosine of the two texts' mean last "
         "hidden states, in which later tokens weigh more.",
         _ENGINE,
+        by_itself=True,
     ),
     "perplexity": Method(
         "icprobe.attribution.difficulty",
@@ -202,6 +214,7 @@ METHODS: dict[str, Method] = {
         "query, in nats per token: the best are the easiest, and no task is looked at.",
         _ENGINE,
         **_NO_TASK,
+        by_itself=True,
     ),
     "ifd": Method(
         "icprobe.attribution.difficulty",
@@ -211,6 +224,7 @@ METHODS: dict[str, Method] = {
         "the query misleads, and no task is looked at.",
         _ENGINE,
         **_NO_TASK,
+        by_itself=True,
     ),
     "length": Method(
         "icprobe.attribution.baselines",

@@ -60,15 +60,23 @@ def commit() -> str:
 
 
 def record(
-    path: str | Path, rule: str, inputs: Iterable[str], outputs: Iterable[str], threads: int, dtype: str | None
+    path: str | Path,
+    rule: str,
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+    threads: int,
+    dtype: str | None,
+    whole: bool = True,
 ) -> None:
     """Writes what a finished job read and made, and with what, to `path`, which ends with `paths.ENVIRONMENT`.
 
     threads: those that were given to the job; where it computed with torch, torch's own number stands in the record.
-    dtype: of the arithmetic, where the job has one.
+    dtype: of the arithmetic, where the job has one. whole: whether it did all of its work in this try.
     """
     facts = {**describe(), "threads": threads, **({"dtype": dtype} if dtype else {}), **_of_torch()}
-    write_json(path, {"rule": rule, "inputs": list(inputs), "outputs": list(outputs), "environment": facts})
+    write_json(
+        path, {"rule": rule, "inputs": list(inputs), "outputs": list(outputs), "whole": whole, "environment": facts}
+    )
 
 
 def _of_torch() -> dict[str, Any]:
@@ -127,8 +135,14 @@ def _agreed(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured(log: str | Path) -> tuple[float, float]:
-    """(seconds, peak MB) of a job, from the benchmark file beside its log."""
-    return benchmark(Path(log).with_suffix(paths.BENCHMARK))
+    """(seconds, peak MB) of a job, from the benchmark file beside its log; NaN seconds where it did a part of its work.
+
+    A job that goes on where another was killed, or takes entries that are known, took less than its result costs.
+    """
+    seconds, memory = benchmark(Path(log).with_suffix(paths.BENCHMARK))
+    beside = Path(log).with_suffix(paths.ENVIRONMENT)
+    whole = not beside.is_file() or json.loads(beside.read_text(encoding="utf-8")).get("whole", True)
+    return (seconds if whole else float("nan")), memory
 
 
 def benchmark(path: Path) -> tuple[float, float]:

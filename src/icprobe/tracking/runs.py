@@ -46,6 +46,8 @@ class Run:
     """A job's W&B run. Every method does nothing where W&B is disabled or out of order, and none raises."""
 
     def __init__(self, subject: Subject | None = None, texts: bool = False) -> None:
+        # Whether the job did all of its work; else, resumed or with what was known, its seconds are not its price.
+        self.whole = True
         self._subject = subject
         self._texts = texts
         self._to: wandb_runs.WandbRun | journals.Journal | None = None

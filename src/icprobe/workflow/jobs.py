@@ -103,7 +103,7 @@ def job(snakemake: Any) -> Iterator[runs.Run]:
             with gpus.turn(getattr(snakemake, "resources", {}).get(GPUS_IF_ANY, 0)):
                 yield run
             _await_inputs(snakemake.input)
-            _record(snakemake)
+            _record(snakemake, run.whole)
             exit_code = 0
         except Exception as error:
             message = _sentence(error, snakemake)
@@ -175,7 +175,7 @@ def _await_inputs(inputs: Iterable[Any]) -> None:
     time.sleep(max(0.0, ahead + 0.05) if ahead > -0.05 else 0.0)
 
 
-def _record(snakemake: Any) -> None:
+def _record(snakemake: Any, whole: bool) -> None:
     if not len(snakemake.log):
         return
     settings = named(snakemake.params).get("settings")
@@ -187,6 +187,7 @@ def _record(snakemake: Any) -> None:
             map(str, snakemake.output),
             threads(snakemake),
             settings.get("dtype") if isinstance(settings, dict) else None,
+            whole,
         )
     except OSError as error:
         # The result is complete; no month of work is thrown away for a line about it.

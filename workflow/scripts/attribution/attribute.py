@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from pathlib import Path
 
 import pandas as pd
 
@@ -12,6 +13,7 @@ from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
+    from icprobe.attribution.blocks import Blocks, contents
     from icprobe.attribution.matrix import Inputs, Trajectory
     from icprobe.attribution.objective import said
     from icprobe.attribution.shards import compute
@@ -30,21 +32,29 @@ with job(snakemake) as run:
         prompts=prompts_of(params.templates) if params.templates else None,
         seed=params.seed,
     )
+    asked = dict(params.items())
+    behind = [*([files.manifest] if files.model else []), *([files.trajectory] if files.get("trajectory") else [])]
+    of_model = [artifacts.content_digest(path) for path in [*behind, *fisher]]
+    of_data = [artifacts.content_digest(path) for path in (files.train, files.tasks, files.lengths)]
     partial = artifacts.partial_directory(
         paths.EXPERIMENT.format(experiment=wildcards.experiment),
         snakemake.rule,
         dict(wildcards),
-        dict(params.items()),
-        [
-            artifacts.content_digest(path)
-            for path in [
-                *(files.train, files.tasks, files.lengths),
-                *([files.manifest] if files.model else []),
-                *([files.trajectory] if files.get("trajectory") else []),
-                *fisher,
-            ]
-        ],
+        asked,
+        [*of_data, *of_model],
     )
+    blocks = None
+    if params.by_itself is not None:
+        of_all_tasks = "tasks" in params.by_itself and not params.per_task
+        shared = [
+            {name: value for name, value in asked.items() if name not in ("methods", "by_itself")},
+            of_model,
+            [name.decode() for name in contents(inputs.tasks)] if of_all_tasks else None,
+        ]
+        folder = Path(paths.BLOCKS.format(experiment=wildcards.experiment))
+        blocks = {
+            method: Blocks(folder / artifacts.digest([method, shared])[:32], partial.name) for method in params.methods
+        }
     if files.model:
         from icprobe.engine.capabilities import Capabilities
         from icprobe.engine.models import load_model, set_precision
@@ -62,7 +72,7 @@ with job(snakemake) as run:
     # How it computes: after the folder of what is partial was found, for no bit depends on it.
     settings |= {key: execution.settings("attribution")[key] for key in params.execution}
     settings |= {"fisher": list(fisher)} if fisher else {}
-    began = time.monotonic()
+    began, resumed = time.monotonic(), any(partial.rglob("pieces-*.npz"))
     tables = compute(
         params.module,
         params.methods,
@@ -73,7 +83,9 @@ with job(snakemake) as run:
         settings.get("batch_tokens", 1024),
         partial,
         params.per_task,
+        blocks,
     )
+    run.whole = not resumed and not any(block.used for block in (blocks or {}).values())
     for method, table in tables.items():
         parquet.write_parquet(table, snakemake.output[params.methods.index(method)])
         values = table.drop(columns="id").to_numpy()
