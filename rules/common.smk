@@ -22,7 +22,7 @@ from icprobe.formatting import BIN_NAME
 from icprobe.paths import SELECTED
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import checks, dry_run, gpus, log_filters, responding, work
+from icprobe.workflow import checks, dry_run, exporting, gpus, log_filters, responding, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -204,6 +204,14 @@ def along_training(method, path):
 def chosen_by(wildcards):
     """The selection that a data set is, or is a baseline of."""
     return CONFIG.selections[PLAN.data_sets[wildcards.method].selection]
+
+
+EXPORTED = exporting.exported(CONFIG)
+
+
+def data_set_file(pattern, model, name):
+    """The file of a selection or baseline of a model."""
+    return pattern.format(experiment=CONFIG.experiment, model=model, method=name, bin=SELECTED)
 
 
 def fisher_of(wildcards):

@@ -118,3 +118,60 @@ if CONFIG.selections:
             **RESOURCES["subset"],
         script:
             "../workflow/scripts/selection/tabulate_selections.py"
+
+    # Never a part of `all`: a copy of the data that is made to be given away.
+    rule export:
+        localrule: True
+        message:
+            "{CONFIG.experiment}: the selections as a data set for others"
+        input:
+            scores=[results(model, "tables/scores.parquet") for model in CONFIG.models],
+            subsets=[data_set_file(paths.SUBSET, *of) for of in EXPORTED.values()],
+            messages=[data_set_file(paths.MESSAGES, *of) for of in EXPORTED.values()],
+        output:
+            card=paths.EXPORT_CARD.format(experiment=CONFIG.experiment),
+            tables=[paths.EXPORT_TABLE.format(experiment=CONFIG.experiment, name=name) for name in EXPORTED],
+        params:
+            title=f"{CONFIG.experiment}: selected examples",
+            models=CONFIG.models,
+            data_sets=[[name, model, exporting.in_words(CONFIG, of)] for name, (model, of) in EXPORTED.items()],
+            asks={method: METHODS[method].asks for method in CONFIG.attribution.methods},
+            facts={"experiment": CONFIG.experiment, **exporting.facts(CONFIG)},
+            licence=CONFIG.export.licence,
+            hub=CONFIG.export.hub,
+            code=fingerprint("selection/export"),
+        log:
+            paths.log("export", experiment=CONFIG.experiment),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("export", experiment=CONFIG.experiment)
+        resources:
+            **RESOURCES["subset"],
+        script:
+            "../workflow/scripts/selection/export.py"
+
+    if CONFIG.export.hub:
+
+        rule publish:
+            localrule: True
+            message:
+                "Uploading the selections to {params.hub}"
+            input:
+                rules.export.output,
+            output:
+                paths.PUBLISHED.format(experiment=CONFIG.experiment),
+            params:
+                hub=CONFIG.export.hub,
+                private=CONFIG.export.private,
+                code=fingerprint("selection/publish"),
+            log:
+                paths.log("publish", experiment=CONFIG.experiment),
+            conda:
+                "../envs/icprobe.yaml"
+            benchmark:
+                paths.benchmark("publish", experiment=CONFIG.experiment)
+            resources:
+                **LIGHT,
+            script:
+                "../workflow/scripts/selection/publish.py"

@@ -29,6 +29,9 @@ SCORES_REPORT = EXPERIMENT + "/scores.html"
 TRUTH_REPORT = EXPERIMENT + "/truth.html"
 JUDGE_ANSWERS = EXPERIMENT + "/.cache/llm_judge"
 RETRAININGS = EXPERIMENT + "/.cache/retrainings"
+EXPORT = EXPERIMENT + "/export"  # selections as a data set for others
+EXPORT_CARD, EXPORT_TABLE = EXPORT + "/README.md", EXPORT + "/data/{name}.parquet"
+PUBLISHED = EXPERIMENT + "/published.json"
 BLOCKS = EXPERIMENT + "/.cache/attributions"
 # Below an experiment's folder, wherever that is: W&B's runs, and what jobs have not finished.
 WANDB, PARTIAL = "wandb", ".partial"

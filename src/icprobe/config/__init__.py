@@ -15,7 +15,7 @@ from icprobe import paths
 from icprobe.artifacts import digest
 from icprobe.config.raw import Plain, mistake, sentence
 from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
-from icprobe.config.selections import Selection, data_sets
+from icprobe.config.selections import Export, Selection, data_sets
 from icprobe.config.selections import check as check_selections
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
 from icprobe.config.training import Evaluation, Finetune
@@ -67,6 +67,7 @@ class Config(Section):
     selections: dict[Name, Selection] = Field(
         {}, description="Data sets by other rules than bins: each name is one, chosen by a method's scores."
     )
+    export: Export = Export()
     analysis: Analysis = Analysis()
     figures: Figures = Figures()
     synthetic: Synthetic = Synthetic()

@@ -109,6 +109,18 @@ class Selection(Section):
         return self.counts_tokens or bool(OF_LENGTHS & {*self.baselines})
 
 
+class Export(Section):
+    """The selections as one data set for others (`snakemake export`), and where it goes (`snakemake publish`)."""
+
+    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = Field(
+        None, description="Name of a data set on the Hugging Face hub, owner/name, that publish makes or updates."
+    )
+    private: bool = Field(True, description="Whether only its owner sees it there.")
+    licence: str | None = Field(
+        None, description="Licence of the source, as the hub names it (such as cc-by-4.0); stands in the card."
+    )
+
+
 class Chosen(NamedTuple):
     """A data set that selections make: one of them, or a baseline of it ("" where it is none)."""
 

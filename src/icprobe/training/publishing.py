@@ -1,0 +1,157 @@
+"""Selections as a data set for others: a folder with a card, which `datasets` loads, and which can go to the hub."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import indent
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import yaml
+from tabulate import tabulate
+
+from icprobe import jsonl
+from icprobe.errors import EndpointError, reason, several
+from icprobe.tables.checking import TEXTS
+from icprobe.tables.parquet import read_parquet
+
+logger = logging.getLogger(__name__)
+
+HUB = "https://huggingface.co"
+WORDS = {
+    "id": "the row's id",
+    **dict.fromkeys(TEXTS, "a text of the row"),
+    "prompt": "what the model reads, by the experiment's templates",
+    "completion": "the response that follows",
+    "messages": "the row as a conversation, for a chat template (JSON, if messages hold more than role and content)",
+    "n_query": "tokens of the query",
+    "n_target": "tokens of the response",
+}
+
+
+def rows(subset: str | Path, messages: str | Path, scores: str | Path) -> pd.DataFrame:
+    """The rows of a selection, in its order: texts, the two forms that trainers take, labels, lengths, and the score
+    and rank of every method.
+
+    subset, messages: the files of the selection; scores: the experiment's table of scores. A prompt that is a
+    conversation stands in `messages` alone.
+    """
+    chosen, spoken = pd.DataFrame(jsonl.read(subset)).drop(columns="score"), jsonl.read(messages)
+    if isinstance(chosen["prompt"].iloc[0], list):
+        chosen = chosen.drop(columns=["prompt", "completion"])
+    turns = [row["messages"] for row in spoken]
+    plain = all(set(turn) == {"role", "content"} and isinstance(turn["content"], str) for row in turns for turn in row)
+    chosen["messages"] = turns if plain else [jsonl.line(row).rstrip("\n") for row in turns]
+    if any("tools" in row for row in spoken):
+        chosen["tools"] = [jsonl.line(row["tools"]).rstrip("\n") if row.get("tools") else None for row in spoken]
+    known = read_parquet(scores)
+    known = known.drop(columns=[name for name in known if name in chosen and name != "id"]).set_index("id")
+    return pd.concat([chosen, known.loc[chosen["id"]].reset_index(drop=True)], axis=1)
+
+
+def card(
+    title: str,
+    data_sets: pd.DataFrame,
+    columns: Sequence[str],
+    asks: Mapping[str, str],
+    facts: Mapping[str, Any],
+    licence: str | None,
+    hub: str | None,
+) -> str:
+    """The README of the data set: what it holds, how it was chosen, how to load it.
+
+    data_sets: table name, model, rows, chosen (words). asks: method -> the question that it puts to an example. facts:
+    name -> value, of the experiment.
+    """
+    files = [{"config_name": name, "data_files": f"data/{name}.parquet"} for name in data_sets["name"]]
+    metadata = {"license": licence, "tags": ["icprobe", "data-selection", "instruction-tuning"], "configs": files}
+    held = {name: value for name, value in metadata.items() if value is not None}
+    of_methods = [f"`score_{method}`, `rank_{method}` (1 is best): {words}" for method, words in asks.items() if method]
+    others = [f"`{name}`: {WORDS[name]}" for name in columns if name in WORDS]
+    labels = [
+        name for name in columns if name not in WORDS and not name.startswith(("score_", "rank_", "mean_effect_"))
+    ]
+    first = data_sets["name"].iloc[0]
+    load = f'load_dataset("{hub or "this folder"}", "{first}", split="train")'
+    return "\n".join(
+        [
+            f"---\n{yaml.safe_dump(held, sort_keys=False)}---\n",
+            f"# {title}\n",
+            f"{several(len(data_sets), 'data set')}, each chosen from instruction examples by what an example is worth "
+            "for given tasks, as [icprobe](https://arxiv.org/abs/2407.12259) estimates it.\n",
+            tabulate(data_sets, headers="keys", tablefmt="github", showindex=False, disable_numparse=True) + "\n",
+            "## Load it\n",
+            f"    from datasets import load_dataset\n    rows = {load}\n",
+            "trl's `SFTTrainer` takes the columns `prompt` and `completion`, or `messages`, alone: "
+            '`rows.select_columns(["prompt", "completion"])`.\n',
+            *_of_trainers(first, hub),
+            "## Columns\n",
+            "\n".join(f"- {words}" for words in [*others, *of_methods]),
+            *([f"- {', '.join(f'`{name}`' for name in labels)}: as in the source"] if labels else []),
+            "\n## How it was made\n",
+            "\n".join(f"- {name}: {value}" for name, value in facts.items()),
+            f"- licence of the source: {licence or 'not stated'}\n",
+        ]
+    )
+
+
+def _of_trainers(name: str, hub: str | None) -> list[str]:
+    """How axolotl and LLaMA-Factory are told of one data set."""
+    where = {"path": hub, "name": name} if hub else {"path": f"data/{name}.parquet", "ds_type": "parquet"}
+    axolotl = {"datasets": [{**where, "split": "train", "type": "chat_template", "field_messages": "messages"}]}
+    factory = {
+        name: {
+            **({"hf_hub_url": hub, "subset": name} if hub else {"file_name": f"data/{name}.parquet"}),
+            "formatting": "sharegpt",
+            "columns": {"messages": "messages"},
+            "tags": {"role_tag": "role", "content_tag": "content"}
+            | {f"{role}_tag": role for role in ("user", "assistant", "system")},
+        }
+    }
+    return [
+        f"axolotl, in its configuration:\n\n{indent(yaml.safe_dump(axolotl, sort_keys=False), '    ')}",
+        f"LLaMA-Factory, in `dataset_info.json`:\n\n{indent(json.dumps(factory, indent=2), '    ')}\n",
+    ]
+
+
+def schema_of(frame: pd.DataFrame) -> list[str]:
+    """The columns of a table, once it is sure that a parquet file can hold them."""
+    return pa.Table.from_pandas(frame, preserve_index=False).column_names
+
+
+def push(folder: str | Path, repository: str, private: bool) -> dict[str, Any]:
+    """Uploads the folder to the hub as a data set, in one commit: {"repository", "url", "commit", "private"}.
+
+    The token is the hub's own (HF_TOKEN, or `hf auth login`); HF_ENDPOINT is another hub's address. A data set that is
+    there already must be as private as is asked. Raises EndpointError, one sentence, where the hub refuses.
+    """
+    import httpx2  # the hub library's own
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if constants.HF_HUB_OFFLINE:
+        raise EndpointError("publish: HF_HUB_OFFLINE is set, so that nothing can be uploaded; unset it.")
+    if get_token() is None:
+        raise EndpointError("publish: there is no token of the hub; set HF_TOKEN, or run `hf auth login`.")
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", HUB), library_name="icprobe")
+    try:
+        api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
+        found = api.repo_info(repository, repo_type="dataset")
+        if bool(found.private) != private:
+            raise EndpointError(
+                f"publish: {repository} is {'private' if found.private else 'public'} already, and export.private is "
+                f"{str(private).lower()}; change one of them."
+            )
+        done = api.upload_folder(
+            repo_id=repository,
+            repo_type="dataset",
+            folder_path=folder,
+            allow_patterns=["README.md", "data/*.parquet"],
+            commit_message="Selections by icprobe",
+        )
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:
+        raise EndpointError(f"publish: the hub did not take {repository}: {reason(error)}") from None
+    return {"repository": repository, "url": str(done.commit_url), "commit": done.oid, "private": private}

@@ -1,0 +1,44 @@
+"""What an export of an experiment's selections holds, and what its card says of them."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from icprobe.config import Config
+from icprobe.config.selections import Chosen, data_sets
+from icprobe.config.sources import local_files
+
+DRAWN = {
+    "random": "as many rows",
+    "random_tokens": "rows of as many tokens",
+    "random_length": "as many rows of each length",
+}
+
+
+def exported(config: Config) -> dict[str, tuple[str, str]]:
+    """Name -> (model, selection or baseline) of each table of the export; of several models the name begins with it."""
+    several = len(config.models) > 1
+    return {
+        f"{model}-{name}" if several else name: (model, name)
+        for model in config.models
+        for name in data_sets(config.selections)
+    }
+
+
+def in_words(config: Config, name: str) -> str:
+    """How the rows of a selection, or of a baseline, were chosen: the selection as the configuration writes it."""
+    of: Chosen = data_sets(config.selections)[name]
+    if of.baseline:
+        return f"chance: {DRAWN[of.baseline]} as {of.selection}"
+    rule = config.selections[of.selection].model_dump(exclude_none=True, exclude={"baselines"})
+    return yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=1000).strip().strip("{}")
+
+
+def facts(config: Config) -> dict[str, Any]:
+    """What else the card says: where rows and models come from. Of a local file its name alone."""
+    train, sources = config.data.train, config.model_sources
+    files = [] if train is None else [Path(path).name for path in local_files(train)]
+    elsewhere = train and (train.hub or train.url)
+    models = [f"{name} ({getattr(sources[name], 'id', None) or sources[name].source})" for name in config.models]
+    return {"rows from": ", ".join(files) or elsewhere or "external scores", "models": ", ".join(models)}
