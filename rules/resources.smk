@@ -29,6 +29,7 @@ RESOURCES = {
     "measure_prompts": OF_RESPONSES,
     "name_rows": OF_EXTERNAL,
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
+    "embed_examples": directives(lambda w, input: SIZES.attribute(w.model, "embedding", "1-of-1"), DEVICE),
     "attribute_without_model": directives(lambda w, input: SIZES.without_model(w.method)),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
     **dict.fromkeys(
