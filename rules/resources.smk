@@ -23,6 +23,10 @@ RESOURCES = {
         lambda w, input: SIZES.select_tasks(rows_there(local_files(CONFIG.data.tasks), SIZES.tasks)),
         "auto" if PLAN.model_decides("tasks") else "cpu",
     ),
+    # Twice as many texts, and what is known of them.
+    "find_duplicates": directives(
+        lambda w, input: SIZES.tables(2 * rows_there(local_files(CONFIG.data.train), SIZES.examples))
+    ),
     "prepare_train": OF_TRAIN,
     "measure_lengths": OF_TRAIN,
     "prepare_eval": OF_RESPONSES,

@@ -14,7 +14,7 @@ HEAVY = {"prepare_model", *ATTRIBUTION, "correlate", "chain", "fine_tune", "gene
 HEAVY |= {"measure_outcomes", "retrain", "train_trajectory", "sum_covariances", "fisher_bases", "sum_eigenvalues"}
 HEAVY |= {"embed_examples", "train_regressor", "value_points", "correlate_points"}
 HEAD = r"^ *(?:use rule \w+ as|rule) (?=\w+(?: with)?:)"
-TABLES = {"select_tasks", "prepare_train", "prepare_eval", "measure_lengths", "measure_prompts"}
+TABLES = {"select_tasks", "find_duplicates", "prepare_train", "prepare_eval", "measure_lengths", "measure_prompts"}
 
 
 @pytest.fixture(scope="module")

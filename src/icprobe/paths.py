@@ -42,6 +42,7 @@ def data(table: str) -> str:
 TRAIN, TASKS, EVAL = map(data, ("train", "tasks", "eval"))
 EVAL_CHECKED = EXPERIMENT + "/data/eval.checked.json"
 REPEATED = EXPERIMENT + "/data/repeated.csv"
+DUPLICATES = EXPERIMENT + "/data/duplicates.csv"
 LABELS_CHECKED = EXPERIMENT + "/data/labels.checked.json"
 BINS_CHECKED = EXPERIMENT + "/data/bins.checked.json"
 

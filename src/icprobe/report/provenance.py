@@ -24,6 +24,7 @@ class RuleRun(NamedTuple):
 # rule -> how it makes what it makes.
 HOW = {
     "prepare_model": "fetched, checked by SHA-256, saved as safetensors with tokenizer",
+    "find_duplicates": "training examples that repeat an earlier one, exactly or nearly, which are dropped",
     "prepare_train": "read, checked, sampled as configured; ids unique",
     "prepare_eval": "read and checked",
     "check_dtype": "checks that the model can be used in the dtype of the attributions",
