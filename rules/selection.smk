@@ -127,6 +127,35 @@ if CONFIG.selections:
         script:
             "../workflow/scripts/selection/draw_baseline.py"
 
+    # Beside the files for trainers, on which trainings depend: another method, scored later, repeats none.
+    rule publish_selection:
+        localrule: True
+        message:
+            "Describing the selection {wildcards.method} of {wildcards.model} for those who train on it"
+        input:
+            subset=paths.SUBSET.replace("{bin}", SELECTED),
+            scores=paths.table("scores.parquet"),
+        output:
+            card=paths.CARD,
+            info=paths.DATASET_INFO,
+            scores=paths.SELECTED_SCORES,
+        wildcard_constraints:
+            method=either(PLAN.data_sets),
+        params:
+            baseline=lambda w: PLAN.data_sets[w.method].baseline,
+            selection=lambda w: {PLAN.data_sets[w.method].selection: chosen_by(w).as_written()},
+            code=fingerprint("selection/publish_selection"),
+        log:
+            paths.log("publish_selection/{model}/{method}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("publish_selection/{model}/{method}")
+        resources:
+            **RESOURCES["subset"],
+        script:
+            "../workflow/scripts/selection/publish_selection.py"
+
     rule tabulate_selections:
         localrule: True
         message:

@@ -1,11 +1,13 @@
 """Selections through the DAG: planned, chosen, fine-tuned, and in every table by their names."""
 
+import re
 from collections import Counter
 
 import dag
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from icprobe import artifacts, jsonl
 
@@ -38,6 +40,10 @@ def subset(project, name, form=""):
     return jsonl.read(project.path / dag.RESULTS / f"subsets/{name}/selected{form}.jsonl")
 
 
+def card_of(project, name):
+    return (project.path / dag.RESULTS / f"subsets/{name}/README.md").read_text()
+
+
 def table(project, name):
     return artifacts.read_csv(project.path / dag.RESULTS / f"tables/{name}.csv")
 
@@ -50,7 +56,7 @@ def test_selections_repeat_nothing_that_was_finished(project):
     _, planned, _ = project
     n = len(TRAINED)
     expected = Counter(check_selection=6, select_examples=6, draw_baseline=3, tabulate_selections=1)
-    expected += Counter(embed_examples=1)
+    expected += Counter(embed_examples=1, publish_selection=9)
     expected += Counter(fine_tune=n, generate=n, judge=n, measure_outcomes=1, tabulate_held_out=1)
     expected += Counter(tabulate_win_rates=1, plot_judgements=1, report=1, all=1, subsets=1)
     # The subsets of bins on which nothing is trained, which this target makes besides.
@@ -65,6 +71,25 @@ def test_each_data_set_is_there_in_both_forms_that_trainers_take(project):
         assert len({row["id"] for row in rows}) == len(rows) > 0
         assert {"id", "score", "prompt", "completion"} <= {*rows[0]}
         assert {"id", "score", "messages"} <= {*messages[0]}
+
+
+def test_beside_each_stand_how_it_is_loaded_and_what_all_methods_say_of_it(project):
+    project, _, _ = project
+    known = pd.read_parquet(project.path / dag.RESULTS / "tables/scores.parquet").set_index("id")
+    for name in NAMES:
+        folder = project.path / dag.RESULTS / f"subsets/{name}"
+        ids = [row["id"] for row in subset(project, name)]
+        rows = subset(project, name, ".scores")
+        assert [row["id"] for row in rows] == ids
+        for method in ("icp", "influence", "random"):
+            assert [row[f"score_{method}"] for row in rows] == known.loc[ids, f"score_{method}"].tolist()
+            assert [row[f"rank_{method}"] for row in rows] == known.loc[ids, f"rank_{method}"].tolist()
+        assert f"{len(ids)} of {len(known)} examples" in card_of(project, name)
+        assert set(artifacts.read_json(folder / "dataset_info.json")) == {name}
+    # The configuration in it is that which made it, without defaults.
+    written = yaml.safe_load(re.search("```yaml\n(.*?)```", card_of(project, "diverse"), re.DOTALL)[1])
+    assert written == {"selections": {"diverse": {**SELECTIONS["diverse"], "top": "6"}}}
+    assert "drawn at random (random_tokens)" in card_of(project, "best-random_tokens")
 
 
 def test_a_plain_selection_is_what_a_bin_of_its_size_is(project):
@@ -159,7 +184,14 @@ def test_another_rule_repeats_what_is_made_of_it_alone(project):
     changed = {**SELECTIONS, "balanced": {"method": "icp", "top": 7, "per_task": "round_robin"}}
     ended = project.snakemake("all", "-n", config={**CONFIG, "selections": changed})
     one = Counter(["check_selection", "select_examples", "fine_tune", "generate", "judge"])
-    tables = ["tabulate_selections", "measure_outcomes", "tabulate_held_out", "tabulate_win_rates", "plot_judgements"]
+    tables = [
+        "publish_selection",
+        "tabulate_selections",
+        "measure_outcomes",
+        "tabulate_held_out",
+        "tabulate_win_rates",
+        "plot_judgements",
+    ]
     assert ended.jobs == one + Counter([*tables, "report", "all"]), ended.output
 
 

@@ -115,6 +115,10 @@ class Selection(Section):
             raise ValueError(f"baselines: {doubled[0]} appears twice")
         return self
 
+    def as_written(self) -> dict[str, Any]:
+        """The keys that are not their defaults, as plain values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
     @property
     def counts_tokens(self) -> bool:
         """Whether which examples it holds depends upon the lengths of responses."""

@@ -63,6 +63,7 @@ HOW = {
     "plot_sweep": "icp against influence by model and by domain of task",
     "subset": "the examples of a bin; for a threshold as many as in icp's bin of that name",
     "embed_examples": "the direction of each example's mean hidden state, by which a selection is made diverse",
+    "publish_selection": "how a selection is loaded into trainers, and what every method says of its examples",
     "train_trajectory": "the model fine-tuned on all examples, with checkpoints on the way, for tracin",
     "list_checkpoints": "the checkpoints that are given, with the learning rates in effect there, for tracin",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",
