@@ -83,6 +83,7 @@ rule all:
         [of_conditions(paths.CHECKPOINT, model, PLAN.unjudged) for model in CONFIG.models],
         # Where models are fine-tuned, theirs are made; `snakemake subsets` makes all.
         [] if PLAN.fine_tuned else SUBSETS,
+        PUBLISHED,
         TRUTH if CONFIG.truth.in_all else [],
         REPEATED,
         SYNTHETIC if CONFIG.synthetic.in_all else [],

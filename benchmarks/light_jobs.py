@@ -25,6 +25,7 @@ OTHERS = {
         "sum_covariances",
         "fisher_bases",
         "sum_eigenvalues",
+        "embed_examples",
         "fetch_gguf",
         "fine_tune",
         "generate",

@@ -34,6 +34,39 @@ if CONFIG.data.tasks:
             "../workflow/scripts/data/select_tasks.py"
 
 
+DUPLICATES = [paths.DUPLICATES.format(experiment=CONFIG.experiment)] if CONFIG.data.deduplicate else []
+
+
+if DUPLICATES:
+
+    # A rule of its own: another sample compares nothing again.
+    rule find_duplicates:
+        message:
+            "Looking for training examples that repeat earlier ones"
+        input:
+            local_files(CONFIG.data.train),
+        output:
+            paths.DUPLICATES,
+        params:
+            **slice_of(CONFIG.data, "deduplicate"),
+            source=slice_of(
+                CONFIG.data.train, "path", "url", "hub", "file", "name", "split", "revision", "columns", "format"
+            ),
+            contents=lambda w: contents(local_files(CONFIG.data.train)),
+            on_empty=CONFIG.data.on_empty,
+            code=fingerprint("data/find_duplicates"),
+        log:
+            paths.log("find_duplicates"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("find_duplicates")
+        resources:
+            **RESOURCES["find_duplicates"],
+        script:
+            "../workflow/scripts/data/find_duplicates.py"
+
+
 if CONFIG.data.train:
 
     rule prepare_train:
@@ -43,6 +76,7 @@ if CONFIG.data.train:
             **readers("train"),
             file=local_files(CONFIG.data.train),
             tasks=paths.TASKS,
+            duplicates=DUPLICATES,
         output:
             paths.TRAIN,
         params:

@@ -7,6 +7,8 @@ SUBSETS = [
     for method, bin in PLAN.subsets
 ]
 
+PUBLISHED = expand([paths.CARD, paths.DATASET_INFO, paths.SELECTED_SCORES], method=PLAN.data_sets, **EACH_MODEL)
+
 
 # What a training depends upon.
 TRAINING = slice_of(
@@ -39,6 +41,7 @@ rule subsets:
         "{CONFIG.experiment}: all subsets are there"
     input:
         SUBSETS,
+        PUBLISHED,
 
 
 rule subset:

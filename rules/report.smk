@@ -7,6 +7,7 @@ REPORT_INPUTS = dict(
     scores=each_model_and_method(paths.scores()),
     attributions=each_model_and_method(paths.matrix()),
     manifests=[paths.manifest(MODELS[model]) for model in PLAN.models_here] if PLAN.objective else [],
+    duplicates=DUPLICATES,
     chosen=[each_model("data/parameters.checked.json")] if PLAN.parameters_chosen else [],
 )
 REPORT_PARAMS = dict(
@@ -20,6 +21,7 @@ REPORT_PARAMS = dict(
     colors=CONFIG.figures.colors,
     asked={method: [METHODS[method].asks, score_unit(method)] for method in CONFIG.attribution.methods},
     objective=PLAN.objective,
+    **slice_of(CONFIG.data, "deduplicate"),
     # W&B's options change no result, so they are no part of the record.
     config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
     templates=package_files("report/templates/report.*"),

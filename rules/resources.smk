@@ -23,12 +23,17 @@ RESOURCES = {
         lambda w, input: SIZES.select_tasks(rows_there(local_files(CONFIG.data.tasks), SIZES.tasks)),
         "auto" if PLAN.model_decides("tasks") else "cpu",
     ),
+    # Twice as many texts, and what is known of them.
+    "find_duplicates": directives(
+        lambda w, input: SIZES.tables(2 * rows_there(local_files(CONFIG.data.train), SIZES.examples))
+    ),
     "prepare_train": OF_TRAIN,
     "measure_lengths": OF_TRAIN,
     "prepare_eval": OF_RESPONSES,
     "measure_prompts": OF_RESPONSES,
     "name_rows": OF_EXTERNAL,
     "attribute": directives(lambda w, input: SIZES.attribute(w.model, w.method, w.scatteritem), DEVICE),
+    "embed_examples": directives(lambda w, input: SIZES.attribute(w.model, "embedding", "1-of-1"), DEVICE),
     "attribute_without_model": directives(lambda w, input: SIZES.without_model(w.method)),
     "attribute_influence": directives(lambda w, input: SIZES.attribute(w.model, "influence", w.scatteritem), DEVICE),
     **dict.fromkeys(

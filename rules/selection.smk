@@ -1,4 +1,6 @@
-# From scores to data sets by other rules than bins: the subset of each selection and of each baseline of it. No torch here.
+# From scores to data sets by other rules than bins: the subset of each selection and of each baseline of it.
+
+SIZES_AND_RULES = ("top", "bottom", "tokens", *RULES)
 
 
 if CONFIG.selections:
@@ -16,7 +18,7 @@ if CONFIG.selections:
         wildcard_constraints:
             method=either(CONFIG.selections),
         params:
-            rule=lambda w: slice_of(chosen_by(w), "top", "bottom", "tokens", *RULES),
+            rule=lambda w: slice_of(chosen_by(w), *SIZES_AND_RULES),
             code=fingerprint("selection/check_selection"),
         log:
             paths.log("check_selection/{model}/{method}"),
@@ -40,6 +42,7 @@ if CONFIG.selections:
             scores=lambda w: paths.scores(chosen_by(w).method),
             matrix=lambda w: paths.matrix(chosen_by(w).method) if chosen_by(w).per_task else [],
             lengths=lambda w: paths.LENGTHS if chosen_by(w).counts_tokens else [],
+            vectors=lambda w: paths.EMBEDDINGS if chosen_by(w).diverse else [],
             checked=paths.SELECTION_CHECKED,
         output:
             subset=paths.SUBSET,
@@ -48,7 +51,7 @@ if CONFIG.selections:
             method=either(CONFIG.selections),
             bin=SELECTED,
         params:
-            rule=lambda w: slice_of(chosen_by(w), "top", "bottom", "tokens", *RULES),
+            rule=lambda w: slice_of(chosen_by(w), *SIZES_AND_RULES),
             templates=PLAN.text_settings("query", "target"),
             code=fingerprint("selection/select_examples"),
         log:
@@ -62,6 +65,35 @@ if CONFIG.selections:
             **RESOURCES["subset"],
         script:
             "../workflow/scripts/selection/select_examples.py"
+
+    rule embed_examples:
+        message:
+            "Embedding the examples with {wildcards.model}"
+        input:
+            train=paths.TRAIN,
+            lengths=paths.LENGTHS,
+            model=model_of,
+            manifest=manifest_of,
+            checked=lambda w: dtype_checked(w, "embedding"),
+        output:
+            paths.EMBEDDINGS,
+        params:
+            settings=PLAN.method_settings("embedding"),
+            templates=PLAN.text_settings(),
+            results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
+            code=fingerprint("selection/embed_examples"),
+        log:
+            paths.log("embed_examples/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("embed_examples/{model}")
+        threads: THREADS
+        resources:
+            **RESOURCES["embed_examples"],
+            heavy=1,
+        script:
+            "../workflow/scripts/selection/embed_examples.py"
 
     rule draw_baseline:
         localrule: True
@@ -94,6 +126,35 @@ if CONFIG.selections:
             **RESOURCES["subset"],
         script:
             "../workflow/scripts/selection/draw_baseline.py"
+
+    # Beside the files for trainers, on which trainings depend: another method, scored later, repeats none.
+    rule describe_selection:
+        localrule: True
+        message:
+            "Describing the selection {wildcards.method} of {wildcards.model} for those who train on it"
+        input:
+            subset=paths.SUBSET.replace("{bin}", SELECTED),
+            scores=paths.table("scores.parquet"),
+        output:
+            card=paths.CARD,
+            info=paths.DATASET_INFO,
+            scores=paths.SELECTED_SCORES,
+        wildcard_constraints:
+            method=either(PLAN.data_sets),
+        params:
+            baseline=lambda w: PLAN.data_sets[w.method].baseline,
+            selection=lambda w: {PLAN.data_sets[w.method].selection: chosen_by(w).as_written()},
+            code=fingerprint("selection/describe_selection"),
+        log:
+            paths.log("describe_selection/{model}/{method}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("describe_selection/{model}/{method}")
+        resources:
+            **RESOURCES["subset"],
+        script:
+            "../workflow/scripts/selection/describe_selection.py"
 
     rule tabulate_selections:
         localrule: True

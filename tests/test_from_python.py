@@ -74,6 +74,13 @@ def by_the_dag(directory, method, seed, shards, folder, prompts, **settings):
     return pd.concat(pieces).set_index("id").loc[train["id"]].reset_index()
 
 
+def test_duplicates_are_dropped_as_the_dag_drops_them():
+    rows = [*TRAIN, {**TRAIN[2], "id": "again"}]
+    for how in ("exact", "near"):
+        table = icprobe.value(rows, TASKS, model=RANDOM, methods="length", data={"deduplicate": how})
+        assert table["id"].tolist() == [row["id"] for row in TRAIN]
+
+
 @pytest.mark.parametrize("method", ["icp", "influence", "one_step", "length", "random"])
 def test_numbers_are_those_of_the_dag_to_the_bit(method, valued, prepared, prompts, tmp_path):
     scores, matrices = valued

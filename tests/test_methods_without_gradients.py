@@ -15,7 +15,7 @@ from matrices import ARCHITECTURES, assert_close
 from naive import query, target
 from tokenizers.processors import TemplateProcessing
 
-from icprobe.attribution import METHODS, bm25, difficulty, embedding
+from icprobe.attribution import METHODS, bm25, difficulty, embedding, vectors
 from icprobe.attribution.bm25 import text_of, words
 from icprobe.attribution.shards import compute
 from icprobe.engine.batching import batches
@@ -182,6 +182,36 @@ def test_the_token_that_begins_all_sequences_is_no_part_of_an_embedding(inputs, 
         ours.train, ours.tasks, lambda row: naive_point(tiny_model("llama"), [0, *split(tokenizer, row)[0]])
     )
     assert np.abs(with_it - slow).max() > 1e-4, "else this proves nothing"
+
+
+def test_embeddings_of_a_killed_job_are_those_of_one_that_was_not(
+    inputs, few, tiny_model, tokenizer, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(vectors, "SAVE_SECONDS", -1)
+    ours, whole, resumed = inputs("llama"), tmp_path / "whole.npy", tmp_path / "resumed.npy"
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        folder.mkdir()
+    shape = vectors.write_vectors(ours, whole, folders[0], batch_tokens=50)
+    slow = np.array([naive_point(tiny_model("llama"), split(tokenizer, row)[0]) for row in few[0].to_dict("records")])
+    assert shape == slow.shape
+    assert_close(np.load(whole), slow / np.linalg.norm(slow, axis=1, keepdims=True), 1e-5)
+
+    directions, asked = vectors.directions_of, []
+
+    def killed(network, sequences, skipped):
+        asked.append(len(sequences))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return directions(network, sequences, skipped)
+
+    monkeypatch.setattr(vectors, "directions_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        vectors.write_vectors(ours, resumed, folders[1], batch_tokens=50)
+    assert not resumed.exists()
+    vectors.write_vectors(ours, resumed, folders[1], batch_tokens=50)
+    assert len(asked) == 1 + len(batches(ours.lengths, 50)), "what was finished is computed again"
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
 # --- perplexity and ifd -----------------------------------------------------------------------------------------

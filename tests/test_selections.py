@@ -285,6 +285,14 @@ def config(selections, **sections):
             {"a": {"method": "icp", "top": 3, "baselines": ["random"]}, "a-random": {"method": "icp", "top": 3}},
             "selections: two data sets would be called 'a-random'",
         ),
+        (
+            {"a": {"method": "icp", "top": 3, "match": "length", "diverse": {"by": "embedding"}}},
+            "selections.a: diverse and match cannot be combined; choose one",
+        ),
+        (
+            {"a": {"method": "icp", "top": 3, "diverse": {"by": "embedding", "weight": 0}}},
+            "selections.a.diverse.weight",
+        ),
         ({"a/b": {"method": "icp", "top": 3}}, "use a plain name"),
     ],
 )
@@ -304,6 +312,8 @@ def test_what_the_configuration_knows_of_the_data_is_used():
     away = {"models": ["m"], "model_sources": {"m": {"source": "external"}}, "finetune": None, "evaluation": None}
     with pytest.raises(ConfigError, match=r"selections\.a: it needs the lengths of responses, which nobody knows"):
         config({"a": {"method": "icp", "tokens": 25}}, **away)
+    with pytest.raises(ConfigError, match=r"selections\.a\.diverse: it needs the examples' embeddings, and 'm' is ext"):
+        config({"a": {"method": "icp", "top": 2, "diverse": {"by": "embedding"}}}, **away)
 
 
 def test_tasks_take_turns_only_by_methods_that_have_values_for_each():

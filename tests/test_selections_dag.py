@@ -1,10 +1,13 @@
 """Selections through the DAG: planned, chosen, fine-tuned, and in every table by their names."""
 
+import re
 from collections import Counter
 
 import dag
+import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from icprobe import artifacts, jsonl
 
@@ -14,13 +17,14 @@ SELECTIONS = {
     "best": {"method": "influence", "top": "25%", "baselines": ["random", "random_tokens", "random_length"]},
     "balanced": {"method": "icp", "top": 8, "per_task": "round_robin"},
     "worst-few": {"method": "random", "bottom": 3},
+    "diverse": {"method": "influence", "top": 6, "diverse": {"by": "embedding", "weight": 0.5}},
     "matched": {"method": "length", "top": 12, "match": "length"},
     "mixture": {"method": "one_step", "tokens": 300, "quota": {"column": "planted", "shares": {"sound": 0.5}}},
 }
 BASELINES = ["best-random", "best-random_tokens", "best-random_length"]
 TRAINED = ["balanced", "best", *BASELINES]
 CONFIG = {"selections": SELECTIONS, "finetune": {"selections": ["best", "balanced"]}}
-NAMES = [*TRAINED, "matched", "mixture", "worst-few"]  # in the order of the file of configuration
+NAMES = [*TRAINED, "diverse", "matched", "mixture", "worst-few"]  # in the order of the file of configuration
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +40,10 @@ def subset(project, name, form=""):
     return jsonl.read(project.path / dag.RESULTS / f"subsets/{name}/selected{form}.jsonl")
 
 
+def card_of(project, name):
+    return (project.path / dag.RESULTS / f"subsets/{name}/README.md").read_text()
+
+
 def table(project, name):
     return artifacts.read_csv(project.path / dag.RESULTS / f"tables/{name}.csv")
 
@@ -47,7 +55,8 @@ def scores(project, method):
 def test_selections_repeat_nothing_that_was_finished(project):
     _, planned, _ = project
     n = len(TRAINED)
-    expected = Counter(check_selection=5, select_examples=5, draw_baseline=3, tabulate_selections=1)
+    expected = Counter(check_selection=6, select_examples=6, draw_baseline=3, tabulate_selections=1)
+    expected += Counter(embed_examples=1, describe_selection=9)
     expected += Counter(fine_tune=n, generate=n, judge=n, measure_outcomes=1, tabulate_held_out=1)
     expected += Counter(tabulate_win_rates=1, plot_judgements=1, report=1, all=1, subsets=1)
     # The subsets of bins on which nothing is trained, which this target makes besides.
@@ -62,6 +71,25 @@ def test_each_data_set_is_there_in_both_forms_that_trainers_take(project):
         assert len({row["id"] for row in rows}) == len(rows) > 0
         assert {"id", "score", "prompt", "completion"} <= {*rows[0]}
         assert {"id", "score", "messages"} <= {*messages[0]}
+
+
+def test_beside_each_stand_how_it_is_loaded_and_what_all_methods_say_of_it(project):
+    project, _, _ = project
+    known = pd.read_parquet(project.path / dag.RESULTS / "tables/scores.parquet").set_index("id")
+    for name in NAMES:
+        folder = project.path / dag.RESULTS / f"subsets/{name}"
+        ids = [row["id"] for row in subset(project, name)]
+        rows = subset(project, name, ".scores")
+        assert [row["id"] for row in rows] == ids
+        for method in ("icp", "influence", "random"):
+            assert [row[f"score_{method}"] for row in rows] == known.loc[ids, f"score_{method}"].tolist()
+            assert [row[f"rank_{method}"] for row in rows] == known.loc[ids, f"rank_{method}"].tolist()
+        assert f"{len(ids)} of {len(known)} examples" in card_of(project, name)
+        assert set(artifacts.read_json(folder / "dataset_info.json")) == {name}
+    # The configuration in it is that which made it, without defaults.
+    written = yaml.safe_load(re.search("```yaml\n(.*?)```", card_of(project, "diverse"), re.DOTALL)[1])
+    assert written == {"selections": {"diverse": {**SELECTIONS["diverse"], "top": "6"}}}
+    assert "drawn at random (random_tokens)" in card_of(project, "best-random_tokens")
 
 
 def test_a_plain_selection_is_what_a_bin_of_its_size_is(project):
@@ -80,6 +108,33 @@ def test_tasks_take_turns_by_the_columns_of_the_matrix(project):
         column = left[matrix.columns[place % matrix.shape[1]]]
         assert column[row["id"]] == column.max()
         left = left.drop(row["id"])
+
+
+def test_embeddings_are_those_of_the_method_embedding_and_what_is_diverse_follows_from_them(project):
+    project, _, _ = project
+    train = pd.read_parquet(project.path / "results/tiny/data/train.parquet")
+    vectors = np.load(project.path / dag.RESULTS / "data/embeddings.npy")
+    assert vectors.shape == (len(train), 48)
+    # By the method itself: cosines to tasks, which read the same model.
+    methods = dag.configuration("config.yaml", "configs/tiny.yaml").attribution.methods
+    config = {**CONFIG, "attribution": {"methods": [*methods, "embedding"]}}
+    ended = project.snakemake(str(dag.RESULTS / "attributions/embedding.parquet"), "--cores", "1", config=config)
+    assert ended.returncode == 0, ended.output[-3000:]
+    matrix = pd.read_parquet(project.path / dag.RESULTS / "attributions/embedding.parquet").set_index("id")
+    matrix = matrix.loc[train["id"]]
+    found = np.linalg.lstsq(vectors.astype(float), matrix.to_numpy(), rcond=None)[0]
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-6
+    assert np.abs(vectors @ found - matrix.to_numpy()).max() < 1e-3
+    ranked = scores(project, "influence").sort_values(["score", "id"], ascending=[False, True])["id"].tolist()
+    relevance = 1 - np.arange(len(ranked)) / (len(ranked) - 1)
+    cosines = vectors[train.index[train["id"].map(ranked.index).argsort()]]
+    cosines = cosines @ cosines.T
+    wanted = [0]
+    while len(wanted) < 6:
+        value = 0.5 * relevance - 0.5 * cosines[:, wanted].max(axis=1)
+        value[wanted] = -np.inf
+        wanted.append(int(value.argmax()))
+    assert [row["id"] for row in subset(project, "diverse")] == [ranked[i] for i in wanted]
 
 
 def test_the_held_out_table_the_win_rates_and_the_differences_name_them(project):
@@ -129,7 +184,14 @@ def test_another_rule_repeats_what_is_made_of_it_alone(project):
     changed = {**SELECTIONS, "balanced": {"method": "icp", "top": 7, "per_task": "round_robin"}}
     ended = project.snakemake("all", "-n", config={**CONFIG, "selections": changed})
     one = Counter(["check_selection", "select_examples", "fine_tune", "generate", "judge"])
-    tables = ["tabulate_selections", "measure_outcomes", "tabulate_held_out", "tabulate_win_rates", "plot_judgements"]
+    tables = [
+        "describe_selection",
+        "tabulate_selections",
+        "measure_outcomes",
+        "tabulate_held_out",
+        "tabulate_win_rates",
+        "plot_judgements",
+    ]
     assert ended.jobs == one + Counter([*tables, "report", "all"]), ended.output
 
 

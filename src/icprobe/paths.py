@@ -46,6 +46,7 @@ def data(table: str) -> str:
 TRAIN, TASKS, EVAL = map(data, ("train", "tasks", "eval"))
 EVAL_CHECKED = EXPERIMENT + "/data/eval.checked.json"
 REPEATED = EXPERIMENT + "/data/repeated.csv"
+DUPLICATES = EXPERIMENT + "/data/duplicates.csv"
 LABELS_CHECKED = EXPERIMENT + "/data/labels.checked.json"
 BINS_CHECKED = EXPERIMENT + "/data/bins.checked.json"
 
@@ -71,9 +72,14 @@ PROMPT_LENGTHS = OF_MODEL + "/data/prompt_lengths.parquet"
 DTYPE_CHECKED = OF_MODEL + "/data/dtype.checked.json"
 CONTEXTS_CHECKED = OF_MODEL + "/data/contexts.{method}.checked.json"
 PARAMETERS_CHECKED = OF_MODEL + "/data/parameters.checked.json"
+EMBEDDINGS = OF_MODEL + "/data/embeddings.npy"
 SELECTION_CHECKED = OF_MODEL + "/data/selection.{method}.checked.json"
 LOSSES_CHECKED = OF_MODEL + "/data/losses.checked.json"
 SUBSET = OF_MODEL + "/subsets/{method}/{bin}.jsonl"
+# Beside a selection: how it is loaded, for readers and for LLaMA-Factory, and what all methods say of its examples.
+CARD = OF_MODEL + "/subsets/{method}/README.md"
+DATASET_INFO = OF_MODEL + "/subsets/{method}/dataset_info.json"
+SELECTED_SCORES = OF_MODEL + f"/subsets/{{method}}/{SELECTED}.scores.jsonl"
 MESSAGES = OF_MODEL + "/subsets/{method}/{bin}.messages.jsonl"
 TRAJECTORY = OF_MODEL + "/trajectory"
 CHECKPOINT = OF_MODEL + "/checkpoints/{method}/{bin}/seed-{seed}"

@@ -5,9 +5,11 @@ equal scores are ordered by mean effect, then by id (`binning.Ranking`), and an 
 never chosen.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from icprobe.analysis.binning import Ranking, size_of
+from icprobe.analysis.diversity import marginal, relevance
 from icprobe.artifacts import digest
 from icprobe.errors import DataError, ScoreError, shown
 from icprobe.tables.parquet import column_names, read_parquet
@@ -75,13 +78,14 @@ def select(
     lengths: np.ndarray | None = None,
     values: Sequence[Any] | None = None,
     effects: Iterable[np.ndarray] = (),
+    vectors: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
     """Chooses examples by a rule.
 
     name: of the selection, for messages. rule: as the configuration's `Selection` has it. scores: `id`, `score` [N],
     and `mean_effect` where there is one. lengths: tokens of the responses [N], for `tokens` and `match`. values: of the
-    quota's column [N]. effects: the columns of the attribution matrix [N] each, for `per_task`. Raises ScoreError where
-    there is less than the rule asks for.
+    quota's column [N]. effects: the columns of the attribution matrix [N] each, for `per_task`. vectors: positions [m]
+    -> unit vectors [m, d], for `diverse`. Raises ScoreError where there is less than the rule asks for.
     """
     best, of = rule["bottom"] is None, f"selections.{name}"
     k = None if rule["tokens"] else count(rule["top"] or rule["bottom"], len(scores))
@@ -95,6 +99,11 @@ def select(
         # What breaks ties of a task's effects: the mean effect, of a score that is not one itself.
         by_mean = order if mean is None else _ordered(score.where(score.isna(), mean.to_numpy()), None, best)
         return _in_turn(by_mean, effects, amount, best)
+    if rule["diverse"]:
+        relevant = relevance(score.to_numpy()[order])
+        places = marginal(relevant, lambda found: vectors(order[found]), rule["diverse"]["weight"])
+        found = order[_as_long_as_it_fits(places, order, amount)]
+        return amount.check(amount.first(found), found)
     if rule["match"]:
         strata = length_strata(lengths, LENGTH_PARTS)
         # Tokens are shared as they are among all examples, too.
@@ -114,7 +123,8 @@ def check(
     Raises what `select` does where there are too few examples, whatever their scores.
     """
     scores = pd.DataFrame({"id": ids, "score": np.zeros(len(ids)) if lengths is None else -lengths})
-    return len(select(name, rule, scores, lengths, values, [scores["score"].to_numpy()]))
+    # Nor can what is alike make more of them than there are.
+    return len(select(name, {**rule, "diverse": None}, scores, lengths, values, [scores["score"].to_numpy()]))
 
 
 def tied(score: pd.Series, chosen: np.ndarray) -> tuple[int, int]:
@@ -132,6 +142,17 @@ def _ordered(score: pd.Series, mean_effect: pd.Series | None, best: bool) -> np.
     """The positions of the evaluated examples, the best (or the worst) first."""
     ranking = Ranking(score, mean_effect)
     return ranking.first(f"{'top' if best else 'bottom'} 100%", ranking.evaluated)
+
+
+def _as_long_as_it_fits(places: Iterator[int], order: np.ndarray, amount: _Amount) -> list[int]:
+    """The first places that are as much as is asked for, with the first that is too much where tokens are counted."""
+    if amount.k is not None:
+        return [*islice(places, amount.k)]
+    taken, total = [], 0
+    while total <= amount.tokens and (place := next(places, None)) is not None:
+        taken.append(place)
+        total += amount.lengths[order[place]]
+    return taken
 
 
 # --- strata -----------------------------------------------------------------------------------------------------
@@ -264,6 +285,20 @@ def effects_of(path: str | Path, ids: pd.Series) -> Iterator[np.ndarray]:
     for name in column_names(path):
         if name != "id":
             yield read_parquet(path, columns=[name])[name].to_numpy()
+
+
+def vectors_of(path: str | Path, rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Reads embeddings as they are asked for: positions [m] -> [m, d]. rows: of each score [N], its row in the file."""
+    whole = np.load(path, mmap_mode="r")
+    first, size = whole.offset, whole[:1].nbytes
+
+    def read(positions: np.ndarray) -> np.ndarray:
+        # Not from the mapped file: the pages about each row would count as this process's memory.
+        with open(path, "rb") as file:
+            found = (os.pread(file.fileno(), size, first + size * row) for row in rows[positions].tolist())
+            return np.frombuffer(b"".join(found), dtype=whole.dtype).reshape(len(positions), -1)
+
+    return read
 
 
 def _column(path: str | Path, name: str, ids: pd.Series) -> pd.Series:

@@ -29,7 +29,7 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_
     inputs.progress.expect(sum(len(one.ids) for one in [*tasks, *documents.values()]), "token")
 
     def directions(sequences: Sequence[Encoded]) -> np.ndarray:
-        found = _directions(network, sequences, skipped)
+        found = directions_of(network, sequences, skipped)
         inputs.progress.update(sum(len(sequence.ids) for sequence in sequences))
         return found
 
@@ -40,7 +40,7 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_
 
 
 @torch.no_grad()
-def _directions(network: Network, sequences: Sequence[Encoded], skipped: tuple[int, ...]) -> np.ndarray:
+def directions_of(network: Network, sequences: Sequence[Encoded], skipped: tuple[int, ...]) -> np.ndarray:
     """e / ‖e‖ of each sequence: [n, d] float64, of states that are summed in float32."""
     row, points = Row(), []
     for sequence in sequences:

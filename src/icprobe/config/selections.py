@@ -10,7 +10,7 @@ from icprobe.config.types import Name, PositiveFloat, Section
 from icprobe.errors import ConfigError, did_you_mean
 from icprobe.formatting import parse_bin
 
-RULES = ("per_task", "match", "quota")
+RULES = ("per_task", "diverse", "match", "quota")
 BASELINES = ("random", "random_tokens", "random_length")
 OF_LENGTHS = {"random_tokens", "random_length"}
 
@@ -38,6 +38,20 @@ def _whole(value: Any) -> Any:
 
 End = Annotated[int | str, BeforeValidator(_end)]
 Part = Annotated[float, Field(gt=0, le=1)]
+
+
+class Diverse(Section):
+    """Examples that are good and unlike each other, by maximal marginal relevance."""
+
+    by: Literal["embedding"] = Field(
+        description="embedding: examples are alike as far as the cosine of their embeddings says so, those of the "
+        "method embedding.",
+    )
+    weight: Part = Field(
+        0.3,
+        description="Weight w of unlikeness: each choice has the highest (1 − w) · rank − w · cosine, the rank from 0 "
+        "(worst) to 1 (best), the cosine that to the most alike of those chosen before.",
+    )
 
 
 class Quota(Section):
@@ -73,6 +87,9 @@ class Selection(Section):
         None,
         description="round_robin: the tasks take turns, and each takes the example that is best for it of those left.",
     )
+    diverse: Diverse | None = Field(
+        None, description="Each choice is good and unlike those before it, by embeddings of the examples."
+    )
     match: Literal["length"] | None = Field(
         None,
         description="length: the same share of the examples (or of their tokens) is taken from each tenth of the "
@@ -97,6 +114,10 @@ class Selection(Section):
         if doubled := [one for one in self.baselines if self.baselines.count(one) > 1]:
             raise ValueError(f"baselines: {doubled[0]} appears twice")
         return self
+
+    def as_written(self) -> dict[str, Any]:
+        """The keys that are not their defaults, as plain values."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     @property
     def counts_tokens(self) -> bool:
@@ -157,6 +178,9 @@ def check(config: Any) -> Any:
         if selection.needs_lengths and (away or train is None):
             absent = f"{away[0]!r} is external" if away else "data.train is absent"
             raise ValueError(f"{here}: it needs the lengths of responses, which nobody knows, for {absent}")
+        if selection.diverse and (away or train is None):
+            absent = f"{away[0]!r} is external" if away else "data.train is absent"
+            raise ValueError(f"{here}.diverse: it needs the examples' embeddings, and {absent}")
         asked = selection.top or selection.bottom
         there = train.sample.n if train and train.sample else None
         if there is not None and asked and asked.isdecimal() and int(asked) > there:

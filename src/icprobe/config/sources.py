@@ -241,6 +241,17 @@ def local_files(table: Table | None) -> list[str]:
     return artifacts.matching([*([path] if isinstance(path, str) else path), *getattr(table, "subsets", {}).values()])
 
 
+class Near(Section):
+    """How alike examples must be to be told apart no more."""
+
+    near: float = Field(
+        ge=0.5,
+        le=1,
+        description="Drop an example that is like an earlier one: the Jaccard similarity of their prompts' runs of "
+        "five characters, and that of their answers', is at least this.",
+    )
+
+
 class Data(Section):
     """The three tables and what to do with rows that cannot be used as they are."""
 
@@ -273,6 +284,11 @@ class Data(Section):
         description="What to do with a row that does not fit the model's context: stop, cut its output between two "
         "tokens, or drop it.",
     )
+    deduplicate: Literal["exact", "near"] | Near | None = Field(
+        None,
+        description="Drop training examples that repeat an earlier one, before all else; null keeps them. exact: the "
+        "same texts but for white space. near, or {near: 0.8}: also those that are nearly the same, by MinHash.",
+    )
     special_tokens: Literal["text", "token", "error"] = Field(
         "text",
         description="What to do with a control token in a row's text, such as <|endoftext|>: read it as these letters, "
@@ -285,6 +301,12 @@ class Data(Section):
         if isinstance(values, dict) and "labels" not in values and isinstance(values.get("sound_labels"), dict):
             return {**values, "labels": list(values["sound_labels"])}
         return values
+
+    @model_validator(mode="after")
+    def _there_are_examples_to_compare(self) -> "Data":
+        if self.deduplicate is not None and self.train is None:
+            raise ValueError("deduplicate: there are no texts to compare, because data.train is absent; remove the key")
+        return self
 
     @model_validator(mode="after")
     def _labels_are_no_other_columns(self) -> "Data":

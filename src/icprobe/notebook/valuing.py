@@ -28,6 +28,7 @@ from icprobe.notebook.scores import scores_table
 from icprobe.notebook.training import trajectory
 from icprobe.progress import lines_told
 from icprobe.tables import checking
+from icprobe.tables.duplicates import duplicates, without
 from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
 from icprobe.texts.chat import prompts_of
 from icprobe.texts.completions import check_trainable, end_of_sequence, longest
@@ -87,6 +88,8 @@ def value(
     # Before the model is prepared, which may take minutes: what is wrong with rows needs no model to be seen.
     candidates = _read("tasks", tasks, plan, ["domain"])
     rows = _read("train", train, plan, ["domain"], config.data.labels)
+    if how := slice_of(config.data, "deduplicate")["deduplicate"]:
+        rows = without(rows, duplicates(rows, how))
     with lines_told(), precision_kept(), chance_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
         inputs = _inputs(plan, rows, candidates, subject)
         scores, kept = {}, {}

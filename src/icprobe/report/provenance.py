@@ -24,6 +24,7 @@ class RuleRun(NamedTuple):
 # rule -> how it makes what it makes.
 HOW = {
     "prepare_model": "fetched, checked by SHA-256, saved as safetensors with tokenizer",
+    "find_duplicates": "training examples that repeat an earlier one, exactly or nearly, which are dropped",
     "prepare_train": "read, checked, sampled as configured; ids unique",
     "prepare_eval": "read and checked",
     "check_dtype": "checks that the model can be used in the dtype of the attributions",
@@ -61,6 +62,8 @@ HOW = {
     "plot_judgements": "the win rates of all methods and bins, with their intervals",
     "plot_sweep": "icp against influence by model and by domain of task",
     "subset": "the examples of a bin; for a threshold as many as in icp's bin of that name",
+    "embed_examples": "the direction of each example's mean hidden state, by which a selection is made diverse",
+    "describe_selection": "how a selection is loaded into trainers, and what every method says of its examples",
     "train_trajectory": "the model fine-tuned on all examples, with checkpoints on the way, for tracin",
     "list_checkpoints": "the checkpoints that are given, with the learning rates in effect there, for tracin",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",

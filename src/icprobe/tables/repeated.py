@@ -84,13 +84,13 @@ def _read(path: str | Path, talks: bool) -> _Rows:
                 for row in batch.to_pylist():
                     ids.append(row["id"])
                     for same in SAME:
-                        digests[same].append(digest(_compared(row, same, talks))[:32])
+                        digests[same].append(digest(compared(row, same, talks))[:32])
     except (OSError, pa.ArrowException) as error:
         raise damaged(path, error) from None
     return _Rows(ids, digests)
 
 
-def _compared(row: dict[str, Any], same: str, talks: bool) -> list[Any]:
+def compared(row: dict[str, Any], same: str, talks: bool) -> list[Any]:
     """What of a row is compared, without white space; talks: whether any table has conversations."""
     if not talks:
         return [" ".join(row[column].split()) for column in SAME[same]]

@@ -17,6 +17,7 @@ from icprobe import jsonl
 from icprobe.errors import EndpointError, reason, several
 from icprobe.tables.checking import TEXTS
 from icprobe.tables.parquet import read_parquet
+from icprobe.training.cards import IN_MESSAGES
 
 logger = logging.getLogger(__name__)
 
@@ -101,14 +102,11 @@ def card(
 def _of_trainers(name: str, hub: str | None) -> list[str]:
     """How axolotl and LLaMA-Factory are told of one data set."""
     where = {"path": hub, "name": name} if hub else {"path": f"data/{name}.parquet", "ds_type": "parquet"}
-    axolotl = {"datasets": [{**where, "split": "train", "type": "chat_template", "field_messages": "messages"}]}
+    axolotl = {"datasets": [{**where, "split": "train", "type": "chat_template"}]}
     factory = {
         name: {
             **({"hf_hub_url": hub, "subset": name} if hub else {"file_name": f"data/{name}.parquet"}),
-            "formatting": "sharegpt",
-            "columns": {"messages": "messages"},
-            "tags": {"role_tag": "role", "content_tag": "content"}
-            | {f"{role}_tag": role for role in ("user", "assistant", "system")},
+            **IN_MESSAGES,
         }
     }
     return [

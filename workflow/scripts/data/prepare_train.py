@@ -3,6 +3,8 @@
 import logging
 
 from icprobe.tables import checking, parquet
+from icprobe.tables.duplicates import read as read_duplicates
+from icprobe.tables.duplicates import without
 from icprobe.tables.fitting import draw, fit_train
 from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
@@ -17,10 +19,15 @@ with job(snakemake) as run:
 
     if turns := train.attrs["turns_left"]:
         logging.warning("%d turns at the end of conversations have no answer and are left away", turns)
+    dropped = [read_duplicates(path) for path in snakemake.input.duplicates]
+    for found in dropped:
+        train = without(train, found)
+    duplicates = sum(map(len, dropped))
     readers = [reader(path) for path in snakemake.input.models]
     train = draw(train, params.source["sample"], prompts, readers, "data.train.sample")
     train = fit_train(train, parquet.read_parquet(snakemake.input.tasks), prompts, readers, params.on_too_long)
     parquet.write_parquet(train, snakemake.output[0])
     too_long = train.attrs["too_long"]
-    logging.info("%d rows read, %d empty ones dropped, %d too long, %d kept", read, empty, too_long, len(train))
-    run.summary(read=read, dropped_empty=empty, too_long=too_long, examples=len(train))
+    dropped = f"{empty} empty ones and {duplicates} duplicates dropped" if dropped else f"{empty} empty ones dropped"
+    logging.info("%d rows read, %s, %d too long, %d kept", read, dropped, too_long, len(train))
+    run.summary(read=read, dropped_empty=empty, duplicates=duplicates, too_long=too_long, examples=len(train))

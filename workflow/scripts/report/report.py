@@ -11,6 +11,7 @@ from icprobe.report import build
 from icprobe.report.findings import ModelInputs
 from icprobe.report.provenance import RuleRun
 from icprobe.report.sentences import theta
+from icprobe.tables.duplicates import read, remark
 from icprobe.tracking import environment
 from icprobe.workflow.jobs import job
 
@@ -50,6 +51,7 @@ with job(snakemake) as run:
         params.colors,
         params.asked,
         [*params.objective, *map(theta, params.models_here, manifests, chosen or [None] * len(manifests))],
+        *(remark(len(read(path)), params.deduplicate) for path in snakemake.input.duplicates),
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)

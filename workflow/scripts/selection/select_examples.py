@@ -19,13 +19,14 @@ with job(snakemake) as run:
     lengths = selecting.lengths_of(files.lengths, scores["id"])
     values = selecting.values_of(files.examples, rule, scores["id"])
     effects = selecting.effects_of(files.matrix, scores["id"]) if rule["per_task"] else ()
-    chosen = selecting.select(name, rule, scores, lengths, values, effects)
+    vectors = selecting.vectors_of(files.vectors, examples.index.get_indexer(scores["id"])) if rule["diverse"] else None
+    chosen = selecting.select(name, rule, scores, lengths, values, effects, vectors)
     score = scores.set_index("id")["score"].to_dict()
     ids, prompts = scores["id"].iloc[chosen].tolist(), prompts_of(snakemake.params.templates)
     write_subset(examples, ids, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are chosen", len(chosen), len(examples))
     n_tied, inside = selecting.tied(scores["score"], chosen)
-    if inside < n_tied and not (rule["per_task"] or rule["match"] or rule["quota"]):
+    if inside < n_tied and not any(rule[key] for key in ("per_task", "diverse", "match", "quota")):
         how = "by mean effect, then by id" if "mean_effect" in scores else "by id"
         border = number(scores["score"].iloc[chosen[-1]])
         logger.warning("%d of %d examples with the score %s are chosen, %s", inside, n_tied, border, how)
