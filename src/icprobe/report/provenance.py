@@ -61,7 +61,7 @@ HOW = {
     "plot_judgements": "the win rates of all methods and bins, with their intervals",
     "plot_sweep": "icp against influence by model and by domain of task",
     "subset": "the examples of a bin; for a threshold as many as in icp's bin of that name",
-    "train_trajectory": "the model fine-tuned on all examples, with checkpoints on the way, for tracin",
+    "train_trajectory": "the model fine-tuned on all examples, with checkpoints on the way, for tracin and less",
     "list_checkpoints": "the checkpoints that are given, with the learning rates in effect there, for tracin",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",
     "measure_outcomes": "how likely the base model and each fine-tuned one find the answers of tasks and eval prompts",
