@@ -32,6 +32,7 @@ if PLAN.truth_parts:
             tables=list(FRONTIER_TABLES),
             logs=lambda w: {method: attribution_logs(w.model, method) for method in CONFIG.attribution.methods},
             external=list(CONFIG.attribution.external),
+            dimension=CONFIG.attribution.less.dimension if "less" in PLAN.computed else None,
             paid_for={method: PLAN.paid_for(method) for method in PLAN.combined},
             code=fingerprint("analysis/frontier"),
         log:

@@ -56,7 +56,7 @@ def test_the_parameters_reach_the_methods_by_gradients_and_the_default_no_job():
     methods = [*METHODS]
     chosen, every = (plan(attribution={"methods": methods, "parameters": p}) for p in ("mlp", "all"))
     by_gradients = ["influence", "influence_log", "cosine", "influence_ekfac", "one_step", "influence_mean"]
-    by_gradients += ["self_influence", "tracin"]
+    by_gradients += ["self_influence", "tracin", "less"]
     assert [m for m in methods if chosen.method_settings(m).get("parameters") == "mlp"] == by_gradients
     assert not any("parameters" in every.method_settings(method) for method in methods)
     assert "of the MLPs, with a mixture's experts alone (parameters: mlp)" in " ".join(chosen.objective)
@@ -221,7 +221,7 @@ def test_the_loss_reaches_the_methods_by_gradients_and_where_training_cuts_only_
     assert "as in the paper" in document.objective[0]
     response = plan(attribution={"methods": methods, "train_loss": "response"}, finetune={"max_length": 99})
     of_pairs = ["influence", "influence_log", "cosine", "influence_ekfac", "one_step", "influence_mean"]
-    taking = [*of_pairs, "self_influence", "tracin"]
+    taking = [*of_pairs, "self_influence", "tracin", "less"]
     assert [method for method in methods if response.takes_loss(method)] == taking
     assert [m for m in methods if response.method_settings(m).get("max_length") == 99] == taking
     assert "after 99 tokens" in response.objective[0]

@@ -19,6 +19,7 @@ from icprobe import artifacts
 from icprobe.attribution import influence, tracin
 from icprobe.attribution.matrix import Trajectory
 from icprobe.attribution.shards import compute
+from icprobe.engine.adapters import STATE
 from icprobe.errors import ConfigError, ModelError
 from icprobe.training.fine_tune import fine_tune
 from icprobe.training.trajectory import steps_kept, train
@@ -128,7 +129,9 @@ def test_the_last_checkpoint_is_what_fine_tuning_makes_and_a_kill_changes_nothin
         return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".safetensors")}
 
     fine_tune(base, rows, prompts, tmp_path / "tuned", settings, 0, tmp_path / "partial")
-    assert weights(tmp_path / "tuned") == weights(directory / "step-000008")
+    last = weights(directory / "step-000008")
+    assert (STATE in last) == (kind == "adapters")
+    assert weights(tmp_path / "tuned") == {name: digest for name, digest in last.items() if name != STATE}
 
     def killed(metrics, step):
         if step == 5:

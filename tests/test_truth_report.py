@@ -296,6 +296,10 @@ def test_operations_are_counted_as_the_shards_are():
     assert operations("cosine", **sizes, share=0.5) == 5 * 10 * (15 + 8) + 10 * 3 * 2
     assert operations("self_influence", **sizes, share=0.5) == 5 * 10 * 15
     assert operations("tracin", **sizes, checkpoints=3) == 3 * operations("influence", **sizes)
+    less = {"checkpoints": 3, "adapters": 0.5, "share": 0.5}
+    passes = (4 * 10 + 5 * 0.5) * (15 + 8)
+    assert operations("less", **sizes, **less) == 3 * (passes + 2 * 0.25 * 3 * 2)
+    assert operations("less", **sizes, **less, dimension=7) == 3 * (passes + 2 * 7 * (0.25 * (3 + 2) + 3 * 2))
     assert operations("influence_mean", **sizes) == 6 * 10 * (15 + 8)
     assert operations("icp_reverse", **sizes, read={"icp_reverse": 38}) == 2 * 10 * 38
     assert operations("embedding", **sizes) == 2 * 10 * (15 + 8)

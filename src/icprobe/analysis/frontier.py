@@ -64,6 +64,8 @@ def operations(
     share: float = 1.0,
     read: Mapping[str, float] | None = None,
     checkpoints: int = 1,
+    adapters: float = 0.0,
+    dimension: int | None = None,
 ) -> float:
     """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
 
@@ -75,14 +77,20 @@ def operations(
     self_influence takes the examples' alone. embedding reads examples and tasks once, perplexity the examples, ifd
     their responses once more, alone. tried: the share of all pairs that icp_budget evaluated. share: of the linear
     layers' weights, those that gradients are taken over; others cost no gradient, but the way back through them. read:
-    tokens that a method takes forward, of those whose contexts were counted. checkpoints: of tracin, whose training is
-    not counted.
+    tokens that a method takes forward, of those whose contexts were counted. checkpoints: of tracin and less, whose
+    training is not counted. adapters: weights of less's adapters, beside P, which alone have gradients there;
+    dimension: what these are projected to, if they are.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
     token = (2 + share) * forward
     products = share * forward * examples * tasks
     gradients = token * (example_tokens + task_tokens)
+    over = share * adapters
+    beside = (2 * forward + 4 * adapters + 2 * over) * (example_tokens + task_tokens)
+    projected = (
+        2 * dimension * (over * (examples + tasks) + examples * tasks) if dimension else 2 * over * examples * tasks
+    )
     known = FREE | {
         "icp": forward * example_tokens + behind,
         "icp_budget": forward * example_tokens + tried * behind,
@@ -91,6 +99,7 @@ def operations(
         "influence_log": gradients + products,
         "cosine": gradients + products,
         "tracin": checkpoints * (gradients + products),
+        "less": checkpoints * (beside + projected),
         "influence_mean": gradients,
         "self_influence": token * example_tokens,
         "embedding": forward * (example_tokens + task_tokens),

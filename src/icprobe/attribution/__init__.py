@@ -26,10 +26,11 @@ class Method:
     tables and lengths. reads: the tables whose texts it depends on, "train" and "tasks". per_task: the matrix has a
     column for each task, not one named `score`. whole: it is one job, however many shards the others have, for it
     needs all examples or costs nothing. long_contexts: it reads several examples or tasks in one context, which must
-    fit. trained: its gradients are taken at checkpoints of a training. fits_fisher: it needs the examples' Fisher
-    matrix, which has jobs of its own. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration
-    says. may_skip: NaN means "not evaluated" rather than an error. by_itself: what it gives for an example and a task
-    (or, without a column for each, all tasks) depends on no other example, so that it is not computed twice.
+    fit. trained: its gradients are taken at checkpoints of a training. adapters: over the adapters that are trained
+    there, beside which their optimiser's state lies. fits_fisher: it needs the examples' Fisher matrix, which has jobs
+    of its own. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN
+    means "not evaluated" rather than an error. by_itself: what it gives for an example and a task (or, without a
+    column for each, all tasks) depends on no other example, so that it is not computed twice.
     """
 
     module: str
@@ -45,6 +46,7 @@ class Method:
     whole: bool = False
     long_contexts: bool = False
     trained: bool = False
+    adapters: bool = False
     fits_fisher: bool = False
     seeded: bool = False
     dtype: str | None = None
@@ -157,6 +159,18 @@ METHODS: dict[str, Method] = {
         _BUDGET,
         per_token=_TASK,
         trained=True,
+        by_itself=True,
+    ),
+    "less": Method(
+        "icprobe.attribution.less",
+        "learning rate × cosine",
+        "Does a step of the optimiser on it go where a step on a task would, along a training of adapters? The effect "
+        "on a task is the sum over several checkpoints of the learning rate there times the cosine of Adam's step on "
+        "the example and the task's gradient, both over the adapters' weights.",
+        (*_ENGINE, *_OWN_LOSS, "less"),  # a cosine does not change where a task's loss is divided by its tokens
+        _BUDGET,
+        trained=True,
+        adapters=True,
         by_itself=True,
     ),
     "icp_budget": Method(
@@ -287,6 +301,8 @@ def methods_of(config: "Config") -> dict[str, Method]:
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
     _check_aggregators([name for name in chosen if not METHODS[name].per_task], config)
     known = {name: _in_units(method, config) for name, method in METHODS.items()} | external
+    if "less" not in external:  # without a projection nothing is drawn
+        known["less"] = replace(known["less"], seeded=config.attribution.less.dimension is not None)
     for name, how in ordered.items():
         if how.given_length and (away or "train" in absent):
             raise ConfigError(
@@ -337,17 +353,31 @@ def _combined(how: "Combined", members: Sequence[Method]) -> Method:
 def _check_training(name: str, config: "Config") -> None:
     """Raises ConfigError where there is no training whose checkpoints a method could take, or not that of one model."""
     few_bits = [model for model in config.models if config.quantization(model) != "none"]
+    adapters = METHODS[name].adapters
     if config.attribution.tracin.directories:
+        if adapters:
+            raise ConfigError(
+                f"config: attribution.tracin.directories: {name} needs the optimiser's state beside each checkpoint, "
+                "which is kept of a training done here alone; leave directories out, or the method"
+            )
         if len(config.models) > 1:
             raise ConfigError(
                 f"config: attribution.tracin.directories: they are checkpoints of one model, and there are "
                 f"{len(config.models)} models; name one in models"
             )
     elif "finetune" not in config.model_fields_set:
+        lora, given = (
+            (", lora: {rank: 16}", "") if adapters else ("", ", or name checkpoints in attribution.tracin.directories")
+        )
         raise ConfigError(
             f"config: attribution.methods: {name} takes gradients along a training as finetune says; write finetune: "
-            "{methods: [], all_data: false, learning_rate: 2e-4, epochs: 1} with the settings of your training, or "
-            "name checkpoints in attribution.tracin.directories"
+            f"{{methods: [], all_data: false, learning_rate: 2e-4, epochs: 1{lora}}} with the settings of your "
+            f"training{given}"
+        )
+    elif adapters and config.finetune.lora is None:
+        raise ConfigError(
+            f"config: finetune.lora: {name} takes gradients over adapters, and null trains all weights; write lora: "
+            "{rank: 16}"
         )
     elif few_bits and config.finetune.lora is None:
         raise ConfigError(

@@ -40,6 +40,7 @@ PRODUCT = Contraction(lambda gradient: gradient, lambda product: product)
 CONTRACTIONS = {
     "influence": PRODUCT,
     "influence_ekfac": PRODUCT,  # of preconditioned gradients
+    "less": PRODUCT,  # likewise
     "influence_log": Contraction(clamp, signed_log),
 }
 

@@ -60,7 +60,8 @@ class GradientCache:
     ) -> None:
         self.network, self.layers, self.dense, self.all_tasks = network, layers, dense, all_tasks
         self.on_tokens = on_tokens
-        self._formers = {"held": held_former or self._plain, "streamed": streamed_former or self._plain}
+        self._given = {"held": held_former, "streamed": streamed_former}
+        self._formers = {side: former or self._plain for side, former in self._given.items()}
         self.where = [spans(batch) for batch in batches]
         self.dtype, self.device = network.model.dtype, network.device
         self._buffers: dict[str, Tensor] = {}
@@ -82,7 +83,7 @@ class GradientCache:
                 self._dense[number][index] = self._formers["held"](index, factors, where, None)
             if not self.dense or self.all_tasks is not None:
                 self.factors[number][index] = factors
-            self.add_norms(self.squared_norms[number], index, factors, self.where[number])
+            self.add_norms("held", self.squared_norms[number], index, factors, self.where[number])
             self.passed(factors)
 
         return keep
@@ -91,10 +92,16 @@ class GradientCache:
         """Squared norms of n sequences before any layer."""
         return torch.zeros(n, dtype=torch.float64, device=self.device)
 
-    def add_norms(self, total: Tensor, index: int, factors: Factors, where: list[slice]) -> None:
-        """Adds one layer's squared norms of some sequences, where they are wanted."""
-        if self.normed:
-            total += squared_norms(self.layers[index], factors.a, factors.delta, factors.spans(where))
+    def add_norms(self, side: str, total: Tensor, index: int, factors: Factors, where: list[slice]) -> None:
+        """Adds one layer's squared norms of some sequences of a side, where they are wanted."""
+        if not self.normed:
+            return
+        where, former = factors.spans(where), self._given[side]
+        if former is None:
+            total += squared_norms(self.layers[index], factors.a, factors.delta, where)
+        else:  # of what it makes there is no shorter way
+            for part in former(index, factors, where, None):
+                total += part.float().square().sum(dim=1)
 
     def stream(
         self, batches: Sequence[list[Encoded]], contractions: Mapping[str, Contraction], held_first: bool
@@ -200,7 +207,7 @@ class _Products:
                     self._add_grams(i, n, index, of_batch)
                 else:
                     by_gradients.append((i, n))
-            cache.add_norms(self.squared_norms[n], index, of_batch, self._streamed[n])
+            cache.add_norms("streamed", self.squared_norms[n], index, of_batch, self._streamed[n])
             cache.passed(of_batch)
         if by_gradients:
             self._add_contractions(by_gradients, index, factors)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 
 from icprobe.attribution.contraction import CONTRACTIONS
 from icprobe.attribution.documents import encode_documents
-from icprobe.attribution.gradient_cache import GradientCache, Gradients
+from icprobe.attribution.gradient_cache import Former, GradientCache, Gradients
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.attribution.memory_plan import Plan, SequenceBatches
 from icprobe.attribution.objective import Objective
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 # Groups of batches in step are split so that none takes much longer than two minutes, which is what a killed job may
 # lose. The rate is that at which gradients to be held were made; in step a second forward pass comes on top, a third.
 GROUP_SECONDS = 90.0
+# Methods whose matrix are products over the norms of both sides, and the contraction that these come from.
+COSINES = {"cosine": "influence", "less": "less"}
 
 
 class TaskFormer(Protocol):
@@ -67,7 +70,8 @@ class Influence:
     is named by the example batch and the tasks' pack, so that a job goes on under another plan, too.
 
     task_former: makes of a network and its layers what forms the tasks' gradients, where these are not taken as they
-    are.
+    are; example_former: forms the examples'. layers: those that gradients are taken over, and all those that tokens
+    pass; None: as the objective says, and the model's.
     """
 
     def __init__(
@@ -79,18 +83,22 @@ class Influence:
         methods: Sequence[str],
         objective: Objective,
         task_former: Callable[[Network, Sequence[Layer]], TaskFormer] | None = None,
+        example_former: Former | None = None,
+        layers: tuple[Sequence[Layer], Sequence[Layer]] | None = None,
     ) -> None:
         self.inputs, self.batches, self.methods = inputs, batches, methods
         self.network = Network(inputs.model, inputs.capabilities)
-        self.layers, passed = layers_of(self.network, objective.parameters), layers_of(self.network)
+        self.layers, passed = layers or (layers_of(self.network, objective.parameters), layers_of(self.network))
         self.task_former = task_former and task_former(self.network, self.layers)
+        self.example_former = example_former
         documents = encode_documents(inputs, batches, objective)
         tasks = encode_tasks(inputs, objective.task_likelihood)
         self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
         self.packs = packs([len(task.ids) for task in tasks], batch_tokens)
         self.tasks = SequenceBatches([tasks[pack] for pack in self.packs])
         # The contraction that a method's matrix is made of.
-        self.made_of = {method: "influence" if method == "cosine" else method for method in methods}
+        self.made_of = {method: COSINES.get(method, method) for method in methods}
+        self.cosine = next((method for method in methods if method in COSINES), None)
         self.contractions = list(dict.fromkeys(self.made_of.values()))
         # Gram matrices serve where influence is wanted alone: influence_log needs the elements of gradients.
         self.all_tasks = len(tasks) if self.contractions == ["influence"] else None
@@ -146,7 +154,7 @@ class Influence:
     def _cached(self, tile: list[int]) -> tuple[GradientCache, float]:
         """The gradients of a tile, and at which rate they were made, in tokens per second."""
         started = time.monotonic()
-        formers = (None, self.task_former) if self.holds_examples else (self.task_former, None)
+        formers = (self.example_former, self.task_former)
         cache = GradientCache(
             self.network,
             self.layers,
@@ -154,8 +162,8 @@ class Influence:
             self.plan.dense,
             self.all_tasks,
             self.inputs.progress.update,
-            "cosine" in self.methods,
-            *formers,
+            self.cosine is not None,
+            *(formers if self.holds_examples else reversed(formers)),
         )
         return cache, sum(map(self.held.tokens, tile)) / (time.monotonic() - started)
 
@@ -175,19 +183,14 @@ class Influence:
     def _keep_norms(self, numbers: Sequence[int], squared: Sequence[torch.Tensor], of_examples: bool) -> None:
         """Keeps the norms of some batches of one side, before the products that are divided by them.
 
-        Raises ScoreError naming the rows where one is zero.
+        Raises ScoreError as `check_directions` does.
         """
         for number, values in zip(numbers, squared, strict=True):
-            name, norms = self._norms(number, of_examples), values.sqrt().cpu().numpy()
-            if not norms.all():
-                table, rows = (self.inputs.train, self.batches) if of_examples else (self.inputs.tasks, self.packs)
-                ids = table["id"].iloc[rows[number]][norms == 0].tolist()
-                raise ScoreError(
-                    f"cosine: {several(len(ids), 'example' if of_examples else 'task')} with a gradient of zero, which "
-                    f"has no direction: {some(ids)}; leave {'it' if len(ids) == 1 else 'them'} out, or the method."
-                )
+            name, norms = self._norms(number, of_examples), values.sqrt()
+            table, rows = (self.inputs.train, self.batches) if of_examples else (self.inputs.tasks, self.packs)
+            check_directions(self.cosine, "example" if of_examples else "task", table["id"].iloc[rows[number]], norms)
             if name not in self.inputs.pieces:
-                self.inputs.pieces[name] = norms
+                self.inputs.pieces[name] = norms.cpu().numpy()
 
     def _norms(self, number: int, of_examples: bool) -> str:
         """The name among `inputs.pieces` of the norms of a batch of examples, or of a pack of tasks."""
@@ -198,7 +201,7 @@ class Influence:
 
         def done(n: int) -> bool:
             names = [self._name(name, *self._pair(i, n)) for name in self.contractions for i in tile]
-            if "cosine" in self.methods:
+            if self.cosine:
                 names += [self._norms(n, not self.holds_examples), *(self._norms(i, self.holds_examples) for i in tile)]
             return all(name in self.inputs.pieces for name in names)
 
@@ -221,10 +224,20 @@ class Influence:
                 products[name] = np.concatenate([self.inputs.pieces.pop(each) for each in names], axis=1)
             for method in self.methods:
                 values = products[self.made_of[method]]
-                yield method, self.batches[batch], self._cosines(batch, values) if method == "cosine" else values
+                yield method, self.batches[batch], self._cosines(batch, values) if method in COSINES else values
 
     def _cosines(self, batch: int, products: np.ndarray) -> np.ndarray:
         """The products of a batch of examples with all tasks, divided by the norms of both: [n, tasks] float32."""
         of_tasks = [self.inputs.pieces[self._norms(pack, False)] for pack in range(len(self.tasks.batches))]
         norms = np.outer(self.inputs.pieces.pop(self._norms(batch, True)), np.concatenate(of_tasks))
         return (products / norms).astype(np.float32)
+
+
+def check_directions(method: str, kind: str, ids: pd.Series, norms: torch.Tensor) -> None:
+    """Raises ScoreError naming the rows whose gradients are zero. kind: example or task; norms: of their gradients."""
+    zero = ids[(norms == 0).cpu().numpy()].tolist()
+    if zero:
+        raise ScoreError(
+            f"{method}: {several(len(zero), kind)} with a gradient of zero, which has no direction: {some(zero)}; "
+            f"leave {'it' if len(zero) == 1 else 'them'} out, or the method."
+        )

@@ -92,8 +92,8 @@ class Tracin(Section):
 
     checkpoints: Count = Field(
         3,
-        description="Checkpoints of a fine-tuning on all examples, done for this method as `finetune` says, with its "
-        "first seed; evenly spaced over the steps, the last one at the end.",
+        description="Checkpoints of a fine-tuning on all examples, done for tracin and less as `finetune` says, with "
+        "its first seed; evenly spaced over the steps, the last one at the end.",
     )
     directories: list[FilePath] = Field(
         [],
@@ -112,6 +112,16 @@ class Tracin(Section):
                 "one for each directory"
             )
         return self
+
+
+class Less(Section):
+    """LESS: steps of the optimiser, along the same training of adapters as tracin (`tracin.checkpoints`)."""
+
+    dimension: Count | None = Field(
+        None,
+        description="Numbers that gradients are projected to at random, with the seed, before their cosine is taken; "
+        "8192 in the paper. null: the cosine itself, which that estimates, at less cost but for very many tasks.",
+    )
 
 
 class ExternalScores(Section):
@@ -210,6 +220,7 @@ class Attribution(Section):
     icp_reverse: IcpReverse = Field(IcpReverse(), description="Settings of the method icp_reverse.")
     icp_k_shot: IcpKShot = Field(IcpKShot(), description="Settings of the method icp_k_shot.")
     tracin: Tracin = Field(Tracin(), description="Settings of the method tracin.")
+    less: Less = Field(Less(), description="Settings of the method less.")
 
     @property
     def named_here(self) -> list[tuple[str, str]]:

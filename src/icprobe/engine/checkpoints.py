@@ -23,16 +23,23 @@ def load_fine_tuned(
 
     Raises ArtifactError where a file is damaged, or where an adapter belongs to another base.
     """
-    manifest = artifacts.verify(checkpoint)
-    if manifest["kind"] == "full":
+    if artifacts.read_manifest(checkpoint)["kind"] == "full":
         return load_model(checkpoint, dtype=dtype, device=device)
+    return ready(PeftModel.from_pretrained(base_of(checkpoint, base), checkpoint).merge_and_unload(), dtype, device)
+
+
+def base_of(checkpoint: str | Path, base: str | Path) -> PreTrainedModel:
+    """The base model that a checkpoint's adapter belongs to, in float32 on the CPU, its quantised weights dequantised.
+
+    Raises ArtifactError where a file of either is damaged, or where the adapter belongs to another base.
+    """
+    manifest = artifacts.verify(checkpoint)
     if manifest["base_digest"] != artifacts.content_digest(base):
         raise ArtifactError(
             f"{checkpoint}: this adapter belongs to another {manifest['base']} than {base}. "
             f"Remove {checkpoint} to have it rebuilt."
         )
-    plain = load_model(base, dtype="float32", device="cpu", dequantised=True)
-    return _ready(PeftModel.from_pretrained(plain, checkpoint).merge_and_unload(), dtype, device)
+    return load_model(base, dtype="float32", device="cpu", dequantised=True)
 
 
 def load_given(
@@ -44,7 +51,7 @@ def load_given(
     """
     try:
         if Path(directory, "adapter_config.json").is_file():
-            return _ready(_adapted(directory, base).merge_and_unload(), dtype, device)
+            return ready(_adapted(directory, base).merge_and_unload(), dtype, device)
         model = opened(directory, dtype, bool(artifacts.read_manifest(base).get("source", {}).get("trust_remote_code")))
         shapes = [{name: tuple(p.shape) for name, p in one.named_parameters()} for one in (model, skeleton(base))]
         if other := [name for name in {**shapes[1], **shapes[0]} if shapes[0].get(name) != shapes[1].get(name)]:
@@ -67,7 +74,8 @@ def _adapted(directory: str | Path, base: str | Path) -> PeftModel:
     return adapted
 
 
-def _ready(model: PreTrainedModel, dtype: str, device: str) -> PreTrainedModel:
+def ready(model: PreTrainedModel, dtype: str, device: str) -> PreTrainedModel:
+    """A model as the engines use it: of a dtype, on a device, in evaluation mode, frozen."""
     return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
 
 

@@ -61,10 +61,10 @@ def value(
     {"hub": "tatsu-lab/alpaca"} or {"path": "mine.csv", "columns": {"output": "response"}}. model: a directory, a hub
     id, "smollm2-135m-instruct", a mapping as in `model_sources`, or a transformers model in memory with its
     `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was. templates, data:
-    keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response", and of tracin the
-    settings of its training, such as {"learning_rate": 2e-4, "epochs": 1, "lora": {"rank": 16}}. attribution: keys of
-    the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`, `one_step`, `combined`,
-    `train_loss`, `reduction`, `task_likelihood`, `parameters`, `tracin`.
+    keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response", and of tracin and
+    less the settings of their training, such as {"learning_rate": 2e-4, "epochs": 1, "lora": {"rank": 16}}.
+    attribution: keys of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`,
+    `one_step`, `combined`, `train_loss`, `reduction`, `task_likelihood`, `parameters`, `tracin`, `less`.
 
     Returns a table with a row for each example, in train's order: `id`, texts, labels (as texts, those that are numbers
     too: `pd.to_numeric` reads them), `n_query`, `n_target` (tokens), and of each method `score_icp` and `rank_icp` (1

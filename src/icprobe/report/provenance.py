@@ -64,7 +64,7 @@ HOW = {
     "subset": "the examples of a bin; for a threshold as many as in icp's bin of that name",
     "embed_examples": "the direction of each example's mean hidden state, by which a selection is made diverse",
     "describe_selection": "how a selection is loaded into trainers, and what every method says of its examples",
-    "train_trajectory": "the model fine-tuned on all examples, with checkpoints on the way, for tracin",
+    "train_trajectory": "the model fine-tuned on all examples, with checkpoints on the way, for tracin and less",
     "list_checkpoints": "the checkpoints that are given, with the learning rates in effect there, for tracin",
     "fine_tune": "the model fine-tuned on a subset, loss on responses only",
     "measure_outcomes": "how likely the base model and each fine-tuned one find the answers of tasks and eval prompts",

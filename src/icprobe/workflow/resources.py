@@ -21,7 +21,14 @@ from icprobe.engine.batching import parse_shard, shard_numbers
 from icprobe.errors import ArtifactError
 from icprobe.workflow import work
 from icprobe.workflow.gpus import GPUS_IF_ANY
-from icprobe.workflow.work import ROW_TOKENS, SPEED, k_shot_operations, operations, parameters
+from icprobe.workflow.work import (
+    ROW_TOKENS,
+    SPEED,
+    adapter_parameters,
+    k_shot_operations,
+    operations,
+    parameters,
+)
 
 LEAST_MB = 1000  # Snakemake starts three times for a job on a cluster: 350 MB before any work
 TORCH_MB = 1000  # more, of a script with torch, transformers and peft
@@ -142,12 +149,15 @@ class Sizes:
             # Of EK-FAC the tasks' gradients are multiplied, too; responses are at most the whole examples.
             counted_as, times = ("influence", 2) if method == "influence_ekfac" else (method, 1)
             sizes = (size, examples, tokens, self.tasks, of_tasks, tokens)
-            counted = times * frontier.operations(counted_as, *sizes, checkpoints=checkpoints)
+            beside = adapter_parameters(size, self.config.finetune.lora.rank) if method == "less" else 0.0
+            counted = times * frontier.operations(
+                counted_as, *sizes, checkpoints=checkpoints, adapters=beside, dimension=settings.less.dimension
+            )
             work = work if math.isnan(counted) else counted
         seconds = work / SPEED[settings.device]
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size
-        if (method.startswith("influence") or method == "tracin") and settings.device != "cuda":
+        if (method.startswith("influence") or method in ("tracin", "less")) and settings.device != "cuda":
             # The budget holds gradients and activations.
             megabytes += 1000 * settings.memory_budget_gb
         if method in ("one_step", "influence_mean", "self_influence") and settings.device != "cuda":

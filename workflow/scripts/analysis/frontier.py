@@ -22,8 +22,14 @@ with job(snakemake) as run:
     sizes = (parameters, len(train), example_tokens, len(tasks), task_tokens, float(lengths["n_target"].sum()))
     # "contexts.icp_reverse.checked.json" is icp_reverse's.
     read = {Path(path).name.split(".")[1]: artifacts.read_json(path)["tokens"] for path in files.contexts}
-    along = [len(artifacts.read_json(path)["checkpoints"]) for path in files.trajectory]
-    known = (("tried", tried), ("share", chosen), ("checkpoints", along))
+    along = [artifacts.read_json(path) for path in files.trajectory]
+    known = (
+        ("tried", tried),
+        ("share", chosen),
+        ("checkpoints", [len(one["checkpoints"]) for one in along]),
+        ("adapters", [one["parameters"] for one in along if "parameters" in one]),
+        ("dimension", [params.dimension]),
+    )
     shares = {name: found[0] for name, found in known if found}
     counted = {method: operations(method, *sizes, **shares, read=read) for method in [*params.logs, *RIVALS]}
     # One that has a built-in method's name is not that method.
