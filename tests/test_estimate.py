@@ -175,6 +175,34 @@ def test_the_table_adds_up_starts_work_memory_disk_gpus_and_money(project, monke
     assert "money" not in estimating.table([job], sizes, Prices())
 
 
+def test_products_are_timed_as_the_methods_form_them(project, monkeypatch):
+    """Influence alone takes Gram matrices of short sequences, which cost less than the gradients of others."""
+    from icprobe import measuring
+    from icprobe.texts.chat import prompts_of
+
+    monkeypatch.chdir(project.path)
+    plan = Plan(dag.configuration("config.yaml", "configs/tiny.yaml"), METHODS)
+    train, tasks, prompts = (
+        pd.read_parquet(f"results/tiny/data/{name}.parquet") for name in ("train", "tasks", "eval")
+    )
+    lengths = pd.read_parquet(paths.LENGTHS.format(experiment="tiny", model="tiny-llama"))
+    tables = [train, tasks.assign(instruction="a", input="", output="b"), prompts]
+    called = set()
+    for name in ("grams", "contract"):
+        real = getattr(measuring, name)
+        monkeypatch.setattr(measuring, name, lambda *of, name=name, real=real: called.add(name) or real(*of))
+    for contractions, taken in ((["influence"], {"grams"}), (["influence", "influence_log"], {"contract"})):
+        called.clear()
+        settings = estimating.settings(plan) | {"influence": {"contractions": contractions}}
+        settings["attribution"] |= {"batch_tokens": 128}
+        texts = prompts_of(plan.text_settings())
+        sample = measuring.Sample(str(dag.MODEL), *tables, lengths.assign(n_query=2, n_target=2), texts, settings)
+        (rate,) = measuring.rates(["products"], sample).values()
+        assert math.isfinite(rate)
+        assert rate > 0
+        assert called == taken
+
+
 # --- the configuration ------------------------------------------------------------------------------------------
 
 
