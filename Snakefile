@@ -68,6 +68,7 @@ include: "rules/truth_tables.smk"
 include: "rules/frontier.smk"
 include: "rules/report.smk"
 include: "rules/synthetic.smk"
+include: "rules/estimate.smk"
 
 
 rule all:
@@ -103,6 +104,8 @@ onstart:
 # The last words, of runs that make a report: `all`, `truth`, `scores`. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
     made = {job.rule.name for job in workflow.dag.jobs}
+    if "estimate" in made:
+        say(estimating.words(CONFIG, PLAN))
     # The report that shows most, with the tables that were made for it.
     pages = {
         "report": (paths.REPORT, REPORT_TABLES),
@@ -113,7 +116,8 @@ onsuccess:
     if shown:
         page, tables = pages[shown]
         planned = [os.path.basename(table) for table in tables]
-        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, planned=planned, report=page))
+        given = {"planned": planned, "report": page, "data_sets": PLAN.data_sets}
+        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, **given))
 
 
 onerror:

@@ -3,8 +3,10 @@
 import functools
 import json
 import os
+import platform
 import re
 import sys
+import time
 
 from snakemake.logging import logger
 
@@ -283,6 +285,8 @@ def require_outside():
             raise ConfigError(
                 "truth: nothing says what to train anew; write truth: {subsets: 64} into the configuration"
             )
+        if "estimate" in {job.rule.name for job in workflow.dag.jobs}:
+            estimating.require_files(workflow)
         if not all(job.is_local for job in workflow.dag.needrun_jobs()):
             require_controller(workflow.executor_plugin.name)
         writers = [job for job in workflow.dag.needrun_jobs() if job.rule.name in ("generate", "generate_base")]

@@ -23,7 +23,7 @@ REPORT_PARAMS = dict(
     objective=PLAN.objective,
     **slice_of(CONFIG.data, "deduplicate"),
     # W&B's options change no result, so they are no part of the record.
-    config_text=lambda w: CONFIG.as_yaml(exclude={"wandb"}),
+    config_text=lambda w: CONFIG.as_yaml(exclude={"wandb", "estimate"}),
     templates=package_files("report/templates/report.*"),
 )
 

@@ -2,12 +2,13 @@
 # formulas are in icprobe.workflow.resources; partition, account and CPUs come from the profile. Resources are no params: another
 # estimate reruns nothing.
 
-from icprobe.workflow.resources import TORCH_MB, Needs, Sizes, directives
+from icprobe.workflow import estimating
+from icprobe.workflow.resources import TORCH_MB, Needs, directives
 from icprobe.workflow.work import rows_there
 
 # A job that an executor has sent elsewhere has its own GPUs.
-directives = functools.partial(directives, in_turn=not workflow.remote_exec)
-SIZES = Sizes.of(CONFIG)
+directives = functools.partial(directives, in_turn=not workflow.remote_exec, told=estimating.asked())
+SIZES = estimating.sizes(CONFIG)
 DEVICE = CONFIG.attribution.device
 OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_there(local_files(CONFIG.data.train), SIZES.examples)))
 OF_MATRIX = directives(lambda w, input: SIZES.matrix())
@@ -17,6 +18,7 @@ LIGHT = directives(lambda w, input: Needs(1000 + 1e-3 * SIZES.examples))
 
 RESOURCES = {
     "prepare_model": directives(lambda w, input: SIZES.prepare_model(w.model)),
+    "measure_rates": directives(lambda w, input: SIZES.measure_rates(w.model), DEVICE),
     "check_parameters": directives(lambda w, input: Needs(TORCH_MB)),
     "fetch_gguf": directives(lambda w, input: SIZES.prepare_model(w.quantised)),
     "select_tasks": directives(
@@ -52,7 +54,7 @@ RESOURCES = {
     "tell_labels": directives(lambda w, input: SIZES.tell_labels()),
     "subset": OF_TRAIN,
     "fine_tune": directives(
-        lambda w, input: SIZES.fine_tune(w.model, rows_there([input.subset], SIZES.examples)),
+        lambda w, input: SIZES.fine_tune(w.model, SIZES.subset(w.model, w.method, w.bin)),
         CONFIG.finetune.device,
         CONFIG.finetune.processes,
     ),

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from icprobe import paths
+from icprobe.config.selections import Chosen
 from icprobe.report import terminal_summary
 
 CORRELATIONS = pd.DataFrame(
@@ -198,3 +199,76 @@ def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
     assert "prepare_train failed (experiment=tiny): train.jsonl, line 1: broken JSON" in " ".join(ended.output.split())
     assert "log: logs/tiny/prepare_train.log" in ended.output
     assert "To resume, run the same command again" in ended.output
+
+
+# --- what to do ---------------------------------------------------------------------------------------------------
+
+DIFFERENCES = ["set", "bin", "method_a", "method_b", "n", "difference", "low", "high", "p_value", "p_value_holm"]
+
+
+def advised(folder, gains, differences=(), data_sets=None, **tables):
+    """The last words of an experiment of these held-out gains {(method, bin): gain of both sets}."""
+    rows = [
+        (method, bin_, name, "overall", "all", 24, 3.2, 3.2 + gain, gain, gain - 0.05, gain + 0.05)
+        for (method, bin_), gain in gains.items()
+        for name, gain in (("tasks", 9.0), ("eval", gain))
+    ]
+    tables["held_out"] = pd.DataFrame(rows, columns=HELD_OUT.columns)
+    tables["held_out_differences"] = pd.DataFrame([("eval", *row) for row in differences], columns=DIFFERENCES)
+    (folder / "results/mine/m/tables/scores.csv").touch()
+    for name, table in tables.items():
+        table.assign(model="m", domain="all").to_csv(folder / f"results/mine/m/tables/{name}.csv", index=False)
+    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, data_sets=data_sets or {})
+    return " ".join(said.split())
+
+
+GAINS = {("icp", "<=0.5"): 0.9, ("icp", ">0.8"): 0.1, ("influence", ">0.8"): 0.2, ("random", ">0.8"): 0.15}
+
+
+@pytest.mark.parametrize(("p_value", "why"), [(0.01, "more than chance explains"), (0.2, "chance may explain it")])
+def test_the_data_set_of_the_largest_gain_is_advised_with_its_difference_to_chance(finished, p_value, why):
+    row = (">0.8", "random", "influence", 24, -0.05, -0.08, -0.02, p_value, p_value)
+    said = advised(finished, GAINS | {("all", "all"): 0.3}, [row])
+    assert "Take influence >0.8: it gains 0.2000 nats per token on the answers of 24 eval prompts, 0.0500" in said
+    assert f"0.0500 [0.0200, 0.0800] more than random ({why}: Holm, 5%); all data gain 0.3000." in said
+    told = "By held-out answers the best examples of influence train best: bin >0.8 gains 0.0500 [0.0200, 0.0800] nats"
+    assert (told in said) == (p_value < 0.05)
+    assert ("Which method predicts training best is not told here" in said) == (p_value > 0.05)
+    assert "all data gain" not in advised(finished, GAINS | {("all", "all"): 0.1}, [row])
+
+
+def test_a_selection_is_held_against_its_own_baseline_and_a_baseline_is_never_advised(finished):
+    subset = finished / "results/mine/m/subsets/best/selected.jsonl"
+    for path in (subset, finished / "results/mine/m/subsets/influence/gt-0.80.jsonl"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    data_sets = {"best": Chosen("best", ""), "best-random": Chosen("best", "random")}
+    gains = GAINS | {("best", "selected"): 0.4, ("best-random", "selected"): 0.5}
+    row = ("selected", "best", "best-random", 24, -0.1, -0.2, -0.01, 0.01, 0.01)
+    said = advised(finished, gains, [row], data_sets)
+    assert "Take no data set of these: best, the best, gains 0.4000" in said
+    assert "0.1000 [0.0100, 0.2000] less than best-random (worse than chance: Holm, 5%)" in said
+    assert f"Subsets: {subset.relative_to(finished)} and 1 more" in said
+    said = advised(finished, gains, [], data_sets)
+    assert "Take best: it gains 0.4000" in said
+    assert "with no random data set of its size to compare" in said
+
+
+def test_where_the_lds_tells_of_the_method_the_held_out_comparison_does_not(finished):
+    columns = ["method", "set", "lds", "low", "high", "ceiling", "ceiling_low", "ceiling_high", "n_subsets", "n_seeds"]
+    lds = pd.DataFrame([("influence", "tasks", 0.6, 0.4, 0.7, 0.9, 0.8, 1.0, 64, 2)], columns=columns)
+    said = advised(finished, GAINS, lds=lds)
+    assert "LDS: influence predicts retraining best: 0.60 [0.40, 0.70] of a ceiling of 0.90" in said
+    assert "Take influence >0.8" in said
+    assert "By held-out answers" not in said
+    assert "is not told here" not in said
+
+
+def test_that_nothing_tells_is_said_where_nothing_was_trained(finished):
+    assert "Nothing here tells which method predicts training best" not in terminal_summary.summary(
+        "mine", ["m"], False
+    )
+    said = advised(finished, {})
+    assert "Nothing here tells which method predicts training best, nor which data set to train on: that takes" in said
+    only_worst = advised(finished, {("icp", "<=0.5"): 0.9, ("random", ">0.8"): 0.3})
+    assert "Which data set to take is not told: no model was trained on the best of a method." in only_worst

@@ -53,9 +53,8 @@ def test_a_jobs_log_has_the_name_of_its_rule_and_its_benchmark_beside_it(file):
 def test_the_folders_of_an_experiment_are_those_that_its_paths_lie_in():
     experiment = f"{paths.EXPERIMENT}/"
     below = {pattern.removeprefix(experiment).split("/")[0] for pattern in MADE if pattern.startswith(experiment)}
-    assert below - {"{model}", "report.html", "scores.html", "truth.html"} | {paths.WANDB} == set(paths.FOLDERS), (
-        "no model may be called so"
-    )
+    files = {"report.html", "scores.html", "truth.html", "estimate.csv"}
+    assert below - {"{model}", *files} | {paths.WANDB} == set(paths.FOLDERS), "no model may be called so"
 
 
 def spelt(file):

@@ -11,8 +11,8 @@ import yaml
 PLUGINS = {"slurm": "slurm", "profiles/kubernetes": "kubernetes", "profiles/generic": "cluster_generic"}
 ATTRIBUTION = {"attribute", "attribute_influence", "attribute_step"}
 HEAVY = {"prepare_model", *ATTRIBUTION, "correlate", "chain", "fine_tune", "generate", "generate_base"}
-HEAVY |= {"measure_outcomes", "retrain", "train_trajectory", "sum_covariances", "fisher_bases", "sum_eigenvalues"}
-HEAVY |= {"embed_examples", "train_regressor", "value_points", "correlate_points"}
+HEAVY |= {"measure_rates", "measure_outcomes", "retrain", "train_trajectory", "sum_covariances", "sum_eigenvalues"}
+HEAVY |= {"embed_examples", "fisher_bases", "train_regressor", "value_points", "correlate_points"}
 HEAD = r"^ *(?:use rule \w+ as|rule) (?=\w+(?: with)?:)"
 TABLES = {"select_tasks", "find_duplicates", "prepare_train", "prepare_eval", "measure_lengths", "measure_prompts"}
 

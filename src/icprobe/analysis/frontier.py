@@ -4,6 +4,7 @@ A method is worth its cost where no other agrees at least as well for less.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ WORDS = {
     "tail_patch": "tail patch, 10 best (nats)",
     "leave_one_out": "leave-one-out (rank correlation)",
 }
-FREE = dict.fromkeys([*headline.RIVALS, "length", "random", "bm25"], 0.0)  # no model multiplies anything
+FREE = (*headline.RIVALS, "length", "random", "bm25")  # no model multiplies anything
 
 
 def words(truth: str) -> str:
@@ -52,12 +53,18 @@ def agreements(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS[:6])
 
 
-def operations(
+def operations(method: str, *sizes: float, **more: Any) -> float:
+    """Counts a method's floating-point operations, arguments as `work` takes them; NaN for one that is not known."""
+    found = work(method, *sizes, **more)
+    return np.nan if found is None else sum(found.values())
+
+
+def work(
     method: str,
     parameters: float,
-    examples: int,
+    examples: float,
     example_tokens: float,
-    tasks: int,
+    tasks: float,
     task_tokens: float,
     response_tokens: float,
     tried: float = 1.0,
@@ -66,8 +73,12 @@ def operations(
     checkpoints: int = 1,
     adapters: float = 0.0,
     dimension: int | None = None,
-) -> float:
-    """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
+) -> dict[str, float] | None:
+    """Counts a method's floating-point operations by their kinds, which a machine does not do equally fast; None for a
+    method that is not known here, such as external scores.
+
+    Kinds: "read", passes forward; "gradients", passes forward and backward; "products", of the gradients of pairs;
+    "steps", all that one_step does, in float32 with each example's update in the way.
 
     parameters: of the model, P; example_tokens, task_tokens: of all examples, of all tasks; response_tokens: of all
     examples' responses. A token costs 2 P forward
@@ -84,29 +95,30 @@ def operations(
     forward = 2 * parameters
     behind = forward * examples * task_tokens
     token = (2 + share) * forward
-    products = share * forward * examples * tasks
-    gradients = token * (example_tokens + task_tokens)
     over = share * adapters
     beside = (2 * forward + 4 * adapters + 2 * over) * (example_tokens + task_tokens)
     projected = (
         2 * dimension * (over * (examples + tasks) + examples * tasks) if dimension else 2 * over * examples * tasks
     )
-    known = FREE | {
+    products = {"gradients": token * (example_tokens + task_tokens), "products": share * forward * examples * tasks}
+    read_once = {
         "icp": forward * example_tokens + behind,
         "icp_budget": forward * example_tokens + tried * behind,
-        "one_step": token * example_tokens + behind,
-        "influence": gradients + products,
-        "influence_log": gradients + products,
-        "cosine": gradients + products,
-        "tracin": checkpoints * (gradients + products),
-        "less": checkpoints * (beside + projected),
-        "influence_mean": gradients,
-        "self_influence": token * example_tokens,
         "embedding": forward * (example_tokens + task_tokens),
         "perplexity": forward * example_tokens,
         "ifd": forward * (example_tokens + response_tokens),
+    } | {name: forward * count for name, count in (read or {}).items()}
+    known: dict[str, dict[str, float]] = {name: {} for name in FREE} | {
+        name: {"read": count} for name, count in read_once.items()
     }
-    return (known | {name: forward * count for name, count in (read or {}).items()}).get(method, np.nan)
+    known |= dict.fromkeys(("influence", "influence_log", "cosine"), products) | {
+        "one_step": {"steps": token * example_tokens + behind},
+        "tracin": {kind: checkpoints * count for kind, count in products.items()},
+        "less": {"gradients": checkpoints * beside, "products": checkpoints * projected},
+        "influence_mean": {"gradients": products["gradients"]},
+        "self_influence": {"gradients": token * example_tokens},
+    }
+    return known.get(method)
 
 
 def tokens(lengths: pd.DataFrame, train: pd.DataFrame, tasks: pd.DataFrame) -> tuple[float, float]:

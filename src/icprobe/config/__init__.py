@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from icprobe import paths
 from icprobe.artifacts import digest
+from icprobe.config.estimate import Estimate
 from icprobe.config.raw import Plain, mistake, sentence
 from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
 from icprobe.config.selections import Export, Selection, data_sets
@@ -78,6 +79,7 @@ class Config(Section):
     truth: Truth = Truth()
     evaluation: Evaluation = Evaluation()
     report: Report = Report()
+    estimate: Estimate = Estimate()
     wandb: Wandb = Wandb()
 
     @model_validator(mode="after")
@@ -195,6 +197,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _truth_can_be_trained(self) -> "Config":
         if not self.truth.parts:
+            if "truth" in self.estimate.targets:
+                raise ValueError("estimate.targets: truth trains nothing yet; write truth: {subsets: 64} for so many")
             return self
         if "finetune" not in self.model_fields_set:
             raise ValueError(

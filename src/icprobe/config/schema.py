@@ -20,7 +20,8 @@ INTRODUCTION = """\
 # The configuration
 
 This page lists every key of the configuration, with its type, default and meaning. `make schema` generates it from
-`sections.py`, `selections.py`, `training.py`, `truth.py` and `sources.py` in `src/icprobe/config`; do not edit it.
+`sections.py`, `selections.py`, `training.py`, `truth.py`, `estimate.py` and `sources.py` in `src/icprobe/config`; do
+not edit it.
 
 `config.yaml` is the demo's. `--configfile other.yaml` overrides its keys: mappings merge, lists replace, and `null`
 removes a key (two keys of `evaluation.llm` say what null means there; `wandb: null` and `evaluation: null` switch these

@@ -2,9 +2,10 @@
 
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill, wrap
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -13,13 +14,13 @@ from tabulate import tabulate
 from icprobe import artifacts, paths
 from icprobe.analysis import headline
 from icprobe.analysis.statistics import warning_of_ties
+from icprobe.config.selections import Chosen
 from icprobe.errors import IcprobeError, several
 from icprobe.formatting import bin_label, estimate, fixed
 from icprobe.report import verdicts
+from icprobe.report.advice import Read, advice
 from icprobe.tables.parquet import column_names, read_parquet
 from icprobe.tracking.syncing import pending
-
-Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; None where there is none
 
 WIDEST = 100  # characters, on a terminal that has them
 # What is shown where there is room for it; a narrower terminal has the first so many.
@@ -33,12 +34,14 @@ def summary(
     width: int | None = None,
     planned: Collection[str] | None = None,
     report: str = paths.REPORT,
+    data_sets: Mapping[str, Chosen] = MappingProxyType({}),
 ) -> str:
-    """The end of a finished experiment: headline, LDS, held-out gains, win rates, where files are, how to upload.
+    """The end of a finished experiment: headline, LDS, held-out gains, win rates, what to do, where files are, how to
+    upload.
 
     tracked: whether W&B is on. width: characters (default: the terminal's). planned: names of the tables that the
-    experiment makes (default: all that are there); others may be of an earlier configuration. What was not computed is
-    left out.
+    experiment makes (default: all that are there); others may be of an earlier configuration. data_sets: what
+    selections make, by their names. What was not computed is left out.
     """
     width = width or terminal_width()
     folder = Path(paths.EXPERIMENT.format(experiment=experiment))
@@ -57,8 +60,10 @@ def summary(
         blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
         scores = here / "tables/scores.csv"
+        told, file = advice(read, here / "subsets", data_sets) if scores.exists() else ([], None)
+        blocks.append("\n".join(_wrapped(line, width) for line in told))
         kept += [f"Scores: {scores}"] if scores.exists() else []
-        kept += _files(here / "subsets")
+        kept += _files(here / "subsets", file)
         outdated |= _older(whole, scores)
     # A path is not broken: it is there to be copied.
     ends = [*kept, f"Report: {report.format(experiment=experiment)} (with the texts of the examples)"]
@@ -72,13 +77,14 @@ def summary(
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
 
 
-def _files(subsets: Path) -> list[str]:
-    """Where the subsets are: one by its path, to be copied, and how many more there are."""
+def _files(subsets: Path, advised: Path | None) -> list[str]:
+    """Where the subsets are: one by its path, to be copied, and how many more there are. advised: the one to take."""
     found = sorted(p for p in subsets.glob("*/*.jsonl") if p.parent.name != "all" and ".messages" not in p.suffixes)
     if not found:
         return []
     # The best before the worst, and influence's before others'.
-    first = min(found, key=lambda p: (p.stem.startswith(("bottom", "le-")), p.parent.name != "influence"))
+    worst = ("bottom", "le-")
+    first = min(found, key=lambda p: (p != advised, p.stem.startswith(worst), p.parent.name != "influence"))
     return [f"Subsets: {first}{f' and {len(found) - 1} more in {subsets}' if len(found) > 1 else ''}"]
 
 

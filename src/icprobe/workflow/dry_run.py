@@ -38,7 +38,7 @@ def work(jobs: Iterable[tuple[str, int, int, bool]]) -> str:
         f"About {rough_duration(sum(seconds.values()))} of work, {rough_duration(seconds[longest])} of it in "
         f"{longest}; at most {megabytes / 1000:.1f} GB of memory a "
         f"job ({hungriest}). These are estimates from the sizes of files and models, for 8 cores or an A100; two cores "
-        "of a laptop take two to three times as long."
+        "of a laptop take two to three times as long. `snakemake estimate` measures yours."
     )
 
 

@@ -7,7 +7,7 @@ that was killed is submitted again with more.
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,11 @@ from icprobe.workflow.work import (
     ROW_TOKENS,
     SPEED,
     adapter_parameters,
+    decoding_bytes,
     k_shot_operations,
     operations,
     parameters,
+    training_operations,
 )
 
 LEAST_MB = 1000  # Snakemake starts three times for a job on a cluster: 350 MB before any work
@@ -44,16 +46,21 @@ READ_BYTES_A_SECOND = 3e8  # of weights, with their SHA-256
 ROWS_A_SECOND = 1000  # that are read, checked and counted in tokens
 MARGIN = 3  # of the run time over its estimate
 START_MINUTES = 20
+MILLISECONDS, BYTES = "estimated_milliseconds", "estimated_bytes"  # resources that only an estimate's dry run has
+MATRICES = 7 * 30  # linear layers of a model of which nobody knows how many it has
 # What a job takes before it computes: a light one, and one that loads torch and a model.
 LIGHT_SECONDS, HEAVY_SECONDS = 2, 10
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job asks for. megabytes: memory beyond LEAST_MB; seconds: its run time, about."""
+    """What a job asks for. megabytes: memory beyond LEAST_MB; seconds: its run time, about. What it leaves on the disk
+    it does not ask for: disk, in bytes, of what is large.
+    """
 
     megabytes: float = 0
     seconds: float = 0
+    disk: float = 0
 
     def memory(self, attempt: int) -> int:
         """Memory in MB that attempt number `attempt` (from 1) asks for."""
@@ -89,10 +96,14 @@ class Sizes:
 
     def parameters(self, model: str) -> float:
         """Parameters of a model: as its manifest says once it is here, an estimate before."""
+        return self._told(model, "parameters", parameters(self.config, model))
+
+    def _told(self, model: str, key: str, otherwise: float) -> float:
+        """A number of a model's manifest."""
         try:
-            return artifacts.read_manifest(self.config.model_directory(model))["parameters"]
+            return artifacts.read_manifest(self.config.model_directory(model))[key]
         except (ArtifactError, KeyError):
-            return parameters(self.config, model)
+            return otherwise
 
     def shard(self, model: str, item: str) -> tuple[float, float]:
         """(examples, tokens) of a shard "3-of-16": counted once the examples' lengths are measured, an estimate before.
@@ -107,6 +118,25 @@ class Sizes:
             return self.examples / of, ROW_TOKENS * self.examples / of
         return float(examples[number]), tokens / of
 
+    # What follows is supposed, of any machine and any texts; `measured.Measured` knows it.
+
+    def rate(self, model: str, kind: str, device: str) -> float:
+        """How much of a kind of work (`frontier.work`; here "train", "ask" and "decode", too) is done in a second."""
+        return MEMORY_BYTES_A_SECOND[device] if kind == "decode" else SPEED[device]
+
+    def seconds(self, model: str, work: Mapping[str, float], device: str) -> float:
+        """Seconds that so much work of these kinds takes."""
+        return sum(amount / self.rate(model, kind, device) for kind, amount in work.items())
+
+    def row_tokens(self, model: str, table: str) -> float:
+        """Tokens of a row of "train", "tasks" or "eval", in the mean."""
+        return ROW_TOKENS
+
+    def subset(self, model: str, method: str, bin: str) -> float:
+        """Examples in a bin or selection."""
+        path = paths.SUBSET.format(experiment=self.config.experiment, model=model, method=method, bin=bin)
+        return work.rows_there([path], self.examples)
+
     @property
     def matrix_mb(self) -> float:
         """Megabytes of one attribution matrix in memory."""
@@ -116,7 +146,7 @@ class Sizes:
 
     def prepare_model(self, model: str) -> Needs:
         weights = 4 * self.parameters(model)
-        return Needs(TORCH_MB + 3e-6 * weights, weights / DOWNLOAD_BYTES_A_SECOND)
+        return Needs(TORCH_MB + 3e-6 * weights, weights / DOWNLOAD_BYTES_A_SECOND, weights)
 
     def tables(self, rows: float) -> Needs:
         """Reads rows of texts, checks them, and counts them in each model's tokens."""
@@ -128,8 +158,14 @@ class Sizes:
         if not self.config.data.tasks or not str(self.config.data.tasks.select).startswith("kmeans"):
             return needs
         size = self.parameters(self.config.models[0])
-        work = 2 * size * ROW_TOKENS * candidates / SPEED["cpu"]
-        return Needs(needs.megabytes + TORCH_MB + 8e-6 * size, needs.seconds + work)
+        forward = 2 * size * ROW_TOKENS * candidates / SPEED["cpu"]
+        return Needs(needs.megabytes + TORCH_MB + 8e-6 * size, needs.seconds + forward)
+
+    def measure_rates(self, model: str) -> Needs:
+        """A little of each kind of work: what the hungriest kinds ask for, a minute or two."""
+        kinds = [self.attribute(model, "one_step", "1-of-1"), self.attribute(model, "influence", "1-of-1")]
+        kinds.append(self.fine_tune(model, 1))
+        return Needs(max(needs.megabytes for needs in kinds), 120)
 
     # --- attributions -------------------------------------------------------------------------------------------
 
@@ -137,24 +173,25 @@ class Sizes:
         """Computes one shard of a method, in a job that reads the model."""
         settings, size = self.config.attribution, self.parameters(model)
         examples, tokens = self.shard(model, item)
-        of_tasks = ROW_TOKENS * self.tasks
+        of_tasks = self.row_tokens(model, "tasks") * self.tasks
         # icp reads a little less than one_step, and so much is expected of what nobody has counted.
-        work = operations(size, examples, tokens, of_tasks)
+        counted: Mapping[str, float] = {"read": operations(size, examples, tokens, of_tasks)}
         if method == "icp_k_shot":
-            work = k_shot_operations(size, examples, tokens, of_tasks, **settings.icp_k_shot.model_dump())
+            draws = settings.icp_k_shot.model_dump()
+            counted = {"read": k_shot_operations(size, examples, tokens, of_tasks, **draws)}
         elif method == "icp_reverse":
-            work = 2 * size * (2 * tokens + of_tasks)
-        elif not method.startswith("icp"):
+            counted = {"read": 2 * size * (2 * tokens + of_tasks)}
+        else:
             checkpoints = len(settings.tracin.directories) or settings.tracin.checkpoints
             # Of EK-FAC the tasks' gradients are multiplied, too; responses are at most the whole examples.
             counted_as, times = ("influence", 2) if method == "influence_ekfac" else (method, 1)
             sizes = (size, examples, tokens, self.tasks, of_tasks, tokens)
             beside = adapter_parameters(size, self.config.finetune.lora.rank) if method == "less" else 0.0
-            counted = times * frontier.operations(
+            known = frontier.work(
                 counted_as, *sizes, checkpoints=checkpoints, adapters=beside, dimension=settings.less.dimension
             )
-            work = work if math.isnan(counted) else counted
-        seconds = work / SPEED[settings.device]
+            counted = counted if known is None else {kind: times * amount for kind, amount in known.items()}
+        seconds = self.seconds(model, counted, settings.device)
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size
         if (method.startswith("influence") or method in ("tracin", "less")) and settings.device != "cuda":
@@ -162,7 +199,7 @@ class Sizes:
             megabytes += 1000 * settings.memory_budget_gb
         if method in ("one_step", "influence_mean", "self_influence") and settings.device != "cuda":
             megabytes += 8e-6 * size + _activations_mb(size, settings.batch_tokens)
-        return Needs(megabytes, seconds)
+        return Needs(megabytes, seconds, 4 * examples * self.tasks)
 
     def fisher_parts(self, model: str) -> int:
         """Jobs that a pass over the examples for their Fisher matrix is cut into."""
@@ -176,7 +213,8 @@ class Sizes:
         if settings.device != "cuda":
             # Eigenvectors are mapped into memory: about twelve bytes for each parameter.
             megabytes += 1000 * settings.memory_budget_gb + 12e-6 * size
-        return Needs(megabytes, work.fisher_operations(size, tokens) / SPEED[settings.device])
+        seconds = self.seconds(model, {"gradients": work.fisher_operations(size, tokens)}, settings.device)
+        return Needs(megabytes, seconds, 10 * size)
 
     def fisher_bases(self, model: str) -> Needs:
         """The eigenvectors of all layers in float64, one matrix after another, on the CPU.
@@ -184,7 +222,7 @@ class Sizes:
         Measured with SmolLM2-135M: 100 s on one core; by P^1.5, as matrices grow with the width of a model.
         """
         size = self.parameters(model)
-        return Needs(TORCH_MB + 4e-6 * size, 6.5e-11 * size**1.5)
+        return Needs(TORCH_MB + 4e-6 * size, 6.5e-11 * size**1.5, 10 * size)
 
     def without_model(self, method: str) -> Needs:
         """Makes a matrix of lengths or chance, or, for bm25, of all texts' words."""
@@ -248,26 +286,36 @@ class Sizes:
     def fine_tune(self, model: str, examples: float) -> Needs:
         """Trains all weights, with their gradients and AdamW's two moments, or adapters; examples: in the subset."""
         settings, size = self.config.finetune, self.parameters(model)
-        seconds = 6 * size * ROW_TOKENS * examples * settings.epochs / SPEED[settings.device]
+        tokens = self.row_tokens(model, "train") * examples * settings.epochs
+        seconds = self.seconds(model, {"train": training_operations(size, tokens)}, settings.device)
         # Each of several processes holds the model.
         megabytes = TORCH_MB + ROW_MB * examples + settings.processes * (8e-6 if settings.lora else 24e-6) * size
         if settings.device != "cuda":
-            tokens = settings.batch_size * min(settings.max_length, 4 * ROW_TOKENS)
-            megabytes += _activations_mb(size, tokens) + 1e-6 * tokens * LOGITS_BYTES
-        return Needs(megabytes, seconds)
+            longest = settings.batch_size * min(settings.max_length, 4 * ROW_TOKENS)
+            megabytes += _activations_mb(size, longest) + 1e-6 * longest * LOGITS_BYTES
+        return Needs(megabytes, seconds, self.checkpoint_bytes(model) if examples else 0)
+
+    def checkpoint_bytes(self, model: str) -> float:
+        """Bytes of a fine-tuned model: its weights, or adapters on each of its matrices, taken to be square."""
+        size, lora = self.parameters(model), self.config.finetune.lora
+        weights = self._told(model, "attributed_parameters", size) * self._told(model, "attributed_tensors", MATRICES)
+        return 4 * size if lora is None else 8 * lora.rank * weights**0.5
 
     def generate(self, model: str) -> Needs:
         """Reads all weights for every token of a batch; an adapter is merged on the CPU in float32."""
         settings, size = self.config.evaluation, self.parameters(model)
-        steps = settings.max_new_tokens * (1 + self.prompts / settings.batch_size)
+        steps = settings.max_new_tokens * math.ceil(max(1, self.prompts) / settings.batch_size)
         cache = _activations_mb(size, settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS)) / 4
-        return Needs(TORCH_MB + 10e-6 * size + cache, 4 * size * steps / MEMORY_BYTES_A_SECOND[settings.device])
+        seconds = self.seconds(model, {"decode": decoding_bytes(size, steps)}, settings.device)
+        return Needs(TORCH_MB + 10e-6 * size + cache, seconds)
 
     def measure_outcomes(self, model: str, models: int) -> Needs:
         """Reads so many models one after the other, in float32, and takes all tasks and eval prompts through each."""
         settings, size = self.config.evaluation, self.parameters(model)
-        weights, tokens = 4 * size, 2 * ROW_TOKENS * (self.tasks + self.prompts)
-        seconds = models * (weights / READ_BYTES_A_SECOND + 2 * size * tokens / SPEED[settings.device])
+        rows = {"tasks": self.tasks, "eval": self.prompts}
+        weights, tokens = 4 * size, sum(self.row_tokens(model, table) * n for table, n in rows.items())
+        asked = self.seconds(model, {"ask": 2 * size * tokens}, settings.device)
+        seconds = models * (weights / READ_BYTES_A_SECOND + asked)
         return Needs(TORCH_MB + 2e-6 * weights + ROW_MB * (self.tasks + self.prompts) + 500, seconds)
 
     # --- retraining ---------------------------------------------------------------------------------------------
@@ -306,16 +354,22 @@ def _measured(path: str, _modified: int, of: int) -> tuple[np.ndarray, float]:
     return np.bincount(shard_numbers(tokens, of), minlength=of + 1), float(tokens.sum())
 
 
-def directives(needs: Callable[..., Needs], device: str = "cpu", gpus: int = 1, in_turn: bool = True) -> dict[str, Any]:
+def directives(
+    needs: Callable[..., Needs], device: str = "cpu", gpus: int = 1, in_turn: bool = True, told: bool = False
+) -> dict[str, Any]:
     """Makes a rule's `resources` from a function of its wildcards and input files.
 
     device: what the configuration computes on. `cuda` asks for so many GPUs; `auto` takes what it finds.
     in_turn: either takes its turn on those of the machine (`gpus.turn`); not where a batch system has given it its own.
+    told: whether the needs that stand behind these are among them, for `icprobe.workflow.estimating`.
     """
     found: dict[str, Any] = {
         "mem_mb": lambda wildcards, input, attempt: needs(wildcards, input).memory(attempt),
         "runtime": lambda wildcards, input, attempt: needs(wildcards, input).minutes(attempt),
     }
+    if told:
+        found[MILLISECONDS] = lambda wildcards, input: round(1000 * needs(wildcards, input).seconds)
+        found[BYTES] = lambda wildcards, input: round(needs(wildcards, input).disk)
     if device != "cpu" and in_turn:
         found[GPUS_IF_ANY] = gpus
     return {**found, "gpu": gpus} if device == "cuda" else found

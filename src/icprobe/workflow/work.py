@@ -123,6 +123,16 @@ def k_shot_operations(
     return 2 * parameters * draws * ((2 * k - 1) * tokens + 2 * examples * task_tokens)
 
 
+def training_operations(parameters: float, tokens: float) -> float:
+    """Counts those of a training over so many tokens: forward, and backward, which counts twice."""
+    return 6 * parameters * tokens
+
+
+def decoding_bytes(parameters: float, steps: float) -> float:
+    """Counts the bytes of weights that so many tokens of a batch of responses, one after the other, read."""
+    return 4 * parameters * steps
+
+
 def shards(config: Config, model: str, examples: float, tasks: float) -> int:
     """Settles into how many jobs each method's work on a model is cut: as the configuration says, or by the work.
 

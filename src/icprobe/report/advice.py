@@ -1,0 +1,118 @@
+"""What to do with what was found: which method to trust, and which data set to train on, as far as anything tells."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from icprobe.analysis import headline
+from icprobe.config.selections import Chosen
+from icprobe.evaluation.tabulation import SIGNIFICANT
+from icprobe.formatting import bin_name, fixed, parse_bin
+from icprobe.paths import SELECTED
+from icprobe.report.wording import listed
+
+BASELINES = ("random", "length", "all")
+ANSWERS = {"eval": "eval prompts", "tasks": "tasks"}  # those first whose answers no method has seen
+Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; None where there is none
+
+
+def advice(read: Read, subsets: Path, data_sets: Mapping[str, Chosen]) -> tuple[list[str], Path | None]:
+    """Sentences on one model, which method predicts training best and which data set to take; and that one's file.
+
+    read: gives a table by its name. subsets: the model's folder of these. data_sets: what selections make, by the names
+    that stand for methods. Where the LDS tells of the method, it is said beside it, and not here.
+    """
+    lds, found = read("lds.csv"), read("held_out.csv")
+    trained = pd.DataFrame() if found is None else headline.overall(found)
+    trained = trained[trained["n"] > 0] if len(trained) else trained
+    told = lds is not None and headline.best_predictor(headline.of_set(lds)) is not None
+    if trained.empty:
+        what, how = ("", "finetune") if told else ("which method predicts training best, nor ", "truth, finetune")
+        return [f"Nothing here tells {what}which data set to train on: that takes trainings ({how})."], None
+    name = next(name for name in ANSWERS if name in set(trained["set"]))
+    rows, compared = trained[trained["set"] == name], _compared(read("held_out_differences.csv"), name)
+    best = _best(rows, data_sets)
+    sentences = [] if told else [_method(compared)]
+    if best is None:
+        return [*sentences, "Which data set to take is not told: no model was trained on the best of a method."], None
+    file = subsets / best.method / f"{best.bin if best.bin == SELECTED else bin_name(best.bin)}.jsonl"
+    return [*sentences, _data_set(best, rows, compared, ANSWERS[name], data_sets)], file
+
+
+def _best(rows: pd.DataFrame, data_sets: Mapping[str, Chosen]) -> Any | None:
+    """The row of the largest gain among data sets that somebody's scores chose as good."""
+
+    def chosen(row: Any) -> bool:
+        if row.bin == SELECTED:
+            return row.method in data_sets and not data_sets[row.method].baseline
+        return row.method not in BASELINES and row.bin != "all" and parse_bin(row.bin).is_best
+
+    found = [row for row in rows.itertuples() if chosen(row)]
+    return max(found, key=lambda row: row.gain, default=None)
+
+
+def _method(compared: Sequence[Any]) -> str:
+    """Which method's best examples train better than chance's, by the held-out comparison."""
+    ahead: dict[str, Any] = {}
+    for row in compared:
+        chosen = row.bin != SELECTED and parse_bin(row.bin).is_best and row.method_a not in BASELINES
+        if chosen and row.method_b == "random" and _better(row):
+            ahead[row.method_a] = max(ahead.get(row.method_a, row), row, key=lambda one: one.difference)
+    if not ahead:
+        return (
+            "Which method predicts training best is not told here: of no method the best examples train better than "
+            "random ones, by held-out answers (Holm, 5%). Retraining would measure it (truth: {subsets: 64})."
+        )
+    row = max(ahead.values(), key=lambda one: one.difference)
+    others = [method for method in ahead if method != row.method_a]
+    also = f", and so do those of {listed(others)}" if others else ""
+    return (
+        f"By held-out answers the best examples of {row.method_a} train best: bin {row.bin} gains {_nats(row)} nats "
+        f"per token more than random examples{also} (Holm, 5%). Retraining would judge whole rankings (truth: "
+        "{subsets: 64})."
+    )
+
+
+def _data_set(
+    best: Any, rows: pd.DataFrame, compared: Sequence[Any], answers: str, data_sets: Mapping[str, Chosen]
+) -> str:
+    """Which data set to take, and how it does against its baseline and all data."""
+    baselines = [other for other, of in data_sets.items() if of.selection == best.method and of.baseline]
+    random = baselines if best.bin == SELECTED else ["random"]
+    against = [r for r in compared if (r.method_a, r.bin) == (best.method, best.bin) and r.method_b in random]
+    name = best.method if best.bin == SELECTED else f"{best.method} {best.bin}"
+    gain = f"gains {fixed(best.gain, 4)} nats per token on the answers of {best.n} {answers}"
+    sentence = f"Take {name}: it {gain}"
+    if against:
+        row = against[0]
+        (turned,) = [r for r in compared if (r.bin, r.method_a, r.method_b) == (row.bin, row.method_b, row.method_a)]
+        why = "more than chance explains" if _better(row) else "chance may explain it"
+        if _better(turned):
+            sentence, why = f"Take no data set of these: {name}, the best, {gain}", "worse than chance"
+        more = f"{_nats(row)} more" if row.difference >= 0 else f"{_nats(turned)} less"
+        sentence += f", {more} than {row.method_b} ({why}: Holm, 5%)"
+    else:
+        sentence += ", with no random data set of its size to compare"
+    every = rows.loc[rows["method"] == "all", "gain"]
+    return f"{sentence}; all data gain {fixed(every.iloc[0], 4)}." if (every > best.gain).any() else f"{sentence}."
+
+
+def _compared(differences: pd.DataFrame | None, name: str) -> list[Any]:
+    """The comparisons of two models on these answers, each as it stands and turned round."""
+    if differences is None or differences.empty:
+        return []
+    rows = headline.of_set(differences, name)
+    rows = rows[rows["p_value_holm"].notna()]
+    other = {"method_a": rows["method_b"], "method_b": rows["method_a"], "difference": -rows["difference"]}
+    turned = rows.assign(**other, low=-rows["high"], high=-rows["low"])
+    return [*pd.concat([rows, turned]).itertuples()]
+
+
+def _better(row: Any) -> bool:
+    return bool(row.difference > 0 and row.p_value_holm < SIGNIFICANT)
+
+
+def _nats(row: Any) -> str:
+    return f"{fixed(row.difference, 4)} [{fixed(row.low, 4)}, {fixed(row.high, 4)}]"
