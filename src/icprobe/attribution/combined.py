@@ -33,8 +33,8 @@ def mean_rank(matrices: Iterable[tuple[str, pd.DataFrame]]) -> pd.DataFrame:
     """A[z, t] = (1/K) Σ_k rank_k(z, t) / N, with rank 1 for the lowest of a column and average ranks for ties.
 
     A method with a single score has that column in every task's place; where all have, the result does. Ranks are
-    summed as whole numbers, and 1/(K N) is an `_exact_factor` (for a million examples, three methods and a thousand tasks
-    less by a millionth): equal sums of ranks are equal to the bit, over methods here and tasks in `aggregate`.
+    summed as whole numbers, and 1/(K N) is an `_exact_factor` (for a million examples, three methods and a thousand
+    tasks less by a millionth): equal sums of ranks are equal to the bit, over methods here and tasks in `aggregate`.
     """
     total, columns, ids, count = np.zeros((1, 1), dtype=np.int64), SINGLE, None, 0
     for name, matrix in matrices:
