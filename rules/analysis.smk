@@ -122,13 +122,13 @@ if PLAN.tail_patch:
         message:
             "What one step on the best and the worst examples of each method does, {wildcards.model}"
         input:
-            scores=SCORES,
+            scores=[paths.scores(method) for method in PLAN.tail_patch],
             one_step=paths.matrix("one_step"),
             checked=BINS_CHECKED,
         output:
             table("tail_patch", "Fine-tuned models", "tail patch"),
         params:
-            methods=CONFIG.attribution.methods,
+            methods=PLAN.tail_patch,
             bins=CONFIG.bins,
             code=fingerprint("analysis/tail_patch"),
         log:

@@ -14,7 +14,7 @@ from icprobe import cores, execution, fingerprints, masking, paths
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
 from icprobe.config.files import check_keys
-from icprobe.config.selections import OF_LENGTHS, RULES
+from icprobe.config.selections import OF_LENGTHS, RULES, in_words
 from icprobe.config.sources import local_files
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, IcprobeError

@@ -297,6 +297,8 @@ rule measure_lengths:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("measure_lengths/{model}")
+    # The checks below wait for it, and those of selections.
+    priority: 1
     resources:
         **RESOURCES["measure_lengths"],
     script:
@@ -384,6 +386,8 @@ rule measure_prompts:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("measure_prompts/{model}")
+    # What does not fit is said before any work.
+    priority: 1
     resources:
         **RESOURCES["measure_prompts"],
     script:

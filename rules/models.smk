@@ -33,6 +33,8 @@ rule prepare_model:
     benchmark:
         paths.benchmark("{model}-{source}", "models")
     threads: THREADS
+    # Checks of another model wait for it, and would else wait for this one's long jobs, too.
+    priority: 1
     resources:
         **RESOURCES["prepare_model"],
         heavy=1,

@@ -22,6 +22,7 @@ REPORT_PARAMS = dict(
     asked={method: [METHODS[method].asks, score_unit(method)] for method in CONFIG.attribution.methods},
     objective=PLAN.objective,
     **slice_of(CONFIG.data, "deduplicate"),
+    selections=in_words(CONFIG.selections),
     # W&B's options change no result, so they are no part of the record.
     config_text=lambda w: CONFIG.as_yaml(exclude={"wandb", "estimate"}),
     templates=package_files("report/templates/report.*"),

@@ -195,7 +195,7 @@ if CONFIG.selections:
         params:
             title=f"{CONFIG.experiment}: selected examples",
             models=CONFIG.models,
-            data_sets=[[name, model, exporting.in_words(CONFIG, of)] for name, (model, of) in EXPORTED.items()],
+            data_sets=[[name, model, in_words(CONFIG.selections)[of]] for name, (model, of) in EXPORTED.items()],
             asks={method: METHODS[method].asks for method in CONFIG.attribution.methods},
             facts={"experiment": CONFIG.experiment, **exporting.facts(CONFIG)},
             licence=CONFIG.export.licence,

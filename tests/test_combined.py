@@ -10,6 +10,7 @@ import yaml
 from scipy.stats import rankdata
 from snakemake.utils import update_config
 
+from icprobe.analysis.statistics import aggregate
 from icprobe.attribution import METHODS, methods_of
 from icprobe.attribution.combined import combine
 from icprobe.config import load
@@ -76,6 +77,23 @@ def test_equal_sums_of_ranks_are_equal_to_the_bit():
     opposite = pd.DataFrame({"id": IDS, "score": np.arange(len(IDS))})
     found = combine({"mean_rank": ["x", "y"]}, [("x", opposite), ("y", opposite.assign(score=-opposite["score"]))])
     assert found["score"].nunique() == 1
+
+
+@pytest.mark.parametrize("rule", ["mean_rank", "given_length"])
+def test_equal_sums_over_tasks_are_equal_to_the_bit_in_whichever_order(rule):
+    """Of 1,000 examples: sums over tasks and, given length, its rank say which scores are one."""
+    ids, tasks, rng = [f"e{i}" for i in range(1000)], [f"t{i}" for i in range(12)], np.random.default_rng(3)
+    given = [pd.DataFrame(rng.integers(0, 40, (1000, 12)), columns=tasks).assign(id=ids) for _ in range(3)]
+    lengths = pd.Series(rng.integers(1, 4, 1000), index=ids)
+    names = ["x", "y", "z"] if rule == "mean_rank" else ["x"]
+    found = combine({rule: names if rule == "mean_rank" else "x"}, zip(names, given, strict=False), lengths)
+    sums = sum(one[tasks].rank().to_numpy().sum(axis=1) for one in given[: len(names)])
+    scores = aggregate(found, "mean")["score"]
+    keys = [sums] if rule == "mean_rank" else [sums, lengths.to_numpy()]
+    of_sums = scores.groupby(keys)
+    assert of_sums.ngroups < 1000
+    assert (of_sums.nunique() == 1).all()
+    assert aggregate(found[["id", *tasks[::-1]]], "mean")["score"].tolist() == scores.tolist()
 
 
 @pytest.mark.parametrize("columns", [TASKS, ["score"]])

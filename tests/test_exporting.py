@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -72,8 +73,8 @@ def test_the_card_says_what_it_is_how_it_was_chosen_and_how_to_load_it(project):
     _, head, body = text.split("---\n", 2)
     assert yaml.safe_load(head)["license"] == "cc0-1.0"
     assert [one["config_name"] for one in yaml.safe_load(head)["configs"]] == ["best", "best-random"]
-    assert "method: influence, top: '5'" in body
-    assert "chance: as many rows as best" in body
+    assert "the best 5 by influence" in body
+    assert re.search(r"\| best-random .*best", body)
     assert "train.jsonl" in body and str(project.path) not in text  # noqa: PT018 (of one sentence)
     assert 'load_dataset("me/best-rows", "best", split="train")' in body
     assert "- chosen from: 24 examples" in body

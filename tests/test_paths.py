@@ -77,3 +77,14 @@ def test_no_path_is_spelt_outside_of_paths():
     found = {file: [*spelt(file)] for file in sources}
     assert found.pop(Path(paths.__file__).resolve()), "the search finds them where they are"
     assert not [line for lines in found.values() for line in lines]
+
+
+def test_checks_and_what_they_wait_for_run_before_all_else_that_could():
+    rules = "\n".join(path.read_text() for path in sorted(Path(__file__).parents[1].glob("rules/*.smk")))
+    blocks = dict(re.findall(r"^ *rule (\w+):\n(.*?)(?=^ *(?:use )?rule \w+|\Z)", rules, re.MULTILINE | re.DOTALL))
+    first = [name for name in blocks if name.startswith("check_")]
+    assert len(first) > 5
+    late = [
+        n for n in [*first, "measure_lengths", "measure_prompts", "prepare_model"] if "priority: 1" not in blocks[n]
+    ]
+    assert late == []

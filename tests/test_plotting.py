@@ -306,6 +306,10 @@ def test_win_rates_show_the_chosen_subset_and_say_what_is_empty():
         50,
         55,
     ]
+    selected = pd.DataFrame([{"method": "best", "bin": "selected", "win_rate": 60.0, "low": 50.0, "high": 70.0}])
+    both = pd.concat([win_rate_rows(2), selected.assign(subset="overall", seed="all")], ignore_index=True)
+    texts = [text.get_text() for text in win_rate_points(both).axes[0].texts]
+    assert texts == [text.get_text() for text in axes.texts], "what nobody trained is not empty"
     koala = win_rate_points(win_rate_rows(2), subset="koala").axes[0]
     assert koala.containers[0].lines[0].get_ydata()[0] == 1
 

@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 from reports import CONTROLS, HOSTILE, experiment, figure, with_texts
 
+from icprobe.analysis.selecting import tabulate
 from icprobe.errors import DataError, ScoreError
 from icprobe.figures.drawing import caption, save
 from icprobe.figures.overlaps import overlap_curve
@@ -117,6 +119,16 @@ def test_the_loss_and_the_likelihood_are_said_where_the_methods_are_explained(tm
     text = plain(page(tmp_path, asked=asked, objective=["The loss is the sum.", "Fine-tuning minimises the mean."]))
     assert "Which loss, which likelihood The loss is the sum. Fine-tuning minimises the mean." in text
     assert "Which loss" not in plain(page(tmp_path, asked=asked))
+
+
+def test_selections_stand_beside_what_was_asked_for(tmp_path):
+    inputs = experiment(tmp_path)["models"]["smollm2"]
+    lengths = pd.Series([1.0, 2.0, 6.0], index=["a", "b", "c"])
+    chosen = {"best": ("best", "", ["c"]), "best-random_length": ("best", "random_length", ["b"])}
+    model = replace(inputs, selections=tabulate(chosen, lengths, "selected").assign(model="smollm2"))
+    text = plain(page(tmp_path, models={"smollm2": model}, selections={"best": "the best 1 by icp"}))
+    assert "best the best 1 by icp 1 6" in text
+    assert "same lengths" not in text
 
 
 def test_a_table_that_is_absent_or_empty_leaves_no_section(tmp_path):

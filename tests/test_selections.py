@@ -8,12 +8,13 @@ import yaml
 from icprobe.analysis import selecting
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
-from icprobe.config.selections import Selection
+from icprobe.config.selections import Selection, in_words
 from icprobe.errors import ConfigError, DataError, ScoreError
 from icprobe.workflow.checks import check_selections
 from icprobe.workflow.plan import Plan
 
 SEEDS = range(8)
+IDS = [f"x{i}" for i in range(3000)]
 BASELINES = ("random", "random_tokens", "random_length")
 SIZES = ({"top": 9}, {"top": "30%"}, {"bottom": 7}, {"tokens": 60})
 
@@ -204,8 +205,8 @@ def test_a_random_baseline_is_as_large_in_its_own_sense_and_has_no_example_twice
     draw = np.random.default_rng(seed)
     lengths = draw.integers(1, 500, size=3000)
     chosen = np.argsort(-lengths + draw.normal(0, 100, size=3000))[:400]  # long ones
-    strata = selecting.length_strata(lengths, 100)
-    drawn = {kind: selecting.baseline("mine", kind, chosen, 3000, lengths, seed) for kind in BASELINES}
+    strata = selecting.baseline_strata(lengths)
+    drawn = {kind: selecting.baseline("mine", kind, chosen, IDS, lengths, seed) for kind in BASELINES}
     assert all(len({*found}) == len(found) for found in drawn.values())
     assert len(drawn["random"]) == 400
     tokens = lengths[chosen].sum()
@@ -218,11 +219,48 @@ def test_a_random_baseline_is_as_large_in_its_own_sense_and_has_no_example_twice
     assert lengths[drawn["random"]].mean() < 0.8 * lengths[chosen].mean()
 
 
-def test_a_baseline_is_drawn_by_the_seed_and_the_selection_s_name_alone():
+def test_strata_of_baselines_have_ten_examples_or_more_and_are_a_hundred_at_most():
+    draw = np.random.default_rng(0)
+    for lengths in (
+        np.maximum(1, draw.lognormal(3, 1, 1000)).astype(int),
+        np.maximum(1, draw.lognormal(5, 1, 20_000)).astype(int),
+        np.array([5] * 39 + [9]),
+        np.array([5] * 30 + [9] * 10 + [7] * 60),
+        np.arange(29),
+        np.arange(7),
+    ):
+        strata = selecting.baseline_strata(lengths)
+        sizes = np.bincount(strata)
+        assert len(sizes) <= 100
+        assert sizes.min() >= min(10, len(lengths)), sizes
+        assert (np.diff(strata[np.argsort(lengths)]) >= 0).all(), "a stratum is a range of lengths"
+        assert pd.Series(strata).groupby(lengths).nunique().max() == 1
+    assert np.bincount(selecting.baseline_strata(np.array([5] * 30 + [9] * 10 + [7] * 60))).tolist() == [30, 60, 10]
+    assert len(np.bincount(selecting.baseline_strata(np.arange(20_000)))) == 100
+
+
+def test_a_baseline_of_few_tokens_has_an_example():
+    lengths = np.array([400] * 50 + [3] * 5)
+    drawn = [selecting.baseline("best", "random_tokens", np.array([50, 51]), IDS[:55], lengths, s) for s in range(9)]
+    assert {len(found) for found in drawn} >= {1}
+    assert all(len(found) for found in drawn)
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_baseline_does_not_depend_on_the_order_of_the_rows(kind):
+    draw = np.random.default_rng(1)
+    lengths, order = draw.integers(1, 90, size=300), draw.permutation(300)
+    ids, chosen = np.array(IDS[:300]), np.arange(40)
+    drawn = selecting.baseline("a", kind, chosen, ids, lengths, 0)
+    again = selecting.baseline("a", kind, np.argsort(order)[chosen], ids[order], lengths[order], 0)
+    assert ids[drawn].tolist() == ids[order][again].tolist()
+
+
+def test_a_baseline_is_drawn_by_the_seed_the_selection_s_name_and_the_ids_alone():
     lengths, chosen = np.arange(1, 101), np.arange(10)
 
     def drawn(name, seed, kind="random"):
-        return selecting.baseline(name, kind, chosen, 100, lengths, seed).tolist()
+        return selecting.baseline(name, kind, chosen, IDS[:100], lengths, seed).tolist()
 
     assert drawn("a", 0) == drawn("a", 0)
     assert len({tuple(drawn(name, seed)) for name in "ab" for seed in (0, 1)}) == 4
@@ -232,7 +270,7 @@ def test_a_baseline_is_drawn_by_the_seed_and_the_selection_s_name_alone():
 def test_every_example_is_as_likely_to_be_drawn_as_any_other():
     counts = np.zeros(20)
     for seed in range(2000):
-        counts[selecting.baseline("a", "random", np.arange(5), 20, None, seed)] += 1
+        counts[selecting.baseline("a", "random", np.arange(5), IDS[:20], None, seed)] += 1
     assert abs(counts / 2000 - 0.25).max() < 0.05  # five standard errors
 
 
@@ -345,3 +383,23 @@ def test_without_selections_nothing_is_planned_of_them():
     assert "selections.csv" not in plan.tables
     assert {bin for _, bin in plan.subsets} == {*without.bins}
     assert "selected" not in {bin for _, bin, _ in plan.fine_tuned}
+
+
+def test_what_was_asked_for_is_said_in_words():
+    shares = {"column": "domain", "shares": {"code": 0.3, "maths": 0.25}}
+    asked = config(
+        {
+            "best": {"method": "influence", "top": "10%", "baselines": ["random", "random_length"]},
+            "worst": {"method": "icp", "bottom": 5, "per_task": "round_robin"},
+            "few": {"method": "icp", "tokens": 2e6, "quota": shares},
+            "even": {"method": "icp", "top": 20, "match": "length"},
+        },
+    )
+    assert in_words(asked.selections) == {
+        "best": "the best 10% by influence",
+        "best-random": "as many examples as best, at random",
+        "best-random_length": "as many examples as best from each range of response lengths, at random",
+        "worst": "the worst 5 by icp, tasks in turn",
+        "few": "the best by icp, up to 2,000,000 tokens, domain: 30% code, 25% maths",
+        "even": "the best 20 by icp, as much from each tenth of the response lengths",
+    }

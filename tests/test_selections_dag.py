@@ -168,6 +168,7 @@ def test_the_report_and_the_terminal_name_them(project):
     page = project.read("results/tiny/report.html").decode()
     assert "Selections and their random baselines" in page
     assert all(name in page for name in TRAINED)
+    assert "the best 25% by influence" in page
     assert "best-random_length" in ended.output
     assert "Selections and their random baselines" not in dag_report_without(project)
 

@@ -5,6 +5,8 @@ import numpy as np
 import pandas as pd
 
 from icprobe.analysis.tail_patch import tail_patch
+from icprobe.attribution import METHODS, methods_of
+from icprobe.config import load
 from icprobe.workflow.plan import Plan
 
 
@@ -16,7 +18,7 @@ def made(n=50, seed=0):
     matrix.insert(0, "id", ids)
     icp = pd.DataFrame({"id": ids, "score": rng.random(n).round(1)})
     good = pd.DataFrame({"id": ids, "score": effects + rng.normal(0, 0.05, n)})
-    return matrix, {"icp": icp, "good": good, "one_step": good}, effects.to_numpy()
+    return matrix, {"icp": icp, "good": good}, effects.to_numpy()
 
 
 def test_effects_are_those_of_the_examples_at_either_end():
@@ -78,3 +80,18 @@ def test_the_experiment_has_it_where_one_step_is_computed(tmp_path_factory):
     without = config.model_copy(update={"attribution": config.attribution.model_copy(update={"methods": ["icp"]})})
     plans = [Plan(one, dag.METHODS) for one in (config, without)]
     assert ["tail_patch.csv" in plan.tables for plan in plans] == [True, False]
+
+
+def test_what_is_combined_of_one_step_is_not_judged_by_it():
+    config = dag.configuration("config.yaml", "configs/tiny.yaml")
+    combined = {
+        "one": {"mean_rank": ["one_step"]},
+        "deep": {"mean_rank": ["icp", "one"]},
+        "other": {"mean_rank": ["icp"]},
+    }
+    asked = ["icp", "influence", "one_step", "one", "deep", "other"]
+    raw = config.model_dump(mode="json")
+    raw["attribution"] |= {"methods": asked, "combined": combined, "aggregators": {}}
+    changed = load({**raw, "bins": ["top 20%"], "finetune": None, "truth": {}}, METHODS)
+    plan = Plan(changed, methods_of(changed))
+    assert plan.tail_patch == ["icp", "influence", "other"]

@@ -5,6 +5,7 @@ equal scores are ordered by mean effect, then by id (`binning.Ranking`), and an 
 never chosen.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from icprobe.errors import DataError, ScoreError, shown
 from icprobe.tables.parquet import column_names, read_parquet
 
 LENGTH_PARTS = 10  # strata of response length that `match` takes the same share from
-# Strata that `random_length` draws the same number from: at most so many, of so many examples each.
+# Strata that `random_length` draws the same number from: at most so many, of at least so many examples each.
 BASELINE_PARTS, LEAST_IN_PART = 100, 10
 COLUMNS = ["method", "bin", "selection", "baseline", "n", "n_tokens", "mean_tokens", "median_tokens", "shared"]
 
@@ -231,27 +232,45 @@ def _in_turn(order: np.ndarray, effects: Iterable[np.ndarray], amount: _Amount, 
 # --- what is random ---------------------------------------------------------------------------------------------
 
 
-def baseline(name: str, kind: str, chosen: np.ndarray, n: int, lengths: np.ndarray | None, seed: int) -> np.ndarray:
-    """Draws examples at random to compare a selection with, of all n that there are.
+def baseline(
+    name: str, kind: str, chosen: np.ndarray, ids: Sequence[str], lengths: np.ndarray | None, seed: int
+) -> np.ndarray:
+    """Draws examples at random to compare a selection with, of all that there are.
 
-    name: of the selection, which with the seed decides what is drawn. chosen: its positions. kind: random, as many;
-    random_tokens, so many that their responses have about as many tokens, half an example away at most; random_length,
-    from each of up to 100 strata of response length as many as are chosen of it. lengths: [n], where these matter.
+    name: of the selection. chosen: its positions. ids: of all examples [N]; with seed and name they decide what is
+    drawn, in whichever order they stand. kind: random, as many; random_tokens, so many that their responses have about
+    as many tokens, half an example away at most, but one at least; random_length, from each of `baseline_strata` as
+    many as are chosen of it. lengths: [N], where these matter.
     """
-    drawn = np.random.default_rng([seed, int(digest([name, kind])[:15], 16)]).permutation(n)
+    key = digest([seed, name, kind])
+    drawn = np.argsort([hashlib.sha256(f"{key} {one}".encode()).digest() for one in ids], kind="stable")
     if kind == "random":
         return drawn[: len(chosen)]
     if kind == "random_tokens":
-        sums, wanted = np.concatenate([[0], np.cumsum(lengths[drawn])]), lengths[chosen].sum()
-        return drawn[: np.abs(sums - wanted).argmin()]
-    strata = length_strata(lengths, max(1, min(BASELINE_PARTS, n // LEAST_IN_PART)))
+        sums = np.cumsum(lengths[drawn])
+        return drawn[: 1 + np.abs(sums - lengths[chosen].sum()).argmin()]
+    strata = baseline_strata(lengths)
     wanted = np.bincount(strata[chosen], minlength=strata.max(initial=0) + 1)
     own = strata[drawn]
     by_stratum = np.argsort(own, kind="stable")
     starts = np.searchsorted(own[by_stratum], np.arange(len(wanted)))
-    nth = np.empty(n, dtype=np.intp)  # which one of its stratum each drawn example is
-    nth[by_stratum] = np.arange(n) - starts[own[by_stratum]]
+    nth = np.empty(len(drawn), dtype=np.intp)  # which one of its stratum each drawn example is
+    nth[by_stratum] = np.arange(len(drawn)) - starts[own[by_stratum]]
     return drawn[nth < wanted[own]]
+
+
+def baseline_strata(lengths: np.ndarray) -> np.ndarray:
+    """The stratum [N] of each length [N], from 0: at most a hundred, of ten examples or more (all, where they are
+    fewer), each as short a range of lengths as this allows; equal lengths stay together."""
+    least = max(LEAST_IN_PART, -(-len(lengths) // BASELINE_PARTS))
+    values, counts = np.unique(lengths, return_counts=True)
+    firsts, inside, left = [0], 0, len(lengths)
+    for place, count in enumerate(counts):
+        if inside >= least and left >= least:
+            firsts.append(place)
+            inside = 0
+        inside, left = inside + count, left - count
+    return np.searchsorted(values[firsts[1:]], lengths, side="right")
 
 
 # --- what rules read --------------------------------------------------------------------------------------------

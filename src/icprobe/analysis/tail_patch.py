@@ -11,7 +11,6 @@ import pandas as pd
 
 from icprobe.analysis.binning import Ranking, size_of, sizes
 
-JUDGE = "one_step"  # no method is judged by itself
 NUMBER, SHARE = 10, "top 10%"
 DRAWN = 1000  # examples, at most, whose means are resampled
 Z_95 = 1.96
@@ -27,8 +26,9 @@ def tail_patch(
 ) -> pd.DataFrame:
     """The rows of tail_patch.csv, without its column `model`.
 
-    scores: method -> `id`, `score` [N], and `mean_effect` where it has one; one_step: `id` and a column of effects for
-    each task, in nats; names: bins. For each method but one_step itself and each k (10, 10% and each bin, of which the
+    scores: method -> `id`, `score` [N], and `mean_effect` where it has one, of methods that one_step is no part of: it
+    would judge itself; one_step: `id` and a column of effects for
+    each task, in nats; names: bins. For each method and each k (10, 10% and each bin, of which the
     size is taken) there are three rows: `effect` is the mean over tasks and over the n examples that the method ranks
     best, worst, or that are drawn at random (of these what is to be expected, the mean over all). A method that has
     evaluated fewer shows its smaller n. low, high: 95% percentile bootstrap over the n examples, for random what n
@@ -44,8 +44,6 @@ def tail_patch(
     }
     rows = []
     for method, table in scores.items():
-        if method == JUDGE:
-            continue
         table = table.set_index("id")
         ranking = Ranking(table["score"], table.get("mean_effect"))
         of_method = effects.loc[table.index].to_numpy()

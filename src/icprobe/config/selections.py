@@ -99,8 +99,9 @@ class Selection(Section):
     baselines: list[Literal["random", "random_tokens", "random_length"]] = Field(
         [],
         description="Random choices that the selection is compared with, each a data set of its own, called "
-        "{selection}-{baseline}. random: as many examples; random_tokens: as many tokens of responses; random_length: "
-        "as many examples of each of up to 100 strata of response length.",
+        "{selection}-{baseline}. random: as many examples; random_tokens: as many tokens of responses, within half an "
+        "example, but one example at least; random_length: as many examples of each of up to 100 strata of response "
+        "length, of ten examples or more each.",
     )
 
     @model_validator(mode="after")
@@ -128,6 +129,31 @@ class Selection(Section):
     def needs_lengths(self) -> bool:
         """Whether it, or a baseline of it, does."""
         return self.counts_tokens or bool(OF_LENGTHS & {*self.baselines})
+
+    @property
+    def in_words(self) -> str:
+        """What was asked for: how much, by which method and rule."""
+        if self.tokens is not None:
+            told = f"the best by {self.method}, up to {self.tokens:,.0f} tokens"
+        else:
+            told = f"the {'best' if self.top else 'worst'} {self.top or self.bottom} by {self.method}"
+        if self.per_task:
+            told += ", tasks in turn"
+        if self.diverse:
+            told += f", unlike each other (weight {self.diverse.weight:g})"
+        if self.match:
+            told += ", as much from each tenth of the response lengths"
+        if self.quota:
+            shares = (f"{100 * share:g}% {value}" for value, share in self.quota.shares.items())
+            told += f", {self.quota.column}: {', '.join(shares)}"
+        return told
+
+
+BASELINES_IN_WORDS = {
+    "random": "as many examples as {}, at random",
+    "random_tokens": "as many tokens as {}, at random",
+    "random_length": "as many examples as {} from each range of response lengths, at random",
+}
 
 
 class Export(Section):
@@ -162,6 +188,14 @@ def data_sets(selections: Mapping[str, Selection]) -> dict[str, Chosen]:
                 raise ValueError(f"selections: two data sets would be called {called!r}; choose another name")
             found[called] = Chosen(name, baseline)
     return found
+
+
+def in_words(selections: Mapping[str, Selection]) -> dict[str, str]:
+    """What each data set that selections make is."""
+    return {
+        name: BASELINES_IN_WORDS[of.baseline].format(of.selection) if of.baseline else selections[name].in_words
+        for name, of in data_sets(selections).items()
+    }
 
 
 def check(config: Any) -> Any:

@@ -46,7 +46,9 @@ def win_rate_points(
             # The maximum drops rounding: an interval clipped to [0, 100] still holds its rate.
             reach = np.maximum([rate - found["low"], found["high"] - rate], 0)
             axes.errorbar(places, rate, yerr=reach, linestyle="none", label=method, **BARS, **styles[method])
-            for place in places[np.isnan(rate)]:
+            # A method may not be trained on each bin; selections, which stand as a bin, are no method's bin.
+            asked = np.isin(bins, rows.loc[rows["method"] == method, "bin"])
+            for place in places[np.isnan(rate) & asked]:
                 text = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 5.5, "color": GREY}
                 axes.text(place, 1, "empty", **text)
         axes.set_xticks(range(len(bins)), [bin_words(name) for name in bins])

@@ -46,6 +46,7 @@ def build(
     colors: Sequence[str] = OKABE_ITO,
     asked: Mapping[str, tuple[str, str]] | None = None,
     objective: Sequence[str] = (),
+    selections: Mapping[str, str] | None = None,
     duplicates: str = "",
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
@@ -58,8 +59,8 @@ def build(
     peak MB, rules that it needs), times None where not measured; None leaves the picture out. sweep: the figure
     (SVG) of icp against influence by model and domain, with its table beside it (.csv). colors: the cycle of #rrggbb
     in which the charts are drawn. asked: method -> the question it puts to an example, and what its score is with its
-    unit. objective: whose gradients and likelihoods the methods take, in sentences.
-    duplicates: which examples were dropped before all else, in a sentence.
+    unit. objective: whose gradients and likelihoods the methods take, in sentences. selections: data set -> what was
+    asked for, in words. duplicates: which examples were dropped before all else, in a sentence.
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
@@ -109,6 +110,7 @@ def build(
         asked={method: asked[method] for method in methods if method in (asked or {})},
         objective=objective,
         duplicates=duplicates,
+        asked_of_selections=selections or {},
         bins=sentences.bins(experiments, len(train), {method: unit for method, (_, unit) in (asked or {}).items()}),
         found={model.name: sentences.found(model, sound_labels, labels) for model in experiments},
         gains=gains,

@@ -3,17 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from icprobe.config import Config
-from icprobe.config.selections import Chosen, data_sets
+from icprobe.config.selections import data_sets
 from icprobe.config.sources import local_files
-
-DRAWN = {
-    "random": "as many rows",
-    "random_tokens": "rows of as many tokens",
-    "random_length": "as many rows of each length",
-}
 
 
 def exported(config: Config) -> dict[str, tuple[str, str]]:
@@ -24,15 +16,6 @@ def exported(config: Config) -> dict[str, tuple[str, str]]:
         for model in config.models
         for name in data_sets(config.selections)
     }
-
-
-def in_words(config: Config, name: str) -> str:
-    """How the rows of a selection, or of a baseline, were chosen: the selection as the configuration writes it."""
-    of: Chosen = data_sets(config.selections)[name]
-    if of.baseline:
-        return f"chance: {DRAWN[of.baseline]} as {of.selection}"
-    rule = config.selections[of.selection].model_dump(exclude_none=True, exclude={"baselines"})
-    return yaml.safe_dump(rule, default_flow_style=True, sort_keys=False, width=1000).strip().strip("{}")
 
 
 def facts(config: Config) -> dict[str, Any]:

@@ -123,9 +123,13 @@ class Plan(MethodsPlan):
         return set(LINKS) <= set(self.computed)
 
     @property
-    def tail_patch(self) -> bool:
-        """Whether one_step judges other methods' best and worst examples: where it is computed here, task by task."""
-        return "one_step" in self.computed and len(self.config.attribution.methods) > 1
+    def tail_patch(self) -> list[str]:
+        """The methods whose best and worst examples one_step judges, where it is computed here, task by task.
+
+        Neither itself nor what is combined of it and others: it would judge itself.
+        """
+        asked = self.config.attribution.methods if "one_step" in self.computed else []
+        return [method for method in asked if "one_step" not in self.made_of(method)]
 
     @cached_property
     def step_sizes(self) -> dict[str, float]:

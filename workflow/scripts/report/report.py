@@ -51,6 +51,7 @@ with job(snakemake) as run:
         params.colors,
         params.asked,
         [*params.objective, *map(theta, params.models_here, manifests, chosen or [None] * len(manifests))],
+        params.selections,
         *(remark(len(read(path)), params.deduplicate) for path in snakemake.input.duplicates),
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6

@@ -17,7 +17,7 @@ with job(snakemake) as run:
     lengths = selecting.lengths_of(files.lengths, examples["id"])
     chosen = examples.index.get_indexer([row["id"] for row in jsonl.read(files.chosen)])
     selection, kind = params.drawn["selection"], params.drawn["baseline"]
-    drawn = selecting.baseline(selection, kind, chosen, len(examples), lengths, params.seed)
+    drawn = selecting.baseline(selection, kind, chosen, examples.index, lengths, params.seed)
     score = scores.set_index("id")["score"].dropna().to_dict()
     prompts = prompts_of(params.templates)
     write_subset(examples, examples.index[drawn], score, prompts, snakemake.output.subset, snakemake.output.messages)
