@@ -114,10 +114,13 @@ def test_a_damaged_block_is_told_and_computed_again(tmp_path, caplog):
     Blocks(tmp_path, "one").keep(examples, tasks, values)
     assert Blocks(tmp_path, "two").find(np.array([b"b", b"c", b"b"]), tasks)[:, 0].tolist()[::2] == [2, 2]
     (path,) = tmp_path.iterdir()
+    written_now = tmp_path / f".{path.name}.1.partial.npz"  # by another job
+    written_now.write_bytes(b"half")
     path.write_bytes(path.read_bytes()[:-30])
     assert np.isnan(Blocks(tmp_path, "two").find(examples, tasks)).all()
     assert "is damaged" in caplog.text
     assert not path.exists()
+    assert written_now.exists()
 
 
 @pytest.mark.timeout(900)

@@ -6,7 +6,6 @@ beside them, in whichever order, under whatever ids.
 """
 
 import logging
-import os
 import uuid
 import zipfile
 from collections.abc import Sequence
@@ -59,19 +58,10 @@ class Blocks:
     def keep(self, examples: np.ndarray, tasks: np.ndarray, values: np.ndarray) -> None:
         """Keeps a block [n, M], and removes those that it holds wholly."""
         rows, columns = (np.unique(names, return_index=True)[1] for names in (examples, tasks))
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{uuid.uuid4().hex}.npz"
-        aside = path.with_suffix(".partial")  # not `atomic_path`: it is for one writer
-        with open(aside, "wb") as file:
-            np.savez(
-                file,
-                work=self._work,
-                examples=examples[rows],
-                tasks=tasks[columns],
-                values=values[np.ix_(rows, columns)],
-            )
-        artifacts.sync(aside)
-        os.replace(aside, path)
+        block = {"examples": examples[rows], "tasks": tasks[columns], "values": values[np.ix_(rows, columns)]}
+        with artifacts.atomic_path(path) as aside:
+            np.savez(aside, work=self._work, **block)
         for older, block in self._read():
             held = np.isin(block["examples"], examples).all() and np.isin(block["tasks"], tasks).all()
             if older != path and held:
@@ -79,7 +69,7 @@ class Blocks:
 
     def _read(self) -> Sequence[tuple[Path, dict[str, np.ndarray]]]:
         found = []
-        for path in sorted(self.folder.glob("*.npz")):
+        for path in sorted(self.folder.glob("[!.]*.npz")):
             try:
                 with np.load(path) as file:
                     found.append((path, {name: file[name] for name in ("work", "examples", "tasks", "values")}))
