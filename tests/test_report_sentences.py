@@ -15,6 +15,7 @@ from icprobe.attribution import METHODS
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
 from icprobe.report import sentences
 from icprobe.report.findings import Findings, ModelInputs
+from icprobe.report.wording import compared
 
 
 def model_of(tmp_path, **changes):
@@ -179,3 +180,18 @@ def test_a_bin_is_explained_by_its_score_and_size(tmp_path):
         "&#39;", "'"
     )
     assert f"The bin &gt;0.9 has {size} of the 96 examples." in text
+
+
+def test_what_is_compared_is_called_what_it_is():
+    of = {"bin": ["gt-0.50"], "selected": ["selected"], "both": ["gt-0.50", "selected"]}
+    assert {name: compared(pd.DataFrame({"bin": bins})) for name, bins in of.items()} == {
+        "bin": "two methods on the same bin",
+        "selected": "two selections or baselines",
+        "both": "two methods on the same bin or of two selections or baselines",
+    }
+    prompts, rows = 24, {"method_a": "best", "method_b": "best-random", "difference": 9.0, "low": 4.0, "high": 14.0}
+    differences = pd.DataFrame([{**rows, "bin": "selected", "p_value_holm": 0.01}])
+    judged = pd.DataFrame(columns=["bin", "low", "high"])
+    (said,) = sentences.against_each_other(judged, differences, prompts)
+    assert said.startswith("Of 1 comparison of two selections or baselines, these differ significantly")
+    assert said.endswith("best against best-random (9.0 points).")

@@ -7,6 +7,7 @@ import pandas as pd
 from icprobe.analysis import headline
 from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.report.findings import Findings
+from icprobe.report.wording import compared
 
 SETS = {"tasks": "tasks", "eval": "eval prompts"}
 
@@ -59,7 +60,7 @@ def held_out_sentences(model: Findings) -> list[str]:
     if len(tested):
         apart = int((tested["p_value_holm"] < SIGNIFICANT).sum())
         sentences.append(
-            f"Of {len(tested)} comparisons of two methods on one bin {apart or 'none'} "
+            f"Of {len(tested)} comparisons of {compared(tested)} {apart or 'none'} "
             f"{'are' if apart > 1 else 'is'} significant (sign-flip test, Holm, 5%)."
         )
     return sentences

@@ -13,7 +13,7 @@ from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, numb
 from icprobe.paths import SELECTED
 from icprobe.report import gains, verdicts
 from icprobe.report.findings import Findings
-from icprobe.report.wording import every, listed, many
+from icprobe.report.wording import compared, every, listed, many
 
 LENGTHS = ("length", headline.RESPONSE_TOKENS)
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
@@ -289,18 +289,20 @@ def against_each_other(judged: pd.DataFrame, differences: pd.DataFrame | None, p
     tested = pd.DataFrame() if differences is None else differences[differences["p_value_holm"].notna()]
     if len(tested):
         apart = tested[tested["p_value_holm"] < SIGNIFICANT]
-        pairs = f"{many(len(tested), 'comparison')} of two methods on the same bin"
+        pairs = f"{many(len(tested), 'comparison')} of {compared(tested)}"
         if len(apart):
             told = [
-                f"{row.method_a} against {row.method_b} on {bin_label(row.bin)} ({fixed(row.difference, 1)} points)"
+                f"{row.method_a} against {row.method_b}{'' if row.bin == SELECTED else f' on {bin_label(row.bin)}'} "
+                f"({fixed(row.difference, 1)} points)"
                 for row in apart.itertuples()
             ]
             sentences.append(f"Of {pairs}, these differ significantly (sign-flip test, Holm, 5%): {listed(told)}.")
         else:
+            better = "of them chooses better" if SELECTED in {*tested["bin"]} else "method chooses the better bin"
             reach = fixed((tested["high"] - tested["low"]).median() / 2, 0)
             sentences.append(
                 f"No difference is significant in {pairs} (sign-flip test, Holm, 5%), so {many(prompts, 'prompt')} "
-                "cannot decide which method chooses the better bin. The intervals of the differences extend about "
+                f"cannot decide which {better}. The intervals of the differences extend about "
                 f"{reach} points to either side; a smaller difference does not show."
             )
     of_bins = judged[(judged["bin"] != headline.ALL) & judged["low"].notna()]

@@ -2,7 +2,17 @@
 
 from collections.abc import Iterable
 
+import pandas as pd
+
 from icprobe.formatting import count
+from icprobe.paths import SELECTED
+
+
+def compared(tested: pd.DataFrame) -> str:
+    """What a table of differences compares; tested: `bin`, where selections and their baselines stand as one."""
+    selected = tested["bin"] == SELECTED
+    kinds = {"two methods on the same bin": ~selected, "two selections or baselines": selected}
+    return " or of ".join(words for words, rows in kinds.items() if rows.any())
 
 
 def many(n: float, noun: str) -> str:
