@@ -10,7 +10,8 @@ import pytest
 from icprobe import paths
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {paths.EXPERIMENT, paths.OF_MODEL, paths.JUDGE_ANSWERS, paths.RETRAININGS}  # no job's output
+FOLDERS = {paths.EXPERIMENT, paths.OF_MODEL, paths.EXPORT}  # no job's output
+FOLDERS |= {paths.JUDGE_ANSWERS, paths.RETRAININGS, paths.BLOCKS}
 CONSTANTS = {value for name, value in vars(paths).items() if name.isupper() and isinstance(value, str) and "{" in value}
 MADE = [
     *(CONSTANTS - FOLDERS - {paths.STEP}),
@@ -53,7 +54,7 @@ def test_a_jobs_log_has_the_name_of_its_rule_and_its_benchmark_beside_it(file):
 def test_the_folders_of_an_experiment_are_those_that_its_paths_lie_in():
     experiment = f"{paths.EXPERIMENT}/"
     below = {pattern.removeprefix(experiment).split("/")[0] for pattern in MADE if pattern.startswith(experiment)}
-    files = {"report.html", "scores.html", "truth.html", "estimate.csv"}
+    files = {"report.html", "scores.html", "truth.html", "estimate.csv", "published.json"}
     assert below - {"{model}", *files} | {paths.WANDB} == set(paths.FOLDERS), "no model may be called so"
 
 

@@ -36,7 +36,7 @@ PUBLISHED = EXPERIMENT + "/published.json"
 BLOCKS = EXPERIMENT + "/.cache/attributions"
 # Below an experiment's folder, wherever that is: W&B's runs, and what jobs have not finished.
 WANDB, PARTIAL = "wandb", ".partial"
-FOLDERS = ("data", "figures", "synthetic", WANDB)  # beside those of the models
+FOLDERS = ("data", "export", "figures", "synthetic", WANDB)  # beside those of the models
 
 
 def data(table: str) -> str:
