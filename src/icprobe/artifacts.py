@@ -20,6 +20,8 @@ MANIFEST = "manifest.json"
 # Columns of tables that hold names, whatever these look like.
 NAME_COLUMNS = frozenset(
     {
+        "id",
+        "kept_id",
         "model",
         "domain",
         "method",

@@ -72,7 +72,7 @@ class Sample:
         return artifacts.read_manifest(self.base)["parameters"]
 
     @cached_property
-    def tokenizer(self) -> Any:
+    def own_tokenizer(self) -> Any:
         return load_tokenizer(self.base)
 
     def model(self, dtype: str, section: str = "attribution") -> PreTrainedModel:
@@ -108,7 +108,7 @@ class Sample:
         """What a method is given, with as many of the tasks as have so many tokens (default: `room`); and these."""
         model = self.model(dtype)
         room, used, chosen = self.room(model.device.type) if room is None else room, 0, []
-        whole = Inputs(self.train, self.tasks, self.lengths, self.prompts, model, self.tokenizer, seed=self.seed)
+        whole = Inputs(self.train, self.tasks, self.lengths, self.prompts, model, self.own_tokenizer, seed=self.seed)
         whole.capabilities = Capabilities.of(self.base)
         for place, task in enumerate(encode_tasks(whole)):
             if not chosen or used + len(task.ids) <= room:
@@ -244,7 +244,10 @@ def _ask(sample: Sample) -> dict[str, float]:
     model = sample.model("float32", "evaluation")
     network = network_of(sample.base, model)
     answers = held_out_answers(
-        {"tasks": sample.tasks}, sample.prompts, sample.tokenizer, artifacts.read_manifest(sample.base)["max_positions"]
+        {"tasks": sample.tasks},
+        sample.prompts,
+        sample.own_tokenizer,
+        artifacts.read_manifest(sample.base)["max_positions"],
     )
     room, used, chosen = sample.room(model.device.type), 0, []
     for answer in answers:
@@ -259,10 +262,10 @@ def _decode(sample: Sample) -> dict[str, float]:
     settings = sample.settings["evaluation"]
     model = sample.model(settings["dtype"], "evaluation")
     size = settings["batch_size"] if Capabilities.of(sample.base).pads_left else 1
-    bound = sample.prompts.of(sample.tokenizer)
+    bound = sample.prompts.of(sample.own_tokenizer)
     texts = [bound.query(row) for row in records(sample.eval)[:size]]
     tokens = min(settings["max_new_tokens"], TOKENS_GENERATED)
-    took = _once(lambda: generate(model, sample.tokenizer, texts, tokens, size, settings["device"]))
+    took = _once(lambda: generate(model, sample.own_tokenizer, texts, tokens, size, settings["device"]))
     return {"decode": decoding_bytes(sample.parameters, tokens) / took}
 
 
@@ -284,11 +287,11 @@ def _train(sample: Sample) -> dict[str, float]:
     settings = {**sample.settings["finetune"], "epochs": 1.0, "accumulation": 1, "processes": 1, "warmup_ratio": 0.0}
     wanted = settings["batch_size"] * (1 + TIMED_BATCHES)
     rows = records(sample.train.sample(frac=1, random_state=sample.seed)[:wanted])
-    found, counts = tokenize(sample.tokenizer, rows, sample.prompts, settings["max_length"])
+    found, counts = tokenize(sample.own_tokenizer, rows, sample.prompts, settings["max_length"])
     log_cut(len(rows), counts, settings["max_length"])
     examples, timed = [*islice(cycle(found), wanted)], _Timed()  # of a few examples each comes again
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(sample.base, sample.tokenizer, examples, settings, sample.seed, folder, [timed])
+        trainer = trainer_of(sample.base, sample.own_tokenizer, examples, settings, sample.seed, folder, [timed])
         trainer.train()
     tokens = sum(len(example["input_ids"]) for example in examples) * TIMED_BATCHES / (1 + TIMED_BATCHES)
     return {"train": training_operations(sample.parameters, tokens) / (timed.ends[-1] - timed.ends[0])}

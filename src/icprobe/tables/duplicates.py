@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe.artifacts import digest
+from icprobe import artifacts
 from icprobe.errors import several
 from icprobe.tables.checking import records
 from icprobe.tables.conversations import HELD
@@ -41,7 +41,7 @@ def duplicates(table: pd.DataFrame, how: str | Mapping[str, float]) -> pd.DataFr
     kept_of: dict[str, tuple[str, float]] = {}  # of texts: which row has them, or is like them, and how alike
     found = []
     for row in records(table):
-        key = digest(compared(row, "row", talks))
+        key = artifacts.digest(compared(row, "row", talks))
         earlier = kept_of.get(key) or (near and near.find(row["id"], _texts(row, talks)))
         kept_of.setdefault(key, earlier or (row["id"], 1.0))
         if earlier:
@@ -51,7 +51,7 @@ def duplicates(table: pd.DataFrame, how: str | Mapping[str, float]) -> pd.DataFr
 
 def read(path: str | Path) -> pd.DataFrame:
     """A table of `duplicates` that was written as CSV: its ids are texts, whatever they look like."""
-    return pd.read_csv(path, dtype={"id": str, "kept_id": str}, keep_default_na=False)
+    return artifacts.read_csv(path)
 
 
 def without(table: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
