@@ -129,7 +129,7 @@ if LABELS_CHECKED:
         benchmark:
             paths.benchmark("check_labels")
         # Before all else that could run.
-        priority: 1
+        priority: 2
         resources:
             **RESOURCES["prepare_train"],
         script:
@@ -159,7 +159,7 @@ if BINS_CHECKED:
         benchmark:
             paths.benchmark("check_bins")
         # Before all else that could run.
-        priority: 1
+        priority: 2
         resources:
             **LIGHT,
         script:
@@ -271,7 +271,7 @@ rule check_prompts:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("check_prompts")
-    priority: 1
+    priority: 2
     resources:
         **RESOURCES["prepare_eval"],
     script:
@@ -326,7 +326,7 @@ rule check_losses:
     benchmark:
         paths.benchmark("check_losses/{model}")
     # Before all else that could run.
-    priority: 1
+    priority: 2
     resources:
         **LIGHT,
     script:
@@ -360,7 +360,7 @@ rule check_contexts:
     benchmark:
         paths.benchmark("check_contexts/{model}/{method}")
     # Before all else that could run.
-    priority: 1
+    priority: 2
     resources:
         **RESOURCES["measure_lengths"],
     script:

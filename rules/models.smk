@@ -62,7 +62,7 @@ rule check_dtype:
     benchmark:
         paths.benchmark("check_dtype/{model}")
     # Before all else that could run: tasks may be chosen, and models trained, before anything is attributed.
-    priority: 1
+    priority: 2
     resources:
         **LIGHT,
     script:
@@ -88,7 +88,7 @@ rule check_parameters:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("check_parameters/{model}")
-    priority: 1
+    priority: 2
     resources:
         **RESOURCES["check_parameters"],
     script:
