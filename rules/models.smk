@@ -32,9 +32,9 @@ rule prepare_model:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("{model}-{source}", "models")
-    threads: THREADS
     # Checks of another model wait for it, and would else wait for this one's long jobs, too.
     priority: 1
+    threads: THREADS
     resources:
         **RESOURCES["prepare_model"],
         heavy=1,
