@@ -2,7 +2,9 @@
 
 import naive
 import numpy as np
+import pandas as pd
 
+from icprobe.attribution.shards import compute
 from icprobe.engine.batching import batches
 
 ARCHITECTURES = ["llama", "gpt_neox", "gpt2"]
@@ -15,6 +17,16 @@ def matrices(module, inputs, method, batch_tokens=200, **settings):
     for name, rows, block in module.attribute(inputs, method, runs, batch_tokens=batch_tokens, **settings):
         out.setdefault(name, np.full((len(inputs.train), len(inputs.tasks)), np.nan, np.float32))[rows] = block
     return out
+
+
+def in_shards(module, inputs, settings, shards, batch_tokens, folder):
+    """A method's matrix [N, M] in the order of the ids, from so many shards; folder: where each may keep its pieces."""
+    method = module.__name__.rsplit(".", 1)[1]
+    parts = [
+        compute(module.__name__, [method], inputs, settings, n, shards, batch_tokens, folder / f"{n}-of-{shards}")
+        for n in range(1, shards + 1)
+    ]
+    return pd.concat([part[method] for part in parts]).set_index("id").sort_index().to_numpy()
 
 
 def assert_influence_log(fast, examples, tasks):

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import naive
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from loud import loud_model
-from matrices import ARCHITECTURES, assert_close, matrices
+from matrices import ARCHITECTURES, assert_close, in_shards, matrices
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_experts import SIZES
@@ -20,7 +19,6 @@ from transformers import AutoModelForCausalLM
 from icprobe import artifacts
 from icprobe.attribution import less
 from icprobe.attribution.matrix import Inputs, Trajectory
-from icprobe.attribution.shards import compute
 from icprobe.engine.adapters import STATE
 from icprobe.engine.admission import capabilities_of
 from icprobe.engine.models import load_model
@@ -204,16 +202,8 @@ def test_shards_and_batches_change_nothing_but_rounding(dimension, trained, inpu
     base, directory = trained("gpt2")  # noqa: F811
     ours = with_trajectory(inputs, "gpt2", along(directory, base))
     settings = {"batch_tokens": 200, "dimension": dimension}
-
-    def table(shards, batch_tokens, name):
-        parts = [
-            compute(less.__name__, ["less"], ours, settings, n, shards, batch_tokens, tmp_path / f"{name}-{n}")
-            for n in range(1, shards + 1)
-        ]
-        return pd.concat([part["less"] for part in parts]).set_index("id").sort_index().to_numpy()
-
-    whole = table(1, 200, "one")
-    assert_close(table(2, 100, "two"), whole, 1e-5, np.abs(whole).max())
+    whole = in_shards(less, ours, settings, 1, 200, tmp_path)
+    assert_close(in_shards(less, ours, settings, 2, 100, tmp_path), whole, 1e-5, np.abs(whole).max())
 
 
 def test_a_projection_errs_as_much_as_its_dimension_says_and_is_the_seeds(trained, inputs):

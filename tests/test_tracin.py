@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import naive
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from matrices import assert_close, matrices
+from matrices import assert_close, in_shards, matrices
 from peft import PeftModel
 from test_plan import ROOT, plan
 from transformers import AutoModelForCausalLM
@@ -18,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from icprobe import artifacts
 from icprobe.attribution import influence, tracin
 from icprobe.attribution.matrix import Trajectory
-from icprobe.attribution.shards import compute
 from icprobe.engine.adapters import STATE
 from icprobe.errors import ConfigError, ModelError
 from icprobe.training.fine_tune import fine_tune
@@ -187,16 +185,8 @@ def test_the_memory_budget_changes_no_bit_and_a_kill_neither(trained, inputs):
 def test_shards_and_batches_change_nothing_but_rounding(trained, inputs, tmp_path):
     base, directory, _ = trained("all weights")
     ours, settings = with_trajectory(inputs, "gpt2", along(directory, base)), {"batch_tokens": 200}
-
-    def table(shards, batch_tokens, name):
-        parts = [
-            compute(tracin.__name__, ["tracin"], ours, settings, n, shards, batch_tokens, tmp_path / f"{name}-{n}")
-            for n in range(1, shards + 1)
-        ]
-        return pd.concat([part["tracin"] for part in parts]).set_index("id").sort_index().to_numpy()
-
-    whole = table(1, 200, "one")
-    assert_close(table(2, 100, "two"), whole, 1e-5, np.abs(whole).max())
+    whole = in_shards(tracin, ours, settings, 1, 200, tmp_path)
+    assert_close(in_shards(tracin, ours, settings, 2, 100, tmp_path), whole, 1e-5, np.abs(whole).max())
 
 
 def test_checkpoints_are_evenly_spaced_and_no_more_than_steps():

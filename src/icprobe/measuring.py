@@ -107,13 +107,10 @@ class Sample:
     def inputs(self, dtype: str, room: float | None = None) -> tuple[Inputs, int]:
         """What a method is given, with as many of the tasks as have so many tokens (default: `room`); and these."""
         model = self.model(dtype)
-        room, used, chosen = self.room(model.device.type) if room is None else room, 0, []
+        room = self.room(model.device.type) if room is None else room
         whole = Inputs(self.train, self.tasks, self.lengths, self.prompts, model, self.own_tokenizer, seed=self.seed)
         whole.capabilities = Capabilities.of(self.base)
-        for place, task in enumerate(encode_tasks(whole)):
-            if not chosen or used + len(task.ids) <= room:
-                chosen.append(place)
-                used += len(task.ids)
+        chosen, used = _that_fit([len(task.ids) for task in encode_tasks(whole)], room)
         whole.tasks = self.tasks.iloc[chosen]
         return whole, used
 
@@ -133,6 +130,16 @@ def rates(kinds: Sequence[str], sample: Sample) -> dict[str, float]:
         found |= KINDS[kind](sample)
         logger.info("%s: %.3g a second; timed in %.1f s", kind, found[kind], time.monotonic() - began)
     return found
+
+
+def _that_fit(tokens: Sequence[int], room: float) -> tuple[list[int], int]:
+    """The places of sequences that have so many tokens together, at least one, and how many tokens these have."""
+    chosen, used = [], 0
+    for place, count in enumerate(tokens):
+        if not chosen or used + count <= room:
+            chosen.append(place)
+            used += count
+    return chosen, used
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -249,11 +256,8 @@ def _ask(sample: Sample) -> dict[str, float]:
         sample.own_tokenizer,
         artifacts.read_manifest(sample.base)["max_positions"],
     )
-    room, used, chosen = sample.room(model.device.type), 0, []
-    for answer in answers:
-        if not chosen or used + len(answer.encoded.ids) <= room:
-            chosen.append(answer)
-            used += len(answer.encoded.ids)
+    places, used = _that_fit([len(answer.encoded.ids) for answer in answers], sample.room(model.device.type))
+    chosen = [answers[place] for place in places]
     return {"ask": 2 * sample.parameters * used / _seconds(lambda: log_likelihoods(network, chosen))}
 
 

@@ -43,7 +43,7 @@ class Blocks:
     def find(self, examples: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """The entries that are known, of these contents: [n, M] float32, NaN for the others."""
         values = np.full((len(examples), len(tasks)), np.nan, dtype=np.float32)
-        blocks = [block for _, block in self._read()]
+        blocks = [block for _, block in self._read("work", "examples", "tasks", "values")]
         if any(block["work"] == self._work for block in blocks):
             return values
         for block in blocks:
@@ -62,17 +62,17 @@ class Blocks:
         block = {"examples": examples[rows], "tasks": tasks[columns], "values": values[np.ix_(rows, columns)]}
         with artifacts.atomic_path(path) as aside:
             np.savez(aside, work=self._work, **block)
-        for older, block in self._read():
+        for older, block in self._read("examples", "tasks"):
             held = np.isin(block["examples"], examples).all() and np.isin(block["tasks"], tasks).all()
             if older != path and held:
                 older.unlink(missing_ok=True)
 
-    def _read(self) -> Sequence[tuple[Path, dict[str, np.ndarray]]]:
+    def _read(self, *names: str) -> Sequence[tuple[Path, dict[str, np.ndarray]]]:
         found = []
         for path in sorted(self.folder.glob("[!.]*.npz")):
             try:
                 with np.load(path) as file:
-                    found.append((path, {name: file[name] for name in ("work", "examples", "tasks", "values")}))
+                    found.append((path, {name: file[name] for name in names}))
             except FileNotFoundError:  # another job has taken it into a larger one
                 continue
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

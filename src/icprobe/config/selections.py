@@ -202,6 +202,7 @@ def check(config: Any) -> Any:
     """What selections must agree upon with other sections; config: a `Config`, which it returns."""
     known, train = config.attribution.methods, config.data.train
     away = [model for model in config.models if config.model_sources[model].source == "external"]
+    absent = f"{away[0]!r} is external" if away else "data.train is absent" if train is None else ""
     for name, selection in config.selections.items():
         here = f"selections.{name}"
         if selection.method not in known:
@@ -209,11 +210,9 @@ def check(config: Any) -> Any:
                 f"{here}.method: {selection.method!r} is not in attribution.methods"
                 + did_you_mean(selection.method, known)
             )
-        if selection.needs_lengths and (away or train is None):
-            absent = f"{away[0]!r} is external" if away else "data.train is absent"
+        if selection.needs_lengths and absent:
             raise ValueError(f"{here}: it needs the lengths of responses, which nobody knows, for {absent}")
-        if selection.diverse and (away or train is None):
-            absent = f"{away[0]!r} is external" if away else "data.train is absent"
+        if selection.diverse and absent:
             raise ValueError(f"{here}.diverse: it needs the examples' embeddings, and {absent}")
         asked = selection.top or selection.bottom
         there = train.sample.n if train and train.sample else None

@@ -2,14 +2,12 @@
 
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 import yaml
 from tabulate import tabulate
 
@@ -21,7 +19,6 @@ from icprobe.training.cards import IN_MESSAGES
 
 logger = logging.getLogger(__name__)
 
-HUB = "https://huggingface.co"
 WORDS = {
     "id": "the row's id",
     **dict.fromkeys(TEXTS, "a text of the row"),
@@ -115,11 +112,6 @@ def _of_trainers(name: str, hub: str | None) -> list[str]:
     ]
 
 
-def schema_of(frame: pd.DataFrame) -> list[str]:
-    """The columns of a table, once it is sure that a parquet file can hold them."""
-    return pa.Table.from_pandas(frame, preserve_index=False).column_names
-
-
 def push(folder: str | Path, repository: str, private: bool) -> dict[str, Any]:
     """Uploads the folder to the hub as a data set, in one commit: {"repository", "url", "commit", "private"}.
 
@@ -134,7 +126,7 @@ def push(folder: str | Path, repository: str, private: bool) -> dict[str, Any]:
         raise EndpointError("publish: HF_HUB_OFFLINE is set, so that nothing can be uploaded; unset it.")
     if get_token() is None:
         raise EndpointError("publish: there is no token of the hub; set HF_TOKEN, or run `hf auth login`.")
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT", HUB), library_name="icprobe")
+    api = HfApi(library_name="icprobe")
     try:
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         found = api.repo_info(repository, repo_type="dataset")

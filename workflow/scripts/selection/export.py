@@ -9,7 +9,7 @@ import icprobe
 from icprobe.artifacts import write_text
 from icprobe.tables.parquet import read_parquet, write_parquet
 from icprobe.tracking.environment import commit
-from icprobe.training.publishing import card, rows, schema_of
+from icprobe.training.publishing import card, rows
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -17,7 +17,7 @@ with job(snakemake) as run:
     listed, columns = [], []
     for number, (name, model, chosen) in enumerate(params.data_sets):
         table = rows(files.subsets[number], files.messages[number], files.scores[params.models.index(model)])
-        columns += [column for column in schema_of(table) if column not in columns]
+        columns += [column for column in table if column not in columns]
         write_parquet(table, snakemake.output.tables[number])
         listed.append((name, model, f"{len(table):,}", chosen))
         logging.info("%s: %d rows", name, len(table))
