@@ -26,8 +26,8 @@ def part(inputs, rows, tasks):
 
 def compute(inputs, methods, folder, work, shard=1, of=1):
     known = METHODS[methods[0]]
-    blocks = {method: Blocks(folder / method, work) for method in methods}
-    partial = folder / f"partial-{work}"
+    blocks = {method: Blocks(folder / method, f"{work}-{shard}", work) for method in methods}
+    partial = folder / f"partial-{work}-{shard}"
     partial.mkdir(parents=True, exist_ok=True)
     settings = {"batch_tokens": 200}
     tables = shards.compute(
@@ -54,13 +54,33 @@ def test_new_tasks_and_examples_are_computed_for_their_price_alone(methods, inpu
         assert list(after[method]) == list(at_once[method])
         if method != "influence_log":  # a sum of logarithms of terms that may be near 0
             pd.testing.assert_frame_equal(after[method], at_once[method], rtol=1e-5, atol=1e-5)
-    assert len(list((tmp_path / "grown" / methods[0]).iterdir())) == 1, "the smaller block is in the larger one"
+    assert len(list((tmp_path / "grown" / methods[0]).iterdir())) == 2
 
     # In shards, as another experiment would cut them: all is known, and no bit is another.
     pieces = [compute(part(ours, range(7), [1, 2]), methods, tmp_path / "grown", f"{n}", n, 2)[0] for n in (1, 2)]
     for method in methods:
         cut = pd.concat([piece[method] for piece in pieces]).sort_index()
         pd.testing.assert_frame_equal(cut, after[method][list(cut)], check_exact=True)
+        left = {path.stem for path in (tmp_path / "grown" / method).iterdir()}
+        assert left == {"all-1", "1-1", "2-2"}, "the smaller block is in the larger one"
+
+
+def test_which_shard_comes_first_does_not_show(inputs, tmp_path):
+    """Two rows with the same texts, in two shards: neither takes what the other has computed."""
+    ours = inputs("llama")
+    ours = part(ours, [*range(7), 2, 3], range(3))
+    ours = replace(ours, train=ours.train.assign(id=[f"{n}" for n in range(9)]))
+    ours = replace(ours, lengths=ours.lengths.assign(id=ours.train["id"]))
+    compute(part(ours, [2], [0]), ["icp"], tmp_path / "a", "some")
+    compute(part(ours, [2], [0]), ["icp"], tmp_path / "b", "some")
+    found = [
+        {shard: compute(ours, ["icp"], tmp_path / name, "all", shard, 4)[0]["icp"] for shard in order}
+        for name, order in (("a", [1, 2, 3, 4]), ("b", [4, 3, 2, 1]))
+    ]
+    for shard, table in found[0].items():
+        pd.testing.assert_frame_equal(table, found[1][shard], check_exact=True)
+    where = {row: shard for shard, table in found[0].items() for row in table.index}
+    assert where["2"] != where["7"] or where["3"] != where["8"], "the texts stand in two shards"
 
 
 def test_what_was_done_before_as_a_whole_is_done_again(inputs, tmp_path, caplog):
@@ -68,7 +88,7 @@ def test_what_was_done_before_as_a_whole_is_done_again(inputs, tmp_path, caplog)
     caplog.set_level(logging.INFO)
     ours = part(inputs("llama"), range(3), [0, 1])
     first, _ = compute(ours, ["icp"], tmp_path, "same")
-    for path in (tmp_path / "partial-same").iterdir():
+    for path in (tmp_path / "partial-same-1").iterdir():
         path.unlink()
     block = next((tmp_path / "icp").iterdir())
     with np.load(block) as file:
@@ -112,13 +132,13 @@ def test_a_damaged_block_is_told_and_computed_again(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     examples, tasks = np.array([b"a", b"b"]), np.array([b"t"])
     values = np.array([[1], [2]], np.float32)
-    Blocks(tmp_path, "one").keep(examples, tasks, values)
-    assert Blocks(tmp_path, "two").find(np.array([b"b", b"c", b"b"]), tasks)[:, 0].tolist()[::2] == [2, 2]
+    Blocks(tmp_path, "one", "one").keep(examples, tasks, values)
+    assert Blocks(tmp_path, "two", "two").find(np.array([b"b", b"c", b"b"]), tasks)[:, 0].tolist()[::2] == [2, 2]
     (path,) = tmp_path.iterdir()
     written_now = tmp_path / f".{path.name}.1.partial.npz"  # by another job
     written_now.write_bytes(b"half")
     path.write_bytes(path.read_bytes()[:-30])
-    assert np.isnan(Blocks(tmp_path, "two").find(examples, tasks)).all()
+    assert np.isnan(Blocks(tmp_path, "two", "two").find(examples, tasks)).all()
     assert "is damaged" in caplog.text
     assert not path.exists()
     assert written_now.exists()

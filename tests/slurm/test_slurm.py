@@ -15,6 +15,7 @@ from pathlib import Path
 
 import dag
 import pytest
+import yaml
 
 pytestmark = [
     pytest.mark.slurm,
@@ -32,6 +33,10 @@ PROFILE = (
     "--seconds-between-status-checks",
     "1",
 )
+# Sums are rounded as threads share them, and a job here would have as many threads as the machine has cores, whatever
+# the profile asks for. One thread each makes the numbers comparable on every machine.
+SET_THREADS = yaml.safe_load((dag.ROOT / "slurm/config.yaml").read_text(encoding="utf-8"))["set-threads"]
+ONE_THREAD = ("--set-threads", *(f"{rule}=1" for rule in SET_THREADS))
 OVERLAY = {
     "attribution": {"batch_tokens": 256, "memory_budget_gb": 0.3},
     "analysis": {"chain": {"learning_rates": []}},
@@ -87,7 +92,7 @@ def computed(project: dag.Project) -> dict[str, bytes]:
 
 
 def slurm(project: dag.Project, *arguments: str, config: dict | None = None) -> dag.Ended:
-    return project.snakemake(*PROFILE, *arguments, config=OVERLAY if config is None else config)
+    return project.snakemake(*PROFILE, *ONE_THREAD, *arguments, config=OVERLAY if config is None else config)
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +110,7 @@ def on_slurm(pool, tmp_path_factory):
 @pytest.fixture(scope="module")
 def at_home(pool, on_slurm, tmp_path_factory):
     project = dag.new(tmp_path_factory.mktemp("home"))
-    # With as many threads as jobs on Slurm have: the profile's, which Snakemake caps at the machine's cores.
-    threads = {"OMP_NUM_THREADS": "8"}
-    running = project.start("win_rates", *TABLES, "--cores", "2", config=AT_HOME, environment=threads)
-    return project, pool.submit(running.wait)  # not forked: forked jobs have one thread each
+    return project, pool.submit(project.snakemake, "win_rates", *TABLES, "--cores", "2", config=AT_HOME)
 
 
 # The controller does not answer for a while, as when it restarts: the second to the twentieth question fail.
@@ -184,8 +186,7 @@ def test_models_are_retrained_in_slurm_jobs_to_the_same_bytes(finished, at_home)
     assert submitted(there.output) == Counter(rule_retrain=1)
     project, ended = at_home
     assert ended.result().returncode == 0, ended.result().output[-6000:]
-    threads = {"OMP_NUM_THREADS": "8"}
-    here = project.start(outcomes, "--cores", "2", config={**AT_HOME, **truth}, environment=threads).wait()
+    here = project.snakemake(outcomes, "--cores", "2", config={**AT_HOME, **truth})
     assert here.returncode == 0, here.output[-6000:]
     assert finished.read(outcomes) == project.read(outcomes)
 

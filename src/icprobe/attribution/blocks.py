@@ -6,9 +6,7 @@ beside them, in whichever order, under whatever ids.
 """
 
 import logging
-import uuid
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,19 +32,20 @@ class Blocks:
     """The blocks of one method's matrix, in a folder that belongs to all that its entries share.
 
     work: names the work that a job is to do. Where it was done before it is to be done again, for there is no other
-    reason to ask for it than that its result is not trusted: nothing is then known. used: whether anything was.
+    reason to ask for it than that its result is not trusted: nothing is then known. data: names all examples and tasks
+    of which the job has a part. The other parts' entries are not known either: they may hold a text that this part
+    holds, too, and which part is computed first must not show. used: whether anything was known.
     """
 
-    def __init__(self, folder: str | Path, work: str) -> None:
-        self.folder, self._work, self.used = Path(folder), work, False
+    def __init__(self, folder: str | Path, work: str, data: str) -> None:
+        self.folder, self._work, self._data, self.used = Path(folder), work, data, False
 
     def find(self, examples: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """The entries that are known, of these contents: [n, M] float32, NaN for the others."""
         values = np.full((len(examples), len(tasks)), np.nan, dtype=np.float32)
-        blocks = [block for _, block in self._read("work", "examples", "tasks", "values")]
-        if any(block["work"] == self._work for block in blocks):
+        if self._path.exists():
             return values
-        for block in blocks:
+        for block in self._of_other_data():
             rows, columns = (
                 pd.Index(block[side]).get_indexer(wanted) for side, wanted in (("examples", examples), ("tasks", tasks))
             )
@@ -56,26 +55,41 @@ class Blocks:
         return values
 
     def keep(self, examples: np.ndarray, tasks: np.ndarray, values: np.ndarray) -> None:
-        """Keeps a block [n, M], and removes those that it holds wholly."""
+        """Keeps a block [n, M]."""
         rows, columns = (np.unique(names, return_index=True)[1] for names in (examples, tasks))
-        path = self.folder / f"{uuid.uuid4().hex}.npz"
         block = {"examples": examples[rows], "tasks": tasks[columns], "values": values[np.ix_(rows, columns)]}
-        with artifacts.atomic_path(path) as aside:
-            np.savez(aside, work=self._work, **block)
-        for older, block in self._read("examples", "tasks"):
-            held = np.isin(block["examples"], examples).all() and np.isin(block["tasks"], tasks).all()
-            if older != path and held:
-                older.unlink(missing_ok=True)
+        with artifacts.atomic_path(self._path) as aside:
+            np.savez(aside, data=self._data, **block)
 
-    def _read(self, *names: str) -> Sequence[tuple[Path, dict[str, np.ndarray]]]:
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self._work}.npz"
+
+    def _of_other_data(self) -> list[dict[str, np.ndarray]]:
+        """The blocks, oldest first, without those that a newer one holds wholly, which are removed."""
+        needed: list[dict[str, np.ndarray]] = []
+        for path, block in self._read():
+            if any(all(np.isin(block[side], newer[side]).all() for side in ("examples", "tasks")) for newer in needed):
+                path.unlink(missing_ok=True)
+            else:
+                needed.insert(0, block)
+        return needed
+
+    def _read(self) -> list[tuple[Path, dict[str, np.ndarray]]]:
+        """The blocks of other data, newest first."""
         found = []
-        for path in sorted(self.folder.glob("[!.]*.npz")):
+        for path in sorted(self.folder.glob("[!.]*.npz"), key=_age):
             try:
                 with np.load(path) as file:
-                    found.append((path, {name: file[name] for name in names}))
-            except FileNotFoundError:  # another job has taken it into a larger one
+                    if str(file["data"]) != self._data:
+                        found.append((path, {name: file[name] for name in ("examples", "tasks", "values")}))
+            except FileNotFoundError:  # another job has removed it
                 continue
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 logger.info("%s is damaged (%s); what it held is computed again", path, error)
                 path.unlink(missing_ok=True)
         return found
+
+
+def _age(path: Path) -> tuple[int, str]:
+    return -path.stat().st_mtime_ns if path.exists() else 0, path.name

@@ -53,7 +53,8 @@ with job(snakemake) as run:
         ]
         folder = Path(paths.BLOCKS.format(experiment=wildcards.experiment))
         blocks = {
-            method: Blocks(folder / artifacts.digest([method, shared])[:32], partial.name) for method in params.methods
+            method: Blocks(folder / artifacts.digest([method, shared])[:32], partial.name, artifacts.digest(of_data))
+            for method in params.methods
         }
     if files.model:
         from icprobe.engine.capabilities import Capabilities
