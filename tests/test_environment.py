@@ -50,3 +50,12 @@ def test_a_files_maker_is_the_job_that_makes_it_now_whatever_records_lie_around(
     made(tmp_path, "take_base_responses", [], ["results/a/base.jsonl"], device="H100")  # of an earlier configuration
     facts = environment.of_results(["results/a/base.jsonl"], [now])
     assert (facts["jobs"], facts["device"]) == (1, {"generate_base": "cpu"})
+
+
+def test_a_jobs_peak_of_memory_is_its_own_word(tmp_path):
+    """Snakemake looks every half a minute; a job that began small and ended large was never seen large."""
+    log = tmp_path / "a.log"
+    log.with_suffix(".benchmark.tsv").write_text("s\th:m:s\tmax_rss\n40\t0:00:40\t854\n")
+    assert environment.measured(log) == (40, 854)
+    environment.record(log.with_suffix(".environment.json"), "attribute", [], [], 1, None, peak_mb=1290.5)
+    assert environment.measured(log) == (40, 1290.5)

@@ -11,7 +11,7 @@ import torch
 from wandb.util import get_core_path
 
 from icprobe.analysis import headline
-from icprobe.formatting import fixed
+from icprobe.formatting import estimate, fixed
 from icprobe.report import terminal_summary
 from icprobe.report.findings import Findings, ModelInputs
 from icprobe.report.sentences import agreement
@@ -243,3 +243,16 @@ def test_the_order_of_two_methods_does_not_hide_their_headline():
         "spearman_given_length_low": 0.1,
         "spearman_given_length_high": 0.9,
     }
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.0038, 0.52, "0.26 [−0.0038, 0.52]"),
+        (0.004, 0.52, "0.26 [0.0040, 0.52]"),
+        (-0.2, -0.0001, "0.26 [−0.20, −0.0001]"),
+        (0.0, 1.0, "0.26 [0.00, 1.00]"),
+    ],
+)
+def test_an_interval_shows_on_which_side_of_0_it_ends(low, high, said):
+    assert estimate(0.26, low, high) == said

@@ -283,6 +283,9 @@ def test_a_task_that_decides_the_means_is_named_with_its_share_of_their_variance
     share = np.cov(effects[:, 4] / 5, scores["score"])[0, 1] / scores["score"].var()
     said = warning_of_one_task("influence", matrix, scores)
     assert said.startswith(f"One of the 5 tasks, e, makes {100 * share:.0f}% of the variance of influence's scores")
+    assert "tasks, e (What is 6 times 7?), makes" in warning_of_one_task(
+        "influence", matrix, scores, {"e": "What is\n6 times 7?"}
+    )
     assert warning_of_one_task("influence", (matrix[k : k + 7] for k in range(0, 200, 7)), scores[::-1]) == said
 
     unknown = scores.assign(score=scores["score"].where(scores["id"] != "z3"))

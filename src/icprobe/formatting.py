@@ -38,9 +38,15 @@ def fixed(value: float | None, digits: int = 2) -> str:
     return text.replace("-", "−") if float(text) else text.lstrip("-")
 
 
+def bound(value: float | None, digits: int = 2) -> str:
+    """An interval's end, as `fixed`; with two decimals more where it would read 0, so that its side of 0 is seen."""
+    text = fixed(value, digits)
+    return fixed(value, digits + 2) if value and re.fullmatch(r"0\.0+", text) else text
+
+
 def estimate(value: float, low: float, high: float) -> str:
     """A number with its interval, two decimals each: 0.53 [0.41, 0.62]."""
-    return f"{fixed(value)} [{fixed(low)}, {fixed(high)}]"
+    return f"{fixed(value)} [{bound(low)}, {bound(high)}]"
 
 
 def count(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Reduces an attribution matrix to one score per example."""
 
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -107,10 +108,16 @@ def warning_of_ties(method: str, table: pd.DataFrame) -> str:
     )
 
 
-def warning_of_one_task(method: str, attributions: pd.DataFrame | Iterable[pd.DataFrame], scores: pd.DataFrame) -> str:
+def warning_of_one_task(
+    method: str,
+    attributions: pd.DataFrame | Iterable[pd.DataFrame],
+    scores: pd.DataFrame,
+    texts: Mapping[str, str] | None = None,
+) -> str:
     """Says so where one task decides a method's mean over tasks, as its effects are larger than others'; else "".
 
-    attributions, scores: as `aggregate` takes and returns them. A task's share of the variance of the means is
+    attributions, scores: as `aggregate` takes and returns them. texts: what the tasks ask, by their ids.
+    A task's share of the variance of the means is
     cov(A[:, t] / M, score) / var(score); the shares of all tasks sum to 1.
     """
     if "mean_effect" in scores or scores["score"].count() < 2:
@@ -125,9 +132,12 @@ def warning_of_one_task(method: str, attributions: pd.DataFrame | Iterable[pd.Da
     total = float(np.sum(products))  # M times the variance of the scores, times the examples
     if total <= 0 or np.max(products) <= DECIDES * total:
         return ""
-    most = int(np.argmax(products))
+    most = tasks.columns[int(np.argmax(products))]
+    named = most
+    if texts is not None:
+        named = f"{most} ({textwrap.shorten(texts[most], 60, placeholder='…')})"
     return (
-        f"One of the {tasks.shape[1]} tasks, {tasks.columns[most]}, makes {100 * products[most] / total:.0f}% of the "
+        f"One of the {tasks.shape[1]} tasks, {named}, makes {100 * np.max(products) / total:.0f}% of the "
         f"variance of {method}'s scores: its effects are larger than the others'. To give each task the same weight, "
         f"add a mean of ranks (attribution: {{combined: {{NAME: {{mean_rank: [{method}]}}}}}}), or let tasks take "
         "turns in a selection (per_task: round_robin)."

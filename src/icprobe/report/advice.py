@@ -9,7 +9,7 @@ import pandas as pd
 from icprobe.analysis import headline
 from icprobe.config.selections import Chosen
 from icprobe.evaluation.tabulation import SIGNIFICANT
-from icprobe.formatting import bin_name, fixed, parse_bin
+from icprobe.formatting import bin_name, bound, fixed, parse_bin
 from icprobe.paths import SELECTED
 from icprobe.report.wording import listed
 
@@ -115,4 +115,4 @@ def _better(row: Any) -> bool:
 
 
 def _nats(row: Any) -> str:
-    return f"{fixed(row.difference, 4)} [{fixed(row.low, 4)}, {fixed(row.high, 4)}]"
+    return f"{fixed(row.difference, 4)} [{bound(row.low, 4)}, {bound(row.high, 4)}]"

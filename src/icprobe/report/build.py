@@ -73,7 +73,10 @@ def build(
         for table in (train, tasks)
     )
     labels = [label for label in labels if label in train.columns]
-    experiments = [Findings(name, inputs, train, labels, sound_labels, top) for name, inputs in models.items()]
+    questions = tasks.set_index("id")["instruction"]
+    experiments = [
+        Findings(name, inputs, train, labels, sound_labels, top, questions) for name, inputs in models.items()
+    ]
 
     explored = _explored(experiments, train, tasks, labels)
     coloured = kinds(train, labels)

@@ -124,7 +124,9 @@ def scatter(groups: Sequence[str], colors: Sequence[str] = OKABE_ITO) -> dict[st
         .mark_point(filled=True)
         .encode(
             x=alt.X(
-                "x:Q", scale=alt.Scale(zero=False, nice=True), axis=alt.Axis(labelOverlap="greedy", labelSeparation=8)
+                "x:Q",
+                scale=alt.Scale(zero=False, nice=True),
+                axis=alt.Axis(tickCount=5, labelOverlap="greedy", labelSeparation=8),
             ),
             y=alt.Y("y:Q", scale=alt.Scale(zero=False, nice=True)),
             color=alt.condition(

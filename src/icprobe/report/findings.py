@@ -76,6 +76,7 @@ class Findings:
         labels: Sequence[str],
         sound_labels: Mapping[str, Sequence[str]],
         top: int,
+        asked: Mapping[str, str] | None = None,
     ):
         self.name = name
         self.methods = list(inputs.scores)
@@ -84,7 +85,7 @@ class Findings:
         tables = {m: _scores(source, train["id"], f"{name}, {m}") for m, source in inputs.scores.items()}
         self.ties = [*filter(None, (warning_of_ties(method, table) for method, table in tables.items()))]
         decided = (
-            warning_of_one_task(method, pieces_of(source), tables[method].reset_index())
+            warning_of_one_task(method, pieces_of(source), tables[method].reset_index(), asked)
             for method, source in inputs.attributions.items()
             if method in tables
         )

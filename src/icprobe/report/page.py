@@ -17,7 +17,7 @@ import vl_convert
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from icprobe.formatting import bin_label, count, duration, fixed, number
+from icprobe.formatting import bin_label, bound, count, duration, fixed, number
 
 
 def render(data: Any, specifications: Any, **shown: Any) -> str:
@@ -83,6 +83,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "fixed": fixed,
+        "bound": bound,
         "count": count,
         "number": number,
         "bin_label": bin_label,

@@ -191,7 +191,9 @@ def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame 
             one = len(ordered) == 1
             names = listed(told[method] for method in ordered)
             it = "it tells them apart" if one else "they tell them apart"
-            sentences.append(words.format(names, s="s" if one else "", it=it, good=good))
+            sentence = words.format(names, s="s" if one else "", it=it, good=good)
+            starts_with_words = words.startswith("{}") and ordered.iloc[0] in headline.RIVALS
+            sentences.append(sentence[0].upper() + sentence[1:] if starts_with_words else sentence)
     return sentences + _the_best(rows, differences) + _beside_length(rows, differences)
 
 

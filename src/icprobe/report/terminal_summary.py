@@ -1,5 +1,6 @@
 """What the terminal says when `snakemake` ends: what was found and where it is, or what failed and why."""
 
+import json
 import re
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from icprobe.analysis import headline
 from icprobe.analysis.statistics import warning_of_ties
 from icprobe.config.selections import Chosen
 from icprobe.errors import IcprobeError, several
-from icprobe.formatting import bin_label, estimate, fixed
+from icprobe.formatting import bin_label, bound, estimate, fixed
 from icprobe.report import verdicts
 from icprobe.report.advice import Read, advice
 from icprobe.tables.parquet import column_names, read_parquet
@@ -85,7 +86,17 @@ def _files(subsets: Path, advised: Path | None) -> list[str]:
     # The best before the worst, and influence's before others'.
     worst = ("bottom", "le-")
     first = min(found, key=lambda p: (p != advised, p.stem.startswith(worst), p.parent.name != "influence"))
-    return [f"Subsets: {first}{f' and {len(found) - 1} more in {subsets}' if len(found) > 1 else ''}"]
+    line = f"Subsets: {first}{f' and {len(found) - 1} more in {subsets}' if len(found) > 1 else ''}"
+    return [line, *_all_turns(first)]
+
+
+def _all_turns(subset: Path) -> list[str]:
+    """Of conversations: what trainers learn from the file, and which one has more."""
+    with open(subset, encoding="utf-8") as file:
+        row = json.loads(file.readline() or "{}")
+    if not isinstance(row.get("prompt"), list):
+        return []
+    return [f"  A trainer learns its last answers; of all turns, from {subset.stem}.messages.jsonl (docs/training.md)"]
 
 
 def _older(path: Path, other: Path) -> bool:
@@ -216,7 +227,7 @@ def _conditions(conditions: Sequence[tuple[str, str]]) -> pd.DataFrame:
 
 
 def _intervals(rows: Sequence[Any], digits: int) -> list[str]:
-    return [f"{fixed(row.low, digits)} to {fixed(row.high, digits)}" if row.low == row.low else "–" for row in rows]
+    return [f"{bound(row.low, digits)} to {bound(row.high, digits)}" if row.low == row.low else "–" for row in rows]
 
 
 def _fitting(shown: pd.DataFrame, sizes: Sequence[int], width: int) -> str:

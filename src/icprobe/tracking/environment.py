@@ -67,16 +67,17 @@ def record(
     threads: int,
     dtype: str | None,
     whole: bool = True,
+    peak_mb: float | None = None,
 ) -> None:
     """Writes what a finished job read and made, and with what, to `path`, which ends with `paths.ENVIRONMENT`.
 
     threads: those that were given to the job; where it computed with torch, torch's own number stands in the record.
     dtype: of the arithmetic, where the job has one. whole: whether it did all of its work in this try.
+    peak_mb: of memory, in 2^20 bytes.
     """
     facts = {**describe(), "threads": threads, **({"dtype": dtype} if dtype else {}), **_of_torch()}
-    write_json(
-        path, {"rule": rule, "inputs": list(inputs), "outputs": list(outputs), "whole": whole, "environment": facts}
-    )
+    made = {"rule": rule, "inputs": list(inputs), "outputs": list(outputs), "whole": whole, "peak_mb": peak_mb}
+    write_json(path, {**made, "environment": facts})
 
 
 def _of_torch() -> dict[str, Any]:
@@ -135,14 +136,15 @@ def _agreed(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def measured(log: str | Path) -> tuple[float, float]:
-    """(seconds, peak MB) of a job, from the benchmark file beside its log; NaN seconds where it did a part of its work.
+    """(seconds, peak MB) of a job, from the files beside its log; NaN seconds where it did a part of its work.
 
-    A job that goes on where another was killed, or takes entries that are known, took less than its result costs.
+    A job that goes on where another was killed, or takes entries that are known, took less than its result costs. The
+    peak is the job's own word where there is one: Snakemake looks now and then, and misses what is short.
     """
     seconds, memory = benchmark(Path(log).with_suffix(paths.BENCHMARK))
     beside = Path(log).with_suffix(paths.ENVIRONMENT)
-    whole = not beside.is_file() or json.loads(beside.read_text(encoding="utf-8")).get("whole", True)
-    return (seconds if whole else float("nan")), memory
+    record = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return (seconds if record.get("whole", True) else float("nan")), record.get("peak_mb") or memory
 
 
 def benchmark(path: Path) -> tuple[float, float]:

@@ -11,6 +11,7 @@ with job(snakemake) as run:
 import errno
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -131,6 +132,10 @@ def threads(snakemake: Any) -> int:
 
 def peak_memory_gb() -> float:
     """Peak resident memory of this process so far, in GB (10^9 bytes)."""
+    try:  # on Linux `getrusage` begins with what the process that started this one held
+        return int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))[1]) * 1024 / 1e9
+    except (OSError, TypeError):
+        pass
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
@@ -188,6 +193,7 @@ def _record(snakemake: Any, whole: bool) -> None:
             threads(snakemake),
             settings.get("dtype") if isinstance(settings, dict) else None,
             whole,
+            peak_memory_gb() * 1e9 / 2**20,
         )
     except OSError as error:
         # The result is complete; no month of work is thrown away for a line about it.
