@@ -126,7 +126,7 @@ def test_a_deployed_workflow_takes_rules_and_scripts_from_the_repository_at_a_ta
     ended = snakemake(folder, DEPLOYED, whole(), "--cores", "1", table, **hub)
     assert ended.returncode == 0, ended.output[-3000:]
     assert (folder / table).is_file()
-    # Which code made it is told by what the code says, not by where it lies (the triggers are those of profiles/default).
+    # Which code made it is told by what the code says, not by where it lies; triggers as in profiles/default.
     triggers = ("--rerun-triggers", "mtime", "params", "input", "software-env", "--")
     local = DEPLOYED.replace('github("lab/icprobe", path="workflow/Snakefile", tag="v1")', ON_DISK)
     assert "Nothing to be done" in snakemake(folder, local, whole(), "-n", *triggers, table).output
