@@ -1,4 +1,4 @@
-"""Whether all files say the version of a tag: `make check-release TAG=v0.2.0` before one. Python's own library alone."""
+"""Whether all files say the version of a tag: `make check-release TAG=v0.2.0`. Python's own library alone."""
 
 import re
 import sys
