@@ -9,10 +9,15 @@ EXPERIMENT ?=
 # What is laid over config.yaml, for `make workspace`.
 CONFIGFILE ?=
 
-.PHONY: all paper-small install install-test test test-slow test-models test-slurm lint schema notebook sync workspace lock bench install-bench clean clean-all
+.PHONY: all tiny paper-small install install-test test test-slow test-models test-slurm test-bounds lint check-release dist schema notebook sync workspace lock bench install-bench clean clean-all
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
+
+# The whole DAG on a random model and a few rows.
+tiny: install
+	$(BIN)/snakemake --cores $(CORES) --configfile configs/tiny.yaml --quiet progress rules -- all
+	test -s results/tiny/report.html
 
 # The paper's experiment, scaled down: docs/reproduction.md. The judge is a llama.cpp server on loopback that lives as long
 # as the run. DATA is a folder with alpaca/ and alpaca_eval/; configs/paper-small.yaml names ../shared/data.
@@ -60,11 +65,39 @@ test-models: install-test
 test-slurm: install-test
 	tests/slurm/run env OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slurm
 
+# The tiny DAG, and tests of what leans on other libraries most, with the lowest and the highest versions of these that
+# pyproject.toml allows; each in an environment of its own.
+LEANING := tests/test_network.py tests/test_finetuning.py tests/test_invocations.py tests/test_modules.py
+BOUNDS ?= lowest highest
+
+test-bounds: $(addprefix test-,$(BOUNDS))
+
+test-lowest test-highest: test-%:
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	$(PYTHON) .ci/bounds.py $* > .venv-$*/bounds.txt
+	.venv-$*/bin/python -m pip install --quiet --constraint .venv-$*/bounds.txt torch==2.13.0
+	.venv-$*/bin/python -m pip install --quiet --upgrade --constraint .venv-$*/bounds.txt --editable '.[slurm,test]'
+	.venv-$*/bin/python -m pip freeze | grep -E "^($$(sed -n 's/^# //p' .venv-$*/bounds.txt))=="
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -m "not slow and not slurm" $(LEANING)
+	$(MAKE) tiny VENV=.venv-$* SNAKEMAKE_ARGUMENTS="--forceall"
+
 lint: install-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakefmt --check Snakefile rules workflow/Snakefile
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/hadolint Containerfile
+
+# A release is a tag vX.Y.Z at which all files say that version; TAG=v0.2.0.
+check-release:
+	$(PYTHON) .ci/check_release.py "$(TAG)"
+
+# The wheel and the source archive, in dist/.
+dist: install
+	$(BIN)/pip install --quiet --constraint constraints.txt build
+	rm -rf dist
+	$(BIN)/python -m build
 
 # The JSON schema and docs/configuration.md, from the models in src/icprobe/config/sections.py and sources.py.
 schema: install

@@ -4,7 +4,16 @@
 keys of it, or replaces it where that file brings data of its own.
 """
 
-from icprobe.config import stands_alone
+import sys
+
+try:
+    from icprobe.config import stands_alone
+except ModuleNotFoundError as error:
+    if error.name != "icprobe":
+        raise
+    sys.exit(
+        "icprobe: the package is not installed beside snakemake; `make install`, or pip install icprobe (docs/deploying.md)"
+    )
 
 # Before this line `config` holds what the command line gives.
 if not stands_alone(config):
@@ -17,13 +26,14 @@ include: "rules/resources.smk"
 include: "rules/drawing.smk"
 
 
-# `snakemake -n --verbose` shows each job, too.
-logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, outlook))
-logger.addFilter(log_filters.Suggestion(lambda: [rule.name for rule in workflow.rules if not rule.has_wildcards()]))
-logger.addFilter(log_filters.shorten_reason)
+# What another workflow that has this one as a module says, and its report, are its own.
+if workflow.modifier.is_main_snakefile():
+    # `snakemake -n --verbose` shows each job, too.
+    logger.addFilter(dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, outlook))
+    logger.addFilter(log_filters.Suggestion(lambda: [rule.name for rule in workflow.rules if not rule.has_wildcards()]))
+    logger.addFilter(log_filters.shorten_reason)
 
-
-report: "src/icprobe/figures/captions/workflow.rst"
+    report: "src/icprobe/figures/captions/workflow.rst"
 
 
 wildcard_constraints:
@@ -75,7 +85,7 @@ rule all:
     default_target: True
     localrule: True
     message:
-        "{CONFIG.experiment}: all results are there"
+        f"{CONFIG.experiment}: all results are there"
     input:
         paths.REPORT.format(experiment=CONFIG.experiment),
         # The report reads these too; named here, one that is removed comes back.
@@ -96,14 +106,14 @@ onstart:
     require_outside()
     say(destination.sentence(CONFIG.experiment))
     if TRACKED:
-        jobs = [(job.rule.name, job.output) for job in workflow.dag.jobs]
-        whole = "all" in dict(jobs) and workflow.dag.batch is None
+        jobs = [(job.rule.name, job.output) for job in PLACE.own(workflow.dag.jobs)]
+        whole = PLACE.called("all") in dict(jobs) and workflow.dag.batch is None
         records.tell_present(CONFIG.experiment, jobs, whole)
 
 
 # The last words, of runs that make a report: `all`, `truth`, `scores`. Dry runs, parts, and Snakemake within jobs have none.
 onsuccess:
-    made = {job.rule.name for job in workflow.dag.jobs}
+    made = PLACE.names(workflow.dag.jobs)
     if "estimate" in made:
         say(estimating.words(CONFIG, PLAN))
     # The report that shows most, with the tables that were made for it.
@@ -122,3 +132,8 @@ onsuccess:
 
 onerror:
     say(terminal_summary.failures((job.rule.name, job.wildcards_dict, job.log) for job in failed_jobs()))
+
+
+# As a module: Snakemake takes the hooks of the main Snakefile, which has these unless it says its own further down.
+if PLACE.namespace and PLACE.is_first:
+    PLACE.lend(onstart=onstart, onsuccess=onsuccess, onerror=onerror)

@@ -5,5 +5,11 @@
 #
 # PyTorch comes first and pinned: pip then takes a CPU build where one is offered (an index or a --find-links folder of
 # yours), and nothing later replaces it.
-python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-python -m pip install --quiet --constraint constraints.txt --editable '.[slurm]'
+if grep -qs '^name = "icprobe"' pyproject.toml; then
+    python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+    python -m pip install --quiet --constraint constraints.txt --editable '.[slurm]'
+else
+    # As a module of another workflow, or deployed: the release, from the index.
+    python -m pip install --quiet torch==2.13.0
+    python -m pip install --quiet 'icprobe[slurm]==0.1.0'
+fi

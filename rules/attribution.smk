@@ -218,6 +218,6 @@ rule score:
 rule attributions:
     localrule: True
     message:
-        "{CONFIG.experiment}: all attribution matrices are there"
+        f"{CONFIG.experiment}: all attribution matrices are there"
     input:
         each_model_and_method(paths.matrix()),

@@ -24,7 +24,7 @@ from icprobe.formatting import BIN_NAME
 from icprobe.paths import SELECTED
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import checks, dry_run, exporting, gpus, log_filters, responding, work
+from icprobe.workflow import checks, dry_run, exporting, gpus, log_filters, modules, responding, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -32,7 +32,11 @@ from icprobe.workflow.plan import Plan, bin_folder
 os.environ.update({masking.VARIABLE: json.dumps(masking.hide(config))})
 logger.addFilter(masking.of_record)
 
+# Where this file is: on disk, or in the repository at the tag that a module names.
+HERE = workflow.current_basedir
+
 try:
+    PLACE = modules.place_of(workflow, version="0.1.0")
     check_keys(workflow.configfiles)
     CONFIG = load(config, METHODS)
     METHODS = methods_of(CONFIG)
@@ -75,7 +79,9 @@ def fingerprint(script, *modules):
 
     Kept: the params of thousands of shards ask for the same one.
     """
-    return fingerprints.fingerprint(os.path.join(workflow.basedir, "workflow", "scripts", f"{script}.py"), modules)
+    source = HERE.join(f"../workflow/scripts/{script}.py")
+    here = source.get_path_or_uri(secret_free=True)
+    return fingerprints.fingerprint(here if os.path.exists(here) else workflow.sourcecache.get_path(source), modules)
 
 
 # --- paths --------------------------------------------------------------------------------------------------------
@@ -281,19 +287,21 @@ def require_outside():
     of the endpoint that writes responses, the command that starts it, and trainings to hold methods against.
     """
     try:
-        if "truth" in {job.rule.name for job in workflow.dag.jobs} and not PLAN.truth_parts:
+        asked = PLACE.names(workflow.dag.jobs)
+        if "truth" in asked and not PLAN.truth_parts:
             raise ConfigError(
                 "truth: nothing says what to train anew; write truth: {subsets: 64} into the configuration"
             )
-        if "estimate" in {job.rule.name for job in workflow.dag.jobs}:
+        if "estimate" in asked:
             estimating.require_files(workflow)
         if not all(job.is_local for job in workflow.dag.needrun_jobs()):
             require_controller(workflow.executor_plugin.name)
-        writers = [job for job in workflow.dag.needrun_jobs() if job.rule.name in ("generate", "generate_base")]
+        ours = PLACE.own(workflow.dag.needrun_jobs())
+        writers = [job for job in ours if PLACE.name(job.rule.name) in ("generate", "generate_base")]
         if writers:
             responding.require(CONFIG, here=workflow.local_exec or all(job.is_local for job in writers))
         # A job that finds all its answers at hand needs no key.
-        if {"generate", "judge"} <= {job.rule.name for job in workflow.dag.needrun_jobs()}:
+        if {"generate", "judge"} <= PLACE.names(ours):
             judges.key(CONFIG.evaluation.llm.key_variable if CONFIG.evaluation.judge == "llm" else None)
     except IcprobeError as error:
         sys.exit(str(error))

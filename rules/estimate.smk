@@ -1,7 +1,7 @@
 # What an experiment is going to cost, before it is begun: `snakemake estimate`.
 
 estimating.keep_arguments(workflow)
-logger.addFilter(estimating.Told(lambda: workflow.dag.needrun_jobs()))
+logger.addFilter(estimating.Told(lambda: PLACE.own(workflow.dag.needrun_jobs())))
 
 
 if PLAN.models_here:
@@ -49,7 +49,7 @@ if PLAN.models_here:
 rule estimate:
     localrule: True
     message:
-        "Estimating what {CONFIG.experiment} takes"
+        f"Estimating what {CONFIG.experiment} takes"
     input:
         rates=expand(paths.RATES, experiment=CONFIG.experiment, model=PLAN.models_here),
         train=paths.TRAIN.format(experiment=CONFIG.experiment),
@@ -58,6 +58,7 @@ rule estimate:
         paths.ESTIMATE.format(experiment=CONFIG.experiment),
     params:
         asked=time.time(),
+        targets=[*map(PLACE.called, CONFIG.estimate.targets)],
         code=fingerprint("estimate/estimate"),
     log:
         paths.log("estimate", CONFIG.experiment),

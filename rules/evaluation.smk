@@ -11,7 +11,7 @@ JUDGED_TABLES = [f"tables/{name}" for name in PLAN.judged_tables]
 rule held_out:
     localrule: True
     message:
-        "{CONFIG.experiment}: held-out gains are in tables/held_out.csv of each model"
+        f"{CONFIG.experiment}: held-out gains are in tables/held_out.csv of each model"
     input:
         [each_model(path) for path in HELD_OUT_TABLES],
 
@@ -83,7 +83,7 @@ if PLAN.held_out:
 rule win_rates:
     localrule: True
     message:
-        "{CONFIG.experiment}: win rates are in tables/win_rates.csv of each model"
+        f"{CONFIG.experiment}: win rates are in tables/win_rates.csv of each model"
     input:
         expand(paths.table("win_rates.csv"), **EACH_MODEL),
 

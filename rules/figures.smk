@@ -80,7 +80,7 @@ if PLAN.sweep:
 rule analysis:
     localrule: True
     message:
-        "{CONFIG.experiment}: all tables and figures of the scores are there"
+        f"{CONFIG.experiment}: all tables and figures of the scores are there"
     input:
         [each_model(path) for path in [*TABLES, *SCORE_TABLES, *figure_files("scores")]],
         sweep_figures(),

@@ -30,7 +30,7 @@ TRAINING = slice_of(
 rule checkpoints:
     localrule: True
     message:
-        "{CONFIG.experiment}: all models are fine-tuned"
+        f"{CONFIG.experiment}: all models are fine-tuned"
     input:
         [of_conditions(paths.CHECKPOINT, model, PLAN.fine_tuned) for model in CONFIG.models],
 
@@ -38,7 +38,7 @@ rule checkpoints:
 rule subsets:
     localrule: True
     message:
-        "{CONFIG.experiment}: all subsets are there"
+        f"{CONFIG.experiment}: all subsets are there"
     input:
         SUBSETS,
         PUBLISHED,

@@ -6,7 +6,7 @@ SOURCE = "[0-9a-f]{12}"
 rule models:
     localrule: True
     message:
-        "{CONFIG.experiment}: all models are there"
+        f"{CONFIG.experiment}: all models are there"
     input:
         [MODELS[model] for model in PLAN.models_here],
 

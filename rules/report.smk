@@ -34,7 +34,7 @@ REPORT_TABLES = [*TABLES, *HELD_OUT_TABLES, *JUDGED_TABLES, *(TRUTH_TABLES if CO
 rule report:
     localrule: True
     message:
-        "Writing the report of {CONFIG.experiment}"
+        f"Writing the report of {CONFIG.experiment}"
     input:
         **REPORT_INPUTS,
         tables=[each_model(path) for path in REPORT_TABLES],
@@ -47,7 +47,7 @@ rule report:
         **REPORT_PARAMS,
         tables=REPORT_TABLES,
         figures=model_figures(),
-        rules=lambda w: provenance.behind("report", workflow.dag),
+        rules=lambda w: provenance.behind("report", workflow.dag, PLACE.name),
         code=fingerprint("report/report"),
     log:
         paths.log("report", CONFIG.experiment),
@@ -65,7 +65,7 @@ rule report:
 use rule report as report_scores with:
     localrule: True
     message:
-        "Writing the report of the scores of {CONFIG.experiment}"
+        f"Writing the report of the scores of {CONFIG.experiment}"
     input:
         **REPORT_INPUTS,
         sweep=[],
@@ -75,7 +75,7 @@ use rule report as report_scores with:
         **REPORT_PARAMS,
         tables=[],
         figures=[],
-        rules=lambda w: provenance.behind("report_scores", workflow.dag),
+        rules=lambda w: provenance.behind("report_scores", workflow.dag, PLACE.name),
         code=fingerprint("report/report"),
     log:
         paths.log("report_scores", CONFIG.experiment),
@@ -89,7 +89,7 @@ if PLAN.truth_parts:
     use rule report as report_truth with:
         localrule: True
         message:
-            "Writing the report of what holds the methods of {CONFIG.experiment} against retraining"
+            f"Writing the report of what holds the methods of {CONFIG.experiment} against retraining"
         input:
             **REPORT_INPUTS,
             tables=[each_model(path) for path in [*TABLES, *TRUTH_TABLES]],
@@ -101,7 +101,7 @@ if PLAN.truth_parts:
             **REPORT_PARAMS,
             tables=[*TABLES, *TRUTH_TABLES],
             figures=figure_files("truth"),
-            rules=lambda w: provenance.behind("report_truth", workflow.dag),
+            rules=lambda w: provenance.behind("report_truth", workflow.dag, PLACE.name),
             code=fingerprint("report/report"),
         log:
             paths.log("report_truth", CONFIG.experiment),
@@ -112,7 +112,7 @@ if PLAN.truth_parts:
 rule scores:
     localrule: True
     message:
-        "{CONFIG.experiment}: every example's scores are in tables/scores.csv of each model, and in scores.html"
+        f"{CONFIG.experiment}: every example's scores are in tables/scores.csv of each model, and in scores.html"
     input:
         [each_model(path) for path in SCORE_TABLES],
         paths.SCORES_REPORT.format(experiment=CONFIG.experiment),

@@ -184,7 +184,7 @@ if CONFIG.selections:
     rule export:
         localrule: True
         message:
-            "{CONFIG.experiment}: the selections as a data set for others"
+            f"{CONFIG.experiment}: the selections as a data set for others"
         input:
             scores=[results(model, "tables/scores.parquet") for model in CONFIG.models],
             subsets=[data_set_file(paths.SUBSET, *of) for of in EXPORTED.values()],

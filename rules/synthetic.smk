@@ -16,7 +16,7 @@ REGRESSOR = ["dimensions", "points", "width", "layers", "heads"]
 rule synthetic:
     localrule: True
     message:
-        "{CONFIG.experiment}: icp and influence against closed forms are in results/{CONFIG.experiment}/synthetic"
+        f"{CONFIG.experiment}: icp and influence against closed forms are in results/{CONFIG.experiment}/synthetic"
     input:
         SYNTHETIC,
 

@@ -11,7 +11,7 @@ TRUTH = [
 rule truth:
     localrule: True
     message:
-        "{CONFIG.experiment}: methods are held against retraining"
+        f"{CONFIG.experiment}: methods are held against retraining"
     input:
         TRUTH,
         paths.TRUTH_REPORT.format(experiment=CONFIG.experiment) if PLAN.truth_parts else [],

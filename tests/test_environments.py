@@ -3,11 +3,14 @@
 import hashlib
 import os
 import re
+import subprocess
 import sys
 
 import dag
 import pytest
 import yaml
+
+import icprobe
 
 # What Snakemake asks of conda. Environments are Python's own; what is installed into them is installed by pip.
 CONDA = """#!/bin/sh -e
@@ -66,7 +69,7 @@ def test_make_install_the_conda_environment_and_the_image_install_the_same_way()
     script = "envs/icprobe.post-deploy.sh"
     lines = (dag.ROOT / script).read_text(encoding="utf-8").splitlines()
     assert lines[0] == "#!/bin/sh -e"
-    assert [line.split("constraints.txt ")[1] for line in lines if not line.startswith("#")] == [
+    assert [line.split("constraints.txt ")[1] for line in lines if "--constraint" in line] == [
         "torch==2.13.0",
         "--editable '.[slurm]'",
     ]
@@ -75,6 +78,19 @@ def test_make_install_the_conda_environment_and_the_image_install_the_same_way()
     image = (dag.ROOT / "Containerfile").read_text(encoding="utf-8")
     copied = re.findall(r"^COPY (.*) \S+$", image, re.MULTILINE)
     assert all((dag.ROOT / name).exists() for names in copied for name in names.split())
+
+
+def test_the_environment_of_a_deployed_workflow_has_the_release(tmp_path):
+    python = tmp_path / "bin/python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "theirs"\n')
+    script = ["sh", "-e", dag.ROOT / "envs/icprobe.post-deploy.sh"]
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    for folder, last in ((tmp_path, f"icprobe[slurm]=={icprobe.__version__}"), (dag.ROOT, "--editable .[slurm]")):
+        said = subprocess.run(script, cwd=folder, env={"PATH": path}, capture_output=True, text=True, check=True)
+        assert said.stdout.splitlines()[-1].endswith(last)
 
 
 @pytest.mark.slow

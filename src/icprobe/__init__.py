@@ -4,7 +4,7 @@ From Python, without Snakemake: `value`, `correlate`, `select`, `export` and `lo
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["correlate", "export", "load", "select", "value"]
@@ -19,10 +19,16 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+if TYPE_CHECKING:
+    from icprobe.notebook.results import load
+    from icprobe.notebook.scores import correlate, export, select
+    from icprobe.notebook.valuing import value
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

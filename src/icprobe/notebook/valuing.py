@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import pandas as pd
 import torch
@@ -39,6 +39,25 @@ from icprobe.workflow.plan import Plan
 Rows = pd.DataFrame | Iterable[Mapping[str, Any]] | str | PathLike | Mapping[str, Any]
 
 
+@overload
+def value(
+    train: Rows,
+    tasks: Rows,
+    *,
+    model: Any,
+    methods: Sequence[str] = ...,
+    tokenizer: Any = ...,
+    templates: Mapping[str, str] | None = ...,
+    data: Mapping[str, Any] | None = ...,
+    finetune: Mapping[str, Any] | None = ...,
+    seed: int = ...,
+    matrices: Literal[False] = ...,
+    **attribution: Any,
+) -> pd.DataFrame: ...
+@overload
+def value(
+    train: Rows, tasks: Rows, *, model: Any, matrices: Literal[True], **settings: Any
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]: ...
 @arguments_named("attribution")
 def value(
     train: Rows,

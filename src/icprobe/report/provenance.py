@@ -1,7 +1,7 @@
 """How the results were made: the rules that ran, what each makes and needs, and how long it took."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,8 +81,10 @@ HOW = {
 }
 
 
-def behind(target: str, dag: Any) -> dict[str, dict[str, Any]]:
+def behind(target: str, dag: Any, name: Callable[[str], str] = str) -> dict[str, dict[str, Any]]:
     """Each rule that the job of `target` rests on, in the rules' order: what it needs, says, makes, its jobs' logs.
+
+    name: of one of the workflow's rules, what our files call it.
 
     dag: Snakemake's. The files of earlier jobs lie beside these, of bins and shards that are no more: it alone knows
     which count. The target is still to run: what lies beside its log is of the one before.
@@ -90,7 +92,7 @@ def behind(target: str, dag: Any) -> dict[str, dict[str, Any]]:
     from snakemake.io import strip_wildcard_constraints  # not above: the report's job needs no Snakemake
 
     found: dict[str, dict[str, Any]] = {}
-    left = [job for job in dag.jobs if job.rule.name == target]
+    left = [job for job in dag.jobs if name(job.rule.name) == target]
     seen = set(left)
     while left:
         job = left.pop()
@@ -99,11 +101,12 @@ def behind(target: str, dag: Any) -> dict[str, dict[str, Any]]:
         seen |= needed
         makes = strip_wildcard_constraints(str(next(iter(job.rule.output), "")))
         facts = {"needs": set(), "message": str(job.rule.message or ""), "makes": makes, "logs": set()}
-        facts = found.setdefault(job.rule.name, facts)
-        facts["needs"] |= {other.rule.name for other in needed}
-        facts["logs"] |= set(map(str, job.log)) if job.rule.name != target else set()
+        rule = name(job.rule.name)
+        facts = found.setdefault(rule, facts)
+        facts["needs"] |= {name(other.rule.name) for other in needed}
+        facts["logs"] |= set(map(str, job.log)) if rule != target else set()
     # In a fixed order: it is a param, and the picture.
-    order = [rule.name for rule in dag.workflow.rules if rule.name in found]
+    order = [rule for rule in map(name, (rule.name for rule in dag.workflow.rules)) if rule in found]
     return {name: {**found[name], **{key: sorted(found[name][key]) for key in ("needs", "logs")}} for name in order}
 
 

@@ -30,6 +30,11 @@ def check_files(plan: Plan) -> None:
         **{f"attribution.external.{method}.path": scores.files for method, scores in plan.external.items()},
         **{f"evaluation.annotations.{name}.path": note.files for name, note in plan.annotations.items()},
         "templates.chat_template": [*filter(None, [plan.config.templates.chat_template])],
+        **{
+            f"model_sources.{model}.corpus": plan.model_files(model)
+            for model in plan.models_here
+            if plan.config.model_sources[model].source == "random"
+        },
     }.items():
         for file in files:
             if not os.path.isfile(file):

@@ -125,15 +125,16 @@ def require_files(workflow: Any) -> None:
 class Told:
     """A filter of Snakemake's log that in the dry run writes its jobs to the file that was asked for; all records pass.
 
-    jobs: those that would run, asked for when Snakemake has planned.
+    jobs: those that would run, asked for when Snakemake has planned; it says so again at its end, when none is left.
     """
 
     def __init__(self, jobs: Callable[[], Iterable[Any]]) -> None:
-        self._jobs = jobs
+        self._jobs, self._told = jobs, False
 
     def __call__(self, record: LogRecord) -> bool:
         """Always true."""
-        if getattr(record, "event", None) == LogEvent.RUN_INFO and asked():
+        if getattr(record, "event", None) == LogEvent.RUN_INFO and asked() and not self._told:
+            self._told = True
             told = [_job(job) for job in self._jobs() if job.output]
             artifacts.write_json(os.environ[VARIABLE], told)
         return True

@@ -11,7 +11,7 @@ from icprobe.workflow.measured import Measured
 
 with job(snakemake) as run:
     config = load(snakemake.config, METHODS)
-    jobs = estimating.planned(config.estimate.targets)
+    jobs = estimating.planned(snakemake.params.targets)
     table = estimating.table(jobs, Measured.of(config), config.estimate.prices)
     artifacts.write_csv(snakemake.output[0], table)
     logging.info("%d jobs; %.3g hours", len(jobs), table["hours"].iloc[-1] if len(table) else 0.0)
