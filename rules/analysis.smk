@@ -162,6 +162,7 @@ rule tell_labels:
         domains=PLAN.domains,
         labels=CONFIG.data.labels,
         good=PLAN.sound_labels,
+        baselines=PLAN.baselines,
         settings=slice_of(CONFIG.analysis, "resamples", "analytic_above"),
         seed=CONFIG.seed,
         code=fingerprint("analysis/tell_labels"),

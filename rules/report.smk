@@ -20,6 +20,7 @@ REPORT_PARAMS = dict(
     examples=CONFIG.report.examples,
     colors=CONFIG.figures.colors,
     asked={method: [METHODS[method].asks, score_unit(method)] for method in CONFIG.attribution.methods},
+    baselines=PLAN.baselines,
     objective=PLAN.objective,
     **slice_of(CONFIG.data, "deduplicate"),
     selections=in_words(CONFIG.selections),

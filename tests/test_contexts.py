@@ -3,18 +3,22 @@
 import copy
 from dataclasses import replace
 
+import dag
 import naive
 import numpy as np
 import pandas as pd
 import pytest
 from matrices import ARCHITECTURES, assert_close, matrices
 
-from icprobe.attribution import icp, icp_k_shot, icp_reverse, shards
+from icprobe.attribution import METHODS, icp, icp_k_shot, icp_reverse, methods_of, shards
 from icprobe.attribution.contexts import Draws, check, task_groups
 from icprobe.attribution.one_shots import OneShots
+from icprobe.config import load
 from icprobe.engine.batching import batches
-from icprobe.errors import DataError
+from icprobe.errors import ConfigError, DataError
 from icprobe.texts.readers import Reader
+from icprobe.workflow import checks
+from icprobe.workflow.plan import Plan
 
 K_SHOT = {"k": 3, "draws": 2}
 
@@ -267,3 +271,33 @@ def test_both_are_valued_from_python_and_refused_before_any_pass(tiny_model, tok
     assert kept["icp_k_shot"].shape == (7, 4)
     with pytest.raises(DataError, match="8 examples in a context"):
         icprobe.value(train, tasks, methods=methods, **{**how, "icp_k_shot": {"k": 8}})
+
+
+# --- when planning ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"k": 109}, r"icp_k_shot\.k: 109 examples in contexts where there are 108; take at most 108"),
+        ({"k": 6, "sample": 5}, r"icp_k_shot\.k: 6 examples in contexts where there are 5"),
+        ({"tasks": 13}, r"icp_reverse\.tasks: 13 tasks in contexts where there are 12; take at most 12"),
+        ({"tasks": 4, "select": "first:3"}, r"icp_reverse\.tasks: 4 tasks in contexts where there are 3"),
+        ({"k": 108, "tasks": 12}, None),
+        ({"k": 5, "sample": 5, "tasks": 3, "select": "first:3"}, None),
+    ],
+)
+def test_contexts_of_more_rows_than_there_are_are_refused_as_far_as_files_tell(sections, said):
+    raw = dag.configuration("config.yaml").model_dump(mode="json", exclude_unset=True)
+    raw["attribution"]["methods"] += ["icp_k_shot", "icp_reverse"]
+    raw["attribution"]["icp_k_shot"] = {"k": sections.get("k", 2)}
+    raw["attribution"]["icp_reverse"] = {"tasks": sections.get("tasks", "all")}
+    raw["data"]["train"] |= {"sample": {"n": sections["sample"]}} if "sample" in sections else {}
+    raw["data"]["tasks"] |= {"select": sections.get("select", "all")}
+    config = load(raw, METHODS)
+    plan = Plan(config, methods_of(config))
+    if said is None:
+        checks.check_contexts(plan)
+    else:
+        with pytest.raises(ConfigError, match=f"config: attribution\\.{said}"):
+            checks.check_contexts(plan)

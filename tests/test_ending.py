@@ -206,7 +206,7 @@ def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
 DIFFERENCES = ["set", "bin", "method_a", "method_b", "n", "difference", "low", "high", "p_value", "p_value_holm"]
 
 
-def advised(folder, gains, differences=(), data_sets=None, **tables):
+def advised(folder, gains, differences=(), data_sets=None, baselines=("length", "random"), **tables):
     """The last words of an experiment of these held-out gains {(method, bin): gain of both sets}."""
     rows = [
         (method, bin_, name, "overall", "all", 24, 3.2, 3.2 + gain, gain, gain - 0.05, gain + 0.05)
@@ -218,7 +218,8 @@ def advised(folder, gains, differences=(), data_sets=None, **tables):
     (folder / "results/mine/m/tables/scores.csv").touch()
     for name, table in tables.items():
         table.assign(model="m", domain="all").to_csv(folder / f"results/mine/m/tables/{name}.csv", index=False)
-    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, data_sets=data_sets or {})
+    given = {"data_sets": data_sets or {}, "baselines": baselines}
+    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, **given)
     return " ".join(said.split())
 
 
@@ -235,6 +236,15 @@ def test_the_data_set_of_the_largest_gain_is_advised_with_its_difference_to_chan
     assert (told in said) == (p_value < 0.05)
     assert ("Which method predicts training best is not told here" in said) == (p_value > 0.05)
     assert "all data gain" not in advised(finished, GAINS | {("all", "all"): 0.1}, [row])
+
+
+def test_external_scores_that_are_called_random_are_a_method_as_others(finished):
+    row = (">0.8", "random", "influence", 24, -0.05, -0.08, -0.02, 0.01, 0.01)
+    said = advised(finished, GAINS, [row], baselines=["length"])
+    assert "more than random (" not in said
+    assert "with no random data set of its size to compare" in said
+    said = advised(finished, GAINS | {("random", ">0.8"): 0.5}, [row], baselines=["length"])
+    assert "Take random >0.8: it gains 0.5000" in said
 
 
 def test_a_selection_is_held_against_its_own_baseline_and_a_baseline_is_never_advised(finished):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import dag
@@ -12,6 +13,7 @@ from icprobe import artifacts, config, paths
 from icprobe.analysis import frontier
 from icprobe.attribution import METHODS
 from icprobe.config.estimate import Prices
+from icprobe.config.sections import IcpReverse
 from icprobe.errors import ConfigError
 from icprobe.workflow import estimating
 from icprobe.workflow.measured import Measured
@@ -201,6 +203,45 @@ def test_products_are_timed_as_the_methods_form_them(project, monkeypatch):
         assert math.isfinite(rate)
         assert rate > 0
         assert called == taken
+
+
+def test_a_dry_run_counts_a_training_on_its_bin_or_selection():
+    raw = dag.configuration("config.yaml").model_dump(mode="json", exclude_unset=True)
+    picks = {"few": {"method": "influence", "top": 9}, "words": {"method": "influence", "tokens": 550}}
+    found = Sizes.of(config.load(raw | {"selections": picks, "bins": ["top 10%", "bottom 7", ">0.8"]}, METHODS))
+    n = found.examples
+    held = [found.subset("smollm2-135m-instruct", "influence", bin) for bin in ("top-10pct", "bottom-7", "gt-0.80")]
+    assert held == pytest.approx([round(n / 10), 7, 0.2 * int(n)])
+    held = [
+        found.subset("smollm2-135m-instruct", *of)
+        for of in (("few", "selected"), ("words", "selected"), ("all", "all"))
+    ]
+    assert held == pytest.approx([9, 10, n])
+
+
+def test_icp_reverse_is_counted_by_its_contexts(project, monkeypatch):
+    found = measured(project, monkeypatch)
+
+    def read(wanted="all", limit=None):
+        settings = found.config.attribution.model_copy(update={"icp_reverse": IcpReverse(tasks=wanted)})
+        told = artifacts.read_manifest(dag.MODEL) | {"max_positions": limit}
+        monkeypatch.setattr(artifacts, "read_manifest", lambda path: told)
+        of = replace(found, config=found.config.model_copy(update={"attribution": settings}))
+        return of.attribute("tiny-llama", "icp_reverse", "1-of-1").seconds
+
+    tokens, size = found.shard("tiny-llama", "1-of-1")[1], found.parameters("tiny-llama")
+    of_tasks = 20.0 * found.tasks  # of 50 tokens an example, and the longest of four times that
+    for keys, contexts, share in (
+        ({}, 1, 1.0),
+        ({"limit": 200 + of_tasks}, 1, 1.0),
+        ({"limit": 200 + of_tasks / 2}, 2, 1.0),
+        ({"wanted": 1, "limit": 200 + of_tasks / 2}, 1, 1 / found.tasks),
+        ({"limit": 10}, found.tasks, 1.0),
+    ):
+        assert read(**keys) == pytest.approx(2 * size * ((1 + contexts) * tokens + share * of_tasks) / 1e6), keys
+    checked = paths.CONTEXTS_CHECKED.format(experiment="tiny", model="tiny-llama", method="icp_reverse")
+    artifacts.write_json(checked, {"contexts": 3, "tokens": 1})
+    assert read() == pytest.approx(2 * size * (4 * tokens + of_tasks) / 1e6), "as it has counted them"
 
 
 # --- the configuration ------------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from icprobe.analysis.labels import beside_length
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
 from icprobe.errors import ConfigError
+from icprobe.workflow.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,3 +135,18 @@ def test_the_analysis_runs_without_a_model_and_without_texts(tmp_path):
     assert planned.jobs["plot_scores"] == 1
     assert not planned.jobs.keys() & {"prepare_model", "prepare_train", "select_tasks", "chain", "plot_sweep"}
     assert not {"figures/lengths.svg", "figures/chain.svg"} & {*re.findall(r"figures/\w+\.svg", planned.output)}
+
+
+def test_external_scores_that_are_called_length_or_random_are_no_baselines():
+    methods = ["icp", "influence", "length", "random"]
+
+    def baselines(**external):
+        config = configuration(attribution={"external": external, "methods": methods})
+        return Plan(config, methods_of(config)).baselines
+
+    assert baselines() == ["length", "random"]
+    assert baselines(length=GIVEN) == ["random"]
+    assert baselines(random=GIVEN, icp=GIVEN) == ["length"]
+    scores = {"length": pd.Series([0.5, 0.1]), "icp": pd.Series([1.0, 0.0])}
+    assert [*beside_length(scores, pd.Series([3, 4]), ["length"])] == ["length", "icp"]
+    assert [*beside_length(scores, pd.Series([3, 4]), [])] == ["length", "icp", "response tokens"]

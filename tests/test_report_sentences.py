@@ -75,6 +75,18 @@ def test_methods_that_tell_examples_apart_no_better_than_length_are_named():
         )
 
 
+def test_scores_that_are_called_length_are_not_told_as_the_length_of_the_response():
+    given = {"length": (0.9, 0.8, 1.0), "icp": (0.7, 0.6, 0.8)}
+    alone = " ".join(sentences.labels("planted", "sound", aucs(**given), baselines=["random"]))
+    assert "length (0.90 [0.80, 1.00]) and icp" in alone
+    assert "length of the response" not in alone
+    beside = aucs(**given, **{"response tokens": (0.95, 0.9, 1.0)})
+    assert sentences.labels("planted", "sound", beside, baselines=[])[-1].startswith(
+        "The length of the response alone (number of response tokens) tells them apart, too, and it is not shown that "
+        "length and icp do better"
+    )
+
+
 def test_few_prompts_are_said_to_decide_nothing():
     judged = win_rates(icp=(">0.8", 55, 40, 70), random=(">0.8", 45, 30, 60), all=("all", 60, 55, 65))
     said = " ".join(sentences.against_base(judged, 24))

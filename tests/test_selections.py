@@ -85,7 +85,7 @@ def test_a_task_that_has_evaluated_nothing_more_passes():
     table = pd.DataFrame({"id": list("abcd"), "score": 0.0})
     chosen = selecting.select("mine", rule(top=4, per_task="round_robin"), table, effects=effects.T)
     assert chosen.tolist() == [0, 1, 2, 3]
-    with pytest.raises(ScoreError, match=r"selections.mine: it asks for 3 examples, but there are only 1 that"):
+    with pytest.raises(ScoreError, match=r"selections.mine: it asks for 3 examples, but there are only 1 with"):
         selecting.select("mine", rule(top=3, per_task="round_robin"), table, effects=effects.T[1:])
 
 
@@ -156,11 +156,14 @@ def test_what_is_chosen_depends_on_the_rows_and_not_on_their_order(keys):
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"top": 37}, "it asks for 37 examples, but there are only 36 that are evaluated"),
+        ({"top": 37}, "it asks for 37 examples, but there are only 36 with a score. Take fewer, or a share of them."),
         ({"top": "100%", "match": "length"}, "it asks for 40 examples, but there are only 36"),
-        ({"tokens": 1e6}, "it asks for 1,000,000 tokens, but there are only"),
-        ({"tokens": 1e6, "per_task": "round_robin"}, "it asks for 1,000,000 tokens, but there are only"),
-        ({"tokens": 1e6, "match": "length"}, "tokens of length stratum 1, but there are only"),
+        ({"tokens": 1e6}, "it asks for 1,000,000 tokens, but the examples with a score have only"),
+        (
+            {"tokens": 1e6, "per_task": "round_robin"},
+            "it asks for 1,000,000 tokens, but the examples with",
+        ),
+        ({"tokens": 1e6, "match": "length"}, "tokens of length stratum 1, but the examples with a score have only"),
         (
             {"top": 30, "quota": {"column": "domain", "shares": {"code": 0.9}}},
             "it asks for 27 examples in which domain",
@@ -176,8 +179,27 @@ def test_fewer_examples_than_asked_for_are_one_clear_sentence(keys, said):
 
 def test_a_budget_below_the_first_response_is_refused():
     table = pd.DataFrame({"id": ["a", "b"], "score": [1.0, 0.0]})
-    with pytest.raises(ScoreError, match="the first example alone has more than 3 tokens"):
+    with pytest.raises(ScoreError, match=r"the first example has 4 tokens, and 3 tokens may be taken\. Take more"):
         selecting.select("mine", rule(tokens=3), table, np.array([4, 1]))
+    quota = {"column": "domain", "shares": {"law": 0.2}}
+    with pytest.raises(
+        ScoreError, match="first example in which domain is law has 1 token, and less than one token may"
+    ):
+        selecting.select("mine", rule(tokens=4, quota=quota), table, np.array([4, 1]), ["code", "law"])
+
+
+@pytest.mark.parametrize("keys", [{"top": 10}, {"tokens": 100}], ids=str)
+def test_examples_of_which_none_has_a_score_are_said_to_have_none(keys):
+    case = Case(0)
+    case.table.loc[case.values == "code", "score"] = np.nan
+    with pytest.raises(ScoreError, match=r"in which domain is code, but no such example has a score\. Take none of"):
+        case.select(**keys, quota={"column": "domain", "shares": {"code": 0.5}})
+
+
+def test_shares_of_all_values_must_sum_to_one():
+    quota = {"column": "domain", "shares": {"a": 0.3, "b": 0.5}}
+    with pytest.raises(DataError, match=r"no example has another value in the column 'domain'.* sum to 0\.8\. "):
+        selecting.check("mine", rule(top=2, quota=quota), list("xyz"), None, list("aba"))
 
 
 def test_a_value_that_no_example_has_is_refused():
@@ -324,3 +346,15 @@ def test_what_was_asked_for_is_said_in_words():
         "few": "the best by icp, up to 2,000,000 tokens, domain: 30% code, 25% maths",
         "even": "the best 20 by icp, as much from each tenth of the response lengths",
     }
+
+
+def test_a_quota_of_a_value_that_a_small_file_lacks_is_refused_when_planning():
+    def planned(share):
+        asked = {"a": {"method": "icp", "top": 3, "quota": {"column": "planted", "shares": {share: 0.5}}}}
+        loaded = config(asked)
+        check_selections(Plan(loaded, methods_of(loaded)))
+
+    planned("sound")
+    said = r"selections\.a\.quota\.shares: no row of data\.train has 'sond'; the column 'planted' holds .*\"sound\""
+    with pytest.raises(ConfigError, match=said):
+        planned("sond")

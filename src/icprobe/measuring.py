@@ -35,15 +35,15 @@ from icprobe.evaluation.generation import generate
 from icprobe.evaluation.outcomes import held_out_answers, log_likelihoods, network_of
 from icprobe.tables.checking import records
 from icprobe.texts.chat import Chat
-from icprobe.texts.prompts import Prompts
+from icprobe.texts.prompts import Encoded, Prompts
 from icprobe.texts.tokenizing import load_tokenizer
 from icprobe.training.fine_tune import log_cut, tokenize, trainer_of
 from icprobe.workflow.work import SPEED, decoding_bytes, training_operations
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 1.0  # that one kind of work is timed for, about, on a machine as fast as is supposed
-LEAST_TOKENS = 64
+SECONDS = 0.5  # that one kind of work is timed for, about, on a machine as fast as is supposed
+LEAST_TOKENS = 64  # of what is timed, and of what is done before it
 OBJECTIVE = ("train_loss", "reduction", "task_likelihood", "parameters")
 TIMED_BATCHES = 2  # of a training, after one that is not timed
 TOKENS_GENERATED = 16
@@ -142,9 +142,9 @@ def _that_fit(tokens: Sequence[int], room: float) -> tuple[list[int], int]:
     return chosen, used
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    """Seconds that some work takes, once it has been done before; what a GPU does is waited for."""
-    work()
+def _seconds(work: Callable[[], Any], before: Callable[[], Any]) -> float:
+    """Seconds that some work takes, once a little like it has been done before; what a GPU does is waited for."""
+    before()
     times, until = [], time.monotonic() + SECONDS
     while not times or (time.monotonic() < until and len(times) < 10):
         times.append(_once(work))
@@ -166,9 +166,9 @@ def _read(sample: Sample) -> dict[str, float]:
     """Passes forward, as icp has them: one example and tasks behind it."""
     settings, rows = sample.settings["attribution"], sample.batch(0)
     inputs, task_tokens = sample.inputs(settings["dtype"])
-    probe = icp.Probe(inputs, settings["batch_tokens"])
+    few, probe = (icp.Probe(i, settings["batch_tokens"]) for i in (sample.inputs(settings["dtype"], 0)[0], inputs))
     counted = sample.operations("icp", "read", rows, len(inputs.tasks), task_tokens)
-    return {"read": counted / _seconds(lambda: probe.effects(rows, "timed"))}
+    return {"read": counted / _seconds(lambda: probe.effects(rows, "timed"), lambda: few.effects(rows, "timed"))}
 
 
 def _gradients(sample: Sample) -> dict[str, float]:
@@ -179,7 +179,11 @@ def _gradients(sample: Sample) -> dict[str, float]:
     documents = encode_documents(inputs, [rows], sample.objective)
     batch, network = [documents[row] for row in rows], Network(inputs.model, inputs.capabilities)
     layers = layers_of(network, sample.objective.parameters)
-    took = _seconds(lambda: GradientCache(network, layers, [batch], dense=False))
+
+    def gradients(batch: list[Encoded]) -> GradientCache:
+        return GradientCache(network, layers, [batch], dense=False)
+
+    took = _seconds(lambda: gradients(batch), lambda: gradients(batch[:1]))
     return {"gradients": sample.operations("influence", "gradients", rows, 0, 0.0) / took}
 
 
@@ -231,7 +235,7 @@ def _factors(
 
 def _steps(sample: Sample) -> dict[str, float]:
     """Steps of one_step: each example's gradient, and the tasks read with its update in the way."""
-    settings, rows = sample.settings["attribution"], sample.batch(2 * sample.tokens.mean())
+    settings, rows = sample.settings["attribution"], sample.batch(0)
     inputs, task_tokens = sample.inputs("float32")
     batches = [np.array([row]) for row in rows]
 
@@ -258,7 +262,8 @@ def _ask(sample: Sample) -> dict[str, float]:
     )
     places, used = _that_fit([len(answer.encoded.ids) for answer in answers], sample.room(model.device.type))
     chosen = [answers[place] for place in places]
-    return {"ask": 2 * sample.parameters * used / _seconds(lambda: log_likelihoods(network, chosen))}
+    took = _seconds(lambda: log_likelihoods(network, chosen), lambda: log_likelihoods(network, chosen[:1]))
+    return {"ask": 2 * sample.parameters * used / took}
 
 
 def _decode(sample: Sample) -> dict[str, float]:

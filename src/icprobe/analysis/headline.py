@@ -17,6 +17,7 @@ PAIR = ("icp", "influence")
 # What a subset of examples is worth by the number of its tokens: stands for a method in lds.csv and leave_one_out.csv.
 # In label_aucs.csv the second stands beside the methods, where `length` is none of them.
 RIVALS = DOCUMENT_TOKENS, RESPONSE_TOKENS = "document tokens", "response tokens"
+BASELINES = ("length", "random")  # methods that cost nothing, as long as no external scores are called so
 TAIL_PATCH_K = "10"  # the k of the tail patch that speaks for a method
 # Statistic of the pair -> its name as a number of the headline.
 AGREEMENT = {"spearman": "spearman", "spearman_partial_length": "spearman_given_length"}

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from icprobe.analysis.headline import RESPONSE_TOKENS
+from icprobe.analysis.headline import BASELINES, RESPONSE_TOKENS
 
 LABEL_COLUMNS = ["label", "value", "method", "auc", "low", "high", "n_positive", "n_negative"]
 DIFFERENCE_COLUMNS = ["label", "method_a", "method_b", "n_positive", "n_negative", "difference", "low", "high"]
@@ -73,12 +73,16 @@ def _by_formula(value: float, n_positive: int, n_negative: int) -> tuple[float, 
     return float(low), float(high)
 
 
-def beside_length(scores: Mapping[str, pd.Series], n_target: pd.Series | None) -> dict[str, pd.Series]:
+def beside_length(
+    scores: Mapping[str, pd.Series], n_target: pd.Series | None, baselines: Sequence[str] = BASELINES
+) -> dict[str, pd.Series]:
     """The scores, and beside them, where `length` is no method, the number of response tokens: what length alone does.
 
-    n_target: [N] indexed by id, as the scores are; None where it is not known.
+    n_target: [N] indexed by id, as the scores are; None where it is not known. baselines: those of the methods that
+    are `length` and `random`, and not somebody's scores that are called so.
     """
-    return {**scores} if n_target is None or "length" in scores else {**scores, RESPONSE_TOKENS: n_target}
+    known = n_target is None or ("length" in scores and "length" in baselines)
+    return {**scores} if known else {**scores, RESPONSE_TOKENS: n_target}
 
 
 def label_aucs(

@@ -20,7 +20,7 @@ import pandas as pd
 from icprobe.analysis.binning import Ranking, size_of
 from icprobe.analysis.diversity import marginal, relevance
 from icprobe.artifacts import digest
-from icprobe.errors import DataError, ScoreError, shown
+from icprobe.errors import DataError, ScoreError, several, shown
 from icprobe.tables.parquet import column_names, read_parquet
 
 LENGTH_PARTS = 10  # strata of response length that `match` takes the same share from
@@ -57,19 +57,25 @@ class _Amount:
     def check(self, chosen: np.ndarray, there: np.ndarray, where: str = "") -> np.ndarray:
         """The chosen. Raises ScoreError where `there`, all that could be chosen, is less than is asked for."""
         if self.k is not None and len(chosen) < self.k:
-            self._refuse(f"{self.k:,} examples{where}", f"{len(there):,} that are evaluated")
+            self._refuse(several(self.k, "example") + where, f"there are only {len(there):,} with a score", there)
         if self.k is None and len(chosen) == len(there) and self.lengths[there].sum() < self.tokens:
-            self._refuse(
-                f"{self.tokens:,.0f} tokens{where}", f"{int(self.lengths[there].sum()):,} in evaluated examples"
-            )
+            total = int(self.lengths[there].sum())
+            self._refuse(self._tokens + where, f"the examples with a score have only {total:,}", there)
         if self.k is None and not len(chosen):
             raise ScoreError(
-                f"{self.of}: the first example{where} alone has more than {self.tokens:,.0f} tokens. Take more tokens."
+                f"{self.of}: the first example{where} has {several(int(self.lengths[there[0]]), 'token')}, and "
+                f"{self._tokens} may be taken. Take more tokens."
             )
         return chosen
 
-    def _refuse(self, asked: str, there: str) -> None:
-        raise ScoreError(f"{self.of}: it asks for {asked}, but there are only {there}. Take fewer, or a share of them.")
+    @property
+    def _tokens(self) -> str:
+        return several(int(self.tokens), "token") if self.tokens >= 1 else "less than one token"
+
+    def _refuse(self, asked: str, but: str, there: np.ndarray) -> None:
+        if not len(there):
+            raise ScoreError(f"{self.of}: it asks for {asked}, but no such example has a score. Take none of them.")
+        raise ScoreError(f"{self.of}: it asks for {asked}, but {but}. Take fewer, or a share of them.")
 
 
 def select(
@@ -178,6 +184,11 @@ def _by_value(
             raise DataError(f"{of}.quota: no example has the value {shown(value)} in the column {shown(column)}.")
     weights = [Fraction(str(share)) for share in shares.values()]
     weights.append(max(1 - sum(weights), Fraction(0)))
+    if weights[-1] and not (strata == len(place)).any():
+        raise DataError(
+            f"{of}.quota: no example has another value in the column {shown(column)} than those that have shares, and "
+            f"these sum to {float(1 - weights[-1]):g}. Make them sum to 1."
+        )
     told = [f" in which {column} is {value}" for value in shares]
     return strata, amount, weights, [*told, f" in which {column} is something else"]
 

@@ -1,6 +1,6 @@
 """What to do with what was found: which method to trust, and which data set to train on, as far as anything tells."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,18 @@ from icprobe.formatting import bin_name, bound, fixed, parse_bin
 from icprobe.paths import SELECTED
 from icprobe.report.wording import listed
 
-BASELINES = ("random", "length", "all")
 ANSWERS = {"eval": "eval prompts", "tasks": "tasks"}  # those first whose answers no method has seen
 Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; None where there is none
 
 
-def advice(read: Read, subsets: Path, data_sets: Mapping[str, Chosen]) -> tuple[list[str], Path | None]:
+def advice(
+    read: Read, subsets: Path, data_sets: Mapping[str, Chosen], baselines: Collection[str] = headline.BASELINES
+) -> tuple[list[str], Path | None]:
     """Sentences on one model, which method predicts training best and which data set to take; and that one's file.
 
     read: gives a table by its name. subsets: the model's folder of these. data_sets: what selections make, by the names
-    that stand for methods. Where the LDS tells of the method, it is said beside it, and not here.
+    that stand for methods. baselines: the methods that are `length` and `random`, and not external scores that are
+    called so. Where the LDS tells of the method, it is said beside it, and not here.
     """
     lds, found = read("lds.csv"), read("held_out.csv")
     trained = pd.DataFrame() if found is None else headline.overall(found)
@@ -33,32 +35,32 @@ def advice(read: Read, subsets: Path, data_sets: Mapping[str, Chosen]) -> tuple[
         return [f"Nothing here tells {what}which data set to train on: that takes trainings ({how})."], None
     name = next(name for name in ANSWERS if name in set(trained["set"]))
     rows, compared = trained[trained["set"] == name], _compared(read("held_out_differences.csv"), name)
-    best = _best(rows, data_sets)
-    sentences = [] if told else [_method(compared)]
+    best = _best(rows, data_sets, baselines)
+    sentences = [] if told else [_method(compared, baselines)]
     if best is None:
         return [*sentences, "Which data set to take is not told: no model was trained on the best of a method."], None
     file = subsets / best.method / f"{best.bin if best.bin == SELECTED else bin_name(best.bin)}.jsonl"
-    return [*sentences, _data_set(best, rows, compared, ANSWERS[name], data_sets)], file
+    return [*sentences, _data_set(best, rows, compared, ANSWERS[name], data_sets, baselines)], file
 
 
-def _best(rows: pd.DataFrame, data_sets: Mapping[str, Chosen]) -> Any | None:
+def _best(rows: pd.DataFrame, data_sets: Mapping[str, Chosen], baselines: Collection[str]) -> Any | None:
     """The row of the largest gain among data sets that somebody's scores chose as good."""
 
     def chosen(row: Any) -> bool:
         if row.bin == SELECTED:
             return row.method in data_sets and not data_sets[row.method].baseline
-        return row.method not in BASELINES and row.bin != "all" and parse_bin(row.bin).is_best
+        return row.method not in (*baselines, headline.ALL) and row.bin != "all" and parse_bin(row.bin).is_best
 
     found = [row for row in rows.itertuples() if chosen(row)]
     return max(found, key=lambda row: row.gain, default=None)
 
 
-def _method(compared: Sequence[Any]) -> str:
+def _method(compared: Sequence[Any], baselines: Collection[str]) -> str:
     """Which method's best examples train better than chance's, by the held-out comparison."""
     ahead: dict[str, Any] = {}
     for row in compared:
-        chosen = row.bin != SELECTED and parse_bin(row.bin).is_best and row.method_a not in BASELINES
-        if chosen and row.method_b == "random" and _better(row):
+        chosen = row.bin != SELECTED and parse_bin(row.bin).is_best and row.method_a not in baselines
+        if chosen and row.method_b == "random" and "random" in baselines and _better(row):
             ahead[row.method_a] = max(ahead.get(row.method_a, row), row, key=lambda one: one.difference)
     if not ahead:
         return (
@@ -76,11 +78,16 @@ def _method(compared: Sequence[Any]) -> str:
 
 
 def _data_set(
-    best: Any, rows: pd.DataFrame, compared: Sequence[Any], answers: str, data_sets: Mapping[str, Chosen]
+    best: Any,
+    rows: pd.DataFrame,
+    compared: Sequence[Any],
+    answers: str,
+    data_sets: Mapping[str, Chosen],
+    baselines: Collection[str],
 ) -> str:
     """Which data set to take, and how it does against its baseline and all data."""
-    baselines = [other for other, of in data_sets.items() if of.selection == best.method and of.baseline]
-    random = baselines if best.bin == SELECTED else ["random"]
+    drawn = [other for other, of in data_sets.items() if of.selection == best.method and of.baseline]
+    random = drawn if best.bin == SELECTED else {"random"} & {*baselines}
     against = [r for r in compared if (r.method_a, r.bin) == (best.method, best.bin) and r.method_b in random]
     name = best.method if best.bin == SELECTED else f"{best.method} {best.bin}"
     gain = f"gains {fixed(best.gain, 4)} nats per token on the answers of {best.n} {answers}"

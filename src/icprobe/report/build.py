@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from icprobe.analysis.headline import BASELINES
 from icprobe.analysis.labels import is_continuous, kinds
 from icprobe.artifacts import write_text
 from icprobe.errors import DataError, several
@@ -48,6 +49,7 @@ def build(
     objective: Sequence[str] = (),
     selections: Mapping[str, str] | None = None,
     duplicates: str = "",
+    baselines: Sequence[str] = BASELINES,
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 
@@ -60,7 +62,8 @@ def build(
     (SVG) of icp against influence by model and domain, with its table beside it (.csv). colors: the cycle of #rrggbb
     in which the charts are drawn. asked: method -> the question it puts to an example, and what its score is with its
     unit. objective: whose gradients and likelihoods the methods take, in sentences. selections: data set -> what was
-    asked for, in words. duplicates: which examples were dropped before all else, in a sentence.
+    asked for, in words. duplicates: which examples were dropped before all else, in a sentence. baselines: the methods
+    that are `length` and `random`, and not external scores that are called so.
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
@@ -75,7 +78,8 @@ def build(
     labels = [label for label in labels if label in train.columns]
     questions = tasks.set_index("id")["instruction"]
     experiments = [
-        Findings(name, inputs, train, labels, sound_labels, top, questions) for name, inputs in models.items()
+        Findings(name, inputs, train, labels, sound_labels, top, baselines, questions)
+        for name, inputs in models.items()
     ]
 
     explored = _explored(experiments, train, tasks, labels)

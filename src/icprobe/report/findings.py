@@ -76,9 +76,10 @@ class Findings:
         labels: Sequence[str],
         sound_labels: Mapping[str, Sequence[str]],
         top: int,
+        baselines: Sequence[str] = headline.BASELINES,
         asked: Mapping[str, str] | None = None,
     ):
-        self.name = name
+        self.name, self.baselines = name, baselines
         self.methods = list(inputs.scores)
         self._attributions = dict(inputs.attributions)
         self._train = train
@@ -118,7 +119,7 @@ class Findings:
         aucs, self.auc_differences = self._own(inputs.label_aucs), self._own(inputs.label_auc_differences)
         if aucs is None:
             sound = {label: values for label, values in sound_labels.items() if label in labels}
-            rated = beside_length(self.scores, None if self.lengths is None else self.lengths["n_target"])
+            rated = beside_length(self.scores, None if self.lengths is None else self.lengths["n_target"], baselines)
             known = train[["id", *labels]]
             aucs, self.auc_differences = label_aucs(rated, known, sound), auc_differences(rated, known, sound)
         self.aucs = aucs if len(aucs) else None

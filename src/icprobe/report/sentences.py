@@ -1,6 +1,6 @@
 """What was asked and what was found, in sentences for people who have not read the paper, made from the tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -15,7 +15,6 @@ from icprobe.report import gains, verdicts
 from icprobe.report.findings import Findings
 from icprobe.report.wording import compared, every, listed, many
 
-LENGTHS = ("length", headline.RESPONSE_TOKENS)
 FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 
 
@@ -104,7 +103,7 @@ def found(
         question = f"Which methods tell {good} examples from the others ({label})?"
         differences = model.auc_differences
         own = None if differences is None else differences[differences["label"] == label]
-        findings.append(Finding(question, labels(str(label), good, rows, own)))
+        findings.append(Finding(question, labels(str(label), good, rows, own, model.baselines)))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
         findings.append(Finding("Does training make held-out answers likelier?", sentences))
     rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
@@ -152,7 +151,7 @@ def _with_length(model: Findings) -> list[str]:
     told = []
     for method, scores in model.scores.items():
         both = pd.DataFrame({"score": scores, "tokens": model.lengths["n_target"]}).dropna().astype(float)
-        if len(both) < FEW_EXAMPLES or both.nunique().min() < 2 or method == "length":
+        if len(both) < FEW_EXAMPLES or both.nunique().min() < 2 or _is_length(method, model.baselines):
             continue
         value = float(both["score"].corr(both["tokens"], method="spearman"))
         told.append(f"{method} {estimate(value, *fisher_interval('spearman', value, len(both)))}")
@@ -161,10 +160,22 @@ def _with_length(model: Findings) -> list[str]:
     return [f"Spearman correlation of the scores with response length, with its 95% interval: {listed(told)}."]
 
 
-def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame | None = None) -> list[str]:
+def _is_length(method: str, baselines: Collection[str]) -> bool:
+    """Whether what stands for a method is the length of the response."""
+    return method == headline.RESPONSE_TOKENS or (method == "length" and method in baselines)
+
+
+def labels(
+    label: str,
+    good: str,
+    rows: pd.DataFrame,
+    differences: pd.DataFrame | None = None,
+    baselines: Collection[str] = headline.BASELINES,
+) -> list[str]:
     """Which methods rank the good examples of a label above the others, and which of them does so best.
 
-    rows: one AUC for each method, and of response length; differences: of every two of them.
+    rows: one AUC for each method, and of response length; differences: of every two of them. baselines: the methods
+    that are `length` and `random`, and not external scores that are called so.
     """
     told = {}
     for row in rows.itertuples():
@@ -194,7 +205,7 @@ def labels(label: str, good: str, rows: pd.DataFrame, differences: pd.DataFrame 
             sentence = words.format(names, s="s" if one else "", it=it, good=good)
             starts_with_words = words.startswith("{}") and ordered.iloc[0] in headline.RIVALS
             sentences.append(sentence[0].upper() + sentence[1:] if starts_with_words else sentence)
-    return sentences + _the_best(rows, differences) + _beside_length(rows, differences)
+    return sentences + _the_best(rows, differences) + _beside_length(rows, differences, baselines)
 
 
 def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
@@ -217,13 +228,14 @@ def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]
     return [f"{said} (paired test of DeLong, corrected for their number, 5%)."] if against else []
 
 
-def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
+def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None, baselines: Collection[str]) -> list[str]:
     """Which methods tell examples apart, but are not shown to do so better than response length alone."""
     known = rows[rows["low"].notna()].assign(told=(rows["auc"] - 0.5).abs())
     known = known[(known["low"] > 0.5) | (known["high"] < 0.5)].set_index("method")
-    length = next((name for name in LENGTHS if name in known.index), None)
-    if length is None:
+    lengths = [name for name in known.index if _is_length(name, baselines)]
+    if not lengths:
         return []
+    length = lengths[0]
     # Of AUCs below 0.5, on either side, the sign of a difference does not say who tells the examples better.
     comparable = known.index[known["auc"] > 0.5]
     against = {} if differences is None or length not in comparable else verdicts.against(length, differences)
@@ -234,7 +246,7 @@ def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list
             return by < 0 and p < SIGNIFICANT
         return known["told"][name] > known["told"][length]
 
-    methods = known.index.difference([*LENGTHS, *headline.RIVALS], sort=False)
+    methods = known.index.difference([*lengths, *headline.RIVALS], sort=False)
     behind = [name for name in methods if not is_ahead(name)]
     if not behind:
         return []

@@ -36,13 +36,15 @@ def summary(
     planned: Collection[str] | None = None,
     report: str = paths.REPORT,
     data_sets: Mapping[str, Chosen] = MappingProxyType({}),
+    baselines: Collection[str] = headline.BASELINES,
 ) -> str:
     """The end of a finished experiment: headline, LDS, held-out gains, win rates, what to do, where files are, how to
     upload.
 
     tracked: whether W&B is on. width: characters (default: the terminal's). planned: names of the tables that the
     experiment makes (default: all that are there); others may be of an earlier configuration. data_sets: what
-    selections make, by their names. What was not computed is left out.
+    selections make, by their names. baselines: the methods that are `length` and `random`, and not external scores that
+    are called so. What was not computed is left out.
     """
     width = width or terminal_width()
     folder = Path(paths.EXPERIMENT.format(experiment=experiment))
@@ -61,7 +63,7 @@ def summary(
         blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
         scores = here / "tables/scores.csv"
-        told, file = advice(read, here / "subsets", data_sets) if scores.exists() else ([], None)
+        told, file = advice(read, here / "subsets", data_sets, baselines) if scores.exists() else ([], None)
         blocks.append("\n".join(_wrapped(line, width) for line in told))
         kept += [f"Scores: {scores}"] if scores.exists() else []
         kept += _files(here / "subsets", file)

@@ -178,8 +178,11 @@ def _with_output(table: pd.DataFrame, places: pd.Series, on_empty: str, origin: 
 def label(value: Any) -> str | None:
     """Makes one line of a label, domain or subset, without blanks around it; None of null, NaN, or blanks.
 
-    White space within it becomes one space: a line break would cut the tables that it names rows of.
+    White space within it becomes one space: a line break would cut the tables that it names rows of. A whole number is
+    written as one, 1 and not 1.0, for a column with gaps holds floats.
     """
+    if isinstance(value, float | np.floating) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
     return None if _missing(value) else " ".join(str(value).split()) or None
 
 
@@ -215,13 +218,18 @@ def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -
 
 def check_good(name: str, there: Iterable[str], wanted: Iterable[str]) -> None:
     """Raises ConfigError where a label has values, and none of those that are to mark good examples is among them."""
+    way = "Correct it, or set it to [] for a label that marks no good examples."
+    check_values(f"data.sound_labels.{name}", name, there, wanted, way)
+
+
+def check_values(key: str, name: str, there: Iterable[str], wanted: Iterable[str], way: str) -> None:
+    """Raises ConfigError where a column has values, and none of those that `key` names is among them; way: out."""
     there, wanted = set(there), list(wanted)
     if there and wanted and there.isdisjoint(wanted):
         hint = did_you_mean(wanted[0], sorted(there)) if len(wanted) == 1 else ""
         raise ConfigError(
-            f"config: data.sound_labels.{name}: no row of data.train has {' or '.join(map(shown, wanted))}; the column "
-            f"{name!r} holds {_listed(sorted(there))}{hint or '.'} Correct it, or set it to [] for a label that marks "
-            "no good examples."
+            f"config: {key}: no row of data.train has {' or '.join(map(shown, wanted))}; the column {name!r} holds "
+            f"{_listed(sorted(there))}{hint or '.'} {way}"
         )
 
 
@@ -261,7 +269,7 @@ def check_tasks(ids: Iterable[str]) -> None:
 
 
 def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
+    return value is None or (isinstance(value, float | np.floating) and value != value)
 
 
 def _check_text(where: str, column: str, value: Any, required: bool = False) -> None:

@@ -3,10 +3,11 @@
 import os
 from importlib.util import find_spec
 
-from icprobe.config.sources import local_files
-from icprobe.errors import ConfigError
+from icprobe.config.sources import Table, local_files
+from icprobe.errors import ConfigError, DataError
 from icprobe.tables import checking, reading
 from icprobe.workflow.plan import Plan
+from icprobe.workflow.work import chosen_rows
 
 TABLES = ("train", "tasks", "eval")
 
@@ -18,6 +19,7 @@ def check(plan: Plan) -> None:
     check_libraries(plan)
     check_columns(plan)
     check_selections(plan)
+    check_contexts(plan)
 
 
 def check_files(plan: Plan) -> None:
@@ -79,18 +81,58 @@ def check_columns(plan: Plan) -> None:
             columns, key = table.columns, f"data.{name}.columns"
             checking.check_columns(names, origin, columns, needs_output, key=key, asked=table.format)
             checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
-    train = local_files(data.train)
-    if len(train) == 1 and reading.is_small(train[0]):  # numbers in several may be read as others than in each
-        for name, wanted in plan.sound_labels.items():
-            checking.check_good(name, checking.values(train, data.train.columns, name), wanted)
+    for name, wanted in plan.sound_labels.items():
+        checking.check_good(name, _values(plan, name), wanted)
+
+
+def _values(plan: Plan, column: str) -> set[str]:
+    """What the examples hold in a column of labels, where they are one small file; else nothing."""
+    train, files = plan.config.data.train, local_files(plan.config.data.train)
+    # Numbers in several files may be read as others than in each.
+    return checking.values(files, train.columns, column) if len(files) == 1 and reading.is_small(files[0]) else set()
 
 
 def check_selections(plan: Plan) -> None:
-    """Raises ConfigError for a selection in which tasks take turns by a method that has no values for each task."""
+    """Raises ConfigError for a selection in which tasks take turns by a method that has no values for each task, and
+    for a quota of a value that no row has, where that is one file small enough to be read at every start.
+    """
     for name, selection in plan.config.selections.items():
+        for value in selection.quota.shares if selection.quota else ():
+            column, here = selection.quota.column, f"selections.{name}.quota.shares"
+            checking.check_values(here, column, _values(plan, column), [value], "Correct it, or leave it out.")
         if selection.per_task and selection.method not in plan.per_task:
             known = ", ".join(plan.per_task) or "none here"
             raise ConfigError(
                 f"config: selections.{name}.per_task: {selection.method} has no value for each task; methods that do: "
                 f"{known}"
             )
+
+
+def check_contexts(plan: Plan) -> None:
+    """Raises ConfigError for contexts of more examples or tasks than there are, as far as files tell.
+
+    Of tables that lie elsewhere, or of whose rows some are dropped, `check_contexts` (the rule) says so.
+    """
+    settings, data = plan.config.attribution, plan.config.data
+    for method, key, wanted, name, said in (
+        ("icp_k_shot", "k", settings.icp_k_shot.k, "train", "examples"),
+        ("icp_reverse", "tasks", settings.icp_reverse.tasks, "tasks", "tasks"),
+    ):
+        there = _most_rows(getattr(data, name)) if method in plan.long_contexts and wanted != "all" else None
+        if there is not None and wanted > there:
+            raise ConfigError(
+                f"config: attribution.{method}.{key}: {wanted} {said} in contexts where there are {there}; take at "
+                f"most {there}"
+            )
+
+
+def _most_rows(table: Table | None) -> int | None:
+    """How many rows there are at most: as many as are drawn or chosen, or as the files hold, where these are small."""
+    files, chosen = local_files(table), chosen_rows(table)
+    if not files or not all(map(reading.is_small, files)):
+        return chosen
+    try:
+        held = sum(len(reading.read_file(file)) for file in files)
+    except DataError:  # `read_table` says what is wrong
+        return chosen
+    return held if chosen is None else min(held, chosen)

@@ -10,11 +10,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from icprobe import artifacts, paths
-from icprobe.analysis.binning import size_of, sizes
 from icprobe.config import Config
-from icprobe.config.selections import data_sets
-from icprobe.formatting import bin_of, parse_bin
-from icprobe.paths import SELECTED
 from icprobe.tables.parquet import read_parquet
 from icprobe.workflow.resources import HEAVY_SECONDS, LIGHT_SECONDS, Sizes
 
@@ -66,40 +62,17 @@ class Measured(Sizes):
     def retraining_chunks(self, model: str, part: str, sets: float) -> int:
         return self.planned.retraining_chunks(model, part, sets)
 
-    def subset(self, model: str, method: str, bin: str) -> float:
-        path = paths.SUBSET.format(experiment=self.config.experiment, model=model, method=method, bin=bin)
-        try:
-            with open(path, "rb") as lines:
-                return sum(1 for _ in lines)
-        except FileNotFoundError:
-            return self._selected(model, method) if bin == SELECTED else self._of_bin(model, bin)
+    def rows_in(self, path: str) -> float:
+        with open(path, "rb") as lines:
+            return sum(1 for _ in lines)
 
-    def _of_bin(self, model: str, bin: str) -> float:
-        """Examples in a bin that is not cut yet; without scores a threshold takes its share of the scale."""
-        if bin == "all":
-            return self.examples
-        name = bin_of(bin)
-        asked, n = parse_bin(name), int(self.examples)
-        if not asked.is_threshold:
-            return size_of(name, n)
-        scores = self.icp_scores(model)
-        if scores is not None:
-            return sizes(scores, [name], n)[name]
-        share = min(float(asked.number), 1.0)
-        return n * (1 - share if asked.is_best else share)
+    def response_tokens(self, model: str) -> float:
+        lengths = paths.LENGTHS.format(experiment=self.config.experiment, model=model)
+        return float(read_parquet(lengths, columns=["n_target"])["n_target"].mean())
 
     def icp_scores(self, model: str) -> Any | None:
-        """The scores that thresholds are on, where they are there."""
         scores = paths.scores("icp").format(experiment=self.config.experiment, model=model)
         return read_parquet(scores).set_index("id")["score"] if os.path.exists(scores) else None
-
-    def _selected(self, model: str, name: str) -> float:
-        """Examples of a selection or of a baseline that is not made yet; tokens buy responses of the mean length."""
-        asked = self.config.selections[data_sets(self.config.selections)[name].selection]
-        if asked.tokens is None:
-            return size_of(f"top {asked.top or asked.bottom}", int(self.examples))
-        lengths = paths.LENGTHS.format(experiment=self.config.experiment, model=model)
-        return min(self.examples, asked.tokens / read_parquet(lengths, columns=["n_target"])["n_target"].mean())
 
 
 def _rows(config: Config, table: str) -> int:

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from icprobe.attribution import Method
+from icprobe.attribution import METHODS, Method
 from icprobe.attribution.objective import said
 from icprobe.config import Config
 from icprobe.config.combined import Combined
@@ -57,6 +57,11 @@ class MethodsPlan:
     def reads_tasks(self, method: str) -> bool:
         """Whether its values depend on tasks, or may: nobody knows that of external scores."""
         return any(m in self.external or "tasks" in self.methods[m].reads for m in self.made_of(method))
+
+    @cached_property
+    def baselines(self) -> list[str]:
+        """Those that are the registry's `length` and `random`: external scores may be called so, and be anything."""
+        return [method for method in self.computed if self.methods[method].module == METHODS["length"].module]
 
     @cached_property
     def together(self) -> list[str]:

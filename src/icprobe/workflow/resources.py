@@ -20,6 +20,7 @@ from icprobe.config.sources import local_files
 from icprobe.engine.batching import parse_shard, shard_numbers
 from icprobe.errors import ArtifactError
 from icprobe.workflow import work
+from icprobe.workflow.data_set_sizes import DataSetSizes
 from icprobe.workflow.gpus import GPUS_IF_ANY
 from icprobe.workflow.work import (
     ROW_TOKENS,
@@ -77,11 +78,9 @@ def estimate_seconds(minutes: int, heavy: bool = False) -> float:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Sizes(DataSetSizes):
     """The sizes of an experiment: about how many rows its tables have, and the shards of each model."""
 
-    config: Config
-    examples: float
     tasks: float
     prompts: float
     shards: dict[str, int]
@@ -98,7 +97,7 @@ class Sizes:
         """Parameters of a model: as its manifest says once it is here, an estimate before."""
         return self._told(model, "parameters", parameters(self.config, model))
 
-    def _told(self, model: str, key: str, otherwise: float) -> float:
+    def _told(self, model: str, key: str, otherwise: Any) -> Any:
         """A number of a model's manifest."""
         try:
             return artifacts.read_manifest(self.config.model_directory(model))[key]
@@ -131,11 +130,6 @@ class Sizes:
     def row_tokens(self, model: str, table: str) -> float:
         """Tokens of a row of "train", "tasks" or "eval", in the mean."""
         return ROW_TOKENS
-
-    def subset(self, model: str, method: str, bin: str) -> float:
-        """Examples in a bin or selection."""
-        path = paths.SUBSET.format(experiment=self.config.experiment, model=model, method=method, bin=bin)
-        return work.rows_there([path], self.examples)
 
     @property
     def matrix_mb(self) -> float:
@@ -180,7 +174,10 @@ class Sizes:
             draws = settings.icp_k_shot.model_dump()
             counted = {"read": k_shot_operations(size, examples, tokens, of_tasks, **draws)}
         elif method == "icp_reverse":
-            counted = {"read": 2 * size * (2 * tokens + of_tasks)}
+            wanted = self.tasks if settings.icp_reverse.tasks == "all" else settings.icp_reverse.tasks
+            in_contexts = of_tasks * min(wanted / max(self.tasks, 1), 1.0)
+            passes = 1 + self.contexts(model, in_contexts, wanted)
+            counted = {"read": 2 * size * (passes * tokens + in_contexts)}
         else:
             checkpoints = len(settings.tracin.directories) or settings.tracin.checkpoints
             # Of EK-FAC the tasks' gradients are multiplied, too; responses are at most the whole examples.
@@ -200,6 +197,19 @@ class Sizes:
         if method in ("one_step", "influence_mean", "self_influence") and settings.device != "cuda":
             megabytes += 8e-6 * size + _activations_mb(size, settings.batch_tokens)
         return Needs(megabytes, seconds, 4 * examples * self.tasks)
+
+    def contexts(self, model: str, tokens: float, tasks: float) -> float:
+        """Contexts that icp_reverse puts tasks of so many tokens into: as it has counted them, or an estimate before.
+
+        Each leaves room for the longest example, about four times the mean one (`contexts.task_groups`).
+        """
+        of_model = {"experiment": self.config.experiment, "model": model, "method": "icp_reverse"}
+        try:
+            return artifacts.read_json(paths.CONTEXTS_CHECKED.format(**of_model))["contexts"]
+        except (ArtifactError, KeyError):
+            limit = self._told(model, "max_positions", None)
+        room = math.inf if limit is None else max(1.0, limit - 4 * self.row_tokens(model, "train"))
+        return max(1, min(math.ceil(tokens / room), tasks))
 
     def fisher_parts(self, model: str) -> int:
         """Jobs that a pass over the examples for their Fisher matrix is cut into."""

@@ -35,12 +35,18 @@ def rows(table: Table | None, files: Iterable[str]) -> float:
     """Estimates the rows that are taken from a table of the configuration; files: those that it is read from."""
     if table is None:
         return 0
+    chosen = chosen_rows(table)
+    return file_rows(files) or UNSEEN_ROWS[type(table).__name__] if chosen is None else chosen
+
+
+def chosen_rows(table: Table | None) -> int | None:
+    """How many rows of a table are drawn or chosen; None where all are taken."""
     if isinstance(table, TrainTable | EvalTable) and table.sample:
         return table.sample.n
     if isinstance(table, TaskTable) and table.select != "all":
         chosen = table.select
         return int(chosen.split(":")[1]) if isinstance(chosen, str) else len(chosen)
-    return file_rows(files) or UNSEEN_ROWS[type(table).__name__]
+    return None
 
 
 def file_rows(files: Iterable[str]) -> float:

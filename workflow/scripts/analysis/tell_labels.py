@@ -21,7 +21,7 @@ with job(snakemake) as run:
     train = pd.read_parquet(files.train)
     n_target = pd.read_parquet(files.lengths).set_index("id")["n_target"]
     lengths = None if n_target.isna().all() else n_target
-    rated = [(domain, beside_length(found, lengths)) for domain, found in sets.items()]
+    rated = [(domain, beside_length(found, lengths, params.baselines)) for domain, found in sets.items()]
     table = by_domain(snakemake.wildcards.model, rated, lambda found: label_aucs(found, train, params.good))
     artifacts.write_csv(snakemake.output.aucs, table)
     differences = by_domain(snakemake.wildcards.model, rated, lambda found: auc_differences(found, train, params.good))

@@ -53,6 +53,7 @@ with job(snakemake) as run:
         [*params.objective, *map(theta, params.models_here, manifests, chosen or [None] * len(manifests))],
         params.selections,
         *(remark(len(read(path)), params.deduplicate) for path in snakemake.input.duplicates),
+        baselines=params.baselines,
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)
