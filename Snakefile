@@ -126,7 +126,7 @@ onsuccess:
     if shown:
         page, tables = pages[shown]
         planned = [os.path.basename(table) for table in tables]
-        given = {"planned": planned, "report": page, "data_sets": PLAN.data_sets, "baselines": PLAN.baselines}
+        given = {"planned": planned, "report": page, "data_sets": PLAN.advisable, "baselines": PLAN.baselines}
         say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, **given))
 
 

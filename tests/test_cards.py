@@ -48,6 +48,13 @@ def test_the_card_holds_the_selection_as_the_configuration_takes_it(folder):
     assert "# best-random\n\n4 of 9 examples, drawn at random (random) to compare with the selection below" in drawn
 
 
+@pytest.mark.parametrize("title", ["on", "best", "12", "null2"])
+def test_a_name_is_a_text_to_those_who_read_the_card(title):
+    text = cards.card(title, {title: SELECTION}, "", 4, 9, "mine", "tiny", "selected")
+    (told,) = re.findall(r"```yaml\n(model_name_or_path.*?)```", text, re.DOTALL)
+    assert yaml.safe_load(told)["dataset"] == title
+
+
 def test_the_folder_is_a_data_set_with_a_configuration_for_each_file(folder, tmp_path):
     ids = [row["id"] for row in ROWS]
     columns = {

@@ -94,6 +94,11 @@ def test_the_same_prompt_with_another_answer_is_no_duplicate_nor_the_same_answer
     assert pairs(duplicates.duplicates(rows, "near")) == {"r3": "r0"}
 
 
+def test_a_similarity_of_one_is_the_same_runs_of_characters_whatever_their_case_and_number():
+    rows = table((STORY, "", "Ha ha ha ha"), (STORY.upper(), "", "Ha ha ha ha ha"), (STORY, "", "Ha ha ha ha ho"))
+    assert pairs(duplicates.duplicates(rows, {"near": 1})) == {"r1": "r0"}
+
+
 def test_what_repeats_a_row_that_was_dropped_as_near_repeats_the_one_that_is_kept():
     near = STORY + "!"
     found = duplicates.duplicates(table((STORY, "", "Yes"), (near, "", "Yes"), (near + " ", "", "Yes")), "near")
@@ -105,6 +110,7 @@ def test_what_repeats_a_row_that_was_dropped_as_near_repeats_the_one_that_is_kep
 @pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 1.0])
 def test_no_more_than_a_thousandth_of_the_pairs_at_the_threshold_is_missed(threshold):
     bands, rows = duplicates.bands(threshold)
+    assert bands > 1, "datasketch takes no fewer"
     assert bands * rows <= duplicates.PERMUTATIONS
     assert (1 - threshold**rows) ** bands <= 1e-3
 

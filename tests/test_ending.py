@@ -264,6 +264,22 @@ def test_a_selection_is_held_against_its_own_baseline_and_a_baseline_is_never_ad
     assert "with no random data set of its size to compare" in said
 
 
+def test_a_data_set_that_makes_the_model_worse_is_not_to_be_taken(finished):
+    worse = {("icp", ">0.8"): -0.4, ("influence", ">0.8"): -0.2, ("random", ">0.8"): -0.3}
+    said = advised(finished, worse)
+    assert "Take no data set of these: influence >0.8, the best, gains −0.2000 nats per token on the answers" in said
+    assert "Take influence" not in said
+    row = (">0.8", "influence", "random", 24, 0.1, 0.05, 0.15, 0.01, 0.01)
+    said = advised(finished, worse, [row])
+    assert "Take no data set of these: influence >0.8, the best, gains −0.2000" in said
+    assert "0.1000 [0.0500, 0.1500] more than random (more than chance explains: Holm, 5%)." in said
+
+
+def test_a_gain_that_is_no_number_is_no_advice(finished):
+    said = advised(finished, {("icp", ">0.8"): float("nan"), ("influence", ">0.8"): 0.2})
+    assert "Take influence >0.8: it gains 0.2000" in said
+
+
 def test_where_the_lds_tells_of_the_method_the_held_out_comparison_does_not(finished):
     columns = ["method", "set", "lds", "low", "high", "ceiling", "ceiling_low", "ceiling_high", "n_subsets", "n_seeds"]
     lds = pd.DataFrame([("influence", "tasks", 0.6, 0.4, 0.7, 0.9, 0.8, 1.0, 64, 2)], columns=columns)

@@ -177,6 +177,21 @@ def test_the_table_adds_up_starts_work_memory_disk_gpus_and_money(project, monke
     assert "money" not in estimating.table([job], sizes, Prices())
 
 
+def test_what_the_sentences_say_was_done(project, monkeypatch):
+    def grounds(rates, **sections):
+        sizes = measured(project, monkeypatch, **sections)
+        artifacts.write_json(RATES, artifacts.read_json(RATES) | {"rates": rates})
+        sizes = Measured.of(sizes.config)
+        return " ".join(estimating._grounds(sizes.config, Plan(sizes.config, METHODS), sizes))
+
+    assert "Rates are measured" in grounds({"read": 1e6})
+    assert "Rates are measured" not in grounds({}), "there was nothing to measure"
+    priced = {"estimate": {"rate": 1e9, "prices": {"gpu_hour": 2}}}
+    assert "whether device: auto finds a GPU nobody has looked" in grounds({}, **priced)
+    unpriced = {"estimate": {"rate": 1e9, "prices": {"cpu_hour": 2}}}
+    assert "device: auto" not in grounds({}, **unpriced)
+
+
 def test_products_are_timed_as_the_methods_form_them(project, monkeypatch):
     """Influence alone takes Gram matrices of short sequences, which cost less than the gradients of others."""
     from icprobe import measuring

@@ -8,11 +8,17 @@ import sys
 import textwrap
 
 import dag
+import pandas as pd
 import pytest
 import yaml
 from hub_server import Hub
 
+from icprobe.attribution import METHODS
+from icprobe.config import load as load_config
+from icprobe.errors import ConfigError
 from icprobe.tables.parquet import read_parquet
+from icprobe.training import publishing
+from icprobe.workflow import exporting
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -131,3 +137,70 @@ def test_what_cannot_be_uploaded_is_one_sentence(environment, said, project, tmp
     assert "Traceback" not in ended.output
     assert TOKEN not in ended.output
     assert not (copied.path / "results/tiny/published.json").exists()
+
+
+# --- what the card says of other data ---------------------------------------------------------------------------
+
+
+def card(columns, chosen="the best 5 by icp", in_json=False):
+    table = pd.DataFrame([("best", "m", "5", chosen)], columns=["name", "model", "rows", "chosen by"])
+    return publishing.card("mine", table, columns, {}, {}, None, None, in_json)
+
+
+def test_trainers_are_told_of_columns_that_are_there():
+    assert '`rows.select_columns(["prompt", "completion"])` or' in card(["prompt", "completion", "messages"])
+    talk = card(["messages"])
+    assert 'takes `rows.select_columns(["messages"])`, without' in talk
+    assert "completion" not in talk
+    assert "axolotl" in talk
+    in_json = card(["prompt", "completion", "messages"], in_json=True)
+    assert "trainers take `json.loads` of each" in in_json
+    assert 'select_columns(["messages"])' not in in_json
+    assert "axolotl" not in in_json
+
+
+def test_a_column_of_any_name_leaves_the_table_of_the_card_whole():
+    (row,) = [line for line in card(["prompt"], "the best 5 by icp, a | b: 50% x|y").splitlines() if "best 5" in line]
+    assert row.replace("\\|", "").count("|") == 5
+
+
+def config(**sections):
+    raw = {
+        "experiment": "mine",
+        "models": ["m"],
+        "model_sources": {name: {"source": "random"} for name in ("m", "m-x")},
+        "data": {"train": {"path": "here/mine.jsonl"}, "tasks": {"path": "tasks.jsonl"}},
+        "attribution": {"methods": ["length"]},
+        "selections": {name: {"method": "length", "top": 3} for name in ("best", "x-best")},
+    }
+    return load_config(raw | sections, METHODS)
+
+
+def test_of_a_local_file_the_card_has_the_name_alone_however_it_is_named():
+    tasks = {"path": "tasks.jsonl"}
+    for train in ({"path": "here/mine.jsonl"}, {"url": "file:///home/me/here/mine.jsonl"}):
+        assert exporting.facts(config(data={"train": train, "tasks": tasks}))["rows from"] == "mine.jsonl"
+    address = "https://example.org/mine.jsonl"
+    assert exporting.facts(config(data={"train": {"url": address}, "tasks": tasks}))["rows from"] == address
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"export": {"hub": "me/x..y"}}, "export.hub: .*Cannot have -- or .. in repo_id"),
+        ({"export": {"hub": "me/é"}}, "export.hub"),
+        ({"export": {"licence": "CC BY 4.0"}}, "export.licence"),
+        ({"models": ["m", "m-x"]}, "selections: two tables of an export would be called 'm-x-best'"),
+    ],
+)
+def test_what_the_hub_would_not_take_is_refused_before_anything_runs(sections, said):
+    with pytest.raises(ConfigError, match=said):
+        config(**sections)
+
+
+def test_a_target_says_what_it_needs(tmp_path, project):
+    without = {name: value for name, value in CONFIG.items() if name != "export"}
+    for missing, config in (("selections", {}), ("selections and export: {hub: owner/name}", without)):
+        target = "export" if missing == "selections" else "publish"
+        ended = project.snakemake(target, "-n", config=config)
+        assert f"There is no target {target} without {missing}." in ended.output

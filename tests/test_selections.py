@@ -319,6 +319,17 @@ def test_selections_are_conditions_and_null_means_all_of_them():
     assert Plan(without, methods_of(without)).fine_tuned == []
 
 
+def test_only_the_best_by_a_method_that_is_no_baseline_may_be_advised():
+    selections = {
+        "good": {"method": "icp", "tokens": 100, "baselines": ["random"]},
+        "worst": {"method": "icp", "bottom": 2, "baselines": ["random"]},
+        "chance": {"method": "random", "top": 2},
+        "long": {"method": "length", "top": 2},
+    }
+    made = config(selections, attribution={"methods": ["icp", "influence", "random", "length"]})
+    assert list(Plan(made, methods_of(made)).advisable) == ["good", "good-random"]
+
+
 def test_without_selections_nothing_is_planned_of_them():
     without = config({})
     plan = Plan(without, methods_of(without))

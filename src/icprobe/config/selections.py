@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from icprobe.config.types import Name, PositiveFloat, Section
 from icprobe.errors import ConfigError, did_you_mean
@@ -36,8 +36,17 @@ def _whole(value: Any) -> Any:
     return number
 
 
+def _repository(name: str) -> str:
+    from huggingface_hub.utils import validate_repo_id  # raises a ValueError of its own
+
+    validate_repo_id(name)
+    return name
+
+
 End = Annotated[int | str, BeforeValidator(_end)]
 Part = Annotated[float, Field(gt=0, le=1)]
+Repository = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+$"), AfterValidator(_repository)]
+Licence = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
 
 class Diverse(Section):
@@ -159,11 +168,11 @@ BASELINES_IN_WORDS = {
 class Export(Section):
     """The selections as one data set for others (`snakemake export`), and where it goes (`snakemake publish`)."""
 
-    hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = Field(
+    hub: Repository | None = Field(
         None, description="Name of a data set on the Hugging Face hub, owner/name, that publish makes or updates."
     )
     private: bool = Field(True, description="Whether only its owner sees it there.")
-    licence: str | None = Field(
+    licence: Licence | None = Field(
         None, description="Licence of the source, as the hub names it (such as cc-by-4.0); stands in the card."
     )
 
@@ -222,6 +231,9 @@ def check(config: Any) -> Any:
             raise ValueError(
                 f"{here}.quota.column: {selection.quota.column!r} is no column that is kept; list it in data.labels"
             )
+    tables = [f"{model}-{called}" for model in config.models for called in data_sets(config.selections)]
+    if twice := [called for called in tables if tables.count(called) > 1]:
+        raise ValueError(f"selections: two tables of an export would be called {twice[0]!r}; choose another name")
     judged = [note.method or name for name, note in config.evaluation.annotations.items()]
     for called in data_sets(config.selections):
         if called in judged:

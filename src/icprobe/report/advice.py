@@ -22,13 +22,13 @@ def advice(
 ) -> tuple[list[str], Path | None]:
     """Sentences on one model, which method predicts training best and which data set to take; and that one's file.
 
-    read: gives a table by its name. subsets: the model's folder of these. data_sets: what selections make, by the names
-    that stand for methods. baselines: the methods that are `length` and `random`, and not external scores that are
-    called so. Where the LDS tells of the method, it is said beside it, and not here.
+    read: gives a table by its name. subsets: the model's folder of these. data_sets: what selections of
+    good examples make, by the names that stand for methods. baselines: the methods that are `length` and `random`, and
+    not external scores that are called so. Where the LDS tells of the method, it is said beside it, and not here.
     """
     lds, found = read("lds.csv"), read("held_out.csv")
     trained = pd.DataFrame() if found is None else headline.overall(found)
-    trained = trained[trained["n"] > 0] if len(trained) else trained
+    trained = trained[trained["gain"].notna()] if len(trained) else trained
     told = lds is not None and headline.best_predictor(headline.of_set(lds)) is not None
     if trained.empty:
         what, how = ("", "finetune") if told else ("which method predicts training best, nor ", "truth, finetune")
@@ -44,7 +44,7 @@ def advice(
 
 
 def _best(rows: pd.DataFrame, data_sets: Mapping[str, Chosen], baselines: Collection[str]) -> Any | None:
-    """The row of the largest gain among data sets that somebody's scores chose as good."""
+    """The row of the largest gain among data sets that a method's scores chose as good."""
 
     def chosen(row: Any) -> bool:
         if row.bin == SELECTED:
@@ -91,13 +91,15 @@ def _data_set(
     against = [r for r in compared if (r.method_a, r.bin) == (best.method, best.bin) and r.method_b in random]
     name = best.method if best.bin == SELECTED else f"{best.method} {best.bin}"
     gain = f"gains {fixed(best.gain, 4)} nats per token on the answers of {best.n} {answers}"
-    sentence = f"Take {name}: it {gain}"
+    sentence, none = f"Take {name}: it {gain}", f"Take no data set of these: {name}, the best, {gain}"
+    if best.gain <= 0:
+        sentence = none
     if against:
         row = against[0]
         (turned,) = [r for r in compared if (r.bin, r.method_a, r.method_b) == (row.bin, row.method_b, row.method_a)]
         why = "more than chance explains" if _better(row) else "chance may explain it"
         if _better(turned):
-            sentence, why = f"Take no data set of these: {name}, the best, {gain}", "worse than chance"
+            sentence, why = none, "worse than chance"
         more = f"{_nats(row)} more" if row.difference >= 0 else f"{_nats(turned)} less"
         sentence += f", {more} than {row.method_b} ({why}: Holm, 5%)"
     else:

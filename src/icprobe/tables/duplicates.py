@@ -98,10 +98,13 @@ class _Near:
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """How many bands of how many rows a sketch is cut into: as few as miss no more than MISSED at the threshold."""
+    """How many bands of how many rows a sketch is cut into: as few as miss no more than MISSED at the threshold.
+
+    Two at least, which datasketch asks for.
+    """
     return next(
         (PERMUTATIONS // rows, rows)
-        for rows in range(PERMUTATIONS, 0, -1)
+        for rows in range(PERMUTATIONS // 2, 0, -1)
         if (1 - threshold**rows) ** (PERMUTATIONS // rows) <= MISSED
     )
 

@@ -79,7 +79,7 @@ datasets:
 ```yaml
 model_name_or_path: MODEL
 dataset_dir: .
-dataset: {title}
+{dataset}
 ```
 
 It skips conversations in which user and assistant do not take turns, and does not read calls of tools from this file.
@@ -104,6 +104,7 @@ def card(
     how = f"drawn at random ({baseline}) to compare with the selection below" if baseline else "chosen"
     return CARD.format(
         title=title,
+        dataset=yaml.safe_dump({"dataset": title}).rstrip(),  # quoted where it is no text as it stands, such as `on`
         n=f"{n:,}",
         of=several(of, "example"),
         how=how,

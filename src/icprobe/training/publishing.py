@@ -58,11 +58,12 @@ def card(
     facts: Mapping[str, Any],
     licence: str | None,
     hub: str | None,
+    in_json: bool = False,
 ) -> str:
     """The README of the data set: what it holds, how it was chosen, how to load it.
 
     data_sets: table name, model, rows, chosen (words). asks: method -> the question that it puts to an example. facts:
-    name -> value, of the experiment.
+    name -> value, of the experiment. in_json: whether `messages` are JSON (`rows`) in any table.
     """
     files = [{"config_name": name, "data_files": f"data/{name}.parquet"} for name in data_sets["name"]]
     metadata = {"license": licence, "tags": ["icprobe", "data-selection", "instruction-tuning"], "configs": files}
@@ -72,20 +73,20 @@ def card(
     labels = [
         name for name in columns if name not in WORDS and not name.startswith(("score_", "rank_", "mean_effect_"))
     ]
-    first = data_sets["name"].iloc[0]
+    first, escaped = data_sets["name"].iloc[0], data_sets.map(lambda cell: cell.replace("|", "\\|"))
     load = f'load_dataset("{hub or "this folder"}", "{first}", split="train")'
     return "\n".join(
         [
             f"---\n{yaml.safe_dump(held, sort_keys=False)}---\n",
             f"# {title}\n",
-            f"{several(len(data_sets), 'data set')}, each chosen from instruction examples by what an example is worth "
-            "for given tasks, as [icprobe](https://arxiv.org/abs/2407.12259) estimates it.\n",
-            tabulate(data_sets, headers="keys", tablefmt="github", showindex=False, disable_numparse=True) + "\n",
+            f"{several(len(data_sets), 'data set')} of instruction examples, chosen by what an example is worth for "
+            "given tasks, as [icprobe](https://arxiv.org/abs/2407.12259) estimates it, or drawn at random to "
+            "compare with.\n",
+            tabulate(escaped, headers="keys", tablefmt="github", showindex=False, disable_numparse=True) + "\n",
             "## Load it\n",
             f"    from datasets import load_dataset\n    rows = {load}\n",
-            "trl's `SFTTrainer` takes the columns `prompt` and `completion`, or `messages`, alone: "
-            '`rows.select_columns(["prompt", "completion"])`.\n',
-            *_of_trainers(first, hub),
+            *_of_trl("prompt" in columns, in_json),
+            *(() if in_json else _of_trainers(first, hub)),
             "## Columns\n",
             "\n".join(f"- {words}" for words in [*others, *of_methods]),
             *([f"- {', '.join(f'`{name}`' for name in labels)}: as in the source"] if labels else []),
@@ -94,6 +95,15 @@ def card(
             f"- licence of the source: {licence or 'not stated'}\n",
         ]
     )
+
+
+def _of_trl(prompts: bool, in_json: bool) -> list[str]:
+    """Which columns trl takes, and what has to be done before trainers can read messages."""
+    pair = '`rows.select_columns(["prompt", "completion"])`'
+    forms = [*([pair] if prompts else []), *([] if in_json else ['`rows.select_columns(["messages"])`'])]
+    told = [f"trl's `SFTTrainer` takes {' or '.join(forms)}, without other columns.\n"] if forms else []
+    json_first = "`messages` are JSON, for some hold more than role and content: trainers take `json.loads` of each.\n"
+    return [*told, *([json_first] if in_json else [])]
 
 
 def _of_trainers(name: str, hub: str | None) -> list[str]:

@@ -211,7 +211,7 @@ def words(config: Config, plan: Plan) -> str:
     from icprobe.workflow.measured import Measured
 
     path = paths.ESTIMATE.format(experiment=config.experiment)
-    found, what = artifacts.read_csv(path), " ".join(config.estimate.targets)
+    found, what = artifacts.read_csv(path), " ".join(dict.fromkeys(config.estimate.targets))
     if found.empty:
         return f"Nothing is left to be done for {what}."
     total = found.iloc[-1]
@@ -247,7 +247,12 @@ def _grounds(config: Config, plan: Plan, sizes: Any) -> list[str]:
     found = []
     if config.estimate.rate is not None:
         found.append(f"Every job is supposed to do {config.estimate.rate:.3g} operations a second (estimate.rate).")
-    elif sizes.told:
+        devices = {config.attribution.device, config.finetune.device, config.evaluation.device}
+        if config.estimate.prices.gpu_hour is not None and "auto" in devices:
+            found.append(
+                "GPU hours are those of jobs with device: cuda; whether device: auto finds a GPU nobody has looked."
+            )
+    elif any(told["rates"] for told in sizes.told.values()):
         found.append(
             "Rates are measured, on this machine as it was then; other work on it moves times by a third or more."
         )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from icprobe.config import Config
 from icprobe.config.selections import data_sets
@@ -23,5 +24,7 @@ def facts(config: Config) -> dict[str, Any]:
     train, sources = config.data.train, config.model_sources
     files = [] if train is None else [Path(path).name for path in local_files(train)]
     elsewhere = train and (train.hub or train.url)
+    if elsewhere and elsewhere.startswith("file:"):
+        elsewhere = Path(unquote(urlsplit(elsewhere).path)).name
     models = [f"{name} ({getattr(sources[name], 'id', None) or sources[name].source})" for name in config.models]
     return {"rows from": ", ".join(files) or elsewhere or "external scores", "models": ", ".join(models)}

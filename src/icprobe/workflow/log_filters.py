@@ -8,6 +8,8 @@ from icprobe.errors import did_you_mean
 
 # Files of an experiment lie in folders: a target without one was to be a rule.
 _ABSENT = re.compile(r"No rule to produce ([^\s/]+) \(")
+# Targets that are there where the configuration has what they need.
+_NEEDS = {"export": "selections", "publish": "selections and export: {hub: owner/name}"}
 SHOWN = 3  # files that a reason names of each kind
 
 
@@ -20,7 +22,8 @@ class Suggestion:
     def __call__(self, record: LogRecord) -> bool:
         """Always true; the record of an absent target gets the suggestion."""
         if found := _ABSENT.search(str(record.msg)):
-            hint = did_you_mean(found[1], self._rules()) or "; `snakemake --list-target-rules` lists all."
+            hint = f" without {_NEEDS[found[1]]}." if found[1] in _NEEDS else ""
+            hint = hint or did_you_mean(found[1], self._rules()) or "; `snakemake --list-target-rules` lists all."
             record.msg = f"{record.msg}\nThere is no target {found[1]}{hint}"
         return True
 

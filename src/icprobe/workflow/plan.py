@@ -200,6 +200,13 @@ class Plan(MethodsPlan):
         """What selections make, by the names that stand for methods."""
         return data_sets(self.config.selections)
 
+    @property
+    def advisable(self) -> dict[str, Chosen]:
+        """Of these, selections of the best by a method that is neither chance nor length, and their baselines."""
+        asked = self.config.selections
+        good = [n for n, of in asked.items() if of.bottom is None and of.method not in self.baselines]
+        return {name: of for name, of in self.data_sets.items() if of.selection in good}
+
     def checked_bin(self, bin: str) -> str:
         """A bin's name in paths. Raises ConfigError where no bin of the configuration has this name."""
         known = {bin_folder(name): name for name in [*self.config.bins, *self.config.finetune_bins]}

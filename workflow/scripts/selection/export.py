@@ -14,10 +14,11 @@ from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     params, files = snakemake.params, snakemake.input
-    listed, columns = [], []
+    listed, columns, in_json = [], [], False
     for number, (name, model, chosen) in enumerate(params.data_sets):
         table = rows(files.subsets[number], files.messages[number], files.scores[params.models.index(model)])
         columns += [column for column in table if column not in columns]
+        in_json |= isinstance(table["messages"].iloc[0], str)
         write_parquet(table, snakemake.output.tables[number])
         listed.append((name, model, f"{len(table):,}", chosen))
         logging.info("%s: %d rows", name, len(table))
@@ -34,6 +35,7 @@ with job(snakemake) as run:
         facts,
         params.licence,
         params.hub,
+        in_json,
     )
     write_text(snakemake.output.card, told)
     logging.info("load it: datasets.load_dataset(%r, %r)", str(Path(snakemake.output.card).parent), listed[0][0])
