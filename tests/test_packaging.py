@@ -90,3 +90,12 @@ def test_files_agree_on_the_version_and_a_release_is_refused_for_each_that_does_
     assert mistakes(f"v{version}", tmp_path) == []
     project.write_text(text.replace(f'version = "{version}"', 'version = "9.8.7"'), encoding="utf-8")
     assert {line.split(":")[0] for line in mistakes("v9.8.7", tmp_path)} >= set(check["PLACES"])
+
+
+def test_the_containerfile_has_no_mistake_that_hadolint_knows(tmp_path):
+    hadolint = Path(sys.executable).with_name("hadolint")
+    assert subprocess.run([hadolint, ROOT / "Containerfile"], capture_output=True, text=True).stdout == ""
+    (tmp_path / "Containerfile").write_text("FROM python\nRUN cd /x && apt-get install y\n", encoding="utf-8")
+    found = subprocess.run([hadolint, tmp_path / "Containerfile"], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "DL3006" in found.stdout
