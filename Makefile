@@ -9,7 +9,7 @@ EXPERIMENT ?=
 # What is laid over config.yaml, for `make workspace`.
 CONFIGFILE ?=
 
-.PHONY: all tiny paper-small install install-test test test-slow test-models test-slurm test-bounds lint check-release dist schema notebook sync workspace lock bench install-bench clean clean-all
+.PHONY: all tiny paper-small install install-test test test-slow test-models test-slurm test-bounds test-lowest test-highest lint check-release dist schema notebook sync workspace lock bench install-bench clean clean-all
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -69,6 +69,8 @@ test-slurm: install-test
 # pyproject.toml allows; each in an environment of its own.
 LEANING := tests/test_network.py tests/test_finetuning.py tests/test_invocations.py tests/test_modules.py
 BOUNDS ?= lowest highest
+UPGRADE_lowest := only-if-needed
+UPGRADE_highest := eager
 
 test-bounds: $(addprefix test-,$(BOUNDS))
 
@@ -76,10 +78,12 @@ test-lowest test-highest: test-%:
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	$(PYTHON) .ci/bounds.py $* > .venv-$*/bounds.txt
 	.venv-$*/bin/python -m pip install --quiet --constraint .venv-$*/bounds.txt torch==2.13.0
-	.venv-$*/bin/python -m pip install --quiet --upgrade --constraint .venv-$*/bounds.txt --editable '.[slurm,test]'
-	.venv-$*/bin/python -m pip freeze | grep -E "^($$(sed -n 's/^# //p' .venv-$*/bounds.txt))=="
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -m "not slow and not slurm" $(LEANING)
-	$(MAKE) tiny VENV=.venv-$* SNAKEMAKE_ARGUMENTS="--forceall"
+	.venv-$*/bin/python -m pip install --quiet --constraint .venv-$*/bounds.txt --upgrade --upgrade-strategy $(UPGRADE_$*) \
+		--editable '.[slurm,test]'
+	.venv-$*/bin/python -m pip freeze | grep -E "^($$(sed -n '1s/^# //p' .venv-$*/bounds.txt))=="
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -m "not slow and not slurm" $(LEANING)
+	PATH="$(CURDIR)/.venv-$*/bin:$$PATH" snakemake --cores $(CORES) --configfile configs/tiny.yaml --config experiment=tiny-$* \
+		--forceall --quiet progress rules -- all
 
 lint: install-test
 	$(BIN)/ruff check

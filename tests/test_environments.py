@@ -75,9 +75,23 @@ def test_make_install_the_conda_environment_and_the_image_install_the_same_way()
     ]
     for file in ("Makefile", "Containerfile"):
         assert f"sh -e {script}" in (dag.ROOT / file).read_text(encoding="utf-8"), file
+
+
+def test_the_image_holds_a_workflow_that_plans_its_experiment(tmp_path):
+    """It cannot be built without a base image; what it copies makes the same folder here."""
     image = (dag.ROOT / "Containerfile").read_text(encoding="utf-8")
-    copied = re.findall(r"^COPY (.*) \S+$", image, re.MULTILINE)
-    assert all((dag.ROOT / name).exists() for names in copied for name in names.split())
+    for copied, to in re.findall(r"^COPY (.*) (\S+)$", image, re.MULTILINE):
+        for name in copied.split():
+            place = tmp_path / (name if to == "./" else to)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-a", dag.ROOT / name, place], check=True)
+    planned = dag.forked(["-n", "all", "--nocolor", "--config", "wandb={mode: disabled}"], tmp_path)
+    assert planned.returncode == 0, planned.output[-2000:]
+    assert "report" in planned.output
+    profile = yaml.safe_load((dag.ROOT / "profiles/kubernetes/config.yaml").read_text(encoding="utf-8"))
+    assert f"--tag {profile['container-image']} ." in image
+    ignored = (dag.ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert {"private", "results", ".git"} <= set(ignored)
 
 
 def test_the_environment_of_a_deployed_workflow_has_the_release(tmp_path):

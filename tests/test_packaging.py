@@ -4,10 +4,13 @@ import re
 import runpy
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
@@ -90,3 +93,31 @@ def test_files_agree_on_the_version_and_a_release_is_refused_for_each_that_does_
     assert mistakes(f"v{version}", tmp_path) == []
     project.write_text(text.replace(f'version = "{version}"', 'version = "9.8.7"'), encoding="utf-8")
     assert {line.split(":")[0] for line in mistakes("v9.8.7", tmp_path)} >= set(check["PLACES"])
+
+
+def test_the_lock_lies_within_the_ranges_and_the_lowest_bounds_are_where_these_begin():
+    bounds = runpy.run_path(str(ROOT / ".ci/bounds.py"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    ranges = {wanted.name: wanted.specifier for wanted in map(Requirement, project["dependencies"])}
+
+    def pins(lines):
+        pairs = (line.split("==") for line in lines if "==" in line)
+        return {canonicalize_name(name): version for name, version in pairs}
+
+    locked = pins((ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    assert not [name for name, allowed in ranges.items() if locked[name] not in allowed]
+    lowest = pins(bounds["constraints"]("lowest"))
+    assert {name for name, version in lowest.items() if locked[name] != version} <= set(bounds["LEANING"])
+    for name in bounds["LEANING"]:
+        assert lowest[name] in ranges[name]
+        assert f"{lowest[name]}.dev0" not in ranges[name], "what lies below is not allowed"
+    assert pins(bounds["constraints"]("highest")) == {}
+
+
+def test_the_containerfile_has_no_mistake_that_hadolint_knows(tmp_path):
+    hadolint = Path(sys.executable).with_name("hadolint")
+    assert subprocess.run([hadolint, ROOT / "Containerfile"], capture_output=True, text=True).stdout == ""
+    (tmp_path / "Containerfile").write_text("FROM python\nRUN cd /x && apt-get install y\n", encoding="utf-8")
+    found = subprocess.run([hadolint, tmp_path / "Containerfile"], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert "DL3006" in found.stdout

@@ -84,6 +84,7 @@ def test_a_wheel_holds_all_that_the_package_reads(wheel):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_wheel_alone_values_correlates_selects_exports_and_loads(python, tmp_path, tmp_path_factory):
     finished = dag.finished(tmp_path_factory.getbasetemp())
     shutil.copytree(finished.path / "results", tmp_path / "results", symlinks=True)
@@ -100,6 +101,7 @@ def test_the_wheel_alone_values_correlates_selects_exports_and_loads(python, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_what_the_package_offers_is_typed(python, tmp_path):
     (tmp_path / "mypy.ini").write_text(MYPY, encoding="utf-8")
     good, wrong = tmp_path / "good.py", tmp_path / "wrong.py"
