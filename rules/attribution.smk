@@ -18,6 +18,7 @@ rule attribute:
         checked=lambda w: dtype_checked(w, w.method),
         losses=lambda w: losses_checked(w, w.method),
         contexts=contexts_checked,
+        responses=responses_checked,
         parameters=lambda w: parameters_checked(w, w.method),
         trajectory=lambda w: along_training(w.method, paths.manifest(paths.TRAJECTORY)),
         checkpoints=lambda w: [] if PLAN.checkpoint_files else along_training(w.method, ancient(paths.TRAJECTORY)),

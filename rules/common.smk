@@ -185,6 +185,12 @@ def dtype_checked(wildcards, method):
     return paths.DTYPE_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
 
 
+def section_dtype_checked(section):
+    """That the model can be used in the dtype of "finetune" or "evaluation", as an input."""
+    known = getattr(CONFIG, section).dtype == "float32"
+    return [] if known else paths.SECTION_DTYPE_CHECKED.replace("{section}", section)
+
+
 def losses_checked(wildcards, method):
     """That every example has the loss whose gradient the method takes, as an input; in a whole document all have."""
     if not PLAN.takes_loss(method):
@@ -195,6 +201,11 @@ def losses_checked(wildcards, method):
 def contexts_checked(wildcards):
     """That the model can read the method's contexts, as an input, where they hold more than one example and one task."""
     return paths.CONTEXTS_CHECKED if wildcards.method in PLAN.long_contexts else []
+
+
+def responses_checked(wildcards):
+    """That of every response some token counts, as an input of ifd, which divides by what it says alone."""
+    return paths.RESPONSES_CHECKED if wildcards.method == "ifd" else []
 
 
 def parameters_checked(wildcards, method):

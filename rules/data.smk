@@ -367,6 +367,34 @@ rule check_contexts:
         "../workflow/scripts/data/check_contexts.py"
 
 
+# Likewise, for ifd.
+rule check_responses:
+    localrule: True
+    message:
+        "Checking that {wildcards.model} has a token to count of every response"
+    input:
+        train=paths.TRAIN,
+        model=model_of,
+        manifest=manifest_of,
+    output:
+        paths.RESPONSES_CHECKED,
+    params:
+        templates=PLAN.text_settings(),
+        code=fingerprint("data/check_responses"),
+    log:
+        paths.log("check_responses/{model}"),
+    conda:
+        "../envs/icprobe.yaml"
+    benchmark:
+        paths.benchmark("check_responses/{model}")
+    # Before all else that could run.
+    priority: 2
+    resources:
+        **RESOURCES["measure_lengths"],
+    script:
+        "../workflow/scripts/data/check_responses.py"
+
+
 rule measure_prompts:
     message:
         "Counting tokens of the eval prompts for {wildcards.model}"

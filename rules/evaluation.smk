@@ -104,6 +104,7 @@ if CONFIG.evaluation.base_responses == "generate":
             base_manifest=manifest_of,
             prompts=paths.EVAL,
             lengths=paths.PROMPT_LENGTHS,
+            checked=section_dtype_checked("evaluation"),
         output:
             paths.BASE_RESPONSES,
         params:
@@ -164,6 +165,7 @@ rule generate:
         prompts=paths.EVAL,
         # Read by no one; what it holds was checked when it was made.
         lengths=paths.PROMPT_LENGTHS,
+        checked=section_dtype_checked("evaluation"),
     output:
         paths.RESPONSES,
     params:

@@ -83,6 +83,7 @@ rule fine_tune:
         base_manifest=manifest_of,
         subset=paths.SUBSET,
         accelerate=CONFIG.finetune.accelerate or [],
+        checked=section_dtype_checked("finetune"),
     output:
         checkpoint=directory(paths.CHECKPOINT),
         manifest=paths.manifest(paths.CHECKPOINT),

@@ -69,6 +69,24 @@ rule check_dtype:
         "../workflow/scripts/data/check_dtype.py"
 
 
+# Of other sections, each for itself: the dtype of responses is nothing to a training.
+use rule check_dtype as check_section_dtype with:
+    localrule: True
+    message:
+        "Checking that {wildcards.model} can be used in {params.dtype} ({wildcards.section})"
+    output:
+        paths.SECTION_DTYPE_CHECKED,
+    wildcard_constraints:
+        section="finetune|evaluation",
+    params:
+        dtype=lambda w: getattr(CONFIG, w.section).dtype,
+        code=fingerprint("data/check_dtype"),
+    log:
+        paths.log("check_section_dtype/{model}/{section}"),
+    benchmark:
+        paths.benchmark("check_section_dtype/{model}/{section}")
+
+
 # Before a GPU is asked for: by the names of the model's layers, which need no weights.
 rule check_parameters:
     localrule: True

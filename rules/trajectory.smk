@@ -9,6 +9,7 @@ if PLAN.along_training and not PLAN.checkpoint_files:
             train=paths.TRAIN,
             base=model_of,
             base_manifest=manifest_of,
+            checked=section_dtype_checked("finetune"),
         output:
             trajectory=directory(paths.TRAJECTORY),
             manifest=paths.manifest(paths.TRAJECTORY),

@@ -84,6 +84,7 @@ if PLAN.truth_parts:
             sets=paths.SETS,
             base=model_of,
             base_manifest=manifest_of,
+            checked=section_dtype_checked("finetune"),
         output:
             paths.RETRAINED,
         wildcard_constraints:

@@ -286,6 +286,8 @@ def test_a_dtype_in_which_a_model_fails_is_refused_where_it_is_asked_for(tokeniz
     message = refused(Capabilities.of(tmp_path / "out").check_dtype, "bfloat16")
     assert "in bfloat16 fails (" in message
     assert message.endswith("set attribution.dtype: float32.")
+    message = refused(Capabilities.of(tmp_path / "out").check_dtype, "bfloat16", "finetune")
+    assert message.endswith("set finetune.dtype: float32.")
 
 
 def test_float16_weights_that_overflow_in_float16_alone_are_admitted(tokenizer, prepared):

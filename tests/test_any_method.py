@@ -90,6 +90,7 @@ def test_a_method_without_gradients_is_planned_whole_and_alone(method, project):
     ended = project.snakemake("all", "-n", config={**ALONE, "attribution": {"methods": [method]}})
     assert ended.returncode == 0, ended.output
     assert {name: n for name, n in ended.jobs.items() if name.startswith("attribute")} == {rule: shards}
+    assert ended.jobs.get("check_responses", 0) == (method == "ifd"), "before any pass"
     assert {name: ended.jobs[name] for name in ("score", "tabulate_bins", "subset")} == {
         "score": 1,
         "tabulate_bins": 1,

@@ -144,6 +144,11 @@ def test_the_configuration_given_is_left_as_it_was():
             ["icp", "influence", "random", "icpp"],
             "config: attribution.methods: 'icpp' is not a method",
         ),
+        (
+            "attribution.aggregators.icp",
+            "mean_per_token",
+            "config: attribution.aggregators.icp: write mean here, and attribution.task_likelihood: mean",
+        ),
         ("attribution.aggregators.icpp", "mean", "config: attribution.aggregators: 'icpp' is not a method"),
         ("attribution.methods", ["icp", "icp"], "config: attribution.methods: 'icp' appears twice"),
         ("finetune.methods", ["length", "nuggets"], "config: finetune.methods: 'nuggets' is not scored"),

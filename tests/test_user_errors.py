@@ -194,6 +194,18 @@ MISTAKES = {
         target=f"{dag.RESULTS}/attributions/icp.parquet",
         log="tiny/check_dtype/tiny-llama.log",
     ),
+    "a dtype that the model cannot be trained in": Mistake(
+        lambda project: {**refused_dtype(project), "attribution": {}, "finetune": {"dtype": "bfloat16"}},
+        r"LlamaForCausalLM in bfloat16: .*; set finetune\.dtype: float32\.",
+        target=f"{dag.RESULTS}/checkpoints/icp/gt-0.80/seed-0",
+        log="tiny/check_section_dtype/tiny-llama/finetune.log",
+    ),
+    "a dtype that the model cannot answer in": Mistake(
+        lambda project: {**refused_dtype(project), "attribution": {}, "evaluation": {"dtype": "bfloat16"}},
+        r"LlamaForCausalLM in bfloat16: .*; set evaluation\.dtype: float32\.",
+        target=f"{dag.RESULTS}/responses/base.jsonl",
+        log="tiny/check_section_dtype/tiny-llama/evaluation.log",
+    ),
     "a pattern that no layer's name matches": Mistake(
         lambda project: {"attribution": {"parameters": r"layers\.7\."}},
         r"attribution\.parameters: 'layers\\.7\\.': no linear layer of LlamaForCausalLM is chosen; their names are "

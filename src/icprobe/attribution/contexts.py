@@ -111,17 +111,20 @@ def check_draws(
         return
     alone = np.array(reader.counts([prompts.one_shot_prefix(row) for row in rows]))
     between = max(reader.counts([prompts.separator])) + BORDERS
+    longest, too_long = reader.max_positions - of_task, None
     for context in draws.all():
         # Most contexts are far from the limit; those that may not be are tokenised whole.
-        if int(alone[context].sum()) + (draws.k - 1) * between + of_task <= reader.max_positions:
+        if int(alone[context].sum()) + (draws.k - 1) * between <= longest:
             continue
         (exactly,) = reader.counts([prompts.few_shot_prefix([rows[row] for row in context])])
-        if exactly + of_task > reader.max_positions:
-            raise DataError(
-                f"attribution.icp_k_shot: the examples {', '.join(rows[row]['id'] for row in context)} and the "
-                f"longest task need {exactly + of_task} tokens where {reader.model} takes {reader.max_positions}; set "
-                "a smaller k, or leave out long examples (data.train.sample.max_tokens)."
-            )
+        if exactly > longest:
+            longest, too_long = exactly, context
+    if too_long is not None:
+        raise DataError(
+            f"attribution.icp_k_shot: the examples {', '.join(rows[row]['id'] for row in too_long)} and the longest "
+            f"task need {longest + of_task} tokens where {reader.model} takes {reader.max_positions}; set a smaller k, "
+            "or leave out long examples (data.train.sample.max_tokens)."
+        )
 
 
 def task_groups(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from icprobe.attribution import COSINES
 from icprobe.attribution.contraction import CONTRACTIONS
 from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.gradient_cache import Former, GradientCache, Gradients
@@ -26,8 +27,6 @@ logger = logging.getLogger(__name__)
 # Groups of batches in step are split so that none takes much longer than two minutes, which is what a killed job may
 # lose. The rate is that at which gradients to be held were made; in step a second forward pass comes on top, a third.
 GROUP_SECONDS = 90.0
-# Methods whose matrix are products over the norms of both sides, and the contraction that these come from.
-COSINES = {"cosine": "influence", "less": "less"}
 
 
 class TaskFormer(Protocol):

@@ -3,9 +3,9 @@
 The JSON schema and docs/configuration.md are generated from these models (`make schema`).
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from icprobe.config.combined import Combined, in_order
 from icprobe.config.combined import check as check_combined
@@ -24,6 +24,15 @@ from icprobe.config.types import (
 from icprobe.formatting import OKABE_ITO
 
 # --- attribution ------------------------------------------------------------------------------------------------
+
+
+def _aggregator(value: Any) -> Any:
+    if value == "mean_per_token":
+        raise ValueError("write mean here, and attribution.task_likelihood: mean for likelihoods per token of the task")
+    return value
+
+
+Aggregator = Annotated[Literal["mean", "fraction_positive"], BeforeValidator(_aggregator)]
 
 
 class OneStep(Section):
@@ -166,7 +175,7 @@ class Attribution(Section):
     dtype: Dtype = Field("bfloat16", description="Arithmetic of the model; one_step always computes in float32.")
     device: Device = Field("auto", description="auto uses CUDA if available.")
     tf32: bool = Field(False, description="Allow TF32 matrix products in float32 on CUDA.")
-    aggregators: dict[str, Literal["mean", "fraction_positive"]] = Field(
+    aggregators: dict[str, Aggregator] = Field(
         {"icp": "fraction_positive", "one_step": "fraction_positive"},
         description="How to reduce a method's matrix over tasks; mean for methods not named.",
     )

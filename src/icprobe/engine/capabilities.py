@@ -46,7 +46,7 @@ class Capabilities:
         known = {name: manifest[name] for name in names}
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in known.items()})
 
-    def check_dtype(self, dtype: str) -> None:
-        """Raises ModelError where the engines come out wrong in this dtype."""
+    def check_dtype(self, dtype: str, section: str = "attribution") -> None:
+        """Raises ModelError where the engines come out wrong in this dtype, which the configuration's section says."""
         if said := self.refused_dtypes.get(dtype):
-            raise ModelError(f"{said}; set attribution.dtype: float32.")
+            raise ModelError(f"{said}; set {section}.dtype: float32.")

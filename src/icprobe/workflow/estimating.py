@@ -22,6 +22,7 @@ from tabulate import tabulate
 
 from icprobe import artifacts, paths
 from icprobe.analysis import frontier
+from icprobe.attribution import COSINES
 from icprobe.config import Config
 from icprobe.config.estimate import Prices
 from icprobe.config.types import slice_of
@@ -58,8 +59,7 @@ def kinds(plan: Plan) -> list[str]:
 
 def contractions(plan: Plan) -> list[str]:
     """What the gradients of a pair are contracted to, in the pass of influence and its kin."""
-    made = ["influence" if method == "cosine" else method for method in plan.together]
-    return [*dict.fromkeys(made or ["influence"])]
+    return [*dict.fromkeys(COSINES.get(method, method) for method in plan.together or ["influence"])]
 
 
 def settings(plan: Plan) -> dict[str, Any]:
