@@ -9,7 +9,7 @@ EXPERIMENT ?=
 # What is laid over config.yaml, for `make workspace`.
 CONFIGFILE ?=
 
-.PHONY: all tiny paper-small install install-test test test-slow test-models test-slurm test-bounds test-lowest test-highest lint check-release dist schema notebook sync workspace lock bench install-bench clean clean-all
+.PHONY: all tiny paper-small install install-test test test-slow test-models test-slurm test-bounds test-lowest test-highest lint check-release dist schema docs notebook sync workspace lock bench install-bench clean clean-all
 
 all: install
 	$(BIN)/snakemake --cores $(CORES) all
@@ -106,6 +106,19 @@ dist: install
 # The JSON schema and docs/configuration.md, from the models in src/icprobe/config/sections.py and sources.py.
 schema: install
 	$(BIN)/python -m icprobe.config.schema
+
+# The pages as a site in build/site, which needs no network; links that lead nowhere are errors.
+DOCS := .venv-docs
+
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python docs/build_site.py
+
+$(DOCS)/.installed: pyproject.toml
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], \
+		sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/pip install --quiet --requirement $(DOCS)/requirements.txt
+	touch $@
 
 sync: install
 	$(BIN)/python -m icprobe.tracking.syncing sync results/$(or $(EXPERIMENT),demo)

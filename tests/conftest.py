@@ -37,7 +37,7 @@ LONGEST = [
     *("judging_dag", "report_in_browser", "masking", "plotting", "cores", "ending", "finetuning", "tracking"),
     *("syncing", "snakemake_report", "headline", "environments", "profiles", "invocations", "alpaca_eval"),
     *("differences", "from_python", "modes", "objective", "held_out", "tail_patch", "resuming", "synthetic", "jobs"),
-    *("engines_dag", "engines", "combined_dag", "methods_table", "less", "modules"),
+    *("docs", "engines_dag", "engines", "combined_dag", "methods_table", "less", "modules"),
 ]
 
 

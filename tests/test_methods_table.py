@@ -168,6 +168,6 @@ def test_every_method_has_one_section_which_says_what_it_asks_costs_and_needs_an
     sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
     (text,) = [text for text in sections if text.startswith(f"{method}\n")]
     assert re.match(rf"{method}\n\n\*[^*]+\*", text), "a question first"
-    assert re.search(r"^    \S", text, re.MULTILINE), "a formula"
+    assert re.search(r"^```\w+\n\S", text, re.MULTILINE), "a formula"
     for part in ("cost", "needs", "use it"):
         assert re.search(rf"\*\*{part}\*\*", text, re.IGNORECASE), part

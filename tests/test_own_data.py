@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import dag
+import pages
 import pandas as pd
 import pytest
 import yaml
@@ -16,10 +17,7 @@ from icprobe.config.sections import Attribution
 
 README = dag.ROOT / "README.md"
 # What the README shows.
-OWN = yaml.safe_load(re.search(r"Write `mine.yaml`:\n\n(.*?)\n\n\S?", README.read_text(encoding="utf-8"), re.DOTALL)[1])
-MORE = yaml.safe_load(
-    re.search(r"A file that asks for more:\n\n(.*?)\n\n\S", README.read_text(encoding="utf-8"), re.DOTALL)[1]
-)
+OWN, MORE = (yaml.safe_load(block.text) for block in pages.blocks(README) if block.language == "yaml")
 TRAINED = {"fine_tune", "generate", "generate_base", "judge", "prepare_eval", "tabulate_win_rates"}
 
 

@@ -60,7 +60,7 @@ class InfluenceEkfac(Section):
         "own distribution, as it is defined. empirical: of the examples' own tokens.",
     )
     damping: PositiveFloat = Field(
-        0.1, description="λ of (F + λ)⁻¹, over the mean eigenvalue of a layer's F. A change does not fit F anew."
+        0.1, description="λ of (F + λ)⁻¹, over the mean eigenvalue of a layer's F. A change leaves F as it is."
     )
 
 
@@ -129,7 +129,8 @@ class Less(Section):
     dimension: Count | None = Field(
         None,
         description="Numbers that gradients are projected to at random, with the seed, before their cosine is taken; "
-        "8192 in the paper. null: the cosine itself, which that estimates, at less cost but for very many tasks.",
+        "8192 in the paper. null: the exact cosine, which a projection only estimates; it costs less unless there are "
+        "very many tasks.",
     )
 
 

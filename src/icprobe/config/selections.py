@@ -86,7 +86,7 @@ class Selection(Section):
 
     method: Name = Field(description="The method whose scores choose, one of attribution.methods.")
     top: End | None = Field(None, description="The best: a share of the examples (`10%`) or their number (`200`).")
-    bottom: End | None = Field(None, description="The worst, likewise.")
+    bottom: End | None = Field(None, description="The worst: a share of the examples or their number.")
     tokens: Annotated[PositiveFloat, BeforeValidator(_whole)] | None = Field(
         None,
         description="The best, one after the other, for as long as their responses have no more tokens than this in "

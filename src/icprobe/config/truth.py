@@ -11,7 +11,7 @@ Number = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Truth(Section):
-    """Which method is right: models trained anew on other examples, as `finetune` says, and what the tasks say then."""
+    """Which method is right: trains the model on other sets of examples, as `finetune` says, and asks it the tasks."""
 
     subsets: Number = Field(0, description="Random subsets to train on, for the LDS; 0 means none.")
     share: Share = Field(0.5, description="Share of the examples in each random subset.")

@@ -47,10 +47,13 @@ def correlate(
 ) -> pd.DataFrame:
     """Correlates every pair of methods: the table of `tables/correlations.csv`, each value with its 95% interval.
 
-    scores: what `icprobe.value` or `icprobe.load(…).scores()` gives. methods: which of its columns (default: all
-    methods). analysis: keys of the configuration's section `analysis`, such as `resamples`. Returns `method_a`,
-    `method_b`, `statistic` (spearman, pearson, kendall, spearman_partial_length), `value`, `low`, `high`, `interval`,
-    `n`. Raises ScoreError for a method that has no column.
+    - scores: what `icprobe.value` or `icprobe.load(…).scores()` gives.
+    - methods: which of its columns (default: all methods).
+    - seed: of the bootstrap.
+    - analysis: keys of the configuration's section `analysis`, such as `resamples`.
+
+    Returns `method_a`, `method_b`, `statistic` (spearman, pearson, kendall, spearman_partial_length), `value`, `low`,
+    `high`, `interval`, `n`. Raises ScoreError for a method that has no column.
     """
     settings = slice_of(configured(analysis=analysis, seed=seed).analysis, "resamples", "analytic_above")
     if "id" not in scores or len(methods_of(scores) if methods is None else methods) < 2:
@@ -67,10 +70,14 @@ def correlate(
 def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
     """Takes the rows of a method's bin, best fitting first.
 
-    scores: as `correlate` takes it. bin: "top 20%", "bottom 5%" (a share of all examples), "top 1000" (so many), or one
-    of ICP's thresholds, such as ">0.8": of any other method as many rows as ICP has there, so that the table needs the
-    scores of icp. Equal scores at its border go by mean effect, where the table has it, then by id. Raises ConfigError
-    where the bin cannot be read, ScoreError where it holds more rows than the method has scored.
+    - scores: as `correlate` takes it.
+    - method: whose scores order the rows.
+    - bin: `"top 20%"`, `"bottom 5%"` (a share of all examples), `"top 1000"` (so many), or one of ICP's thresholds,
+      such as `">0.8"`. For any other method such a threshold takes as many rows as ICP has there, so that the table
+      needs the scores of icp.
+
+    Equal scores at the bin's border go by mean effect, where the table has it, then by id. Raises ConfigError where the
+    bin cannot be read, ScoreError where it holds more rows than the method has scored.
     """
     if not isinstance(bin, str):
         raise ConfigError(f'select: a bin is a text such as "top 5" or "top 20%", not {shown(bin)}')
@@ -87,10 +94,15 @@ def export(
 ) -> tuple[Path, Path]:
     """Writes rows of a table, such as `select` gives, as two files that trainers take; returns the paths of both.
 
-    path: ends with .jsonl; holds `prompt` and `completion`. Beside it, with .messages.jsonl for .jsonl, the same as
-    `messages`. method: whose score stands beside each row. templates: keys of the configuration's section; without
-    them conversations that no Jinja template reads whole are messages in both files. Both are those of the workflow's
-    subsets (`training.subsets.write_subset`). Raises ConfigError for another ending.
+    - rows: as `select` or `value` returns them; their order is kept.
+    - path: ends with `.jsonl`; that file holds `prompt` and `completion`. Beside it, with `.messages.jsonl` for
+      `.jsonl`, stand the same rows as `messages`.
+    - method: whose score stands beside each row.
+    - templates: keys of the configuration's section. Without them, conversations that no Jinja template reads whole are
+      messages in both files.
+
+    Both files are those of the workflow's subsets (`training.subsets.write_subset`). Raises ConfigError for another
+    ending.
     """
     path = Path(path)
     if path.suffix != ".jsonl":

@@ -75,19 +75,23 @@ def value(
 ) -> pd.DataFrame | tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Values training examples: how much does each help the model with the tasks, by each method?
 
-    train, tasks: rows with `instruction` and `output`, and `id` and `input` where there are some: a DataFrame, a list
-    of mappings, a file (JSON, JSONL, CSV, parquet), or a mapping as in the configuration's `data.train`, such as
-    {"hub": "tatsu-lab/alpaca"} or {"path": "mine.csv", "columns": {"output": "response"}}. model: a directory, a hub
-    id, "smollm2-135m-instruct", a mapping as in `model_sources`, or a transformers model in memory with its
-    `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was. templates, data:
-    keys of the sections of that name. finetune: {"max_length": …}, where `train_loss` is "response", and of tracin and
-    less the settings of their training, such as {"learning_rate": 2e-4, "epochs": 1, "lora": {"rank": 16}}.
-    attribution: keys of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`,
-    `one_step`, `combined`, `train_loss`, `reduction`, `task_likelihood`, `parameters`, `tracin`, `less`.
+    - train, tasks: rows with `instruction` and `output`, and `id` and `input` where there are some: a DataFrame, a list
+      of mappings, a file (JSON, JSONL, CSV, parquet), or a mapping as in the configuration's `data.train`, such as
+      `{"hub": "tatsu-lab/alpaca"}` or `{"path": "mine.csv", "columns": {"output": "response"}}`.
+    - model: a directory, a hub id, `"smollm2-135m-instruct"`, a mapping as in `model_sources`, or a transformers model
+      in memory with its `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was.
+    - methods: their names, as in `attribution.methods`.
+    - templates, data: keys of the sections of that name.
+    - finetune: `{"max_length": …}`, where `train_loss` is `"response"`; for tracin and less the settings of their
+      training, such as `{"learning_rate": 2e-4, "epochs": 1, "lora": {"rank": 16}}`.
+    - seed: of all random draws.
+    - matrices: whether to return the attribution matrices, too.
+    - attribution: keys of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`,
+      `one_step`, `combined`, `train_loss`, `reduction`, `task_likelihood`, `parameters`, `tracin`, `less`.
 
-    Returns a table with a row for each example, in train's order: `id`, texts, labels (as texts, those that are numbers
-    too: `pd.to_numeric` reads them), `n_query`, `n_target` (tokens), and of each method `score_icp` and `rank_icp` (1
-    is the best). With `matrices`: (that table, {method: `id`, then one column per task}). The numbers are those of
+    Returns a table with a row for each example, in train's order: `id`, texts, labels (as texts, even those that are
+    numbers: `pd.to_numeric` reads them), `n_query`, `n_target` (tokens), and for each method `score_icp` and `rank_icp`
+    (1 is the best). With `matrices`: (that table, {method: `id`, then one column per task}). The numbers are those of
     `snakemake` with the same configuration. Raises IcprobeError for what cannot be used.
     """
     config = configured(
