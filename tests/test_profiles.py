@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 PLUGINS = {"slurm": "slurm", "profiles/kubernetes": "kubernetes", "profiles/generic": "cluster_generic"}
-ATTRIBUTION = {"attribute", "attribute_influence", "attribute_step"}
+ATTRIBUTION = {"attribute", "attribute_influence", "attribute_ekfac", "attribute_step"}
 HEAVY = {"prepare_model", *ATTRIBUTION, "correlate", "chain", "fine_tune", "generate", "generate_base"}
 HEAVY |= {"measure_outcomes", "retrain", "train_trajectory", "sum_covariances", "fisher_bases", "sum_eigenvalues"}
 HEAVY |= {"train_regressor", "value_points", "correlate_points"}

@@ -3,6 +3,7 @@
 A method is worth its cost where no other agrees at least as well for less.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -64,6 +65,8 @@ def operations(
     share: float = 1.0,
     read: Mapping[str, float] | None = None,
     checkpoints: int = 1,
+    squares: float = math.nan,
+    cubes: float = math.nan,
 ) -> float:
     """Counts a method's floating-point operations; NaN for one that is not known here, such as external scores.
 
@@ -76,19 +79,25 @@ def operations(
     their responses once more, alone. tried: the share of all pairs that icp_budget evaluated. share: of the linear
     layers' weights, those that gradients are taken over; others cost no gradient, but the way back through them. read:
     tokens that a method takes forward, of those whose contexts were counted. checkpoints: of tracin, whose training is
-    not counted.
+    not counted. squares, cubes: sums of n² and n³ over influence_ekfac's matrices of eigenvectors [n, n]. A token
+    costs n² in a covariance, 2 n² where it is rotated into the basis; eigenvectors cost 9 n³. A damping costs what the
+    method does, of which a sweep shares all but the products.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
     token = (2 + share) * forward
     products = share * forward * examples * tasks
     gradients = token * (example_tokens + task_tokens)
+    covariances = (2 * forward + squares) * example_tokens
+    eigenvalues = (token + 2 * squares) * example_tokens + share * forward * examples
+    rotations = 2 * squares * (example_tokens + task_tokens)
     known = FREE | {
         "icp": forward * example_tokens + behind,
         "icp_budget": forward * example_tokens + tried * behind,
         "one_step": token * example_tokens + behind,
         "influence": gradients + products,
         "influence_log": gradients + products,
+        "influence_ekfac": covariances + 9 * cubes + eigenvalues + gradients + rotations + products,
         "cosine": gradients + products,
         "tracin": checkpoints * (gradients + products),
         "influence_mean": gradients,

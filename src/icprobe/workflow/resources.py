@@ -139,8 +139,8 @@ class Sizes:
             work = 2 * size * (2 * tokens + of_tasks)
         elif not method.startswith("icp"):
             checkpoints = len(settings.tracin.directories) or settings.tracin.checkpoints
-            # Of EK-FAC the tasks' gradients are multiplied, too; responses are at most the whole examples.
-            counted_as, times = ("influence", 2) if method == "influence_ekfac" else (method, 1)
+            # Of EK-FAC all factors are rotated, too; responses are at most the whole examples.
+            counted_as, times = ("influence", 2) if method.startswith("influence_ekfac") else (method, 1)
             sizes = (size, examples, tokens, self.tasks, of_tasks, tokens)
             counted = times * frontier.operations(counted_as, *sizes, checkpoints=checkpoints)
             work = work if math.isnan(counted) else counted
@@ -164,8 +164,7 @@ class Sizes:
         _, tokens = self.shard(model, part)
         megabytes = TORCH_MB + ROW_MB * self.examples + 8e-6 * size
         if settings.device != "cuda":
-            # Eigenvectors are mapped into memory: about twelve bytes for each parameter.
-            megabytes += 1000 * settings.memory_budget_gb + 12e-6 * size
+            megabytes += 1000 * settings.memory_budget_gb
         return Needs(megabytes, work.fisher_operations(size, tokens) / SPEED[settings.device])
 
     def fisher_bases(self, model: str) -> Needs:

@@ -23,9 +23,14 @@ with job(snakemake) as run:
     # "contexts.icp_reverse.checked.json" is icp_reverse's.
     read = {Path(path).name.split(".")[1]: artifacts.read_json(path)["tokens"] for path in files.contexts}
     along = [len(artifacts.read_json(path)["checkpoints"]) for path in files.trajectory]
-    known = (("tried", tried), ("share", chosen), ("checkpoints", along))
+    bases = [artifacts.read_json(path) for path in files.fisher]
+    powers = [(name, [basis[name] for basis in bases]) for name in ("squares", "cubes")]
+    known = (("tried", tried), ("share", chosen), ("checkpoints", along), *powers)
     shares = {name: found[0] for name, found in known if found}
-    counted = {method: operations(method, *sizes, **shares, read=read) for method in [*params.logs, *RIVALS]}
+    counted = {
+        method: operations(params.counted_as.get(method, method), *sizes, **shares, read=read)
+        for method in [*params.logs, *RIVALS]
+    }
     # One that has a built-in method's name is not that method.
     counted |= dict.fromkeys(params.external, math.nan)
     # What is computed from the matrices of others costs what these do.
