@@ -21,6 +21,7 @@ OTHERS = {
     *(
         "attribute",
         "attribute_influence",
+        "attribute_ekfac",
         "attribute_step",
         "sum_covariances",
         "fisher_bases",

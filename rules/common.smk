@@ -154,6 +154,8 @@ def attribution_logs(model, method):
         return []
     if method in PLAN.together:
         job = "attribute_influence/{model}/{item}"
+    elif method in PLAN.swept:
+        job = "attribute_ekfac/{model}/{item}"
     elif METHODS[method].needs_model:
         job = "attribute/{model}/{method}/{item}"
     else:
@@ -286,7 +288,7 @@ def outlook():
         (job.rule.name, job.resources["runtime"], job.resources["mem_mb"], bool(job.resources.get("heavy")))
         for job in jobs
     ]
-    attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence"}
+    attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence", "attribute_ekfac"}
     slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and forwards & {name for name, *_ in told}
     unknown = dry_run.unknown_sizes(m for m in CONFIG.models if told and work.known_parameters(CONFIG, m) is None)
     sentences = [dry_run.work(told), unknown, dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]

@@ -110,3 +110,39 @@ if PLAN.fits_fisher:
             **RESOURCES["fisher_eigenvalues"],
         script:
             "../workflow/scripts/attribution/gather_fisher.py"
+
+
+if PLAN.swept:
+
+    rule attribute_ekfac:
+        message:
+            "influence of {wildcards.model} with the Fisher matrix, shard {wildcards.scatteritem}"
+        input:
+            **FISHER_INPUTS,
+            tasks=paths.TASKS,
+            fisher=[ancient(paths.fisher(what)) for what in ("bases", "eigenvalues")],
+            fisher_manifests=[paths.manifest(paths.fisher(what)) for what in ("bases", "eigenvalues")],
+        output:
+            **{m: paths.shard(m) for m in PLAN.swept},
+        params:
+            methods=PLAN.swept,
+            module=METHODS[FISHER_METHOD].module,
+            per_task=True,
+            by_itself=METHODS[FISHER_METHOD].reads,
+            settings=PLAN.pass_settings(PLAN.swept),
+            execution=METHODS[FISHER_METHOD].execution,
+            templates=PLAN.text_settings(),
+            seed=None,
+            code=fingerprint("attribution/attribute", METHODS[FISHER_METHOD].module),
+        log:
+            paths.log("attribute_ekfac/{model}/{scatteritem}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("attribute_ekfac/{model}/{scatteritem}")
+        threads: THREADS
+        resources:
+            **RESOURCES["attribute_ekfac"],
+            heavy=1,
+        script:
+            "../workflow/scripts/attribution/attribute.py"

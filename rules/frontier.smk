@@ -25,6 +25,7 @@ if PLAN.truth_parts:
             contexts=[paths.CONTEXTS_CHECKED.replace("{method}", method) for method in PLAN.long_contexts],
             chosen=[paths.PARAMETERS_CHECKED] if PLAN.parameters_chosen else [],
             trajectory=[paths.manifest(paths.TRAJECTORY)] if PLAN.along_training else [],
+            fisher=[paths.manifest(paths.fisher("bases"))] if PLAN.fits_fisher else [],
             budget=[paths.matrix(method) for method in PLAN.computed if method == "icp_budget"],
         output:
             table("frontier", "Retraining", "agreement and cost"),
@@ -33,6 +34,7 @@ if PLAN.truth_parts:
             logs=lambda w: {method: attribution_logs(w.model, method) for method in CONFIG.attribution.methods},
             external=list(CONFIG.attribution.external),
             dimension=CONFIG.attribution.less.dimension if "less" in PLAN.computed else None,
+            counted_as=dict.fromkeys(PLAN.fits_fisher, "influence_ekfac"),
             paid_for={method: PLAN.paid_for(method) for method in PLAN.combined},
             code=fingerprint("analysis/frontier"),
         log:

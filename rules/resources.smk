@@ -42,6 +42,7 @@ RESOURCES = {
         ("sum_covariances", "sum_eigenvalues"),
         directives(lambda w, input: SIZES.sum_fisher(w.model, w.part), DEVICE),
     ),
+    "attribute_ekfac": directives(lambda w, input: SIZES.attribute(w.model, "influence_ekfac", w.scatteritem), DEVICE),
     "fisher_bases": directives(lambda w, input: SIZES.fisher_bases(w.model)),
     "fisher_eigenvalues": directives(lambda w, input: Needs(TORCH_MB + 4e-6 * SIZES.parameters(w.model))),
     "attribute_step": directives(lambda w, input: SIZES.attribute(w.model, "one_step", w.scatteritem), DEVICE),

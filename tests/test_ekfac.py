@@ -18,7 +18,7 @@ from icprobe.attribution import fisher, influence, influence_ekfac, memory_plan
 from icprobe.attribution.shards import compute
 from icprobe.engine import likelihood
 from icprobe.engine.batching import batches
-from icprobe.engine.gradients import layers_of
+from icprobe.engine.gradients import layers_of, loss_backward
 from icprobe.engine.likelihood import drawn_targets
 from icprobe.engine.network import Network
 from icprobe.errors import ScoreError
@@ -226,7 +226,7 @@ class Killed:
     """A backward pass that is killed when it has been called so often."""
 
     def __init__(self, calls):
-        self.left, self.original = calls, fisher.loss_backward
+        self.left, self.original = calls, loss_backward
 
     def __call__(self, *arguments):
         if not self.left:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 PLUGINS = {"slurm": "slurm", "profiles/kubernetes": "kubernetes", "profiles/generic": "cluster_generic"}
-ATTRIBUTION = {"attribute", "attribute_influence", "attribute_step"}
+ATTRIBUTION = {"attribute", "attribute_influence", "attribute_ekfac", "attribute_step"}
 HEAVY = {"prepare_model", *ATTRIBUTION, "correlate", "chain", "fine_tune", "generate", "generate_base"}
 HEAVY |= {"measure_rates", "measure_outcomes", "retrain", "train_trajectory", "sum_covariances", "sum_eigenvalues"}
 HEAVY |= {"embed_examples", "fisher_bases", "train_regressor", "value_points", "correlate_points"}

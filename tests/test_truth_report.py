@@ -300,6 +300,8 @@ def test_operations_are_counted_as_the_shards_are():
     passes = (4 * 10 + 5 * 0.5) * (15 + 8)
     assert operations("less", **sizes, **less) == 3 * (passes + 2 * 0.25 * 3 * 2)
     assert operations("less", **sizes, **less, dimension=7) == 3 * (passes + 2 * 7 * (0.25 * (3 + 2) + 3 * 2))
+    curved = 16 * 10 * 15 + 6 * 10 * 8 + 5 * 7 * 15 + 2 * 7 * 8 + 9 * 11 + 2 * 10 * 3 * (2 + 1)
+    assert operations("influence_ekfac", **sizes, squares=7, cubes=11) == curved
     assert operations("influence_mean", **sizes) == 6 * 10 * (15 + 8)
     assert operations("icp_reverse", **sizes, read={"icp_reverse": 38}) == 2 * 10 * 38
     assert operations("embedding", **sizes) == 2 * 10 * (15 + 8)

@@ -182,6 +182,19 @@ def test_chunks_of_retraining_do_not_move_once_the_model_is_there(monkeypatch):
     assert Sizes.of(config).retraining_chunks(model, "subsets", 64) == before
 
 
+def test_a_further_damping_costs_its_products_alone():
+    def job(method, methods, sweep):
+        asked = {"methods": [*loaded().attribution.methods, *methods], "influence_ekfac": {"sweep": sweep}}
+        found = Sizes.of(loaded("configs/tiny.yaml", attribution=asked))
+        return found.attribute("tiny-llama", method, "1-of-2")
+
+    one = job("influence_ekfac", ["influence_ekfac"], [])
+    three = job("influence_ekfac", ["influence_ekfac"], [0.01, 1.0])
+    alone = job("influence_ekfac_1", ["influence_ekfac_1"], [0.01, 1.0])
+    assert (alone.seconds, alone.megabytes) == (one.seconds, one.megabytes)
+    assert one.seconds < three.seconds < 2 * one.seconds
+
+
 # --- resources ----------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 A method is worth its cost where no other agrees at least as well for less.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,6 +74,8 @@ def work(
     checkpoints: int = 1,
     adapters: float = 0.0,
     dimension: int | None = None,
+    squares: float = math.nan,
+    cubes: float = math.nan,
 ) -> dict[str, float] | None:
     """Counts a method's floating-point operations by their kinds, which a machine does not do equally fast; None for a
     method that is not known here, such as external scores.
@@ -90,7 +93,9 @@ def work(
     layers' weights, those that gradients are taken over; others cost no gradient, but the way back through them. read:
     tokens that a method takes forward, of those whose contexts were counted. checkpoints: of tracin and less, whose
     training is not counted. adapters: weights of less's adapters, beside P, which alone have gradients there;
-    dimension: what these are projected to, if they are.
+    dimension: what these are projected to, if they are. squares, cubes: sums of n² and n³ over influence_ekfac's
+    matrices of eigenvectors [n, n]. A token costs n² in a covariance, 2 n² where it is rotated into the basis;
+    eigenvectors cost 9 n³. A damping costs what the method does, of which a sweep shares all but the products.
     """
     forward = 2 * parameters
     behind = forward * examples * task_tokens
@@ -101,6 +106,9 @@ def work(
         2 * dimension * (over * (examples + tasks) + examples * tasks) if dimension else 2 * over * examples * tasks
     )
     products = {"gradients": token * (example_tokens + task_tokens), "products": share * forward * examples * tasks}
+    covariances = (2 * forward + squares) * example_tokens
+    eigenvalues = (token + 2 * squares) * example_tokens + share * forward * examples
+    rotations = 2 * squares * (example_tokens + task_tokens)
     read_once = {
         "icp": forward * example_tokens + behind,
         "icp_budget": forward * example_tokens + tried * behind,
@@ -112,6 +120,10 @@ def work(
         name: {"read": count} for name, count in read_once.items()
     }
     known |= dict.fromkeys(("influence", "influence_log", "cosine"), products) | {
+        "influence_ekfac": {
+            "gradients": covariances + 9 * cubes + eigenvalues + products["gradients"] + rotations,
+            "products": products["products"],
+        },
         "one_step": {"steps": token * example_tokens + behind},
         "tracin": {kind: checkpoints * count for kind, count in products.items()},
         "less": {"gradients": checkpoints * beside, "products": checkpoints * projected},

@@ -28,9 +28,10 @@ class Method:
     needs all examples or costs nothing. long_contexts: it reads several examples or tasks in one context, which must
     fit. trained: its gradients are taken at checkpoints of a training. adapters: over the adapters that are trained
     there, beside which their optimiser's state lies. fits_fisher: it needs the examples' Fisher matrix, which has jobs
-    of its own. seeded: it draws at random. dtype: fixed arithmetic, whatever the configuration says. may_skip: NaN
-    means "not evaluated" rather than an error. by_itself: what it gives for an example and a task (or, without a
-    column for each, all tasks) depends on no other example, so that it is not computed twice.
+    of its own. damping: of that, where it is not the configuration's own. seeded: it draws at random. dtype: fixed
+    arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than an error. by_itself:
+    what it gives for an example and a task (or, without a column for each, all tasks) depends on no other example, so
+    that it is not computed twice.
     """
 
     module: str
@@ -48,6 +49,7 @@ class Method:
     trained: bool = False
     adapters: bool = False
     fits_fisher: bool = False
+    damping: float | None = None
     seeded: bool = False
     dtype: str | None = None
     may_skip: bool = False
@@ -261,8 +263,8 @@ METHODS: dict[str, Method] = {
 
 
 def methods_of(config: "Config") -> dict[str, Method]:
-    """The methods that a configuration can name: the registry, its external scores, which go before it, and those that
-    it asks to be computed from the matrices of others.
+    """The methods that a configuration can name: the registry, with a method for each damping of a sweep, its external
+    scores, which go before it, and those that it asks to be computed from the matrices of others.
 
     Units are those of its objective.
 
@@ -281,28 +283,32 @@ def methods_of(config: "Config") -> dict[str, Method]:
         )
         for name, scores in config.attribution.external.items()
     }
+    built_in, curved = dict(METHODS), METHODS["influence_ekfac"]
+    for name, damping in config.attribution.influence_ekfac.swept.items():
+        damped = f"{curved.asks} F is damped by {damping:g} of its mean eigenvalue, layer by layer."
+        built_in[name] = replace(curved, asks=damped, damping=damping)
     ordered = config.attribution.combined_in_order
     chosen = [name for name in config.attribution.methods if name not in external and name not in ordered]
     away = [model for model in config.models if config.model_sources[model].source == "external"]
     absent = [table for table in ("train", "tasks") if getattr(config.data, table) is None]
     for name in chosen:
         # Without the model nobody counts tokens, either.
-        if (METHODS[name].needs_model or name == "length") and away:
+        if (built_in[name].needs_model or name == "length") and away:
             raise ConfigError(
                 f"config: attribution.methods: {name} reads texts with {away[0]}, a model that is not here (external)"
             )
-        if missing := [table for table in absent if table in METHODS[name].reads]:
+        if missing := [table for table in absent if table in built_in[name].reads]:
             raise ConfigError(
                 f"config: attribution.methods: {name} needs data.{missing[0]}, which is absent; a configuration "
                 "with data of its own takes none of the demo's, so name it"
             )
     for name in chosen:
-        if METHODS[name].trained:
+        if built_in[name].trained:
             _check_training(name, config)
     if "train" in absent and not any(name in external for name in config.attribution.methods):
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
-    _check_aggregators([name for name in chosen if not METHODS[name].per_task], config)
-    known = {name: _in_units(method, config) for name, method in METHODS.items()} | external
+    _check_aggregators([name for name in chosen if not built_in[name].per_task], config)
+    known = {name: _in_units(method, config) for name, method in built_in.items()} | external
     if "less" not in external:  # without a projection nothing is drawn
         known["less"] = replace(known["less"], seeded=config.attribution.less.dimension is not None)
     for name, how in ordered.items():

@@ -39,8 +39,7 @@ def signed_log(d: Tensor) -> Tensor:
 PRODUCT = Contraction(lambda gradient: gradient, lambda product: product)
 CONTRACTIONS = {
     "influence": PRODUCT,
-    "influence_ekfac": PRODUCT,  # of preconditioned gradients
-    "less": PRODUCT,  # likewise
+    "less": PRODUCT,  # of the optimiser's steps
     "influence_log": Contraction(clamp, signed_log),
 }
 
@@ -65,11 +64,14 @@ def contract(
     first: Mapping[int, Tensor],
     second: Mapping[int, Tensor],
     pairs: Iterable[tuple[int, int]],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[tuple[int, int], Tensor]]:
     """Computes each contraction's term [n, m] float32 for each pair (i, j) of first[i] [n, p] and second[j] [m, p].
 
     A pair's bits depend on no other pair's: only the order in which chunks and pairs take turns does. On a CPU chunks
     of 16-bit gradients are widened before anything is done with them; CUDA's products widen what they sum.
+
+    weights: by which the elements of second[j] are multiplied first, for each contraction [p].
     """
     (some, *_) = first.values()
     size = some.shape[1]
@@ -82,6 +84,8 @@ def contract(
             sides = [{key: g.float() for key, g in side.items()} for side in sides]
         for name, contraction in contractions.items():
             x, y = ({key: contraction.prepare(g) for key, g in side.items()} for side in sides)
+            if weights is not None:
+                y = {key: g * weights[name][start : start + chunk] for key, g in y.items()}
             for i, j in pairs:
                 term = dot(x[i], y[j])
                 sums[name][i, j] = term if start == 0 else sums[name][i, j].add_(term)

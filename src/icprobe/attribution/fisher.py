@@ -18,50 +18,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from icprobe.artifacts import atomic_path
 from icprobe.attribution.chance import generator
 from icprobe.attribution.documents import encode_documents
+from icprobe.attribution.fisher_basis import Rotation, Tensors, layer_file, leaders, read, wide, with_one
 from icprobe.attribution.matrix import Inputs
 from icprobe.attribution.memory_plan import ACTIVATIONS_PER_FACTORS
 from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import spans, split_by_size
-from icprobe.engine.gradients import Factors, Label, Layer, collect_gradients, layers_of, loss_backward
+from icprobe.engine.gradients import Factors, Label, collect_gradients, layers_of, loss_backward
 from icprobe.engine.likelihood import drawn_targets
-from icprobe.engine.matmul import matmul
 from icprobe.engine.network import Network
-from icprobe.errors import ArtifactError, ScoreError, reason
+from icprobe.errors import ArtifactError, ScoreError
 
 logger = logging.getLogger(__name__)
 
+# Columns of a matrix x whose products with those before them are formed at a time: of xᵀ x, which is symmetric, half.
+BLOCK = 256
 SAVE_SECONDS = 120.0  # between two saves of sums, which are as large as a few models; a killed job loses as much work
 
-# A layer's tensors, or their shapes, by name: "a" and "s" (sums of products, or eigenvectors), "eigenvalues", "tokens".
-Tensors = dict[str, Tensor]
+# The shapes of a layer's tensors, by name.
 Shapes = dict[str, tuple[int, ...]]
+# (layer index, its sums, factors of a batch, where the batch's sequences lie in its row) → None
+Add = Callable[[int, Tensors, Factors, list[slice]], None]
 
 
-def leaders(layers: Sequence[Layer]) -> list[int]:
-    """Of each layer, the one whose A it has: the first of those that share its input, if both have a bias or none."""
-    found: list[int] = []
-    for index, layer in enumerate(layers):
-        leader = found[-1] if layer.shares_input else index
-        found.append(leader if layers[leader].bias == layer.bias else index)
-    return found
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """In which sums are formed: float32, and float64 of a model in float64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def with_one(layer: Layer, a: Tensor) -> Tensor:
-    """The inputs [n, d_in] as a layer's Fisher matrix takes them: wide, with 1 appended where the layer has a bias."""
-    a = a.to(wide(a.dtype))
-    return torch.cat([a, a.new_ones(len(a), 1)], dim=1) if layer.bias else a
+def add_products(total: Tensor, x: Tensor) -> None:
+    """Adds xᵀ x to a total [d, d], of whose upper triangle only some is right: x [n, d]."""
+    for start in range(0, x.shape[1], BLOCK):
+        until = start + BLOCK
+        total[start:until, :until].addmm_(x[:, start:until].T, x[:, :until])
 
 
 class Pass:
@@ -89,7 +79,6 @@ class Pass:
         self.leaders = leaders(self.layers)
         self.dtype = wide(self.network.model.dtype)
         self.documents = encode_documents(inputs, batches, whose) if batches else {}
-        self._bases: dict[int, tuple[Tensor, Tensor]] = {}  # of the layers whose turn it is
         self.uniforms = {row: self._uniforms(row) for row in self.documents} if labels == "sampled" else None
 
     @property
@@ -98,8 +87,9 @@ class Pass:
         return len(self.documents)
 
     def covariances(self, folder: Path) -> None:
-        """Writes of each layer the sums "a" [d_in (+ 1)]², of leaders alone, and "s" [d_out]². folder: it may hold
-        some.
+        """Writes of each layer the sums "a" [d_in (+ 1)]², of leaders alone, and "s" [d_out]²: their lower triangles.
+
+        folder: it may hold some.
         """
 
         def shapes(index: int) -> Shapes:
@@ -109,57 +99,52 @@ class Pass:
 
         def add(index: int, sums: Tensors, factors: Factors, _where: list[slice]) -> None:
             if "a" in sums:
-                a = with_one(self.layers[index], factors.a)
-                sums["a"] += matmul(a.T, a.T)
-            delta = factors.delta.to(self.dtype)
-            sums["s"] += matmul(delta.T, delta.T)
+                add_products(sums["a"], with_one(self.layers[index], factors.a))
+            add_products(sums["s"], factors.delta.to(self.dtype))
 
-        self._sum(folder, shapes, add)
+        self._sum(folder, shapes, lambda: add)
 
     def eigenvalues(self, bases: Path, folder: Path) -> None:
         """Writes of each layer the sum "eigenvalues" of (Q_Sᵀ G_z Q_A)² [d_out, d_in (+ 1)], and its "tokens", a count.
 
-        bases: of `eigenvectors`; on a CPU they stay in their files, mapped into memory, of which the system takes back
-        what it needs. Layers that share their input rotate it once.
+        bases: of `eigenvectors`. Layers that share their input rotate it once.
         """
-        batch, rotated = None, {}  # of the leader whose turn it is
 
         def shapes(index: int) -> Shapes:
             layer = self.layers[index]
             return {"eigenvalues": (layer.d_out, layer.d_in + layer.bias), "tokens": ()}
 
-        def add(index: int, sums: Tensors, factors: Factors, where: list[slice]) -> None:
-            nonlocal batch
-            leader = self.leaders[index]
-            if index not in self._bases:
-                self._bases[index] = bases_of(bases, self.leaders, index, self.network.device)
-            of_input, of_output = self._bases[index]
-            if batch is not where or leader not in rotated:
-                rotated.clear()
-                batch, rotated[leader] = where, matmul(with_one(self.layers[index], factors.a), of_input.T)
-            a, delta = rotated[leader], matmul(factors.delta.to(self.dtype), of_output.T)
-            for span in factors.spans(where):
-                if span.stop > span.start:
-                    gradient = matmul(delta[span].T, a[span].T)
-                    sums["eigenvalues"].addcmul_(gradient, gradient)
-            sums["tokens"] += len(a)
+        def adding() -> Add:
+            rotation = Rotation(self.layers, bases, self.network.device, math.inf)
+
+            def add(index: int, sums: Tensors, factors: Factors, where: list[slice]) -> None:
+                (rotated,) = rotation(index, [factors])
+                gradient = torch.empty_like(sums["eigenvalues"])  # of one example after the other, in the same memory
+                for span in factors.spans(where):
+                    if span.stop > span.start:
+                        torch.mm(rotated.delta[span].T, rotated.a[span], out=gradient)
+                        sums["eigenvalues"].addcmul_(gradient, gradient)
+                sums["tokens"] += len(factors.a)
+
+            return add
 
         def beside(index: int) -> int:
             layer = self.layers[index]
             return 0 if self.network.device.type == "cpu" else (layer.d_in + layer.bias) ** 2 + layer.d_out**2
 
-        self._sum(folder, shapes, add, beside)
+        self._sum(folder, shapes, adding, beside)
 
     def _sum(
         self,
         folder: Path,
         shapes: Callable[[int], Shapes],
-        add: Callable[[int, Tensors, Factors, list[slice]], None],
+        adding: Callable[[], Add],
         beside: Callable[[int], int] = lambda index: 0,
     ) -> None:
         """Sums over all examples, group by group of layers; a layer whose file is there is finished.
 
-        shapes: of a layer's sums. add: adds a batch's terms to them. beside: elements in memory besides the sums.
+        shapes: of a layer's sums. adding: makes what adds a batch's terms to them, for a group. beside: elements in
+        memory besides the sums.
         """
         folder.mkdir(parents=True, exist_ok=True)
         waiting = [index for index in range(len(self.layers)) if not layer_file(folder, index).exists()]
@@ -173,12 +158,11 @@ class Pass:
         for group in groups:
             numbers = [waiting[place] for place in group]
             zeros = {i: {name: self._zeros(shape) for name, shape in shapes(i).items()} for i in numbers}
-            self._bases = {}
-            self._sum_group(zeros, folder, add)
+            self._sum_group(zeros, folder, adding())
         for unfinished in folder.glob("*.unfinished"):  # under another budget, too
             unfinished.unlink()
 
-    def _sum_group(self, sums: dict[int, Tensors], folder: Path, add: Callable) -> None:
+    def _sum_group(self, sums: dict[int, Tensors], folder: Path, add: Add) -> None:
         """Sums over all examples for some layers. sums: of each, zero."""
         group = [*sums]
         layers, unfinished = [self.layers[index] for index in group], folder / f"{group[0]}-{group[-1]}.unfinished"
@@ -260,9 +244,10 @@ def fit(inputs: Inputs, batches: Sequence[np.ndarray], folder: Path, **settings:
 def eigenvectors(parts: Sequence[Path], names: Sequence[str], folder: Path) -> None:
     """Writes of each layer the eigenvectors "a" and "s", in columns, of the sums of all parts. folder: may hold some.
 
-    names: of the layers. In float64, on the CPU, and rounded once: activations of some coordinates are a thousand times
-    those of others, beside whose squares float32 would lose the eigenvectors of all the small ones; the sums have not
-    lost them, for there each element is rounded by itself. Raises ScoreError for sums that are NaN or infinite.
+    names: of the layers. Of the sums the lower triangles count. In float64, on the CPU, and rounded once: activations
+    of some coordinates are a thousand times those of others, beside whose squares float32 would lose the eigenvectors
+    of all the small ones; the sums have not lost them, for there each element is rounded by itself. Raises ScoreError
+    for sums that are NaN or infinite.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(names):
@@ -275,8 +260,17 @@ def eigenvectors(parts: Sequence[Path], names: Sequence[str], folder: Path) -> N
                     f"influence_ekfac: {'inputs' if side == 'a' else 'gradients'} in {name} that are NaN or infinite; "
                     "look at the texts, or compute with attribution.dtype: float32."
                 )
-            found[side] = torch.linalg.eigh((matrix + matrix.T) / 2).eigenvectors.to(_dtype(parts[0], index))
+            found[side] = torch.linalg.eigh(matrix).eigenvectors.to(_dtype(parts[0], index))
         _write(layer_file(folder, index), found)
+
+
+def widths(folder: Path, layers: int) -> list[int]:
+    """The widths of all matrices of eigenvectors, of so many layers."""
+    found = []
+    for index in range(layers):
+        with safe_open(layer_file(folder, index), framework="pt") as file:
+            found += [file.get_slice(name).get_shape()[0] for name in file.keys()]  # noqa: SIM118 - no mapping
+    return found
 
 
 def corrected(parts: Sequence[Path], names: Sequence[str], examples: int, folder: Path) -> None:
@@ -300,26 +294,6 @@ def corrected(parts: Sequence[Path], names: Sequence[str], examples: int, folder
                 "inverse; leave the layer out by attribution.parameters."
             )
         _write(layer_file(folder, index), {"eigenvalues": eigenvalues, "tokens": sums["tokens"].long()})
-
-
-def bases_of(folder: Path, leading: Sequence[int], index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(Q_A, Q_S) of a layer. leading: of `leaders`."""
-    own = read(layer_file(folder, index), device)
-    return (own if leading[index] == index else read(layer_file(folder, leading[index]), device))["a"], own["s"]
-
-
-def layer_file(folder: Path, index: int) -> Path:
-    """Where a folder holds what is of layer `index`."""
-    return folder / f"{index:05d}.safetensors"
-
-
-def read(path: Path, device: torch.device | str = "cpu") -> Tensors:
-    """The tensors of a file; on a CPU they stay there, mapped into memory. Raises ArtifactError for a damaged one."""
-    try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"{path}: cannot be read ({reason(error)}); remove its folder.") from None
 
 
 def _write(path: Path, tensors: Tensors) -> None:

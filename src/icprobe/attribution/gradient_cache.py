@@ -5,6 +5,7 @@ layer's gradients exist at a time. `memory_plan` decides what is kept, and in wh
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +37,22 @@ PairProducts = dict[str, Tensor]
 FORMED_PAIR_MULTIPLICATIONS = 4
 
 
+class Curvature(Protocol):
+    """Another basis, in which gradients are multiplied element by element with weights before they are contracted.
+
+    layers: as the basis has them, without biases of their own. dtype: of factors there.
+    """
+
+    layers: Sequence[Layer]
+    dtype: torch.dtype
+
+    def rotated(self, index: int, factors: Sequence[Factors]) -> list[Factors]:
+        """The factors of some batches in a layer, in this basis."""
+
+    def weights(self, index: int) -> Mapping[str, Tensor]:
+        """Of each contraction the weights [elements of a gradient] float32."""
+
+
 class GradientCache:
     """Gradients of some batches of one side, the examples or the tasks, as such or as their factors, layer by layer.
 
@@ -43,7 +60,8 @@ class GradientCache:
     products of short sequences come from Gram matrices of their factors (`grams`), which are kept in any case. None:
     all products are of gradients. on_tokens: called with the tokens that have gone through the model, a layer's share
     of each batch at a time. normed: `squared_norms` of each batch are wanted, |g|² of its sequences [n] float64.
-    held_former, streamed_former: what forms the one side's and the other's gradients; None: `per_example_gradients`.
+    curvature: the basis that gradients are taken in, whose layers `layers` are; None: the parameters' own. formers:
+    what forms a side's gradients ("held", "streamed"), where that is not `per_example_gradients`.
     """
 
     def __init__(
@@ -55,15 +73,13 @@ class GradientCache:
         all_tasks: int | None = None,
         on_tokens: Callable[[float], object] = lambda tokens: None,
         normed: bool = False,
-        held_former: Former | None = None,
-        streamed_former: Former | None = None,
+        curvature: Curvature | None = None,
+        formers: Mapping[str, Former | None] | None = None,
     ) -> None:
         self.network, self.layers, self.dense, self.all_tasks = network, layers, dense, all_tasks
-        self.on_tokens = on_tokens
-        self._given = {"held": held_former, "streamed": streamed_former}
-        self._formers = {side: former or self._plain for side, former in self._given.items()}
+        self.on_tokens, self.curvature, self._formers = on_tokens, curvature, formers or {}
         self.where = [spans(batch) for batch in batches]
-        self.dtype, self.device = network.model.dtype, network.device
+        self.dtype, self.device = curvature.dtype if curvature else network.model.dtype, network.device
         self._buffers: dict[str, Tensor] = {}
         self._passed = sum(layer.share for layer in layers)  # layers that a token passes
         # Of each batch, by layer; a mixture's expert that it does not go to is none of them.
@@ -78,9 +94,11 @@ class GradientCache:
         """What takes batch `number`'s factors, layer by layer, in its backward pass."""
 
         def keep(index: int, factors: Factors) -> None:
+            if self.curvature:
+                (factors,) = self.curvature.rotated(index, [factors])
             if self.dense:
                 where = factors.spans(self.where[number])
-                self._dense[number][index] = self._formers["held"](index, factors, where, None)
+                self._dense[number][index] = self._form("held", index, factors, where)
             if not self.dense or self.all_tasks is not None:
                 self.factors[number][index] = factors
             self.add_norms("held", self.squared_norms[number], index, factors, self.where[number])
@@ -96,11 +114,11 @@ class GradientCache:
         """Adds one layer's squared norms of some sequences of a side, where they are wanted."""
         if not self.normed:
             return
-        where, former = factors.spans(where), self._given[side]
-        if former is None:
+        where = factors.spans(where)
+        if self._formers.get(side) is None:
             total += squared_norms(self.layers[index], factors.a, factors.delta, where)
         else:  # of what it makes there is no shorter way
-            for part in former(index, factors, where, None):
+            for part in self._form(side, index, factors, where):
                 total += part.float().square().sum(dim=1)
 
     def stream(
@@ -154,9 +172,14 @@ class GradientCache:
         out = None
         if self.device.type == "cpu":
             out = self._buffer(f"{side} {number}", len(where), self.layers[index])
-        return self._formers[side](index, factors, factors.spans(where), out)
+        return self._form(side, index, factors, factors.spans(where), out)
 
-    def _plain(self, index: int, factors: Factors, where: list[slice], out: Tensor | None) -> Gradients:
+    def _form(
+        self, side: str, index: int, factors: Factors, where: list[slice], out: Tensor | None = None
+    ) -> Gradients:
+        """What is multiplied as the gradients of some sequences of a side in one layer."""
+        if former := self._formers.get(side):
+            return former(index, factors, where, out)
         return per_example_gradients(self.layers[index], factors.a, factors.delta, where, out)
 
     def _buffer(self, name: str, n: int, layer: Layer) -> Tensor:
@@ -191,6 +214,9 @@ class _Products:
     def add_layer(self, index: int, factors: list[Factors | None]) -> None:
         """Adds the terms of one layer. factors: of each streamed batch; None: it has none, so that its terms are 0."""
         cache, by_gradients = self._cache, []
+        if cache.curvature:
+            rotated = iter(cache.curvature.rotated(index, [one for one in factors if one is not None]))
+            factors = [one and next(rotated) for one in factors]
         held_spans = {
             i: factors_of[index].spans(cache.where[i])
             for i, factors_of in enumerate(cache.factors)
@@ -230,9 +256,10 @@ class _Products:
             for n in dict.fromkeys(n for _, n in pairs)
         }
         ordered = [self._in_order(*pair) for pair in pairs]
+        weights = cache.curvature.weights(index) if cache.curvature else None
         for part in range(2 if cache.layers[index].bias else 1):
             sides = [{number: gradients[part] for number, gradients in side.items()} for side in (held, streamed)]
-            terms = contract(self._contractions, *self._in_order(*sides), ordered)
+            terms = contract(self._contractions, *self._in_order(*sides), ordered, weights)
             for name, of_pairs in terms.items():
                 for pair, term in of_pairs.items():
                     i, n = self._in_order(*pair)

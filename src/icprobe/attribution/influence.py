@@ -3,21 +3,21 @@
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from icprobe.attribution import COSINES
-from icprobe.attribution.contraction import CONTRACTIONS
+from icprobe.attribution.contraction import CONTRACTIONS, PRODUCT
 from icprobe.attribution.documents import encode_documents
-from icprobe.attribution.gradient_cache import Former, GradientCache, Gradients
+from icprobe.attribution.gradient_cache import Curvature, Former, GradientCache
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.attribution.memory_plan import Plan, SequenceBatches
 from icprobe.attribution.objective import Objective
 from icprobe.engine.batching import packed, packs
-from icprobe.engine.gradients import Factors, Layer, layers_of
+from icprobe.engine.gradients import Layer, layers_of
 from icprobe.engine.network import Network
 from icprobe.engine.stepping import activations_per_token
 from icprobe.errors import ScoreError, several, some
@@ -27,15 +27,6 @@ logger = logging.getLogger(__name__)
 # Groups of batches in step are split so that none takes much longer than two minutes, which is what a killed job may
 # lose. The rate is that at which gradients to be held were made; in step a second forward pass comes on top, a third.
 GROUP_SECONDS = 90.0
-
-
-class TaskFormer(Protocol):
-    """A `gradient_cache.Former` of tasks' gradients. tokens: what it does for one task, as a plan's cost is counted."""
-
-    tokens: float
-
-    def __call__(self, index: int, factors: Factors, where: list[slice], out: torch.Tensor | None) -> Gradients:
-        """What stands for the gradients of these sequences in one layer."""
 
 
 def attribute(
@@ -68,9 +59,10 @@ class Influence:
     What a pair of batches gives is put into `inputs.pieces`, so that a killed job loses no more than a group's work; it
     is named by the example batch and the tasks' pack, so that a job goes on under another plan, too.
 
-    task_former: makes of a network and its layers what forms the tasks' gradients, where these are not taken as they
-    are; example_former: forms the examples'. layers: those that gradients are taken over, and all those that tokens
-    pass; None: as the objective says, and the model's.
+    curvature: makes of a network and its layers the basis in which gradients are multiplied, where that is not the
+    parameters' own; it has weights for each of `methods`. example_former: what forms the examples' gradients, where
+    these are not taken as they are. layers: those that gradients are taken over, and all those that tokens pass; None:
+    as the objective says, and the model's.
     """
 
     def __init__(
@@ -81,15 +73,16 @@ class Influence:
         memory_budget_gb: float,
         methods: Sequence[str],
         objective: Objective,
-        task_former: Callable[[Network, Sequence[Layer]], TaskFormer] | None = None,
+        curvature: Callable[[Network, Sequence[Layer]], Curvature] | None = None,
         example_former: Former | None = None,
         layers: tuple[Sequence[Layer], Sequence[Layer]] | None = None,
     ) -> None:
         self.inputs, self.batches, self.methods = inputs, batches, methods
         self.network = Network(inputs.model, inputs.capabilities)
         self.layers, passed = layers or (layers_of(self.network, objective.parameters), layers_of(self.network))
-        self.task_former = task_former and task_former(self.network, self.layers)
-        self.example_former = example_former
+        self.example_former, self.curvature = example_former, curvature and curvature(self.network, self.layers)
+        self.layers = self.curvature.layers if self.curvature else self.layers
+        dtype = self.curvature.dtype if self.curvature else self.network.model.dtype
         documents = encode_documents(inputs, batches, objective)
         tasks = encode_tasks(inputs, objective.task_likelihood)
         self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
@@ -98,19 +91,18 @@ class Influence:
         # The contraction that a method's matrix is made of.
         self.made_of = {method: COSINES.get(method, method) for method in methods}
         self.cosine = next((method for method in methods if method in COSINES), None)
-        self.contractions = list(dict.fromkeys(self.made_of.values()))
+        self.contractions = {name: PRODUCT if self.curvature else CONTRACTIONS[name] for name in self.made_of.values()}
         # Gram matrices serve where influence is wanted alone: influence_log needs the elements of gradients.
-        self.all_tasks = len(tasks) if self.contractions == ["influence"] else None
+        self.all_tasks = len(tasks) if [*self.contractions] == ["influence"] else None
         self.plan = Plan.cheapest(
             self.examples,
             self.tasks,
             self.layers,
             memory_budget_gb * 1e9,
-            self.network.model.dtype.itemsize,
+            dtype.itemsize,
             self.all_tasks is not None,
             activations_per_token(self.network, passed),
             passed,
-            self.task_former.tokens if self.task_former else 0.0,
         )
         logger.info("%s", self.plan.sentence(memory_budget_gb))
         self.holds_examples = self.plan.hold == "examples"
@@ -153,7 +145,6 @@ class Influence:
     def _cached(self, tile: list[int]) -> tuple[GradientCache, float]:
         """The gradients of a tile, and at which rate they were made, in tokens per second."""
         started = time.monotonic()
-        formers = (self.example_former, self.task_former)
         cache = GradientCache(
             self.network,
             self.layers,
@@ -162,15 +153,15 @@ class Influence:
             self.all_tasks,
             self.inputs.progress.update,
             self.cosine is not None,
-            *(formers if self.holds_examples else reversed(formers)),
+            self.curvature,
+            {"held" if self.holds_examples else "streamed": self.example_former},
         )
         return cache, sum(map(self.held.tokens, tile)) / (time.monotonic() - started)
 
     def _multiply(self, cache: GradientCache, tile: list[int], streamed: list[int]) -> None:
         """Keeps the products of a tile with some streamed batches, which go through the model in step."""
-        contractions = {name: CONTRACTIONS[name] for name in self.contractions}
         batches = [self.streamed.batches[n] for n in streamed]
-        products, squared_norms = cache.stream(batches, contractions, self.holds_examples)
+        products, squared_norms = cache.stream(batches, self.contractions, self.holds_examples)
         if cache.normed:
             self._keep_norms(tile, cache.squared_norms, self.holds_examples)
             self._keep_norms(streamed, squared_norms, not self.holds_examples)

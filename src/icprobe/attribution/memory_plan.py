@@ -78,16 +78,14 @@ class Plan:
         factors: bool = False,
         per_token: int | None = None,
         passed: Sequence[Layer] = (),
-        per_task: float = 0.0,
     ) -> "Plan":
         """Chooses the plan of least cost that fits the budget [bytes]; where none does, the one of least memory.
 
         itemsize: bytes of an element. factors: whether dense gradients are held together with their factors. per_token:
         elements that a token of a batch in step keeps (`stepping.activations_per_token`); None where none go in step.
-        passed: all layers that tokens go through, where gradients are taken over some of them. per_task: what is done
-        to a task's gradients each time that they are formed, in the unit of the cost.
+        passed: all layers that tokens go through, where gradients are taken over some of them.
         """
-        planner = _Planner(examples, tasks, layers, budget, itemsize, factors, passed or layers, per_task)
+        planner = _Planner(examples, tasks, layers, budget, itemsize, factors, passed or layers)
         plans = [plan for hold in ("tasks", "examples") for plan in planner.plans(hold, per_token)]
         fitting = [plan for plan in plans if plan.fits]
         if not fitting:
@@ -120,10 +118,9 @@ class _Planner:
         itemsize: int,
         factors: bool,
         passed: Sequence[Layer],
-        per_task: float,
     ) -> None:
         self._sides = {"tasks": tasks, "examples": examples}
-        self._itemsize, self._with_factors, self._per_task = itemsize, factors, per_task
+        self._itemsize, self._with_factors = itemsize, factors
         self._elements = sum(layer.size for layer in layers)  # of a sequence's gradient
         self._widest = max(layer.size for layer in layers)  # elements of it in the largest layer
         self._width = math.ceil(sum(layer.width for layer in layers))  # elements of a token's factors
@@ -180,9 +177,7 @@ class _Planner:
         """Tokens of a training step. passes: what streaming costs; forming gradients is a third of a step."""
         held, streamed = self._sides[hold], self._streamed(hold)
         formed = 0 if dense else len(groups) * held.all_tokens / 3
-        times = len(tiles) if hold == "examples" else 1 if dense else len(groups)
-        of_tasks = times * self._per_task * sum(map(len, self._sides["tasks"].batches))
-        return held.all_tokens + len(tiles) * streamed.all_tokens * passes + formed + of_tasks
+        return held.all_tokens + len(tiles) * streamed.all_tokens * passes + formed
 
 
 def _largest(sizes: Sequence[int], lists: Sequence[Sequence[int]]) -> int:

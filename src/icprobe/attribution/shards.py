@@ -58,6 +58,12 @@ def compute(
     return {method: _table(method, found, ids, tasks) for method, found in values.items()}
 
 
+def own_settings(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """The settings of a pass that one of its methods depends on: of several dampings its own."""
+    damping = settings.get("damping")
+    return {**settings, "damping": damping[method]} if isinstance(damping, Mapping) else settings
+
+
 def _rows(batches: Mapping[int, np.ndarray]) -> np.ndarray:
     return np.concatenate([*batches.values()]) if batches else np.array([], dtype=int)
 

@@ -21,6 +21,7 @@ from icprobe.config.types import (
     Section,
     how,
 )
+from icprobe.errors import shown
 from icprobe.formatting import OKABE_ITO
 
 # --- attribution ------------------------------------------------------------------------------------------------
@@ -62,6 +63,25 @@ class InfluenceEkfac(Section):
     damping: PositiveFloat = Field(
         0.1, description="λ of (F + λ)⁻¹, over the mean eigenvalue of a layer's F. A change leaves F as it is."
     )
+    sweep: list[PositiveFloat] = Field(
+        [],
+        description="Further dampings, each a method of its own from the same pass: [0.01, 1] makes "
+        "influence_ekfac_0.01 and influence_ekfac_1, computed behind influence_ekfac where `methods` has that, else "
+        "those that it names.",
+    )
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "InfluenceEkfac":
+        values = [self.damping, *self.sweep]
+        if doubled := [value for value in self.sweep if values.count(value) > 1]:
+            raise ValueError(f"sweep: {doubled[0]:g} appears twice, or is damping; each makes a method of its own")
+        return self
+
+    @property
+    def swept(self) -> dict[str, float]:
+        """The methods that the sweep makes, with their dampings."""
+        texts = {value: repr(value).removesuffix(".0").replace("+", "") for value in self.sweep}
+        return {f"influence_ekfac_{text}": value for value, text in texts.items()}
 
 
 class IcpBudget(Section):
@@ -232,6 +252,22 @@ class Attribution(Section):
     tracin: Tracin = Field(Tracin(), description="Settings of the method tracin.")
     less: Less = Field(Less(), description="Settings of the method less.")
 
+    @model_validator(mode="after")
+    def _with_the_sweep(self) -> "Attribution":
+        swept = self.influence_ekfac.swept
+        if taken := [name for _, name in self.named_here if name in swept]:
+            raise ValueError(
+                f"influence_ekfac.sweep: {shown(taken[0])} is the name of a method of yours; choose another name"
+            )
+        if swept and not {"influence_ekfac", *swept} & {*self.methods}:
+            raise ValueError(
+                "influence_ekfac.sweep: influence_ekfac is not in methods; add it there, or leave sweep out"
+            )
+        if swept and "influence_ekfac" in self.methods:
+            place = self.methods.index("influence_ekfac") + 1
+            self.methods[place:place] = [name for name in swept if name not in self.methods]
+        return self
+
     @property
     def named_here(self) -> list[tuple[str, str]]:
         """The names that the configuration gives to methods of its own, each with its section's."""
@@ -244,6 +280,7 @@ class Attribution(Section):
 
     def known_methods(self, registry: list[str]) -> list[str]:
         """All names that `methods` may choose. Raises ConfigError where a combined method cannot be computed."""
+        registry = [*registry, *self.influence_ekfac.swept]
         check_combined(self, registry)
         return [*registry, *(name for _, name in self.named_here)]
 

@@ -175,7 +175,7 @@ def _matrices(plan: Plan, inputs: Inputs, subject: Subject) -> Iterator[tuple[st
     for method, scores in plan.external.items():
         yield method, external_attribution(method, slice_of(scores), ids, tasks)
     passes = [[method] for needs_model in (False, True) for method in plan.alone(needs_model)]
-    passes += [plan.together] if plan.together else []
+    passes += [shared for shared in (plan.together, plan.swept) if shared]
     # Those in the same dtype after each other, so that the model is loaded once.
     for methods in sorted(passes, key=lambda methods: plan.method_settings(methods[0]).get("dtype", "")):
         for method, table in _of_pass(plan, methods, inputs, subject).items():
@@ -200,7 +200,7 @@ def _with_combined(
 
 def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -> dict[str, pd.DataFrame]:
     """Computes the methods that share a pass, as one shard: {method: its rows, in (length, id) order}."""
-    known, settings = plan.methods[methods[0]], plan.method_settings(methods[0])
+    known, settings = plan.methods[methods[0]], plan.pass_settings(methods)
     if known.needs_model:
         set_precision(settings.pop("tf32"))
         arithmetic = settings.pop("dtype"), settings.pop("device")

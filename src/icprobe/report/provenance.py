@@ -45,6 +45,7 @@ HOW = {
     "fisher_bases": "their eigenvectors over all examples: the basis of the Fisher matrix",
     "sum_eigenvalues": "squared gradients of a part of the examples in that basis",
     "fisher_eigenvalues": "their mean: the eigenvalues of the Fisher matrix",
+    "attribute_ekfac": "influence with the Fisher matrix, of all its dampings in one pass",
     "attribute_influence": "gradients of examples and tasks, multiplied layer by layer, of all influences in one pass",
     "read_external": "scores that others computed, checked against the examples and tasks",
     "combine": "a method computed from the matrices of others: their mean ranks, or the ranks of one given length",

@@ -1,6 +1,6 @@
 """What a configuration decides of the methods: which are computed, from what, and with which settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,7 +52,9 @@ class MethodsPlan:
     def paid_for(self, method: str) -> list[str]:
         """The methods whose passes a combined one costs: of those that share a pass, the first alone."""
         rests = [m for m in self.made_of(method) if m not in self.combined]
-        return [m for m in rests if m not in [m for m in rests if m in self.together][1:]]
+        for shared in (self.together, self.swept):
+            rests = [m for m in rests if m not in [m for m in rests if m in shared][1:]]
+        return rests
 
     def reads_tasks(self, method: str) -> bool:
         """Whether its values depend on tasks, or may: nobody knows that of external scores."""
@@ -70,7 +72,8 @@ class MethodsPlan:
 
     def alone(self, needs_model: bool) -> list[str]:
         """Those of them that have jobs of their own, which read a model or none."""
-        return [m for m in self.computed if m not in self.together and self.methods[m].needs_model == needs_model]
+        shared = {*self.together, *self.swept}
+        return [m for m in self.computed if m not in shared and self.methods[m].needs_model == needs_model]
 
     @cached_property
     def long_contexts(self) -> list[str]:
@@ -99,7 +102,10 @@ class MethodsPlan:
         known = self.methods[method]
         settings = slice_of(self.config.attribution, *known.settings) if known.settings else {}
         # Settings of one method alone lie one level lower, under its name.
-        own = settings.pop(method, {})
+        own = settings.pop("influence_ekfac" if known.fits_fisher else method, {})
+        own.pop("sweep", None)  # each damping is a method's own
+        if known.damping is not None:
+            own["damping"] = known.damping
         if settings.get("train_loss") == "response":
             own["max_length"] = self.config.finetune.max_length
         if settings.get("parameters") == "all":  # as it was before there was such a key: nothing is computed anew
@@ -110,6 +116,18 @@ class MethodsPlan:
     def fits_fisher(self) -> list[str]:
         """The methods that need the Fisher matrix of the examples."""
         return [method for method in self.computed if self.methods[method].fits_fisher]
+
+    @cached_property
+    def swept(self) -> list[str]:
+        """Those of them whose matrices come out of one pass, where they are several: of several dampings."""
+        return self.fits_fisher if len(self.fits_fisher) > 1 else []
+
+    def pass_settings(self, methods: Sequence[str]) -> dict[str, Any]:
+        """The keys of the configuration that a job uses whose methods share a pass."""
+        settings = self.method_settings(methods[0])
+        if self.methods[methods[0]].fits_fisher and len(methods) > 1:
+            settings["damping"] = {method: self.method_settings(method)["damping"] for method in methods}
+        return settings
 
     @property
     def fisher_settings(self) -> dict[str, Any]:

@@ -180,14 +180,21 @@ class Sizes(DataSetSizes):
             counted = {"read": 2 * size * (passes * tokens + in_contexts)}
         else:
             checkpoints = len(settings.tracin.directories) or settings.tracin.checkpoints
-            # Of EK-FAC the tasks' gradients are multiplied, too; responses are at most the whole examples.
-            counted_as, times = ("influence", 2) if method == "influence_ekfac" else (method, 1)
+            # Of EK-FAC all factors are rotated, too, and each further damping of its pass has products of its own;
+            # responses are at most the whole examples.
+            swept = {*settings.influence_ekfac.swept, "influence_ekfac"}
+            counted_as, times = ("influence", 2) if method in swept else (method, 1)
+            further = max(0, len(swept.intersection(settings.methods)) - 1) if method in swept else 0
             sizes = (size, examples, tokens, self.tasks, of_tasks, tokens)
             beside = adapter_parameters(size, self.config.finetune.lora.rank) if method == "less" else 0.0
             known = frontier.work(
                 counted_as, *sizes, checkpoints=checkpoints, adapters=beside, dimension=settings.less.dimension
             )
-            counted = counted if known is None else {kind: times * amount for kind, amount in known.items()}
+            counted = (
+                counted
+                if known is None
+                else {kind: (times + further * (kind == "products")) * amount for kind, amount in known.items()}
+            )
         seconds = self.seconds(model, counted, settings.device)
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size
@@ -221,8 +228,7 @@ class Sizes(DataSetSizes):
         _, tokens = self.shard(model, part)
         megabytes = TORCH_MB + ROW_MB * self.examples + 8e-6 * size
         if settings.device != "cuda":
-            # Eigenvectors are mapped into memory: about twelve bytes for each parameter.
-            megabytes += 1000 * settings.memory_budget_gb + 12e-6 * size
+            megabytes += 1000 * settings.memory_budget_gb
         seconds = self.seconds(model, {"gradients": work.fisher_operations(size, tokens)}, settings.device)
         return Needs(megabytes, seconds, 10 * size)
 

@@ -23,15 +23,20 @@ with job(snakemake) as run:
     # "contexts.icp_reverse.checked.json" is icp_reverse's.
     read = {Path(path).name.split(".")[1]: artifacts.read_json(path)["tokens"] for path in files.contexts}
     along = [artifacts.read_json(path) for path in files.trajectory]
+    bases = [artifacts.read_json(path) for path in files.fisher]
     known = (
         ("tried", tried),
         ("share", chosen),
         ("checkpoints", [len(one["checkpoints"]) for one in along]),
         ("adapters", [one["parameters"] for one in along if "parameters" in one]),
         ("dimension", [params.dimension]),
+        *((name, [basis[name] for basis in bases]) for name in ("squares", "cubes")),
     )
     shares = {name: found[0] for name, found in known if found}
-    counted = {method: operations(method, *sizes, **shares, read=read) for method in [*params.logs, *RIVALS]}
+    counted = {
+        method: operations(params.counted_as.get(method, method), *sizes, **shares, read=read)
+        for method in [*params.logs, *RIVALS]
+    }
     # One that has a built-in method's name is not that method.
     counted |= dict.fromkeys(params.external, math.nan)
     # What is computed from the matrices of others costs what these do.

@@ -16,7 +16,7 @@ with job(snakemake) as run:
     from icprobe.attribution.blocks import Blocks, contents
     from icprobe.attribution.matrix import Inputs, Trajectory
     from icprobe.attribution.objective import said
-    from icprobe.attribution.shards import compute
+    from icprobe.attribution.shards import compute, own_settings
     from icprobe.engine.batching import parse_shard
 
     params, files, wildcards = snakemake.params, snakemake.input, snakemake.wildcards
@@ -46,15 +46,17 @@ with job(snakemake) as run:
     blocks = None
     if params.by_itself is not None:
         of_all_tasks = "tasks" in params.by_itself and not params.per_task
+        own = ("methods", "by_itself", "settings")
         shared = [
-            {name: value for name, value in asked.items() if name not in ("methods", "by_itself")},
+            {name: value for name, value in asked.items() if name not in own},
             of_model,
             [name.decode() for name in contents(inputs.tasks)] if of_all_tasks else None,
         ]
         folder = Path(paths.BLOCKS.format(experiment=wildcards.experiment))
+        of_methods = {method: [method, own_settings(settings, method), shared] for method in params.methods}
         blocks = {
-            method: Blocks(folder / artifacts.digest([method, shared])[:32], partial.name, artifacts.digest(of_data))
-            for method in params.methods
+            method: Blocks(folder / artifacts.digest(what)[:32], partial.name, artifacts.digest(of_data))
+            for method, what in of_methods.items()
         }
     if files.model:
         from icprobe.engine.capabilities import Capabilities

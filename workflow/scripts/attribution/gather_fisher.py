@@ -28,7 +28,9 @@ with job(snakemake) as run:
         fisher.corrected(parts, layers, sum(manifest["examples"] for manifest in manifests), partial)
     with artifacts.atomic_path(snakemake.output.folder) as output:
         shutil.move(partial, output)
-        artifacts.write_manifest(output, layers=layers)
+        widths = fisher.widths(output, len(layers)) if snakemake.params.makes == "bases" else []
+        powers = {name: sum(width**power for width in widths) for name, power in (("squares", 2), ("cubes", 3))}
+        artifacts.write_manifest(output, layers=layers, **(powers if widths else {}))
     artifacts.show_manifest(snakemake.output.folder, snakemake.output.manifest)
     logging.info("%s of %d layers; %.0f s", snakemake.params.makes, len(layers), time.monotonic() - began)
     run.summary(layers=len(layers))
