@@ -153,7 +153,8 @@ def test_trainers_are_told_of_columns_that_are_there():
     assert 'takes `rows.select_columns(["messages"])`, without' in talk
     assert "completion" not in talk
     assert "axolotl" in talk
-    in_json = card(["prompt", "completion", "messages"], in_json=True)
+    in_json = card(["prompt", "completion", "messages", "tools"], in_json=True)
+    assert "- `tools`: the tools that the conversation may call, in JSON" in in_json
     assert "trainers take `json.loads` of each" in in_json
     assert 'select_columns(["messages"])' not in in_json
     assert "axolotl" not in in_json

@@ -25,6 +25,8 @@ WORDS = {
     "prompt": "what the model reads, by the experiment's templates",
     "completion": "the response that follows",
     "messages": "the row as a conversation, for a chat template (JSON, if messages hold more than role and content)",
+    "tools": "the tools that the conversation may call, in JSON",
+    "row_number": "the row's number in the source",
     "n_query": "tokens of the query",
     "n_target": "tokens of the response",
 }
