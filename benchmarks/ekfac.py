@@ -1,13 +1,20 @@
-"""How near `influence_ekfac` comes to kronfluence's EK-FAC: tiny models, the same rows, labels and damping.
+"""How near `influence_ekfac` comes to kronfluence's EK-FAC, and what both cost: the same rows, labels and damping.
 
-    python -m benchmarks.ekfac
+    python -m benchmarks.ekfac          tiny models: correlation and largest difference
+    python -m benchmarks.ekfac --costs  three blocks of SmolLM2-135M's widths: processor seconds and memory, one thread
 
 needs kronfluence (benchmarks/requirements.txt). Labels are the examples' own, since each draws others; both damp by 0.1
 of a layer's mean eigenvalue; everything is in float32.
 """
 
 import json
+import math
+import resource
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +24,11 @@ import torch
 from benchmarks.floors import padded
 from benchmarks.peers import kronfluence_task
 from benchmarks.texts import ROOT
-from icprobe.attribution import fisher, influence_ekfac
+from icprobe.attribution import fisher, influence, influence_ekfac
 from icprobe.attribution.documents import encode_documents
-from icprobe.attribution.matrix import Inputs, encode_tasks
+from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
 from icprobe.config import Templates
+from icprobe.engine import batching
 from icprobe.engine.admission import capabilities_of
 from icprobe.engine.random_models import random_model
 from icprobe.texts.prompts import Prompts, encode
@@ -29,6 +37,15 @@ from icprobe.texts.tokenizing import train_tokenizer
 SIZES = {"hidden_size": 48, "intermediate_size": 80, "num_attention_heads": 4, "num_hidden_layers": 2}
 ARCHITECTURES = ("llama", "gpt_neox")  # the second has biases
 EXAMPLES, TASKS = 24, 6
+# A tenth of SmolLM2-135M, in blocks and vocabulary; the whole demo.
+WIDTHS = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "num_hidden_layers": 3,
+}
+WORDS, COST_EXAMPLES, COST_TASKS = 4915, 108, 12
 COLUMNS = ["id", "instruction", "input", "output"]
 
 
@@ -38,11 +55,13 @@ def rows(name: str, n: int) -> pd.DataFrame:
     return pd.DataFrame(map(json.loads, lines))[COLUMNS]
 
 
-def inputs_of(architecture: str) -> Inputs:
+def inputs_of(
+    architecture: str, sizes: dict = SIZES, words: int = 512, examples: int = EXAMPLES, answers: int = TASKS
+) -> Inputs:
     """A random model, its weights scaled up so that its predictions differ, with a few rows of the demo."""
-    train, tasks = rows("train", EXAMPLES), rows("tasks", TASKS)
-    tokenizer = train_tokenizer([f"{r.instruction} {r.input} {r.output}" for r in train.itertuples()], 512)
-    model = random_model(architecture, SIZES, 1, tokenizer).requires_grad_(False)
+    train, tasks = rows("train", examples), rows("tasks", answers)
+    tokenizer = train_tokenizer([f"{r.instruction} {r.input} {r.output}" for r in train.itertuples()], words)
+    model = random_model(architecture, sizes, 1, tokenizer).requires_grad_(False)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.mul_(4)
@@ -55,56 +74,113 @@ def inputs_of(architecture: str) -> Inputs:
 
 def ours(inputs: Inputs, folder: Path) -> np.ndarray:
     """The matrix by icprobe."""
-    runs = [np.arange(start, start + 4) for start in range(0, EXAMPLES, 4)]
+    runs = batching.batches(inputs.lengths, 1024)
     found = fisher.fit(inputs, runs, folder, labels="empirical")
     pieces = influence_ekfac.attribute(inputs, "influence_ekfac", runs, found, damping=0.1)
-    return np.concatenate([values for _, _, values in pieces])
+    return _matrix(inputs, pieces)
 
 
-def theirs(inputs: Inputs, folder: Path) -> np.ndarray:
-    """The matrix by kronfluence, one sequence at a time, so that nothing is padded."""
+def plain(inputs: Inputs, folder: Path) -> np.ndarray:
+    """The matrix without curvature, by icprobe."""
+    runs = batching.batches(inputs.lengths, 1024)
+    return _matrix(inputs, influence.attribute(inputs, "influence", runs, methods=["influence"]))
+
+
+def _matrix(inputs: Inputs, pieces: Pieces) -> np.ndarray:
+    """The pieces of a matrix in the examples' order."""
+    found = np.empty((len(inputs.train), len(inputs.tasks)), np.float32)
+    for _, batch, values in pieces:
+        found[batch] = values
+    return found
+
+
+def theirs(inputs: Inputs, folder: Path, batch: int = 1) -> np.ndarray:
+    """The matrix by kronfluence, the shortest examples first; one sequence at a time nothing is padded."""
     from kronfluence.analyzer import Analyzer, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.utils.dataset import DataLoaderKwargs
 
-    documents = encode_documents(inputs, [range(EXAMPLES)])
+    order = np.argsort(inputs.lengths[["n_query", "n_target"]].sum(axis=1), kind="stable").to_numpy()
+    documents = encode_documents(inputs, [order])
     model, task = inputs.model.requires_grad_(True), kronfluence_task(inputs.model)
     analyzer = Analyzer(
         "agreement", prepare_model(model, task), task, cpu=True, output_dir=str(folder), disable_tqdm=True
     )
     loader = DataLoaderKwargs(collate_fn=lambda batch: padded(batch, torch.device("cpu")))
     shared = {"dataloader_kwargs": loader, "overwrite_output_dir": True}
-    examples = [documents[row] for row in range(EXAMPLES)]
+    examples, tasks = [documents[row] for row in order], encode_tasks(inputs)
     analyzer.fit_all_factors(
         "ekfac",
         dataset=examples,
-        per_device_batch_size=1,
+        per_device_batch_size=batch,
         factor_args=FactorArguments(strategy="ekfac", use_empirical_fisher=True),
         **shared,
     )
     analyzer.compute_pairwise_scores(
         "scores",
         "ekfac",
-        query_dataset=encode_tasks(inputs),
+        query_dataset=tasks,
         train_dataset=examples,
-        per_device_query_batch_size=1,
-        per_device_train_batch_size=1,
-        score_args=ScoreArguments(damping_factor=None),  # 0.1 of a layer's mean
+        per_device_query_batch_size=batch,
+        per_device_train_batch_size=batch,
+        # damping_factor: 0.1 of a layer's mean; all tasks are held in one pass over the examples
+        score_args=ScoreArguments(damping_factor=None, query_gradient_accumulation_steps=math.ceil(len(tasks) / batch)),
         **shared,
     )
-    return analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy().T
+    found = np.empty((len(examples), len(tasks)), np.float32)
+    found[order] = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy().T
+    return found
+
+
+CONTESTANTS: dict[str, Callable[[Inputs, Path], np.ndarray]] = {
+    "influence": plain,
+    "influence_ekfac": ours,
+    "kronfluence": lambda inputs, folder: theirs(inputs, folder, 4),
+}
+
+
+def cost(name: str, file: Path) -> None:
+    """Prints the processor seconds of one contestant, without loading, and what this process held at most."""
+    torch.set_num_threads(1)
+    inputs = inputs_of("llama", WIDTHS, WORDS, COST_EXAMPLES, COST_TASKS)
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.process_time()
+        found = CONTESTANTS[name](inputs, Path(folder))
+        seconds = time.process_time() - began
+    np.save(file, found)
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{name}: {seconds:.1f} processor seconds, {resident:.2f} GB")
+
+
+def costs() -> None:
+    """Each contestant in a process of its own, one after the other, and how near the two of EK-FAC are."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder, f"{name}.npy") for name in CONTESTANTS}
+        for name, file in files.items():
+            subprocess.run([sys.executable, "-m", "benchmarks.ekfac", name, file], check=True)
+        print(f"influence_ekfac and kronfluence: {compared(*(np.load(files[n]) for n in list(files)[1:]))}")
+
+
+def compared(fast: np.ndarray, peer: np.ndarray) -> str:
+    """The correlation over all pairs, and the largest difference by the largest entry, in words."""
+    correlation, difference = np.corrcoef(fast.ravel(), peer.ravel())[0, 1], np.abs(fast - peer).max()
+    return f"Pearson {correlation:.6f}, largest difference {difference / np.abs(peer).max():.1e} of the largest entry"
 
 
 def main() -> None:
-    """Prints, of each architecture, the correlation over all pairs, and the largest difference by the largest entry."""
+    """Prints how near the two are on each architecture, or what they cost."""
+    if sys.argv[1:] == ["--costs"]:
+        costs()
+        return
+    if sys.argv[1:]:
+        cost(sys.argv[1], Path(sys.argv[2]))
+        return
     for architecture in ARCHITECTURES:
         inputs = inputs_of(architecture)
         with tempfile.TemporaryDirectory() as folder:
             fast = ours(inputs, Path(folder, "ours"))
             peer = theirs(inputs, Path(folder, "theirs"))
-        correlation = np.corrcoef(fast.ravel(), peer.ravel())[0, 1]
-        difference = np.abs(fast - peer).max() / np.abs(peer).max()
-        print(f"{architecture}: Pearson {correlation:.6f}, largest difference {difference:.1e} of the largest entry")
+        print(f"{architecture}: {compared(fast, peer)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from icprobe.engine.gradients import Factors, Layer
-from icprobe.engine.matmul import matmul
 from icprobe.errors import ArtifactError, reason
 
 # A layer's tensors by name: "a" and "s" (sums of products, or eigenvectors), "eigenvalues", "tokens".
@@ -76,10 +75,10 @@ class Rotation:
         given = [one.a for one in factors]
         # Tensors at one place in memory are the same while one of them is there.
         if leader != self.leaders[index] or [*map(_place, given)] != [*map(_place, sources)]:
-            rotated = [matmul(with_one(layer, a), of_input.T) for a in given]
+            rotated = [torch.mm(with_one(layer, a), of_input) for a in given]
             self._before = self.leaders[index], given, rotated
         return [
-            Factors(a, matmul(one.delta.to(of_output.dtype), of_output.T), one.tokens)
+            Factors(a, torch.mm(one.delta.to(of_output.dtype), of_output), one.tokens)
             for a, one in zip(rotated, factors, strict=True)
         ]
 

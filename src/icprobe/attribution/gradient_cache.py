@@ -49,6 +49,9 @@ class Curvature(Protocol):
     def rotated(self, index: int, factors: Sequence[Factors]) -> list[Factors]:
         """The factors of some batches in a layer, in this basis."""
 
+    def gradients(self, index: int, factors: Factors, where: list[slice], out: Tensor | None) -> Gradients:
+        """A `Former` of what is rotated."""
+
     def weights(self, index: int) -> Mapping[str, Tensor]:
         """Of each contraction the weights [elements of a gradient] float32."""
 
@@ -178,7 +181,8 @@ class GradientCache:
         self, side: str, index: int, factors: Factors, where: list[slice], out: Tensor | None = None
     ) -> Gradients:
         """What is multiplied as the gradients of some sequences of a side in one layer."""
-        if former := self._formers.get(side):
+        former = self.curvature.gradients if self.curvature else self._formers.get(side)
+        if former:
             return former(index, factors, where, out)
         return per_example_gradients(self.layers[index], factors.a, factors.delta, where, out)
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from icprobe.attribution.fisher_basis import Rotation, layer_file, read, wide
+from icprobe.attribution.gradient_cache import Gradients
 from icprobe.attribution.influence import Influence
 from icprobe.attribution.matrix import Inputs, Pieces
 from icprobe.attribution.objective import Objective
-from icprobe.engine.gradients import Layer
+from icprobe.engine.gradients import Factors, Layer
 from icprobe.engine.network import Network
 
 BASES_SHARE = 0.25  # of the budget, for eigenvectors on a device that does not map them
@@ -73,6 +74,21 @@ class Basis:
             replace(layer, d_in=layer.d_in + layer.bias, bias=False, shares_input=leader != index)
             for index, (layer, leader) in enumerate(zip(layers, self.rotated.leaders, strict=True))
         ]
+
+    def gradients(self, index: int, factors: Factors, where: list[slice], out: Tensor | None) -> Gradients:
+        """The gradients of some sequences in a layer, from their rotated factors.
+
+        By PyTorch's own products, which write where they are told: oneDNN's are copied there, which takes as long.
+        """
+        layer = self.layers[index]
+        if out is None:
+            out = torch.empty(len(where), layer.size, dtype=self.dtype, device=self._device)
+        for row, span in zip(out, where, strict=True):
+            if span.start == span.stop:  # of an expert
+                row.zero_()
+            else:
+                torch.mm(factors.delta[span].T, factors.a[span], out=row.view(layer.d_out, layer.d_in))
+        return [out]
 
     def weights(self, index: int) -> dict[str, Tensor]:
         """1 / (Λ + λ) of a layer for each method [d_out · d_in (+ 1)]; 0 of an expert that no example goes to."""
