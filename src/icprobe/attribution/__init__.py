@@ -30,8 +30,7 @@ class Method:
     there, beside which their optimiser's state lies. fits_fisher: it needs the examples' Fisher matrix, which has jobs
     of its own. damping: of that, where it is not the configuration's own. seeded: it draws at random. dtype: fixed
     arithmetic, whatever the configuration says. may_skip: NaN means "not evaluated" rather than an error. by_itself:
-    what it gives for an example and a task (or, without a column for each, all tasks) depends on no other example, so
-    that it is not computed twice.
+    what it gives for an example and a task, or all tasks, depends on no other example: it is not computed twice.
     """
 
     module: str
