@@ -21,7 +21,7 @@ both, matrices = icprobe.value("train.jsonl", "tasks.jsonl", model={model}, meth
 table = icprobe.correlate(scores)
 best = icprobe.select(scores, "influence", "top 3")
 first, second = icprobe.export(best, "best.jsonl", "influence")
-print(icprobe.__file__, len(scores), len(best), len(table), first.name, sorted(matrices))
+print(icprobe.__file__, len(scores), len(best), table["method_b"][0], first.name, sorted(matrices))
 """
 LOADED = (
     'results = icprobe.load("results/tiny")\nnames: list[str] = results.models\nprint(len(results.scores(names[0])))\n'
@@ -97,7 +97,7 @@ def test_the_wheel_alone_values_correlates_selects_exports_and_loads(python, tmp
     assert ended.returncode == 0, ended.stderr[-3000:]
     where, *said = ended.stdout.split()
     assert Path(where).is_relative_to(python.parents[1])
-    assert said == ["6", "3", "12", "best.jsonl", "['influence']", "24"]
+    assert said == ["6", "3", "length", "best.jsonl", "['influence']", "24"]
 
 
 @pytest.mark.slow
