@@ -235,7 +235,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "a model is added": (
         model_added,
         # Jobs of that model alone, and what shows all models.
-        OF_TRAIN + Counter(prepare_model=1, measure_prompts=1, generate_base=1),
+        OF_TRAIN + Counter(prepare_model=1, measure_prompts=1, generate_base=1, check_section_dtype=1),
     ),
     # --- files
     "a row of the train file": (
@@ -267,7 +267,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
     "another model in the place of the first": (
         model_made_anew,
         # The tables stand, and so does the subset of all examples.
-        OF_TRAIN + Counter(measure_prompts=1, generate_base=1) - Counter(subset=1),
+        OF_TRAIN + Counter(measure_prompts=1, generate_base=1, check_section_dtype=1) - Counter(subset=1),
     ),
     "a result is removed": (
         lambda project: (project.path / dag.RESULTS / "tables/correlations.csv").unlink(),
@@ -307,7 +307,7 @@ CASES: dict[str, tuple[Callable, Counter]] = {
         + Counter(
             [
                 *("select_tasks", "prepare_train", "prepare_eval", "count_repeated", "check_prompts"),
-                *("prepare_model", "measure_prompts"),
+                *("prepare_model", "measure_prompts", "check_section_dtype"),
             ]
         ),
     ),

@@ -62,8 +62,6 @@ _OWN_LOSS = ("train_loss", "reduction", "parameters")
 _LOSS = (*_OWN_LOSS, *_TASK)
 _BOTH_SIDES = ("reduction", *_TASK)
 _INFLUENCE = ("influence", "influence_log", "cosine")
-# Methods whose matrix are products over the norms of both sides, and the contraction that these come from.
-COSINES = {"cosine": "influence", "less": "less"}
 _NO_TASK = {"reads": ("train",), "per_task": False}
 _NO_MODEL = {"needs_model": False, "per_task": False, "whole": True}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from icprobe.attribution import COSINES
 from icprobe.attribution.contraction import CONTRACTIONS, PRODUCT
+from icprobe.attribution.cosines import COSINES
 from icprobe.attribution.documents import encode_documents
 from icprobe.attribution.gradient_cache import Curvature, Former, GradientCache
 from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks

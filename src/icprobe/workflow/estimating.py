@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from icprobe import artifacts, paths
 from icprobe.analysis import frontier
-from icprobe.attribution import COSINES
+from icprobe.attribution.cosines import COSINES
 from icprobe.config import Config
 from icprobe.config.estimate import Prices
 from icprobe.config.types import slice_of
