@@ -1,5 +1,6 @@
 """The last words on the terminal: what was found and where it is, or what failed and why."""
 
+import json
 import os
 
 import dag
@@ -298,3 +299,32 @@ def test_that_nothing_tells_is_said_where_nothing_was_trained(finished):
     assert "Nothing here tells which method predicts training best, nor which data set to train on: that takes" in said
     only_worst = advised(finished, {("icp", "<=0.5"): 0.9, ("random", ">0.8"): 0.3})
     assert "Which data set to take is not told: no model was trained on the best of a method." in only_worst
+
+
+@pytest.mark.parametrize(
+    ("completion", "message", "said"),
+    [
+        (
+            " def f(x): return x",
+            "def f(x):\n    return x",
+            "made spaces of line breaks in 1 response of it; top-20pct.messages.jsonl",
+        ),
+        (" def f(x):\n    return x", "def f(x):\n    return x", ""),
+        (
+            [{"role": "assistant", "content": "Yes."}],
+            "Yes.",
+            "learns its last answers; of all turns, from top-20pct.messages.jsonl",
+        ),
+    ],
+)
+def test_what_a_trainer_does_not_learn_from_a_file_is_said_beside_it(completion, message, said, finished):
+    (finished / "results/mine/m/tables/scores.csv").touch()
+    subset = finished / "results/mine/m/subsets/icp/top-20pct.jsonl"
+    subset.parent.mkdir(parents=True)
+    talk = {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": message}]}
+    subset.write_text(json.dumps({"prompt": "What?", "completion": completion}) + "\n")
+    subset.with_suffix(".messages.jsonl").write_text(json.dumps(talk) + "\n")
+    lines = terminal_summary.summary("mine", ["m"], tracked=False).splitlines()
+    (place,) = [number for number, line in enumerate(lines) if line.startswith("Subsets: ")]
+    assert said in lines[place + 1]
+    assert bool(said) == lines[place + 1].startswith("  ")

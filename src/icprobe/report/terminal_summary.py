@@ -89,16 +89,24 @@ def _files(subsets: Path, advised: Path | None) -> list[str]:
     worst = ("bottom", "le-")
     first = min(found, key=lambda p: (p != advised, p.stem.startswith(worst), p.parent.name != "influence"))
     line = f"Subsets: {first}{f' and {len(found) - 1} more in {subsets}' if len(found) > 1 else ''}"
-    return [line, *_all_turns(first)]
+    return [line, *_lost(first)]
 
 
-def _all_turns(subset: Path) -> list[str]:
-    """Of conversations: what trainers learn from the file, and which one has more."""
-    with open(subset, encoding="utf-8") as file:
-        row = json.loads(file.readline() or "{}")
-    if not isinstance(row.get("prompt"), list):
+def _lost(subset: Path) -> list[str]:
+    """What a trainer does not learn from the file, and from the one beside it does: other turns, line breaks."""
+    beside = subset.with_suffix(".messages.jsonl")
+    if not beside.is_file():
         return []
-    return [f"  A trainer learns its last answers; of all turns, from {subset.stem}.messages.jsonl (docs/training.md)"]
+    flat = 0
+    with open(subset, encoding="utf-8") as rows, open(beside, encoding="utf-8") as talks:
+        for row, talk in zip(map(json.loads, rows), map(json.loads, talks), strict=False):
+            if not isinstance(row["completion"], str):
+                return [f"  A trainer learns its last answers; of all turns, from {beside.name} (docs/training.md)"]
+            flat += "\n" in str(talk["messages"][-1]["content"]).strip() and "\n" not in row["completion"].strip()
+    if not flat:
+        return []
+    flattened = f"The templates have made spaces of line breaks in {several(flat, 'response')} of it"
+    return [f"  {flattened}; {beside.name} keeps them (docs/training.md)"]
 
 
 def _older(path: Path, other: Path) -> bool:
