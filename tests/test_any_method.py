@@ -171,5 +171,5 @@ def test_contexts_that_do_not_fit_end_before_any_is_read(project):
     config = {**IN_CONTEXT, "experiment": "crowded", "attribution": attribution}
     ended = project.snakemake("scores", "--cores", "2", config=config)
     assert ended.returncode != 0
-    assert "icp_k_shot.k: 25 examples in a context where there are 24; take at most 24." in ended.output
+    assert "icp_k_shot.k: 25 examples in contexts where there are 24; take at most 24" in ended.output
     assert not (project.path / "results/crowded/tiny-llama/attributions/icp_k_shot").exists()

@@ -111,7 +111,7 @@ def test_a_diverse_selection_is_of_evaluated_rows_the_best_or_the_worst_and_fits
         assert chosen(score, vectors, lengths, **keys) == wanted[:n].tolist()
     with pytest.raises(ScoreError, match="it asks for 56 examples, but there are only 55"):
         chosen(score, vectors, lengths, top=56)
-    with pytest.raises(ScoreError, match="it asks for 999 tokens, but there are only"):
+    with pytest.raises(ScoreError, match="it asks for 999 tokens, but the examples with a score have only"):
         chosen(score, vectors, lengths, tokens=999)
 
 

@@ -223,7 +223,12 @@ def test_products_are_timed_as_the_methods_form_them(project, monkeypatch):
 def test_a_dry_run_counts_a_training_on_its_bin_or_selection():
     raw = dag.configuration("config.yaml").model_dump(mode="json", exclude_unset=True)
     picks = {"few": {"method": "influence", "top": 9}, "words": {"method": "influence", "tokens": 550}}
-    sections = {"selections": picks, "bins": ["top 10%", "bottom 7", ">0.8"], "finetune": None}
+    sections = {
+        "experiment": "not_begun",
+        "selections": picks,
+        "bins": ["top 10%", "bottom 7", ">0.8"],
+        "finetune": None,
+    }
     found = Sizes.of(config.load(raw | sections, METHODS))
     n = found.examples
     held = [found.subset("smollm2-135m-instruct", "influence", bin) for bin in ("top-10pct", "bottom-7", "gt-0.80")]

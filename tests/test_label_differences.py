@@ -110,7 +110,7 @@ def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length
         "apart from icp and number of response tokens (paired test"
     ) in said
     assert "it is not shown that influence and icp do better" in said
-    assert "number of response tokens (0.92 [0.71, 0.98])" in said
+    assert "Number of response tokens (0.92 [0.71, 0.98])" in said
     assert "Of the methods" not in told([("random", 0.42, 0.24, 0.63)], [])
     # By a difference that is significant, a method does better than length; by its AUC alone none does.
     clear = told(aucs, [("influence", "response tokens", 0.2, 0.01), ("icp", "response tokens", 0.1, 0.2)])

@@ -199,10 +199,13 @@ def test_another_rule_repeats_what_is_made_of_it_alone(project):
 def test_more_than_there_is_ends_before_any_model_is_trained(project, tmp_path):
     project, _, _ = project
     for rule, said in (
-        ({"method": "icp", "tokens": 1e6}, "selections.many: it asks for 1,000,000 tokens, but there are only "),
+        (
+            {"method": "icp", "tokens": 1e6},
+            "selections.many: it asks for 1,000,000 tokens, but the examples with a score have only ",
+        ),
         (
             {"method": "icp", "top": 12, "quota": {"column": "planted", "shares": {"elsewhere": 0.5}}},
-            "selections.many.quota: no example has the value 'elsewhere'",
+            "no row of data.train has 'elsewhere'; the column 'planted' holds 'contentless', ",
         ),
     ):
         config = {"selections": {"many": rule}}

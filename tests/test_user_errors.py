@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -101,6 +102,18 @@ def refused_dtype(project: dag.Project) -> dict:
     return {"attribution": {"dtype": "bfloat16"}}
 
 
+def refused_dtype_of(section: str, target: str) -> Callable[[dag.Project], dict]:
+    """The same of another section, and what is made with its dtype is gone."""
+
+    def mistake(project: dag.Project) -> dict:
+        refused_dtype(project)
+        made = project.path / dag.RESULTS / target
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+        return {section: {"dtype": "bfloat16"}}
+
+    return mistake
+
+
 def unknown_word_vector(project: dag.Project) -> None:
     """NaN in the embedding of one token: all texts with that token become NaN, and no others."""
     from safetensors.torch import load_file, save_file
@@ -195,13 +208,13 @@ MISTAKES = {
         log="tiny/check_dtype/tiny-llama.log",
     ),
     "a dtype that the model cannot be trained in": Mistake(
-        lambda project: {**refused_dtype(project), "attribution": {}, "finetune": {"dtype": "bfloat16"}},
+        refused_dtype_of("finetune", "checkpoints/icp/gt-0.80/seed-0"),
         r"LlamaForCausalLM in bfloat16: .*; set finetune\.dtype: float32\.",
         target=f"{dag.RESULTS}/checkpoints/icp/gt-0.80/seed-0",
         log="tiny/check_section_dtype/tiny-llama/finetune.log",
     ),
     "a dtype that the model cannot answer in": Mistake(
-        lambda project: {**refused_dtype(project), "attribution": {}, "evaluation": {"dtype": "bfloat16"}},
+        refused_dtype_of("evaluation", "responses/base.jsonl"),
         r"LlamaForCausalLM in bfloat16: .*; set evaluation\.dtype: float32\.",
         target=f"{dag.RESULTS}/responses/base.jsonl",
         log="tiny/check_section_dtype/tiny-llama/evaluation.log",

@@ -32,20 +32,20 @@ class Blocks:
     """The blocks of one method's matrix, in a folder that belongs to all that its entries share.
 
     work: names the work that a job is to do. Where it was done before it is to be done again, for there is no other
-    reason to ask for it than that its result is not trusted: nothing is then known. data: names all examples and tasks
-    of which the job has a part. The other parts' entries are not known either: they may hold a text that this part
-    holds, too, and which part is computed first must not show. used: whether anything was known.
+    reason to ask for it than that its result is not trusted: nothing is then known. whole: names the matrix of which
+    the job computes a part. The other parts' entries are not known either: they may hold a text that this part holds,
+    too, and which part is computed first must not show. used: whether anything was known.
     """
 
-    def __init__(self, folder: str | Path, work: str, data: str) -> None:
-        self.folder, self._work, self._data, self.used = Path(folder), work, data, False
+    def __init__(self, folder: str | Path, work: str, whole: str) -> None:
+        self.folder, self._work, self._whole, self.used = Path(folder), work, whole, False
 
     def find(self, examples: np.ndarray, tasks: np.ndarray) -> np.ndarray:
         """The entries that are known, of these contents: [n, M] float32, NaN for the others."""
         values = np.full((len(examples), len(tasks)), np.nan, dtype=np.float32)
         if self._path.exists():
             return values
-        for block in self._of_other_data():
+        for block in self._of_others():
             rows, columns = (
                 pd.Index(block[side]).get_indexer(wanted) for side, wanted in (("examples", examples), ("tasks", tasks))
             )
@@ -59,13 +59,13 @@ class Blocks:
         rows, columns = (np.unique(names, return_index=True)[1] for names in (examples, tasks))
         block = {"examples": examples[rows], "tasks": tasks[columns], "values": values[np.ix_(rows, columns)]}
         with artifacts.atomic_path(self._path) as aside:
-            np.savez(aside, data=self._data, **block)
+            np.savez(aside, whole=self._whole, **block)
 
     @property
     def _path(self) -> Path:
         return self.folder / f"{self._work}.npz"
 
-    def _of_other_data(self) -> list[dict[str, np.ndarray]]:
+    def _of_others(self) -> list[dict[str, np.ndarray]]:
         """The blocks, oldest first, without those that a newer one holds wholly, which are removed."""
         needed: list[dict[str, np.ndarray]] = []
         for path, block in self._read():
@@ -76,12 +76,12 @@ class Blocks:
         return needed
 
     def _read(self) -> list[tuple[Path, dict[str, np.ndarray]]]:
-        """The blocks of other data, newest first."""
+        """The blocks of other matrices, newest first."""
         found = []
         for path in sorted(self.folder.glob("[!.]*.npz"), key=_age):
             try:
                 with np.load(path) as file:
-                    if str(file["data"]) != self._data:
+                    if str(file["whole"]) != self._whole:
                         found.append((path, {name: file[name] for name in ("examples", "tasks", "values")}))
             except FileNotFoundError:  # another job has removed it
                 continue

@@ -53,9 +53,11 @@ with job(snakemake) as run:
             [name.decode() for name in contents(inputs.tasks)] if of_all_tasks else None,
         ]
         folder = Path(paths.BLOCKS.format(experiment=wildcards.experiment))
+        others = {name: value for name, value in wildcards.items() if name != "scatteritem"}
+        whole = artifacts.digest([snakemake.rule, others, asked, of_data])
         of_methods = {method: [method, own_settings(settings, method), shared] for method in params.methods}
         blocks = {
-            method: Blocks(folder / artifacts.digest(what)[:32], partial.name, artifacts.digest(of_data))
+            method: Blocks(folder / artifacts.digest(what)[:32], partial.name, whole)
             for method, what in of_methods.items()
         }
     if files.model:
