@@ -92,7 +92,7 @@ def computed(project: dag.Project) -> dict[str, bytes]:
 
 
 def slurm(project: dag.Project, *arguments: str, config: dict | None = None) -> dag.Ended:
-    return project.snakemake(*PROFILE, *ONE_THREAD, *arguments, config=OVERLAY if config is None else config)
+    return project.snakemake(*ONE_THREAD, *PROFILE, *arguments, config=OVERLAY if config is None else config)
 
 
 @pytest.fixture(scope="module")
