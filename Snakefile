@@ -64,6 +64,7 @@ scattergather:
 
 include: "rules/models.smk"
 include: "rules/data.smk"
+include: "rules/checks.smk"
 include: "rules/fisher.smk"
 include: "rules/attribution.smk"
 include: "rules/analysis.smk"

@@ -356,16 +356,14 @@ def test_numbers_that_are_no_numbers_are_refused_by_the_layers_name(inputs, tmp_
         fitted(ours, tmp_path)
 
 
-def test_it_is_valued_from_python(tiny_model, tokenizer, few, inputs, tmp_path):
+def from_python(tiny_model, tokenizer, few, **settings):
+    """The matrices that `icprobe.value` makes."""
     train, tasks, _ = few
-    _, matrix = icprobe.value(
-        train,
-        tasks,
-        model=copy.deepcopy(tiny_model("llama")),
-        tokenizer=tokenizer,
-        methods=["influence", "influence_ekfac"],
-        seed=3,
-        matrices=True,
-    )
+    model = copy.deepcopy(tiny_model("llama"))
+    return icprobe.value(train, tasks, model=model, tokenizer=tokenizer, seed=3, matrices=True, **settings)[1]
+
+
+def test_it_is_valued_from_python(tiny_model, tokenizer, few, inputs, tmp_path):
+    matrix = from_python(tiny_model, tokenizer, few, methods=["influence", "influence_ekfac"])
     expected = scores(inputs("llama"), tmp_path, batch_tokens=1024)
     assert (matrix["influence_ekfac"].drop(columns="id").to_numpy() == expected).all()

@@ -1,15 +1,12 @@
 """influence_ekfac: sums of products, factors in the Fisher matrix's basis, and several dampings of one pass."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
 from matrices import assert_close, matrices
-from test_ekfac import Killed, fitted, scores
+from test_ekfac import Killed, fitted, from_python, scores
 from test_memory_plan import plan_of
 
-import icprobe
 from icprobe.attribution import fisher, fisher_basis, gradient_cache, influence_ekfac, memory_plan
 from icprobe.engine.gradients import Factors, layers_of
 from icprobe.engine.network import Network
@@ -70,17 +67,8 @@ def test_dampings_of_one_pass_have_the_bits_of_each_by_itself(hold, budget, inpu
 
 
 def test_a_sweep_is_valued_from_python(tiny_model, tokenizer, few, inputs, tmp_path):
-    train, tasks, _ = few
-    _, matrix = icprobe.value(
-        train,
-        tasks,
-        model=copy.deepcopy(tiny_model("llama")),
-        tokenizer=tokenizer,
-        methods=["influence_ekfac"],
-        influence_ekfac={"sweep": [1]},
-        seed=3,
-        matrices=True,
-    )
+    sweep = {"methods": ["influence_ekfac"], "influence_ekfac": {"sweep": [1]}}
+    matrix = from_python(tiny_model, tokenizer, few, **sweep)
     expected = scores(inputs("llama"), tmp_path, batch_tokens=1024, damping=1.0)
     assert [*matrix] == ["influence_ekfac", "influence_ekfac_1"]
     assert (matrix["influence_ekfac_1"].drop(columns="id").to_numpy() == expected).all()

@@ -116,9 +116,8 @@ def warning_of_one_task(
 ) -> str:
     """Says so where one task decides a method's mean over tasks, as its effects are larger than others'; else "".
 
-    attributions, scores: as `aggregate` takes and returns them. texts: what the tasks ask, by their ids.
-    A task's share of the variance of the means is
-    cov(A[:, t] / M, score) / var(score); the shares of all tasks sum to 1.
+    attributions, scores: as `aggregate` takes and returns them. texts: what the tasks ask, by their ids. A task's share
+    of the variance of the means is cov(A[:, t] / M, score) / var(score); the shares of all tasks sum to 1.
     """
     if "mean_effect" in scores or scores["score"].count() < 2:
         return ""
