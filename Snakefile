@@ -46,8 +46,9 @@ wildcard_constraints:
 
 
 # Heavy jobs ask for one `heavy` each. On one machine they run one at a time, whatever its cores: they would share a GPU,
-# and memory. With `--resources gpu=4` there are four at a time, which take turns on the GPUs (icprobe.workflow.gpus). On
-# a cluster each has a machine to itself, which is what `local` means.
+# and memory. Two run where models are small and there is room for both (icprobe.workflow.sharing). With `--resources
+# gpu=4` there are four at a time, which take turns on the GPUs (icprobe.workflow.gpus). On a cluster each has a machine to
+# itself, which is what `local` means.
 resource_scopes:
     heavy="local",
 

@@ -24,7 +24,7 @@ from icprobe.formatting import BIN_NAME
 from icprobe.paths import SELECTED
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import checks, dry_run, exporting, gpus, log_filters, modules, responding, work
+from icprobe.workflow import checks, dry_run, exporting, log_filters, modules, responding, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -58,14 +58,6 @@ except IcprobeError as error:
 # The environment's word on W&B, for jobs on other machines.
 envvars:
     *(name for name in modes.ENVIRONMENT if name in os.environ),
-
-
-# Heavy jobs on one machine at a time: one, or as many as `--resources gpu=N` gives GPUs, or `--resources heavy=N` says.
-AT_ONCE = gpus.heavy_at_once(workflow.global_resources)
-
-# Heavy jobs share the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which Snakemake
-# sets anew for each job). On a cluster the profile's `set-threads` says it instead.
-THREADS = cores.wanted(AT_ONCE, workflow._cores)
 
 
 def either(names):

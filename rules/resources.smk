@@ -2,13 +2,22 @@
 # formulas are in icprobe.workflow.resources; partition, account and CPUs come from the profile. Resources are no params: another
 # estimate reruns nothing.
 
-from icprobe.workflow import estimating
+from icprobe.workflow import estimating, sharing
 from icprobe.workflow.resources import TORCH_MB, Needs, directives
 from icprobe.workflow.work import rows_there
 
 # A job that an executor has sent elsewhere has its own GPUs.
 directives = functools.partial(directives, in_turn=not workflow.remote_exec, told=estimating.asked())
 SIZES = estimating.sizes(CONFIG)
+
+# Heavy jobs on one machine at a time: as many as icprobe.workflow.sharing says. A job in a process of its own is one.
+IS_JOB = workflow.subprocess_exec or workflow.remote_exec
+AT_ONCE = 1 if IS_JOB else sharing.heavy_at_once(workflow.global_resources, PLAN, SIZES)
+
+# Heavy jobs share the cores that `--cores` gives, but with no more threads than OMP_NUM_THREADS says (which Snakemake
+# sets anew for each job). On a cluster the profile's `set-threads` says it instead.
+THREADS = cores.wanted(AT_ONCE, workflow._cores)
+
 DEVICE = CONFIG.attribution.device
 OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_there(local_files(CONFIG.data.train), SIZES.examples)))
 OF_MATRIX = directives(lambda w, input: SIZES.matrix())

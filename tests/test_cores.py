@@ -87,14 +87,16 @@ def meeting(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "patience", "met"),
     [
-        (("--cores", "256"), 3, False),
+        (("--cores", "1"), 3, False),
+        (("--cores", "256"), 60, True),
+        (("--cores", "256", "--resources", "heavy=1"), 3, False),
         (("--cores", "256", "--resources", "heavy=2"), 60, True),
         (("--cores", "256", "--resources", "gpu=2"), 60, True),
         (("--profile", "profiles/generic", "--cluster-generic-submit-cmd", "./submit"), 60, True),
     ],
-    ids=["one machine", "one machine that is told otherwise", "two GPUs", "a cluster"],
+    ids=["one core", "small models", "told one", "told two", "two GPUs", "a cluster"],
 )
-def test_heavy_jobs_exclude_each_other_on_one_machine_and_not_on_a_cluster(meeting, arguments, patience, met):
+def test_heavy_jobs_share_one_machine_where_models_are_small_or_it_is_said(meeting, arguments, patience, met):
     if "--profile" in arguments and not importlib.util.find_spec("snakemake_executor_plugin_cluster_generic"):
         pytest.skip("needs snakemake-executor-plugin-cluster-generic")
     (meeting.path / "patience").write_text(str(patience), encoding="utf-8")

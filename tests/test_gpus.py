@@ -189,13 +189,6 @@ def test_all_gpus_of_the_machine_are_listed_where_no_variable_chooses(said, name
 # --- with Snakemake ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "at_once"), [({}, 1), ({"gpu": 4}, 4), ({"gpu": 4, "heavy": 2}, 2), ({"gpu": 0}, 1), ({"heavy": 3}, 3)]
-)
-def test_as_many_heavy_jobs_run_at_a_time_as_there_are_gpus_unless_it_is_said(given, at_once):
-    assert gpus.heavy_at_once(given) == at_once
-
-
 def test_jobs_at_a_time_share_the_cores(monkeypatch):
     monkeypatch.setattr(cores, "usable", lambda: 32)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

@@ -106,12 +106,15 @@ def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length
         ],
     )
     assert (
-        "Of the methods, influence has the highest AUC and is better than random, but these examples do not tell it "
-        "apart from icp and number of response tokens (paired test"
+        "Of the methods, influence has the highest AUC and is better than random, but is not told apart from icp and "
+        "number of response tokens by these examples (paired test"
     ) in said
     assert "it is not shown that influence and icp do better" in said
     assert "Number of response tokens (0.92 [0.71, 0.98])" in said
     assert "Of the methods" not in told([("random", 0.42, 0.24, 0.63)], [])
+    alone = told([aucs[0], aucs[-1]], [("influence", "response tokens", -0.04, 0.6)])
+    assert "influence is not told apart from number of response tokens by these examples (paired test" in alone
+    assert "Of the methods" not in alone
     # By a difference that is significant, a method does better than length; by its AUC alone none does.
     clear = told(aucs, [("influence", "response tokens", 0.2, 0.01), ("icp", "response tokens", 0.1, 0.2)])
     assert "it is not shown that icp does better" in clear

@@ -45,6 +45,28 @@ def test_every_method_says_what_it_asks():
         assert re.search(r"[.?]$", method.asks), name
 
 
+def test_how_many_bad_examples_are_among_as_many_with_the_lowest_scores(tmp_path):
+    ids = [f"e{i}" for i in range(6)]
+    train = pd.DataFrame({"id": ids, "ok": ["no", "yes", "no", "yes", "yes", None]})
+    scores = {
+        "finds": [-2.0, 1.0, -1.0, 2.0, 3.0, -9.0],  # the lowest of all has no label
+        "half": [-2.0, -1.0, 1.0, 2.0, 3.0, 0.0],
+        "partly": [np.nan, -1.0, -2.0, 2.0, 3.0, 0.0],
+        "good_only": [np.nan, 1.0, np.nan, 2.0, 3.0, 0.0],
+    }
+    tables = {name: pd.DataFrame({"id": ids, "score": of}) for name, of in scores.items()}
+    model = Findings("m", ModelInputs(scores=tables), train, ["ok"], {"ok": ["yes"]}, 3)
+    found = model.lowest("ok", ["yes"])
+    assert found == {"finds": (2, 2, 0.8), "half": (1, 2, 0.8), "partly": (1, 1, 0.25)}
+    assert sentences.among_the_lowest(found) == [
+        "Of the 2 examples that are not, so many are among the 2 with the lowest scores: finds 2 and half 1; by chance "
+        "0.8.",
+        "Of the 1 example that is not, so many are among the 1 with the lowest scores: partly 1; by chance 0.2.",
+    ]
+    (told,) = (finding for finding in sentences.found(model, {"ok": ["yes"]}) if "(ok)" in finding.question)
+    assert told.sentences[-2:] == sentences.among_the_lowest(found)
+
+
 def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
     table = aucs(
         length=(0.7, 0.4, 0.9), icp=(0.7, 0.6, 0.8), influence=(0.8, 0.7, 0.9), one_step=(0.2, 0.1, 0.3),

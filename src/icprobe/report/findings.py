@@ -1,7 +1,7 @@
 """What was found with one model, in the form that the report shows: headline, tables, charts, the explorer's data."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,20 @@ class Findings:
             table = table[table["model"] == self.name]
         table = headline.over_all_tasks(table)
         return table.reset_index(drop=True) if len(table) else None
+
+    def lowest(self, label: str, good: Collection[str]) -> dict[str, tuple[int, int, float]]:
+        """Counts by method how many of the n examples that are not good are among the n with the lowest scores.
+
+        Returns method -> (how many, n, how many by chance), over the labelled examples that it has evaluated.
+        """
+        if label not in self._train or not good:
+            return {}
+        values, found = self._train[label], {}
+        for method, order in self._orders.items():
+            bad = [values.iloc[at] not in good for at in order if pd.notna(values.iloc[at])]
+            if n := sum(bad):
+                found[method] = sum(bad[-n:]), n, n * n / len(bad)
+        return found
 
     # --- for the template
 

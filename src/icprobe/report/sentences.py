@@ -103,7 +103,9 @@ def found(
         question = f"Which methods tell {good} examples from the others ({label})?"
         differences = model.auc_differences
         own = None if differences is None else differences[differences["label"] == label]
-        findings.append(Finding(question, labels(str(label), good, rows, own, model.baselines)))
+        sentences = labels(str(label), good, rows, own, model.baselines)
+        sentences += among_the_lowest(model.lowest(str(label), sound_labels.get(label, [])))
+        findings.append(Finding(question, sentences))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
         findings.append(Finding("Does training make held-out answers likelier?", sentences))
     rows = [] if model.win_rates is None else [row for row in model.win_rate_rows(overall=True) if row.n > 0]
@@ -218,14 +220,27 @@ def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]
     apart = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by > 0]
     behind = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by < 0]
     open_ = [verdicts.name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
-    said = f"Of the methods, {best} has the highest AUC"
-    if apart:
-        said += f" and is better than {listed(apart)}"
-    if behind:
-        said += f", but is worse than {listed(behind)} on the examples that both have evaluated"
-    if open_:
-        said += f", but these examples do not tell it apart from {listed(open_)}"
-    return [f"{said} (paired test of DeLong, corrected for their number, 5%)."] if against else []
+    clauses = [f"is better than {listed(apart)}"] if apart else []
+    clauses += [f"is worse than {listed(behind)} on the examples that both have evaluated"] if behind else []
+    clauses += [f"is not told apart from {listed(open_)} by these examples"] if open_ else []
+    said = f"Of the methods, {best} has the highest AUC and" if len(methods) > 1 else best
+    tested = "(paired test of DeLong, corrected for their number, 5%)"
+    return [f"{said} {', but '.join(clauses)} {tested}."] if clauses else []
+
+
+def among_the_lowest(found: Mapping[str, tuple[int, int, float]]) -> list[str]:
+    """How many of the examples that are not good are among as many with the lowest scores, as `Findings.lowest` counts.
+
+    Methods that have evaluated the same examples share a sentence.
+    """
+    groups: dict[tuple[int, float], list[str]] = {}
+    for method, (hits, n, chance) in found.items():
+        groups.setdefault((n, chance), []).append(f"{method} {count(hits)}")
+    return [
+        f"Of the {many(n, 'example')} that {'is' if n == 1 else 'are'} not, so many are among the {count(n)} with the "
+        f"lowest scores: {listed(told)}; by chance {fixed(chance, 1)}."
+        for (n, chance), told in groups.items()
+    ]
 
 
 def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None, baselines: Collection[str]) -> list[str]:

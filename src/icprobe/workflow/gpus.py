@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -25,15 +24,6 @@ logger = logging.getLogger(__name__)
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 GPUS_IF_ANY = "gpus_if_any"  # the resource that says how many a job computes on, where there are any
 POLL_SECONDS = 0.5
-
-
-def heavy_at_once(given: Mapping[str, Any]) -> int:
-    """How many heavy jobs run at a time on one machine: by `--resources heavy=N`, or else gpu=N; or else one.
-
-    given: Snakemake's resources by name.
-    """
-    said = [given[name] for name in ("heavy", "gpu") if name in given]
-    return max(1, int(getattr(said[0], "value", said[0]))) if said else 1
 
 
 def listed() -> dict[str, str]:

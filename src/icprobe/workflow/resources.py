@@ -321,7 +321,7 @@ class Sizes(DataSetSizes):
         """Reads all weights for every token of a batch; an adapter is merged on the CPU in float32."""
         settings, size = self.config.evaluation, self.parameters(model)
         steps = settings.max_new_tokens * math.ceil(max(1, self.prompts) / settings.batch_size)
-        cache = _activations_mb(size, settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS)) / 4
+        cache = _activations_mb(size, settings.batch_size * (settings.max_new_tokens + 4 * ROW_TOKENS)) / 8
         seconds = self.seconds(model, {"decode": decoding_bytes(size, steps)}, settings.device)
         return Needs(TORCH_MB + 10e-6 * size + cache, seconds)
 

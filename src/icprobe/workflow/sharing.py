@@ -1,0 +1,58 @@
+"""How many heavy jobs run at a time on one machine, whose cores, memory and GPUs they share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from icprobe.cores import usable
+from icprobe.workflow import gpus, work
+from icprobe.workflow.plan import Plan
+from icprobe.workflow.resources import Sizes
+
+# Parameters. The steps of smaller models are too short to keep several cores busy: two jobs with half of the cores each
+# end before the same two, one after the other, with all of them (docs/performance.md).
+SMALL = 5e8
+
+
+def heavy_at_once(given: Mapping[str, Any], plan: Plan, sizes: Sizes) -> int:
+    """Settles how many heavy jobs run at a time: by `--resources heavy=N`, or else gpu=N; or else one, or two.
+
+    Two where all models are small, no GPU is there to be shared, and the machine has memory for both. given: the
+    resources of Snakemake by name.
+    """
+    said = [given[name] for name in ("heavy", "gpu") if name in given]
+    if said:
+        return max(1, int(getattr(said[0], "value", said[0])))
+    known = [work.known_parameters(plan.config, model) for model in plan.config.models]
+    small = bool(known) and all(size is not None and size <= SMALL for size in known)
+    config = plan.config
+    devices = {config.attribution.device, config.finetune.device, config.evaluation.device}
+    if not small or usable() < 2 or "cuda" in devices:
+        return 1
+    if 2 * largest_mb(plan, sizes) > memory_mb() or (devices != {"cpu"} and gpus.listed()):
+        return 1
+    return 2
+
+
+def largest_mb(plan: Plan, sizes: Sizes) -> float:
+    """Estimates the memory of the largest heavy job."""
+    needs = []
+    for model in plan.config.models:
+        methods = [name for name in plan.computed if plan.methods[name].needs_model]
+        needs += [sizes.attribute(model, method, "1-of-1") for method in methods]
+        needs += [sizes.fine_tune(model, sizes.examples)] if plan.fine_tuned or plan.truth_parts else []
+        needs += [sizes.generate(model)] if plan.judged else []
+        needs += [sizes.measure_outcomes(model, 1)] if plan.held_out else []
+    return max((need.memory(1) for need in needs), default=0)
+
+
+def memory_mb() -> float:
+    """The memory of this machine, or of the container that this process is in, in MB."""
+    total = psutil.virtual_memory().total
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+    except OSError:
+        limit = ""
+    return (min(total, int(limit)) if limit.isdigit() else total) / 1e6
