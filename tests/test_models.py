@@ -294,9 +294,14 @@ def test_a_processor_says_whether_it_computes_bfloat16(flags, emulated, monkeypa
     monkeypatch.setattr(
         cores.Path, "read_text", lambda *_, **__: f"processor : 0\nflags : {flags}\nbugs : avx512_bf16x\n"
     )
+    cores.multiply_bfloat16.cache_clear()
     assert cores.emulate_bfloat16() == emulated
+    assert cores.multiply_bfloat16() != emulated
     monkeypatch.setattr(cores.platform, "machine", lambda: "arm64")
+    cores.multiply_bfloat16.cache_clear()
     assert not cores.emulate_bfloat16()
+    assert cores.multiply_bfloat16() is None
+    cores.multiply_bfloat16.cache_clear()
 
 
 def test_cuda_is_not_quietly_replaced(prepared, monkeypatch):

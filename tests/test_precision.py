@@ -12,7 +12,7 @@ from torch import nn
 
 from icprobe.attribution import contraction, icp, influence, influence_mean
 from icprobe.attribution.matrix import encode_tasks
-from icprobe.engine import gradients, likelihood, models
+from icprobe.engine import gradients, likelihood, matmul, models
 from icprobe.engine.batching import batches
 from icprobe.engine.head import Shape
 
@@ -174,3 +174,21 @@ def test_sums_of_16_bit_products_are_never_held_in_16_bits():
     models.set_precision(tf32=False)
     assert not options.allow_bf16_reduced_precision_reduction
     assert not options.allow_fp16_reduced_precision_reduction
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_bfloat16_matrices_in_float32_are_exact_and_leave_no_setting_behind(transposed):
+    x, weight, bias = noise(33, 500), noise(70, 500, seed=1), noise(70, seed=2, dtype=torch.float32)
+    if transposed:
+        x, weight = x.T.contiguous().T, weight.T.contiguous().T
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    found = matmul.matmul_float32(x, weight, bias)
+    exact = x.double() @ weight.double().T + bias.double()
+    scale = x.double().norm(dim=1, keepdim=True) * weight.double().norm(dim=1)
+    assert found.dtype == torch.float32
+    assert ((found - exact).abs() / scale).max() < 1e-6
+    # A float32 matrix beside one of bfloat16 is not rounded.
+    fine = noise(70, 500, seed=1, dtype=torch.float32)
+    exact = x.double() @ fine.double().T
+    assert ((matmul.matmul_float32(x, fine) - exact).abs() / scale).max() < 1e-6
+    assert torch.backends.mkldnn.matmul.fp32_precision == before

@@ -1,5 +1,6 @@
 """How many cores there are to compute with."""
 
+import functools
 import os
 import platform
 import re
@@ -25,10 +26,20 @@ def wanted(at_once: int = 1, given: int | None = None) -> int:
 
 def emulate_bfloat16() -> bool:
     """Whether this processor computes in bfloat16 more slowly than in float32: x86 without instructions for it."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
+    return _is_x86() and multiply_bfloat16() is False
+
+
+@functools.cache
+def multiply_bfloat16() -> bool | None:
+    """Whether this x86 processor has instructions that multiply bfloat16 and sum in float32; None: nobody tells."""
+    if not _is_x86():
+        return None
     try:
         flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:  # macOS, whose Intel processors have none
-        return True
-    return flags is not None and {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+        return False
+    return None if flags is None else not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
+
+
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64")
