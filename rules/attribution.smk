@@ -65,6 +65,7 @@ use rule attribute as attribute_without_model with:
     benchmark:
         paths.benchmark("attribute_without_model/{model}/{method}/{scatteritem}")
     threads: 1
+    priority: 1  # seconds, for something to look at while others compute
     resources:
         **RESOURCES["attribute_without_model"],
 
@@ -171,6 +172,7 @@ rule gather_attributions:
     localrule: True
     message:
         "Gathering {wildcards.method} attributions of {wildcards.model}"
+    priority: 1
     input:
         shards=lambda w: shard_files(w.model, w.method),
         train=paths.TRAIN,
@@ -186,6 +188,7 @@ rule gather_attributions:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("gather_attributions/{model}/{method}")
+    priority: 1
     resources:
         **RESOURCES["gather_attributions"],
     script:
@@ -197,7 +200,9 @@ rule score:
     message:
         "Scoring examples of {wildcards.model} by {wildcards.method}"
     input:
-        paths.matrix(),
+        matrix=paths.matrix(),
+        # Shown, not scored: a matrix is anew where texts are.
+        train=ancient(paths.TRAIN),
     output:
         paths.scores(),
     params:
@@ -210,6 +215,7 @@ rule score:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("score/{model}/{method}")
+    priority: 1
     resources:
         **RESOURCES["score"],
     script:

@@ -45,10 +45,10 @@ if PLAN.held_out:
             "../envs/icprobe.yaml"
         benchmark:
             paths.benchmark("measure_outcomes/{model}")
-        threads: THREADS
+        threads: WHOLE_THREADS
         resources:
             **RESOURCES["measure_outcomes"],
-            heavy=1,
+            heavy=WHOLE,
         script:
             "../workflow/scripts/evaluation/measure_outcomes.py"
 

@@ -13,7 +13,7 @@ from icprobe.analysis.binning import BORDER_COLUMNS
 from icprobe.analysis.statistics import aggregate
 from icprobe.attribution import METHODS
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
-from icprobe.report import sentences
+from icprobe.report import label_sentences, sentences
 from icprobe.report.findings import Findings, ModelInputs
 from icprobe.report.wording import compared
 
@@ -57,14 +57,15 @@ def test_how_many_bad_examples_are_among_as_many_with_the_lowest_scores(tmp_path
     tables = {name: pd.DataFrame({"id": ids, "score": of}) for name, of in scores.items()}
     model = Findings("m", ModelInputs(scores=tables), train, ["ok"], {"ok": ["yes"]}, 3)
     found = model.lowest("ok", ["yes"])
-    assert found == {"finds": (2, 2, 0.8), "half": (1, 2, 0.8), "partly": (1, 1, 0.25)}
-    assert sentences.among_the_lowest(found) == [
-        "Of the 2 examples that are not, so many are among the 2 with the lowest scores: finds 2 and half 1; by chance "
-        "0.8.",
-        "Of the 1 example that is not, so many are among the 1 with the lowest scores: partly 1; by chance 0.2.",
+    assert found == {"finds": (2, 2, 5), "half": (1, 2, 5), "partly": (1, 1, 4)}
+    assert label_sentences.among_the_lowest(found) == [
+        "That is about whole rankings. At the lowest end alone: of the 2 examples that are not, finds has 2 among its "
+        "2 lowest scores and half 1 (by chance 0.8; 95%: 0 to 2).",
+        "That is about whole rankings. At the lowest end alone: of the 1 example that is not, partly has 1 among its "
+        "1 lowest scores (by chance 0.2; 95%: 0 to 1).",
     ]
     (told,) = (finding for finding in sentences.found(model, {"ok": ["yes"]}) if "(ok)" in finding.question)
-    assert told.sentences[-2:] == sentences.among_the_lowest(found)
+    assert told.sentences[-2:] == label_sentences.among_the_lowest(found)
 
 
 def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
@@ -72,7 +73,7 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
         length=(0.7, 0.4, 0.9), icp=(0.7, 0.6, 0.8), influence=(0.8, 0.7, 0.9), one_step=(0.2, 0.1, 0.3),
         random=(0.5, np.nan, np.nan),
     )  # fmt: skip
-    said = sentences.labels("planted", "sound", table)
+    said = label_sentences.labels("planted", "sound", table)
     assert said[0] == "By the label planted, 81 examples are sound and 27 are not."
     assert said[2:] == [
         "influence (0.80 [0.70, 0.90]) and icp (0.70 [0.60, 0.80]) rank sound examples above the others more often "
@@ -86,24 +87,24 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
 
 def test_methods_that_tell_examples_apart_no_better_than_length_are_named():
     table = aucs(length=(0.2, 0.1, 0.3), icp=(0.7, 0.6, 0.8), influence=(0.9, 0.8, 1.0), random=(0.5, 0.4, 0.6))
-    assert sentences.labels("planted", "sound", table)[-1].startswith(
+    assert label_sentences.labels("planted", "sound", table)[-1].startswith(
         "The length of the response alone (length) tells them apart, too, and it is not shown that icp does better: it "
         "does perhaps no more than see how long an example is."
     )
     # A length that tells nothing, or less than each of the others, is no rival.
     for length in ((0.55, 0.4, 0.7), (0.65, 0.55, 0.7)):
         assert "length alone" not in " ".join(
-            sentences.labels("planted", "sound", aucs(length=length, icp=(0.7, 0.6, 0.8)))
+            label_sentences.labels("planted", "sound", aucs(length=length, icp=(0.7, 0.6, 0.8)))
         )
 
 
 def test_scores_that_are_called_length_are_not_told_as_the_length_of_the_response():
     given = {"length": (0.9, 0.8, 1.0), "icp": (0.7, 0.6, 0.8)}
-    alone = " ".join(sentences.labels("planted", "sound", aucs(**given), baselines=["random"]))
+    alone = " ".join(label_sentences.labels("planted", "sound", aucs(**given), baselines=["random"]))
     assert "length (0.90 [0.80, 1.00]) and icp" in alone
     assert "length of the response" not in alone
     beside = aucs(**given, **{"response tokens": (0.95, 0.9, 1.0)})
-    assert sentences.labels("planted", "sound", beside, baselines=[])[-1].startswith(
+    assert label_sentences.labels("planted", "sound", beside, baselines=[])[-1].startswith(
         "The length of the response alone (number of response tokens) tells them apart, too, and it is not shown that "
         "length and icp do better"
     )
@@ -128,10 +129,10 @@ def test_too_few_prompts_and_examples_tell_nothing():
     assert "wins" in " ".join(sentences.against_base(sure, 6))
     assert sentences.against_base(sure, 5)[-1] == "5 prompts cannot tell better from worse."
     row = {"method": "icp", "value": 1.0, "low": 1.0, "high": 1.0}
-    assert sentences.numbers("stars", pd.DataFrame([{**row, "n": 5}]))[-1] == "The interval of icp excludes 0."
-    assert sentences.numbers("stars", pd.DataFrame([{**row, "n": 4}]))[-1].startswith("4 examples cannot tell")
+    assert label_sentences.numbers("stars", pd.DataFrame([{**row, "n": 5}]))[-1] == "The interval of icp excludes 0."
+    assert label_sentences.numbers("stars", pd.DataFrame([{**row, "n": 4}]))[-1].startswith("4 examples cannot tell")
     open_ = pd.DataFrame([{**row, "n": 60, "value": 0.1, "low": -0.1, "high": 0.3}])
-    assert sentences.numbers("stars", open_) == [
+    assert label_sentences.numbers("stars", open_) == [
         "Spearman correlation of each method's scores with stars over 60 examples, with its 95% interval: icp (0.10 "
         "[−0.10, 0.30]).",
         "Every interval includes 0: these examples show no correlation.",

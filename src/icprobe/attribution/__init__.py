@@ -70,8 +70,8 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.icp",
         "nats",
         "In-context probing: is a task's answer likelier when the example stands before the task in the prompt? The "
-        "effect on a task is the change of the answer's log-likelihood, in nats; a share of tasks helped counts the "
-        "tasks whose effect is above 0.",
+        "effect on a task is the change of the answer's log-likelihood, in nats; where the score is a share of "
+        "tasks helped, it counts those whose effect is above 0.",
         (*_ENGINE, *_TASK),
         per_token=_TASK,
         by_itself=True,

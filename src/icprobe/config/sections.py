@@ -388,5 +388,5 @@ class Wandb(Section):
     texts: bool = Field(
         False,
         description="Whether runs also contain texts of rows: examples, tasks, prompts, responses, the report. By "
-        "default they contain only numbers and figures.",
+        "default they contain only numbers, figures, ids and labels.",
     )

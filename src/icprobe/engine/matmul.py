@@ -55,8 +55,8 @@ def matmul_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 def _as_bfloat16() -> Iterator[None]:
     """Within the block float32 matrices on a CPU may be rounded to bfloat16 before they are multiplied.
 
-    Sums are float32. Numbers that came from bfloat16 stay as they are, and their products are exact in float32: that is four times as
-    fast, where the processor has instructions for it, and rounds no more.
+    Sums are float32. Numbers that came from bfloat16 stay as they are, and their products are exact in float32: that is
+    four times as fast, where the processor has instructions for it, and rounds no more.
     """
     if not multiply_bfloat16():
         yield

@@ -18,20 +18,26 @@ Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; N
 
 
 def advice(
-    read: Read, subsets: Path, data_sets: Mapping[str, Chosen], baselines: Collection[str] = headline.BASELINES
+    read: Read,
+    subsets: Path,
+    data_sets: Mapping[str, Chosen],
+    baselines: Collection[str] = headline.BASELINES,
+    several: bool = True,
 ) -> tuple[list[str], Path | None]:
     """Sentences on one model, which method predicts training best and which data set to take; and that one's file.
 
     read: gives a table by its name. subsets: the model's folder of these. data_sets: what selections of
     good examples make, by the names that stand for methods. baselines: the methods that are `length` and `random`, and
-    not external scores that are called so. Where the LDS tells of the method, it is said beside it, and not here.
+    not external scores that are called so; several: whether there are more methods than one. Where the LDS tells of the
+    method, it is said beside it, and not here.
     """
     lds, found = read("lds.csv"), read("held_out.csv")
     trained = pd.DataFrame() if found is None else headline.overall(found)
     trained = trained[trained["gain"].notna()] if len(trained) else trained
     told = lds is not None and headline.best_predictor(headline.of_set(lds)) is not None
     if trained.empty:
-        what, how = ("", "finetune") if told else ("which method predicts training best, nor ", "truth, finetune")
+        alone = "which method predicts training best, nor " if several else "whether the scores predict training, nor "
+        what, how = ("", "finetune") if told else (alone, "truth, finetune")
         return [f"Nothing here tells {what}which data set to train on: that takes trainings ({how})."], None
     name = next(name for name in ANSWERS if name in set(trained["set"]))
     rows, compared = trained[trained["set"] == name], _compared(read("held_out_differences.csv"), name)

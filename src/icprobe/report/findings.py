@@ -144,10 +144,10 @@ class Findings:
         table = headline.over_all_tasks(table)
         return table.reset_index(drop=True) if len(table) else None
 
-    def lowest(self, label: str, good: Collection[str]) -> dict[str, tuple[int, int, float]]:
+    def lowest(self, label: str, good: Collection[str]) -> dict[str, tuple[int, int, int]]:
         """Counts by method how many of the n examples that are not good are among the n with the lowest scores.
 
-        Returns method -> (how many, n, how many by chance), over the labelled examples that it has evaluated.
+        Returns method -> (how many, n, of how many examples), over the labelled ones that it has evaluated.
         """
         if label not in self._train or not good:
             return {}
@@ -155,7 +155,7 @@ class Findings:
         for method, order in self._orders.items():
             bad = [values.iloc[at] not in good for at in order if pd.notna(values.iloc[at])]
             if n := sum(bad):
-                found[method] = sum(bad[-n:]), n, n * n / len(bad)
+                found[method] = sum(bad[-n:]), n, len(bad)
         return found
 
     # --- for the template

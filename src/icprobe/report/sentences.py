@@ -1,6 +1,6 @@
 """What was asked and what was found, in sentences for people who have not read the paper, made from the tables."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -11,11 +11,10 @@ from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.evaluation.win_rates import FEWEST
 from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, number, parse_bin
 from icprobe.paths import SELECTED
-from icprobe.report import gains, verdicts
+from icprobe.report import gains, label_sentences
 from icprobe.report.findings import Findings
+from icprobe.report.label_sentences import FEW_EXAMPLES, is_length, undecided
 from icprobe.report.wording import compared, every, listed, many
-
-FEW_EXAMPLES = 5  # of fewer, any order comes about by chance in more than 5%
 
 
 class Finding(NamedTuple):
@@ -103,8 +102,8 @@ def found(
         question = f"Which methods tell {good} examples from the others ({label})?"
         differences = model.auc_differences
         own = None if differences is None else differences[differences["label"] == label]
-        sentences = labels(str(label), good, rows, own, model.baselines)
-        sentences += among_the_lowest(model.lowest(str(label), sound_labels.get(label, [])))
+        sentences = label_sentences.labels(str(label), good, rows, own, model.baselines)
+        sentences += label_sentences.among_the_lowest(model.lowest(str(label), sound_labels.get(label, [])))
         findings.append(Finding(question, sentences))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
         findings.append(Finding("Does training make held-out answers likelier?", sentences))
@@ -118,7 +117,7 @@ def found(
     if model.label_correlations is not None:
         rows = headline.over_all_tasks(model.label_correlations).query("statistic == 'spearman'")
         for label, of_label in rows.groupby("label", sort=False):
-            findings.append(Finding(f"Do the scores go with {label}?", numbers(str(label), of_label)))
+            findings.append(Finding(f"Do the scores go with {label}?", label_sentences.numbers(str(label), of_label)))
     numeric = set() if model.label_correlations is None else set(model.label_correlations["label"])
     if unmarked := [label for label in labels_of_rows if label not in {*sound_labels, *numeric}]:
         key = f"data: {{sound_labels: {{{unmarked[0]}: [a good value]}}}}"
@@ -153,140 +152,13 @@ def _with_length(model: Findings) -> list[str]:
     told = []
     for method, scores in model.scores.items():
         both = pd.DataFrame({"score": scores, "tokens": model.lengths["n_target"]}).dropna().astype(float)
-        if len(both) < FEW_EXAMPLES or both.nunique().min() < 2 or _is_length(method, model.baselines):
+        if len(both) < FEW_EXAMPLES or both.nunique().min() < 2 or is_length(method, model.baselines):
             continue
         value = float(both["score"].corr(both["tokens"], method="spearman"))
         told.append(f"{method} {estimate(value, *fisher_interval('spearman', value, len(both)))}")
     if not told:
         return []
     return [f"Spearman correlation of the scores with response length, with its 95% interval: {listed(told)}."]
-
-
-def _is_length(method: str, baselines: Collection[str]) -> bool:
-    """Whether what stands for a method is the length of the response."""
-    return method == headline.RESPONSE_TOKENS or (method == "length" and method in baselines)
-
-
-def labels(
-    label: str,
-    good: str,
-    rows: pd.DataFrame,
-    differences: pd.DataFrame | None = None,
-    baselines: Collection[str] = headline.BASELINES,
-) -> list[str]:
-    """Which methods rank the good examples of a label above the others, and which of them does so best.
-
-    rows: one AUC for each method, and of response length; differences: of every two of them. baselines: the methods
-    that are `length` and `random`, and not external scores that are called so.
-    """
-    told = {}
-    for row in rows.itertuples():
-        value = estimate(row.auc, row.low, row.high) if row.low == row.low else fixed(row.auc)
-        told[row.method] = f"{verdicts.name(row.method)} ({value})"
-    groups = {
-        "{} rank{s} {good} examples above the others more often than chance would.": rows[rows["low"] > 0.5],
-        "{} rank{s} the others above the {good} ones more often than chance would.": rows[rows["high"] < 0.5],
-        "The interval of {} includes 0.5, so these examples do not show that {it} any better or worse than chance.": (
-            rows[(rows["low"] <= 0.5) & (rows["high"] >= 0.5)]
-        ),
-        "There is no interval of {}: there are too few examples, or all have the same score.": rows[rows["low"].isna()],
-    }
-    n_good, n_others = rows["n_positive"].max(), rows["n_negative"].max()
-    sentences = [
-        f"By the label {label}, {many(n_good, 'example')} {'is' if n_good == 1 else 'are'} {good} and "
-        f"{count(n_others)} {'is' if n_others == 1 else 'are'} not.",
-        f"In parentheses after each method is its AUC with a 95% interval: how often one of the {good} examples scores "
-        "above one of the others (0.5 is chance, 1 is without error).",
-    ]
-    for words, of_group in groups.items():
-        ordered = of_group.sort_values("auc", ascending=False, kind="stable")["method"]
-        if len(ordered):
-            one = len(ordered) == 1
-            names = listed(told[method] for method in ordered)
-            it = "it tells them apart" if one else "they tell them apart"
-            sentence = words.format(names, s="s" if one else "", it=it, good=good)
-            starts_with_words = words.startswith("{}") and ordered.iloc[0] in headline.RIVALS
-            sentences.append(sentence[0].upper() + sentence[1:] if starts_with_words else sentence)
-    return sentences + _the_best(rows, differences) + _beside_length(rows, differences, baselines)
-
-
-def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:
-    """Whom the examples tell the method with the highest AUC apart from, by Holm's p-values, and whom not."""
-    methods = rows[~rows["method"].isin(headline.RIVALS)].sort_values("auc", ascending=False, kind="stable")
-    if differences is None or methods.empty or not methods["low"].iloc[0] > 0.5:
-        return []
-    best = methods["method"].iloc[0]
-    against = verdicts.against(best, differences)
-    apart = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by > 0]
-    behind = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by < 0]
-    open_ = [verdicts.name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
-    clauses = [f"is better than {listed(apart)}"] if apart else []
-    clauses += [f"is worse than {listed(behind)} on the examples that both have evaluated"] if behind else []
-    clauses += [f"is not told apart from {listed(open_)} by these examples"] if open_ else []
-    said = f"Of the methods, {best} has the highest AUC and" if len(methods) > 1 else best
-    tested = "(paired test of DeLong, corrected for their number, 5%)"
-    return [f"{said} {', but '.join(clauses)} {tested}."] if clauses else []
-
-
-def among_the_lowest(found: Mapping[str, tuple[int, int, float]]) -> list[str]:
-    """How many of the examples that are not good are among as many with the lowest scores, as `Findings.lowest` counts.
-
-    Methods that have evaluated the same examples share a sentence.
-    """
-    groups: dict[tuple[int, float], list[str]] = {}
-    for method, (hits, n, chance) in found.items():
-        groups.setdefault((n, chance), []).append(f"{method} {count(hits)}")
-    return [
-        f"Of the {many(n, 'example')} that {'is' if n == 1 else 'are'} not, so many are among the {count(n)} with the "
-        f"lowest scores: {listed(told)}; by chance {fixed(chance, 1)}."
-        for (n, chance), told in groups.items()
-    ]
-
-
-def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None, baselines: Collection[str]) -> list[str]:
-    """Which methods tell examples apart, but are not shown to do so better than response length alone."""
-    known = rows[rows["low"].notna()].assign(told=(rows["auc"] - 0.5).abs())
-    known = known[(known["low"] > 0.5) | (known["high"] < 0.5)].set_index("method")
-    lengths = [name for name in known.index if _is_length(name, baselines)]
-    if not lengths:
-        return []
-    length = lengths[0]
-    # Of AUCs below 0.5, on either side, the sign of a difference does not say who tells the examples better.
-    comparable = known.index[known["auc"] > 0.5]
-    against = {} if differences is None or length not in comparable else verdicts.against(length, differences)
-
-    def is_ahead(name: str) -> bool:
-        if name in against and name in comparable:
-            by, p = against[name]
-            return by < 0 and p < SIGNIFICANT
-        return known["told"][name] > known["told"][length]
-
-    methods = known.index.difference([*lengths, *headline.RIVALS], sort=False)
-    behind = [name for name in methods if not is_ahead(name)]
-    if not behind:
-        return []
-    it = "it does" if len(behind) == 1 else "they do"
-    return [
-        f"The length of the response alone ({verdicts.name(length)}) tells them apart, too, and it is not shown that "
-        f"{listed(behind)} {'does' if len(behind) == 1 else 'do'} better: {it} perhaps no more than see how long an "
-        "example is."
-    ]
-
-
-def numbers(label: str, rows: pd.DataFrame) -> list[str]:
-    """Which methods' scores follow a label that is a number. rows: one rank correlation for each method."""
-    few, known = rows["n"].max() < FEW_EXAMPLES, rows[rows["low"].notna()]
-    apart = known[(known["low"] > 0) | (known["high"] < 0)]
-    told = [f"{row.method} ({estimate(row.value, row.low, row.high)})" for row in known.itertuples()]
-    sentences = [
-        f"Spearman correlation of each method's scores with {label} over {many(rows['n'].max(), 'example')}, with its "
-        f"95% interval: {listed(told) or 'undefined'}."
-    ]
-    if few:
-        return [*sentences, _undecided(rows["n"].max())]
-    if len(apart):
-        return [*sentences, f"The interval of {listed(apart['method'])} excludes 0."]
-    return [*sentences, "Every interval includes 0: these examples show no correlation."] if len(known) else sentences
 
 
 def against_base(judged: pd.DataFrame, prompts: int) -> list[str]:
@@ -374,16 +246,12 @@ def _reading(row: Any, what: str) -> str:
     if row.low != row.low or row.high != row.high:
         return "Its interval is undefined."
     if row.n < FEW_EXAMPLES:
-        return _undecided(row.n)
+        return undecided(row.n)
     if row.low > 0:
         return f"The interval excludes 0: {what} more alike than chance would."
     if row.high < 0:
         return f"The whole interval is below 0: {what} in opposite order."
     return "The interval includes 0: these examples do not distinguish it from no correlation at all."
-
-
-def _undecided(n: float) -> str:
-    return f"{many(n, 'example')} cannot tell a correlation from chance."
 
 
 def _win_rate(row: Any) -> str:

@@ -63,7 +63,9 @@ def summary(
         blocks.append(_held_out(read, width))
         blocks.append(_win_rates(read, width))
         scores = here / "tables/scores.csv"
-        told, file = advice(read, here / "subsets", data_sets, baselines) if scores.exists() else ([], None)
+        compared = len({*_scored(here / "tables/scores.parquet")} - {*baselines}) != 1
+        known = here / "subsets", data_sets, baselines, compared
+        told, file = advice(read, *known) if scores.exists() else ([], None)
         blocks.append("\n".join(_wrapped(line, width) for line in told))
         kept += [f"Scores: {scores}"] if scores.exists() else []
         kept += _files(here / "subsets", file)
@@ -145,6 +147,14 @@ def _estimate(row: Any, value: float) -> str:
     if value != value:
         return "undefined"
     return estimate(value, row.low, row.high) if row.low == row.low else fixed(value)
+
+
+def _scored(scores: Path) -> list[str]:
+    """The methods that the table of scores has."""
+    try:
+        return [name.removeprefix("score_") for name in column_names(scores) if name.startswith("score_")]
+    except IcprobeError:
+        return []
 
 
 def _ties(scores: Path) -> list[str]:
