@@ -204,9 +204,10 @@ def comparisons(whole: bool) -> list[Comparison]:
                 Entry("icp, bfloat16", "icprobe-icp", dtype="bfloat16"),
                 Entry("influence, float32", "icprobe-influence", against=""),
                 Entry("influence, bfloat16", "icprobe-influence", dtype="bfloat16", against="influence, float32"),
+                replace(MATMUL, name="matrix products in bfloat16", dtype="bfloat16"),
             ),
             share=0.25,
-            rounds=1,
+            rounds=3,
         ),
     ]
 

@@ -107,10 +107,11 @@ def _rates(record: Record) -> list[str]:
     for row in record["rows"]:
         if "median" in row and "operations" in row["facts"]:
             rate = row["facts"]["operations"] / row["median"]
-            share = "".join(f", {rate / floor['facts']['rate']:.2f} of the {floor['name']}" for floor in machines)
+            alike = [floor for floor in machines if floor.get("dtype") == row.get("dtype")]
+            share = "".join(f", {rate / floor['facts']['rate']:.2f} of the {floor['name']}" for floor in alike)
             peak = record["settings"]["peak_flops"]
             mfu = f", {rate / peak:.1%} of the device's peak" if peak else ""
-            if machines or peak:
+            if alike or peak:
                 sentences.append(f"{row['name']}: {rate / 1e9:,.1f} GFLOP/s{share}{mfu}.")
     return sentences
 

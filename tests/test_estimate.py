@@ -247,6 +247,7 @@ def test_icp_reverse_is_counted_by_its_contexts(project, monkeypatch):
         settings = found.config.attribution.model_copy(update={"icp_reverse": IcpReverse(tasks=wanted)})
         told = artifacts.read_manifest(dag.MODEL) | {"max_positions": limit}
         monkeypatch.setattr(artifacts, "read_manifest", lambda path: told)
+        artifacts._manifest_of.cache_clear()
         of = replace(found, config=found.config.model_copy(update={"attribution": settings}))
         return of.attribute("tiny-llama", "icp_reverse", "1-of-1").seconds
 

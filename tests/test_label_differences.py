@@ -120,7 +120,11 @@ def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length
     assert "it is not shown that icp does better" in clear
     # Good examples are the shorter ones: length tells them apart as well as influence, whatever the difference.
     shorter = [("influence", 0.88, 0.71, 0.96), ("response tokens", 0.1, 0.02, 0.3)]
-    assert "not shown that influence does better" in told(shorter, [("influence", "response tokens", 0.78, 1e-4)])
+    said = told(shorter, [("influence", "response tokens", 0.78, 1e-4)])
+    assert "with the shortest first, length alone has an AUC of 0.90, and it is not shown that influence does" in said
+    assert "better than" not in said
+    ahead = told([("influence", 1.0, 0.9, 1.0), shorter[1]], [("influence", "response tokens", 0.9, 1e-4)])
+    assert "length alone has an AUC of 0.90. A method may see no more than that" in ahead
 
 
 def test_the_best_method_is_that_of_the_highest_auc_and_what_it_loses_to_is_said():
@@ -131,6 +135,12 @@ def test_the_best_method_is_that_of_the_highest_auc_and_what_it_loses_to_is_said
     partly = [("a", 0.9, 0.8, 0.95), ("b", 0.85, 0.7, 0.9), ("c", 0.5, 0.4, 0.6)]
     said = told(partly, [("a", "b", -0.2, 0.03), ("a", "c", 0.4, 0.001)])
     assert "is better than c, but is worse than b on the examples that both have evaluated" in said
+
+
+def test_methods_that_tie_share_the_highest_auc():
+    aucs = [("a", 1.0, 0.8, 1.0), ("b", 1.0, 0.8, 1.0), ("c", 0.9, 0.7, 0.97)]
+    said = told(aucs, [("a", "b", 0.0, np.nan), ("a", "c", 0.1, 0.4)])
+    assert "Of the methods, a and b share the highest AUC. a is not told apart from c by these examples" in said
 
 
 def test_a_method_that_prefers_the_wrong_ones_is_not_said_to_see_length_alone():

@@ -1,5 +1,6 @@
 """Files that appear only when complete, and are what their manifest says."""
 
+import functools
 import glob
 import hashlib
 import json
@@ -208,6 +209,19 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path}: cannot be read ({error}). Remove {directory} to have it rebuilt.") from None
     return manifest
+
+
+def known_manifest(directory: str) -> dict[str, Any]:
+    """The same, read once for as long as it stays as it is; nothing where there is none, or a damaged one."""
+    try:
+        return _manifest_of(directory, os.stat(os.path.join(directory, MANIFEST)).st_mtime_ns)
+    except (OSError, ArtifactError):
+        return {}
+
+
+@functools.lru_cache
+def _manifest_of(directory: str, _modified: int) -> dict[str, Any]:
+    return read_manifest(directory)
 
 
 def verify(directory: str | Path, contents: Callable[[str], bool] = lambda _: True) -> dict[str, Any]:

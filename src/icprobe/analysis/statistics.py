@@ -135,9 +135,12 @@ def warning_of_one_task(
     named = most
     if texts is not None:
         named = f"{most} ({textwrap.shorten(texts[most], 60, placeholder='…')})"
+    share = np.max(products) / total
+    # Others may vary against it.
+    made = f"makes {100 * share:.0f}% of" if share <= 1 else "makes all of"
     return (
-        f"One of the {tasks.shape[1]} tasks, {named}, makes {100 * np.max(products) / total:.0f}% of the "
-        f"variance of {method}'s scores: its effects are larger than the others'. To give each task the same weight, "
+        f"One of the {tasks.shape[1]} tasks, {named}, {made} the variance of {method}'s scores: its effects are larger "
+        "than the others'. To give each task the same weight, "
         f"add a mean of ranks (attribution: {{combined: {{NAME: {{mean_rank: [{method}]}}}}}}), or let tasks take "
         "turns in a selection (per_task: round_robin)."
     )

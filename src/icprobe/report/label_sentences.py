@@ -70,21 +70,27 @@ def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None, baselines: C
     if differences is None or methods.empty or not methods["low"].iloc[0] > 0.5:
         return []
     best = methods["method"].iloc[0]
-    against = verdicts.against(best, differences)
-    if "random" in baselines:
-        against.pop("random", None)
+    ties = methods["method"][methods["auc"] == methods["auc"].iloc[0]].tolist()
+    # Beside a length whose short ones are the good, every method looks better: `_beside_length` speaks of that.
+    reversed_ = [row.method for row in rows.itertuples() if row.auc < 0.5 and is_length(row.method, baselines)]
+    no_rivals = {*ties, *reversed_, *({"random"} & {*baselines})}
+    against = {name: of for name, of in verdicts.against(best, differences).items() if name not in no_rivals}
     apart = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by > 0]
     behind = [verdicts.name(other) for other, (by, p) in against.items() if p < SIGNIFICANT and by < 0]
     open_ = [verdicts.name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
     clauses = [f"is better than {listed(apart)}"] if apart else []
     clauses += [f"is worse than {listed(behind)} on the examples that both have evaluated"] if behind else []
     clauses += [f"is not told apart from {listed(open_)} by these examples"] if open_ else []
-    said = f"Of the methods, {best} has the highest AUC and" if len(methods) > 1 else best
     tested = "(paired test of DeLong, corrected for their number, 5%)"
-    return [f"{said} {', but '.join(clauses)} {tested}."] if clauses else []
+    told = f"{', but '.join(clauses)} {tested}." if clauses else ""
+    if len(ties) > 1:
+        shared = f"Of the methods, {listed(ties)} share the highest AUC."
+        return [f"{shared} {best} {told}" if told else shared]
+    said = f"Of the methods, {best} has the highest AUC and" if len(methods) > 1 else best
+    return [f"{said} {told}"] if told else []
 
 
-def among_the_lowest(found: Mapping[str, tuple[int, int, int]]) -> list[str]:
+def among_the_lowest(found: Mapping[str, tuple[int, int, int]], good: str) -> list[str]:
     """How many of the examples that are not good are among as many with the lowest scores, as `Findings.lowest` counts.
 
     Methods that have evaluated the same examples share a sentence.
@@ -102,14 +108,18 @@ def among_the_lowest(found: Mapping[str, tuple[int, int, int]]) -> list[str]:
         told += [f"{method} {count(hits)}" for method, hits in others]
         sentences.append(
             f"That is about whole rankings. At the lowest end alone: of the {many(n, 'example')} that "
-            f"{'is' if n == 1 else 'are'} not, {listed(told)} (by chance {fixed(n * n / evaluated, 1)}; 95%: {low} to "
-            f"{high})."
+            f"{'is' if n == 1 else 'are'} not {good}, {listed(told)}; chance would give {fixed(n * n / evaluated, 1)}, "
+            f"and {low} to {high} in 95% of cases."
         )
     return sentences
 
 
 def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None, baselines: Collection[str]) -> list[str]:
-    """Which methods tell examples apart, but are not shown to do so better than response length alone."""
+    """Which methods tell examples apart, but are not shown to do so better than response length alone.
+
+    Where the good ones are the shorter, that is said whoever does better: then a method that prefers short responses
+    is better than the AUC of length says.
+    """
     known = rows[rows["low"].notna()].assign(told=(rows["auc"] - 0.5).abs())
     known = known[(known["low"] > 0.5) | (known["high"] < 0.5)].set_index("method")
     lengths = [name for name in known.index if is_length(name, baselines)]
@@ -128,13 +138,19 @@ def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None, baselin
 
     methods = known.index.difference([*lengths, *headline.RIVALS], sort=False)
     behind = [name for name in methods if not is_ahead(name)]
+    shown = f"it is not shown that {listed(behind)} {'does' if len(behind) == 1 else 'do'} better"
+    if length not in comparable and len(methods):
+        return [
+            "The good ones are the shorter here: with the shortest first, length alone has an AUC of "
+            f"{fixed(1 - known['auc'][length])}{f', and {shown}' if behind else ''}. A method may see no more than "
+            "that; given_length takes it out of a method's ranks (docs/methods.md)."
+        ]
     if not behind:
         return []
     it = "it does" if len(behind) == 1 else "they do"
     return [
-        f"The length of the response alone ({verdicts.name(length)}) tells them apart, too, and it is not shown that "
-        f"{listed(behind)} {'does' if len(behind) == 1 else 'do'} better: {it} perhaps no more than see how long an "
-        "example is."
+        f"The length of the response alone ({verdicts.name(length)}) tells them apart, too, and {shown}: {it} perhaps "
+        "no more than see how long an example is."
     ]
 
 

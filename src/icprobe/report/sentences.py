@@ -103,7 +103,7 @@ def found(
         differences = model.auc_differences
         own = None if differences is None else differences[differences["label"] == label]
         sentences = label_sentences.labels(str(label), good, rows, own, model.baselines)
-        sentences += label_sentences.among_the_lowest(model.lowest(str(label), sound_labels.get(label, [])))
+        sentences += label_sentences.among_the_lowest(model.lowest(str(label), sound_labels.get(label, [])), good)
         findings.append(Finding(question, sentences))
     if model.held_out is not None and (sentences := gains.held_out_sentences(model)):
         findings.append(Finding("Does training make held-out answers likelier?", sentences))

@@ -99,10 +99,7 @@ class Sizes(DataSetSizes):
 
     def _told(self, model: str, key: str, otherwise: Any) -> Any:
         """A number of a model's manifest."""
-        try:
-            return artifacts.read_manifest(self.config.model_directory(model))[key]
-        except (ArtifactError, KeyError):
-            return otherwise
+        return artifacts.known_manifest(self.config.model_directory(model)).get(key, otherwise)
 
     def shard(self, model: str, item: str) -> tuple[float, float]:
         """(examples, tokens) of a shard "3-of-16": counted once the examples' lengths are measured, an estimate before.
