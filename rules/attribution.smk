@@ -172,7 +172,6 @@ rule gather_attributions:
     localrule: True
     message:
         "Gathering {wildcards.method} attributions of {wildcards.model}"
-    priority: 1
     input:
         shards=lambda w: shard_files(w.model, w.method),
         train=paths.TRAIN,

@@ -324,3 +324,12 @@ with job(snakemake) as run:
 def test_limits_of_waiting_stay_under_half_a_minute():
     waits = wandb_runs.CONNECT_SECONDS, wandb_runs.INIT_SECONDS + 2
     assert sum(waits) + wandb_runs.LINEAGE_SECONDS + wandb_runs.FINISH_SECONDS + 3 <= 30
+
+
+def test_no_job_gives_a_table_and_a_number_one_name():
+    """W&B keeps one value for a name in a run's summary: the number would stand in the table's place."""
+    for script in (Path(__file__).parents[1] / "workflow/scripts").rglob("*.py"):
+        text = script.read_text(encoding="utf-8")
+        tables = set(re.findall(r'run\.table\(\s*"(\w+)"', text))
+        numbers = set(re.findall(r"(\w+)=", " ".join(re.findall(r"run\.summary\((.*?)\)\n", text, re.DOTALL))))
+        assert not tables & numbers, script

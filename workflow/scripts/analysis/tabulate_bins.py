@@ -17,4 +17,4 @@ with job(snakemake) as run:
     for warning in warnings:
         logging.warning("%s", warning)
     run.table("bins", table)
-    run.summary(bins=len(table), coarse_bins=len(warnings))
+    run.summary(rows=len(table), coarse_bins=len(warnings))

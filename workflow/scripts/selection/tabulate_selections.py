@@ -12,4 +12,4 @@ with job(snakemake) as run:
     table = selecting.tabulate(chosen, lengths, snakemake.params.bin)
     artifacts.write_csv(snakemake.output[0], headline.named(table, snakemake.wildcards.model))
     run.table("selections", table)
-    run.summary(selections=len(chosen))
+    run.summary(data_sets=len(chosen))
