@@ -15,7 +15,12 @@ def table(tmp_path, n, **columns):
 
 def test_the_three_best_and_the_three_worst_are_shown_with_rank_score_and_text(tmp_path):
     n = 11
-    train = table(tmp_path, n, instruction=[f"Ask\n {i}" for i in range(n)], output=[None, "long " * 30, *["so"] * 9])
+    train = table(
+        tmp_path,
+        n,
+        instruction=["Ask 0 \x1b[2J", *(f"Ask\n {i}" for i in range(1, n))],
+        output=[None, "long " * 30, *["so"] * 9],
+    )
     scores = pd.DataFrame({"id": [f"e{i}" for i in range(n)], "score": [float(i) for i in range(n)]})
     scores.loc[10, "score"] = np.nan  # not evaluated
     shown = extremes.lines(scores, train)
@@ -23,7 +28,7 @@ def test_the_three_best_and_the_three_worst_are_shown_with_rank_score_and_text(t
     assert shown[3] == "   8. e2 (2) Ask 2 → so"
     assert shown[4].startswith("   9. e1 (1) Ask 1 → long long")
     assert shown[4].endswith("…")
-    assert shown[5] == "  10. e0 (0) Ask 0"
+    assert shown[5] == r"  10. e0 (0) Ask 0 \x1b[2J"
     assert len(shown[4]) < 80
 
 

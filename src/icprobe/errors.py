@@ -18,8 +18,12 @@ class IcprobeError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        printable = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in mask(message))
-        super().__init__("".join(printable))
+        super().__init__(printable(mask(message)))
+
+
+def printable(text: str) -> str:
+    """A text in which what would break a line or steer a terminal is shown escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class ConfigError(IcprobeError):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from icprobe.analysis.binning import Ranking
+from icprobe.errors import printable
 from icprobe.formatting import number
 from icprobe.tables import parquet
 
@@ -29,7 +30,9 @@ def lines(scores: pd.DataFrame, train: str | Path) -> list[str]:
     shown = []
     for place, row in enumerate(ends.itertuples()):
         rank = place + 1 if place < SHOWN else ranking.evaluated - 2 * SHOWN + place + 1
-        text = " ".join(" → ".join(filter(None, map(str, texts.loc[row.id, fields]))).split())
+        text = printable(" ".join(" → ".join(filter(None, map(str, texts.loc[row.id, fields]))).split()))
         text = text if len(text) <= WIDTH else f"{text[: WIDTH - 1]}…"
-        shown.append(f"  {rank:>{len(str(ranking.evaluated))}}. {row.id} ({number(row.score)}) {text}".rstrip())
+        shown.append(
+            f"  {rank:>{len(str(ranking.evaluated))}}. {printable(row.id)} ({number(row.score)}) {text}".rstrip()
+        )
     return shown
