@@ -28,8 +28,9 @@ include: "rules/drawing.smk"
 
 # What another workflow that has this one as a module says, and its report, are its own.
 if workflow.modifier.is_main_snakefile():
-    # `snakemake -n --verbose` shows each job, too. First, for the others would read thousands of records that none sees.
-    logger.filters.insert(0, dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, outlook))
+    # `snakemake -n --verbose` shows each job, too. Nothing is masked of thousands of records that nobody sees.
+    brief = dry_run.Brief(lambda: workflow.dryrun and not workflow.output_settings.verbose, outlook)
+    logger.filters.insert(logger.filters.index(masking.of_record), brief)
     logger.addFilter(log_filters.Suggestion(lambda: [rule.name for rule in workflow.rules if not rule.has_wildcards()]))
     logger.addFilter(log_filters.shorten_reason)
 

@@ -22,7 +22,7 @@ rule check_losses:
     benchmark:
         paths.benchmark("check_losses/{model}")
     # Before all else that could run.
-    priority: 2
+    priority: 3
     resources:
         **LIGHT,
     script:
@@ -56,7 +56,7 @@ rule check_contexts:
     benchmark:
         paths.benchmark("check_contexts/{model}/{method}")
     # Before all else that could run.
-    priority: 2
+    priority: 3
     resources:
         **RESOURCES["measure_lengths"],
     script:
@@ -84,7 +84,7 @@ rule check_responses:
     benchmark:
         paths.benchmark("check_responses/{model}")
     # Before all else that could run.
-    priority: 2
+    priority: 3
     resources:
         **RESOURCES["measure_lengths"],
     script:

@@ -129,7 +129,7 @@ if LABELS_CHECKED:
         benchmark:
             paths.benchmark("check_labels")
         # Before all else that could run.
-        priority: 2
+        priority: 3
         resources:
             **RESOURCES["prepare_train"],
         script:
@@ -159,7 +159,7 @@ if BINS_CHECKED:
         benchmark:
             paths.benchmark("check_bins")
         # Before all else that could run.
-        priority: 2
+        priority: 3
         resources:
             **LIGHT,
         script:
@@ -190,7 +190,7 @@ if REPEATED:
         benchmark:
             paths.benchmark("count_repeated")
         # What it warns of is better known before the long jobs.
-        priority: 1
+        priority: 2
         resources:
             **LIGHT,
         script:
@@ -244,7 +244,7 @@ rule prepare_eval:
     benchmark:
         paths.benchmark("prepare_eval")
     # With the check below before all else that could run: what is wrong with the prompts is said before any work.
-    priority: 1
+    priority: 3
     resources:
         **RESOURCES["prepare_eval"],
     script:
@@ -271,7 +271,7 @@ rule check_prompts:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("check_prompts")
-    priority: 2
+    priority: 3
     resources:
         **RESOURCES["prepare_eval"],
     script:
@@ -298,7 +298,7 @@ rule measure_lengths:
     benchmark:
         paths.benchmark("measure_lengths/{model}")
     # The checks below wait for it, and those of selections.
-    priority: 1
+    priority: 2
     resources:
         **RESOURCES["measure_lengths"],
     script:
@@ -325,7 +325,7 @@ rule measure_prompts:
     benchmark:
         paths.benchmark("measure_prompts/{model}")
     # What does not fit is said before any work.
-    priority: 1
+    priority: 2
     resources:
         **RESOURCES["measure_prompts"],
     script:

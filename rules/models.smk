@@ -33,7 +33,7 @@ rule prepare_model:
     benchmark:
         paths.benchmark("{model}-{source}", "models")
     # Checks of another model wait for it, and would else wait for this one's long jobs, too.
-    priority: 1
+    priority: 2
     threads: THREADS
     resources:
         **RESOURCES["prepare_model"],
@@ -62,7 +62,7 @@ rule check_dtype:
     benchmark:
         paths.benchmark("check_dtype/{model}")
     # Before all else that could run: tasks may be chosen, and models trained, before anything is attributed.
-    priority: 2
+    priority: 3
     resources:
         **LIGHT,
     script:
@@ -106,7 +106,7 @@ rule check_parameters:
         "../envs/icprobe.yaml"
     benchmark:
         paths.benchmark("check_parameters/{model}")
-    priority: 2
+    priority: 3
     resources:
         **RESOURCES["check_parameters"],
     script:

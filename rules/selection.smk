@@ -27,7 +27,7 @@ if CONFIG.selections:
         benchmark:
             paths.benchmark("check_selection/{model}/{method}")
         # Before all else that could run.
-        priority: 2
+        priority: 3
         resources:
             **LIGHT,
         script:

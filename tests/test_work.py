@@ -177,7 +177,7 @@ def test_chunks_of_retraining_do_not_move_once_the_model_is_there(monkeypatch):
     (model,) = config.models
     before = Sizes.of(config).retraining_chunks(model, "subsets", 64)
     assert before > 1
-    monkeypatch.setattr(artifacts, "read_manifest", lambda directory: {"parameters": 7_000_000_000})
+    monkeypatch.setattr(artifacts, "known_manifest", lambda directory: {"parameters": 7_000_000_000})
     assert Sizes.of(config).parameters(model) == 7e9
     assert Sizes.of(config).retraining_chunks(model, "subsets", 64) == before
 
