@@ -64,8 +64,8 @@ use rule attribute as attribute_without_model with:
         paths.log("attribute_without_model/{model}/{method}/{scatteritem}"),
     benchmark:
         paths.benchmark("attribute_without_model/{model}/{method}/{scatteritem}")
-    threads: 1
     priority: 1  # seconds, for something to look at while others compute
+    threads: 1
     resources:
         **RESOURCES["attribute_without_model"],
 
