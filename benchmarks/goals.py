@@ -41,16 +41,14 @@ def ratio(above: str, below: str, name: str = "", of: str = "") -> Callable[[Rec
     return figure
 
 
-def rate(record: Record) -> float | None:
-    """icprobe's operations a second over the machine's own matrix products."""
-    mine, floor = measured(record, "icprobe-icp"), measured(record, "matmul")
-    return mine["facts"]["operations"] / mine["median"] / floor["facts"]["rate"] if mine and floor else None
+def rate(name: str = "", of: str = "") -> Callable[[Record], float | None]:
+    """icprobe's operations a second over the machine's own matrix products; name, of: as in `ratio`."""
 
+    def figure(record: Record) -> float | None:
+        mine, floor = measured(record, "icprobe-icp", name), measured(record, "matmul", of)
+        return mine["facts"]["operations"] / mine["median"] / floor["facts"]["rate"] if mine and floor else None
 
-def rate_in_bfloat16(record: Record) -> float | None:
-    """The same of ICP in bfloat16, over the machine's products in bfloat16."""
-    mine, floor = (measured(record, who, name) for who, name in BFLOAT16)
-    return mine["facts"]["operations"] / mine["median"] / floor["facts"]["rate"] if mine and floor else None
+    return figure
 
 
 def memory(record: Record) -> float | None:
@@ -80,11 +78,11 @@ def start(kind: str) -> Callable[[Record], float | None]:
 
 
 ALONE = "icprobe: influence"
-BFLOAT16 = ("icprobe-icp", "icp, bfloat16"), ("matmul", "matrix products in bfloat16")
+IN_BFLOAT16 = rate("icp, bfloat16", "matrix products in bfloat16")
 GOALS = [
-    Goal("ICP, 12 tasks: of the machine's matrix products", "icp-12", rate, 0.75, True),
-    Goal("ICP, 32 tasks: of the machine's matrix products", "icp-32", rate, 0.75, True),
-    Goal("ICP in bfloat16: of the machine's products in bfloat16", "precision", rate_in_bfloat16, 0.7, True),
+    Goal("ICP, 12 tasks: of the machine's matrix products", "icp-12", rate(), 0.75, True),
+    Goal("ICP, 32 tasks: of the machine's matrix products", "icp-32", rate(), 0.75, True),
+    Goal("ICP in bfloat16: of the machine's products in bfloat16", "precision", IN_BFLOAT16, 0.7, True),
     Goal("ICP, 12 tasks: lm-eval's time", "icp-12", ratio("lm-eval", "icprobe-icp"), 3, True),
     Goal("ICP, 32 tasks: lm-eval's time", "icp-32", ratio("lm-eval", "icprobe-icp"), 1.8, True),
     Goal("icp_reverse, 12 tasks: icp's time", "icp_reverse-12", ratio("icprobe-icp", "icprobe-icp-reverse"), 3, True),

@@ -45,10 +45,10 @@ if PLAN.held_out:
             "../envs/icprobe.yaml"
         benchmark:
             paths.benchmark("measure_outcomes/{model}")
-        threads: WHOLE_THREADS
+        threads: THREADS
         resources:
             **RESOURCES["measure_outcomes"],
-            heavy=WHOLE,
+            heavy=1,
         script:
             "../workflow/scripts/evaluation/measure_outcomes.py"
 

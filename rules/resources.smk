@@ -18,10 +18,6 @@ AT_ONCE = 1 if IS_JOB else sharing.heavy_at_once(workflow.global_resources, PLAN
 # sets anew for each job). On a cluster the profile's `set-threads` says it instead.
 THREADS = cores.wanted(AT_ONCE, workflow._cores)
 
-# A job near the end, which little runs beside, has the share of all heavy jobs, unless somebody has said how many run.
-WHOLE = 1 if {"heavy", "gpu"} & set(workflow.global_resources) else AT_ONCE
-WHOLE_THREADS = cores.wanted() if WHOLE > 1 else THREADS
-
 DEVICE = CONFIG.attribution.device
 OF_TRAIN = directives(lambda w, input: SIZES.tables(rows_there(local_files(CONFIG.data.train), SIZES.examples)))
 OF_MATRIX = directives(lambda w, input: SIZES.matrix())

@@ -58,7 +58,7 @@ def test_rules_without_threads_in_a_profile_are_local_or_ask_for_one(profile):
     greedy = set()
     for path in (dag.ROOT / "rules").glob("*.smk"):
         for rule in re.split(HEAD, path.read_text(), flags=re.MULTILINE)[1:]:
-            if re.search(r"^\s*threads: (WHOLE_)?THREADS", rule, re.MULTILINE):
+            if re.search(r"^\s*threads: THREADS", rule, re.MULTILINE):
                 greedy.add(re.match(r"\w+", rule)[0])
                 assert re.search(r"^\s*heavy=", rule, re.MULTILINE), f"{rule[:40]}: two of it would run at once"
     assert greedy == set(settings["set-threads"])

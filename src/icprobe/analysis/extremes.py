@@ -25,7 +25,7 @@ def lines(scores: pd.DataFrame, train: str | Path) -> list[str]:
     order = ranking.first("top 100%", ranking.evaluated)
     ends = scores.iloc[[*order[:SHOWN], *order[-SHOWN:]]]
     fields = [name for name in FIELDS if name in parquet.column_names(train)]
-    texts = pd.read_parquet(train, columns=["id", *fields], filters=[("id", "in", ends["id"].tolist())])
+    texts = parquet.read_parquet(train, columns=["id", *fields], filters=[("id", "in", ends["id"].tolist())])
     texts = texts.set_index("id").fillna("")
     shown = []
     for place, row in enumerate(ends.itertuples()):

@@ -47,7 +47,8 @@ def matmul_float32(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     if x.device.type == "cuda":
         result = torch.mm(x, weight.T, out_dtype=torch.float32)
         return result if bias is None else result.add_(bias)
-    with _as_bfloat16() if x.dtype == weight.dtype == torch.bfloat16 else nullcontext():
+    exact = x.dtype == weight.dtype == torch.bfloat16 and multiply_bfloat16()
+    with _as_bfloat16() if exact else nullcontext():
         return matmul(x.float(), weight.float(), None if bias is None else bias.float())
 
 
@@ -58,9 +59,6 @@ def _as_bfloat16() -> Iterator[None]:
     Sums are float32. Numbers that came from bfloat16 stay as they are, and their products are exact in float32: that is
     four times as fast, where the processor has instructions for it, and rounds no more.
     """
-    if not multiply_bfloat16():
-        yield
-        return
     products = torch.backends.mkldnn.matmul
     before, products.fp32_precision = products.fp32_precision, "bf16"
     try:

@@ -19,10 +19,15 @@ def write_parquet(frame: pd.DataFrame, path: str | Path) -> None:
         frame.to_parquet(aside, index=False, compression="zstd", write_page_checksum=True)
 
 
-def read_parquet(path: str | Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """Reads a table that `write_parquet` wrote. Raises ArtifactError where it is missing, truncated or changed."""
+def read_parquet(
+    path: str | Path, columns: list[str] | None = None, filters: list[tuple[str, str, list[str]]] | None = None
+) -> pd.DataFrame:
+    """Reads a table that `write_parquet` wrote. Raises ArtifactError where it is missing, truncated or changed.
+
+    filters: of the rows, as pandas takes them.
+    """
     try:
-        return pd.read_parquet(path, columns=columns, page_checksum_verification=True)
+        return pd.read_parquet(path, columns=columns, filters=filters, page_checksum_verification=True)
     except (OSError, pa.ArrowException, ValueError) as error:
         raise damaged(path, error) from None
 
