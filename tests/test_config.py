@@ -119,6 +119,21 @@ def test_null_takes_a_key_away_before_anything_is_validated():
     assert config.finetune.lora is None
 
 
+@pytest.mark.parametrize(
+    ("finetune", "rate"),
+    [
+        ({}, 2e-7),
+        ({"lora": None}, 2e-7),
+        ({"lora": {"rank": 8}}, 2e-4),
+        ({"lora": {}, "learning_rate": None}, 2e-4),
+        ({"lora": {}, "learning_rate": 1e-5}, 1e-5),
+        ({"learning_rate": 1e-5}, 1e-5),
+    ],
+)
+def test_adapters_learn_at_a_rate_of_their_own_unless_it_is_said(finetune, rate):
+    assert load(changed("finetune", {"methods": [], **finetune}), METHODS).finetune.learning_rate == rate
+
+
 def test_the_configuration_given_is_left_as_it_was():
     given = changed("finetune.lora", None)
     before = copy.deepcopy(given)

@@ -135,6 +135,7 @@ def test_scores_are_the_naive_loop_and_say_what_they_are_of():
         trusted = np.mean([naive(outcomes[:, a][:, places], outcomes[:, b][:, places]) for a, b in pairs])
         assert np.isclose(rows.loc[domain, "a"].reliability, trusted)
         assert np.isclose(rows.loc[domain, "a"].ceiling, np.sqrt(3 * trusted / (1 + 2 * trusted)))
+        assert np.isclose(rows.loc[domain, "a"].spread, np.mean([np.std(mean[:, m], ddof=1) for m in places]))
     assert np.isnan(rows.loc[("all", "partial"), ["lds", "low", "high"]].to_numpy(float)).all()
     assert (rows.loc[("all", "partial"), ["n_subsets", "n_tasks"]] == 0).all()
     row = differences.query("domain == 'odd' and method_a == 'a' and method_b == 'one'").iloc[0]

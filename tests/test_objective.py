@@ -220,7 +220,7 @@ def test_a_cut_is_said_in_the_log(inputs, caplog):
 @pytest.mark.parametrize(
     ("settings", "words", "absent"),
     [
-        (("document", "sum"), ["as in the paper", "Fine-tuning minimises another: the mean over"], []),
+        (("document", "sum"), ["as in the paper", "Fine-tuning minimises another loss: the mean over"], []),
         (("document", "mean"), ["is the mean over all its tokens", "Fine-tuning minimises another"], ["in the paper"]),
         (("response", "sum"), ["end of sequence", "after 512 tokens", "is an example's part in it"], ["not the loss"]),
         (("response", "mean"), ["where a step holds one example", "a longer response weighs more"], ["not the loss"]),

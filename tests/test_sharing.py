@@ -59,3 +59,22 @@ def test_one_of_a_large_model_or_of_one_whose_size_nobody_knows(machine):
 
 def test_no_more_memory_is_counted_on_than_the_machine_has():
     assert 100 < sharing.memory_mb() <= psutil.virtual_memory().total / 1e6
+
+
+@pytest.mark.parametrize(
+    ("said", "limits"),
+    [
+        ("0::/slurm/job_7/step_0", {"slurm/job_7/memory.max": "500000000", "slurm/memory.max": "max"}),
+        ("0::/", {"memory.max": "500000000"}),
+        ("0::/of/the/host", {"memory.max": "500000000"}),
+        ("4:cpu:/x\n9:memory:/x", {"memory/x/memory.limit_in_bytes": "500000000", "x/memory.max": "7"}),
+    ],
+)
+def test_a_container_or_an_allocation_has_no_more_than_its_limit(said, limits, tmp_path):
+    (tmp_path / "own").write_text(said)
+    for name, limit in limits.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{limit}\n")
+    assert sharing.memory_mb(tmp_path / "groups", tmp_path / "own") == 500
+    assert sharing.memory_mb(tmp_path / "groups", tmp_path / "absent") == psutil.virtual_memory().total / 1e6

@@ -118,6 +118,7 @@ def test_a_sentence_says_who_predicts_retraining_and_who_is_told_apart(tmp_path)
         ),
         ({"predicted": {"icp": 0.1, "response tokens": 0.0}}, "includes 0: these subsets do not show"),
         ({"predicted": {"icp": np.nan}}, "No method has an LDS"),
+        ({"spread": 3e-4}, "These trainings hardly changed the model: by which examples it saw, an answer's"),
     ],
 )
 def test_what_limits_the_numbers_is_said(changes, sentence):

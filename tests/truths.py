@@ -13,7 +13,15 @@ PREDICTED = {
 }  # fmt: skip
 
 
-def lds(predicted=PREDICTED, model="smollm2", seeds=2, ceiling=0.62, sets=("tasks", "eval"), domains=("all", "law")):
+def lds(
+    predicted=PREDICTED,
+    model="smollm2",
+    seeds=2,
+    ceiling=0.62,
+    sets=("tasks", "eval"),
+    domains=("all", "law"),
+    spread=0.7,
+):
     """Rows of lds.csv; with one seed no ceiling, for eval prompts half of each value, for a domain 0.07."""
     ceiling = np.nan if seeds == 1 else ceiling
     rows = []
@@ -26,14 +34,14 @@ def lds(predicted=PREDICTED, model="smollm2", seeds=2, ceiling=0.62, sets=("task
                 rows.append(
                     (
                         *(model, name, domain, method, value, value - 0.13, value + 0.13, n, seeds, 12),
-                        *(reliability / 2, reliability, ceiling, ceiling - 0.1, ceiling + 0.1),
+                        *(reliability / 2, reliability, ceiling, ceiling - 0.1, ceiling + 0.1, spread),
                     )
                 )
     return pd.DataFrame(
         rows,
         columns=[
             *("model", "set", "domain", "method", "lds", "low", "high", "n_subsets", "n_seeds", "n_tasks"),
-            *("reliability", "reliability_of_mean", "ceiling", "ceiling_low", "ceiling_high"),
+            *("reliability", "reliability_of_mean", "ceiling", "ceiling_low", "ceiling_high", "spread"),
         ],
     )
 

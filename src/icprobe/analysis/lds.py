@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = [
     *("set", "domain", "method", "lds", "low", "high", "n_subsets", "n_seeds", "n_tasks"),
-    *("reliability", "reliability_of_mean", "ceiling", "ceiling_low", "ceiling_high"),
+    *("reliability", "reliability_of_mean", "ceiling", "ceiling_low", "ceiling_high", "spread"),
 ]
 DIFFERENCE_COLUMNS = [
     *("set", "domain", "method_a", "method_b", "n", "difference", "low", "high", "p_value", "p_value_holm"),
@@ -84,9 +84,10 @@ def lds(
 
     lds: for each method and answer the Spearman correlation of its prediction and the mean outcome over seeds, over
     subsets; then the mean over answers. reliability: the same of one seed's outcomes with another's, over pairs of
-    seeds; reliability_of_mean: of their mean (`agreement.of_mean`), ceiling: its square root. n_tasks: answers in the
-    mean; one whose outcomes with some seed are all equal is in none. low, high, p_value: of `agreement.Jackknife`,
-    which leaves out the same subsets for all; p_value_holm over all pairs of a set and domain. n: subsets.
+    seeds; reliability_of_mean: of their mean (`agreement.of_mean`), ceiling: its square root. spread: of the mean
+    outcomes over subsets, as a standard deviation in nats, mean over answers. n_tasks: answers in the mean; one whose
+    outcomes with some seed are all equal is in none. low, high, p_value: of `agreement.Jackknife`, which leaves out the
+    same subsets for all; p_value_holm over all pairs of a set and domain. n: subsets.
     """
     rows = Jackknife.over(len(outcomes), seed)
     trusted = reliability(outcomes, rows)  # [1 + G, M]
@@ -101,6 +102,7 @@ def lds(
         of_domain = {m: _mean(values[:, inside]) for m, values in found.items()}
         counts = {"n_seeds": outcomes.shape[1], "n_tasks": len(inside), "n_subsets": len(outcomes)}
         above = _ceiling(_mean(trusted[:, inside]), outcomes.shape[1], rows)
+        above["spread"] = float(mean[:, inside].std(axis=0, ddof=1).mean()) if inside and len(mean) > 1 else np.nan
         for method in predictions:
             row = {"set": name, "domain": domain, "method": method, "n_subsets": 0, "n_tasks": 0, **above}
             if method in of_domain:

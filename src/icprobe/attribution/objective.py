@@ -66,7 +66,7 @@ def _of_examples(objective: Objective, chat: bool) -> list[str]:
     trained = f"the mean over all tokens of {learnt} in the examples of an optimiser step"
     if not response:
         masked = "all else" if chat else "the queries"
-        return [loss, f"Fine-tuning minimises another: {trained}, with {masked} masked."]
+        return [loss, f"Fine-tuning minimises another loss: {trained}, with {masked} masked."]
     if mean:
         return [
             loss,

@@ -25,6 +25,9 @@ VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 PLACEHOLDERS = ("model", "method", "bin", "seed")  # in a model's name at an endpoint
 
 
+RATE_OF_ADAPTERS = 2e-4  # finetune.learning_rate with `lora`, where it is not said
+
+
 class Lora(Section):
     """Low-rank adapters (peft) on every linear layer of the transformer blocks."""
 
@@ -51,7 +54,11 @@ class Finetune(Section):
     )
     seeds: list[Seed] = Field([0], min_length=1, description="One model for each seed.")
     all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
-    learning_rate: PositiveFloat = Field(2e-7, description="Peak learning rate of AdamW.")
+    learning_rate: PositiveFloat = Field(
+        2e-7,
+        description="Peak learning rate of AdamW. Without this key it is the paper's for all weights, and 2e-4 for "
+        "adapters (`lora`), which begin at zero and would stay there by the paper's.",
+    )
     epochs: PositiveFloat = Field(3, description="Passes over the subset.")
     batch_size: Count = Field(8, description="Examples per forward pass, over all processes together.")
     accumulation: Count = Field(4, description="Forward passes per optimiser step.")
@@ -79,6 +86,14 @@ class Finetune(Section):
         description="A configuration file of accelerate for them, such as one for FSDP; null: data-parallel.",
     )
     checkpoint_minutes: PositiveFloat = how(2, "Most work that a killed training can lose, approximately, in minutes.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapters_have_a_rate_of_their_own(cls, given: Any) -> Any:
+        """Gives adapters a learning rate at which they learn, where none is said."""
+        if isinstance(given, dict) and given.get("lora") is not None and "learning_rate" not in given:
+            return {**given, "learning_rate": RATE_OF_ADAPTERS}
+        return given
 
 
 class LlmJudge(Section):

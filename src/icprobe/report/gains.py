@@ -4,11 +4,13 @@ from typing import Any
 
 import pandas as pd
 
-from icprobe.analysis import headline
+from icprobe.analysis import headline, tail_patch
 from icprobe.evaluation.tabulation import SIGNIFICANT
+from icprobe.report import verdicts
 from icprobe.report.findings import Findings
 from icprobe.report.wording import compared
 
+SIZES = {str(tail_patch.NUMBER), tail_patch.SHARE.removeprefix("top ")}  # of the tail patch, that are no bin's
 SETS = {"tasks": "tasks", "eval": "eval prompts"}
 
 
@@ -35,11 +37,14 @@ def every_held_out_row(model: Findings) -> list[Any]:
 
 
 def tail_patch_rows(model: Findings) -> list[dict[str, Any]]:
-    """One row for each method and k: best, worst and random -> row of the table."""
+    """One row for each method and size: how many, in words, and best, worst and random -> row of the table."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in model.tail_patch.itertuples():
         rows.setdefault((row.method, str(row.k)), {})[row.which] = row
-    return [{"method": method, "k": k, "n": of["best"].n, "of": of} for (method, k), of in rows.items()]
+    return [
+        {"method": method, "size_of": k if k in SIZES else f"as in bin {k}", "n": of["best"].n, "of": of}
+        for (method, k), of in rows.items()
+    ]
 
 
 def held_out_sentences(model: Findings) -> list[str]:
@@ -63,4 +68,4 @@ def held_out_sentences(model: Findings) -> list[str]:
             f"Of {len(tested)} comparisons of {compared(tested)} {apart or 'none'} "
             f"{'are' if apart > 1 else 'is'} significant (sign-flip test, Holm, 5%)."
         )
-    return sentences
+    return sentences + verdicts.hardly_trained(headline.overall(model.held_out))

@@ -179,12 +179,10 @@ def _overlap(read: Read) -> list[str]:
     chosen = pd.DataFrame() if table is None else headline.strictest_bin(table)
     if chosen.empty:
         return []
-    shares = ", ".join(
-        f"{row.method} {100 * row.overlap:.0f}% [{100 * row.low:.0f}, {100 * row.high:.0f}]"
-        for row in chosen.itertuples()
-    )
-    bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].max(), 100 * chosen["chance"].iloc[0]
-    return [f"Share of icp's bin {bin_} ({size} examples) in the bin of {shares}; by chance {chance:.0f}%"]
+    shares = ", ".join(f"{_estimate(row, row.overlap)} for {row.method}" for row in chosen.itertuples())
+    bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].max(), chosen["chance"].iloc[0]
+    shared = f"Of the {several(size, 'example')} in icp's bin {bin_}, the share that another method's bin holds, too"
+    return [f"{shared}: {shares}, and {fixed(chance)} by chance"]
 
 
 def _labels(read: Read) -> list[str]:
@@ -233,7 +231,8 @@ def _held_out(read: Read, width: int) -> str:
         shown[f"95% ({name})"] = _intervals(found, 4)
     sizes = [len(shown.columns), *range(len(shown.columns) - 1, 2, -1)]
     title = _wrapped("Held-out gain against the base model, nats per token", width)
-    return f"{title}\n\n{_fitting(shown, sizes, width)}"
+    warned = "".join(f"\n\n{_wrapped(sentence, width)}" for sentence in verdicts.hardly_trained(rows))
+    return f"{title}\n\n{_fitting(shown, sizes, width)}{warned}"
 
 
 def _conditions(conditions: Sequence[tuple[str, str]]) -> pd.DataFrame:

@@ -10,6 +10,9 @@ from icprobe.formatting import estimate, fixed, number
 from icprobe.report.wording import listed, many
 
 TELLING = 0.5  # below this ceiling, retraining repeats itself too badly to tell much
+# Where outcomes of whole answers differ by less, in nats, or all gains are below, trainings hardly changed the model.
+HARDLY, HARDLY_PER_TOKEN = 0.01, 1e-3
+RAISE = "raise finetune.learning_rate, finetune.epochs, or the number of steps."
 NEXT = 3  # methods that the sentence names after the best; the table holds all
 RIVALS = {rival: f"number of {rival}" for rival in headline.RIVALS}
 
@@ -45,7 +48,23 @@ def verdict(lds: pd.DataFrame) -> list[str]:
         found.append(
             f"The ceiling is below {TELLING}: the trainings are too small or too noisy to tell much about any method."
         )
+    if (spread := lds["spread"].max()) < HARDLY:
+        found.append(
+            "These trainings hardly changed the model: by which examples it saw, an answer's log-likelihood differs by "
+            f"{number(spread)} nats (standard deviation). Such outcomes say little of a training that teaches; {RAISE}"
+        )
     return found
+
+
+def hardly_trained(gains: pd.DataFrame) -> list[str]:
+    """Says so where no fine-tuned model is told from its base by what it gives answers. gains: rows of held_out.csv."""
+    largest = gains["gain"].abs().max()
+    if not largest < HARDLY_PER_TOKEN:
+        return []
+    return [
+        f"No gain or loss is above {number(largest)} nats per token: these trainings hardly changed the model, so that "
+        f"comparing them says little of the examples; {RAISE}"
+    ]
 
 
 def told_apart(lds: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]:

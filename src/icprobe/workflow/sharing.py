@@ -48,11 +48,25 @@ def largest_mb(plan: Plan, sizes: Sizes) -> float:
     return max((need.memory(1) for need in needs), default=0)
 
 
-def memory_mb() -> float:
-    """The memory of this machine, or of the container that this process is in, in MB."""
-    total = psutil.virtual_memory().total
+def memory_mb(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    """The memory of this machine, or of the container or allocation that this process is in, in MB.
+
+    groups: where Linux mounts control groups, of either version; own: the file that names this process's. A group has
+    no more than those above it.
+    """
+    limits = [psutil.virtual_memory().total]
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8").strip()
+        lines = own.read_text(encoding="utf-8").splitlines()
     except OSError:
-        limit = ""
-    return (min(total, int(limit)) if limit.isdigit() else total) / 1e6
+        return limits[0] / 1e6
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers in ("", "memory"):
+            place, name = ("memory", "memory.limit_in_bytes") if controllers else ("", "memory.max")
+            group = Path(path.strip("/"))
+            for part in (group, *group.parents):
+                try:
+                    limit = (groups / place / part / name).read_text(encoding="utf-8").strip()
+                except OSError:  # within a container the path may be the host's
+                    continue
+                limits += [int(limit)] if limit.isdigit() else []
+    return min(limits) / 1e6
