@@ -227,7 +227,7 @@ def advised(folder, gains, differences=(), data_sets=None, baselines=("length", 
 GAINS = {("icp", "<=0.5"): 0.9, ("icp", ">0.8"): 0.1, ("influence", ">0.8"): 0.2, ("random", ">0.8"): 0.15}
 
 
-@pytest.mark.parametrize(("p_value", "why"), [(0.01, "more than chance explains"), (0.2, "chance may explain it")])
+@pytest.mark.parametrize(("p_value", "why"), [(0.01, "significant"), (0.2, "not significant")])
 def test_the_data_set_of_the_largest_gain_is_advised_with_its_difference_to_chance(finished, p_value, why):
     row = (">0.8", "random", "influence", 24, -0.05, -0.08, -0.02, p_value, p_value)
     said = advised(finished, GAINS | {("all", "all"): 0.3}, [row])
@@ -258,7 +258,7 @@ def test_a_selection_is_held_against_its_own_baseline_and_a_baseline_is_never_ad
     row = ("selected", "best", "best-random", 24, -0.1, -0.2, -0.01, 0.01, 0.01)
     said = advised(finished, gains, [row], data_sets)
     assert "Take no data set of these: best, the best, gains 0.4000" in said
-    assert "0.1000 [0.0100, 0.2000] less than best-random (worse than chance: Holm, 5%)" in said
+    assert "0.1000 [0.0100, 0.2000] less than best-random (significant: Holm, 5%)" in said
     assert f"Subsets: {subset.relative_to(finished)} and 1 more" in said
     said = advised(finished, gains, [], data_sets)
     assert "Take best: it gains 0.4000" in said
@@ -273,7 +273,7 @@ def test_a_data_set_that_makes_the_model_worse_is_not_to_be_taken(finished):
     row = (">0.8", "influence", "random", 24, 0.1, 0.05, 0.15, 0.01, 0.01)
     said = advised(finished, worse, [row])
     assert "Take no data set of these: influence >0.8, the best, gains −0.2000" in said
-    assert "0.1000 [0.0500, 0.1500] more than random (more than chance explains: Holm, 5%)." in said
+    assert "0.1000 [0.0500, 0.1500] more than random (significant: Holm, 5%)." in said
 
 
 def test_a_gain_that_is_no_number_is_no_advice(finished):

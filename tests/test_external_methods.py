@@ -41,7 +41,8 @@ def test_external_scores_go_before_a_method_of_the_same_name_and_leave_the_other
 
 
 def test_external_shares_are_bins_without_an_aggregator():
-    attribution_ = {"external": {"icp": GIVEN}, "methods": ["icp", "influence", "random"], "aggregators": {}}
+    attribution_ = {"external": {"icp": GIVEN}, "methods": ["icp", "influence", "random"]}
+    attribution_["aggregators"] = {"icp": "mean"}
     assert configuration(attribution=attribution_).bins
     with pytest.raises(ConfigError, match="bins"):
         configuration(attribution={**attribution_, "external": {}})

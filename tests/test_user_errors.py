@@ -54,7 +54,6 @@ CONFIGURATIONS = {
         {"attribution": {"aggregators": {"icp": "mean"}}},
         "bins: .*icp: fraction_positive",
     ),
-    "bins with no aggregator of icp": ({"attribution": {"aggregators": {"icp": None}}}, "bins: .*fraction_positive"),
     "good values that no row's label has": (
         {"data": {"sound_labels": {"planted": ["sond"]}}},
         "data.sound_labels.planted: no row of data.train has 'sond'; the column 'planted' holds .*'sound'",

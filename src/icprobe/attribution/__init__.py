@@ -371,23 +371,20 @@ def _check_training(name: str, config: "Config") -> None:
                 f"{len(config.models)} models; name one in models"
             )
     elif "finetune" not in config.model_fields_set:
-        lora, given = (
-            (", lora: {rank: 16}", "") if adapters else ("", ", or name checkpoints in attribution.tracin.directories")
-        )
+        given = "" if adapters else ", or name checkpoints in attribution.tracin.directories"
         raise ConfigError(
             f"config: attribution.methods: {name} takes gradients along a training as finetune says; write finetune: "
-            f"{{methods: [], all_data: false, learning_rate: 2e-4, epochs: 1{lora}}} with the settings of your "
-            f"training{given}"
+            f"{{methods: [], all_data: false, epochs: 1, lora: {{rank: 16}}}} with the settings of your training{given}"
         )
     elif adapters and config.finetune.lora is None:
         raise ConfigError(
             f"config: finetune.lora: {name} takes gradients over adapters, and null trains all weights; write lora: "
-            "{rank: 16}"
+            "{rank: 16} and learning_rate: 2e-4"
         )
     elif few_bits and config.finetune.lora is None:
         raise ConfigError(
             f"config: finetune.lora: {name} trains {few_bits[0]}, whose weights are quantised and not trained; write "
-            "lora: {rank: 16} for adapters"
+            "lora: {rank: 16} and learning_rate: 2e-4 for adapters"
         )
 
 

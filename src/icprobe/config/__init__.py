@@ -37,6 +37,9 @@ RESERVED = {"all": "all data in the tables", "control-": "a random removal in th
 RESERVED |= dict.fromkeys(("id", "row_number", "instruction", "input", "output", "domain"), "a column of the examples")
 # The methods that are fine-tuned on where none are said, as far as they are scored.
 FINE_TUNED = ("icp", "influence", "random")
+ROUNDED_BELOW = (
+    1e-6  # a learning rate of all weights; those of a model are about 0.02, where bfloat16 has steps of 1e-4
+)
 
 
 def _default_bins(known: dict[str, Any]) -> list[str]:
@@ -202,8 +205,8 @@ class Config(Section):
             return self
         if "finetune" not in self.model_fields_set:
             raise ValueError(
-                "truth: models are trained as finetune says; write finetune: {methods: [], all_data: false, "
-                "learning_rate: 2e-4, epochs: 1} with the settings of your training"
+                "truth: models are trained as finetune says; write finetune: {methods: [], all_data: false, epochs: 1, "
+                "lora: {rank: 16}} with the settings of your training"
             )
         for key, table in (("data.train", self.data.train), ("data.tasks", self.data.tasks)):
             if table is None:
@@ -223,11 +226,22 @@ class Config(Section):
         why = f"model_sources.{few_bits[0]}.load.quantization is {self.quantization(few_bits[0])}, and "
         if self.finetune.lora is None:
             raise ValueError(
-                f"finetune.lora: {why}quantised weights are not trained: write lora: {{rank: 16}} for adapters, or "
-                "`finetune: null` for no training"
+                f"finetune.lora: {why}quantised weights are not trained: write lora: {{rank: 16}} and learning_rate: "
+                "2e-4 for adapters, or `finetune: null` for no training"
             )
         if self.finetune.processes > 1:
             raise ValueError(f"finetune.processes: {why}a quantised model is trained in one process; set it to 1")
+        return self
+
+    @model_validator(mode="after")
+    def _responses_show_what_was_learned(self) -> "Config":
+        tuned, asked = self.finetune, self.evaluation
+        rounded = asked.dtype != "float32" and tuned.lora is None and tuned.learning_rate < ROUNDED_BELOW
+        if rounded and tuned.generate and asked.judge in ("reference", "llm") and self._trains:
+            raise ValueError(
+                f"evaluation.dtype: {asked.dtype} rounds off most of what weights learn at finetune.learning_rate "
+                f"{tuned.learning_rate:g}; write evaluation: {{dtype: float32}}"
+            )
         return self
 
     @property

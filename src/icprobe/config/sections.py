@@ -34,6 +34,10 @@ def _aggregator(value: Any) -> Any:
 
 
 Aggregator = Annotated[Literal["mean", "fraction_positive"], BeforeValidator(_aggregator)]
+SHARES: dict[str, Aggregator] = {"icp": "fraction_positive", "one_step": "fraction_positive"}
+Aggregators = Annotated[
+    dict[str, Aggregator], BeforeValidator(lambda given: SHARES | given if isinstance(given, dict) else given)
+]
 
 
 class OneStep(Section):
@@ -196,9 +200,10 @@ class Attribution(Section):
     dtype: Dtype = Field("bfloat16", description="Arithmetic of the model; one_step always computes in float32.")
     device: Device = Field("auto", description="auto uses CUDA if available.")
     tf32: bool = Field(False, description="Allow TF32 matrix products in float32 on CUDA.")
-    aggregators: dict[str, Aggregator] = Field(
-        {"icp": "fraction_positive", "one_step": "fraction_positive"},
-        description="How to reduce a method's matrix over tasks; mean for methods not named.",
+    aggregators: Aggregators = Field(
+        SHARES,
+        description="How to reduce a method's matrix over tasks. A method that is not named keeps its default: the "
+        "share of tasks helped for icp and one_step, mean for all others.",
     )
     shards: Literal["auto"] | Count = Field(
         "auto",

@@ -25,7 +25,8 @@ VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 PLACEHOLDERS = ("model", "method", "bin", "seed")  # in a model's name at an endpoint
 
 
-RATE_OF_ADAPTERS = 2e-4  # finetune.learning_rate with `lora`, where it is not said
+# Of finetune with `lora`, where they are not said: the paper's are for all weights and thousands of examples.
+OF_ADAPTERS = {"learning_rate": 2e-4, "accumulation": 1, "warmup_ratio": 0.0}
 
 
 class Lora(Section):
@@ -56,16 +57,20 @@ class Finetune(Section):
     all_data: bool = Field(True, description="Also fine-tune on all examples, as a baseline.")
     learning_rate: PositiveFloat = Field(
         2e-7,
-        description="Peak learning rate of AdamW. Without this key it is the paper's for all weights, and 2e-4 for "
-        "adapters (`lora`), which begin at zero and would stay there by the paper's.",
+        description="Peak learning rate of AdamW. The default is the paper's, for all weights; adapters (`lora`), "
+        "which begin at zero and would stay there, have 2e-4 unless you say otherwise.",
     )
     epochs: PositiveFloat = Field(3, description="Passes over the subset.")
     batch_size: Count = Field(8, description="Examples per forward pass, over all processes together.")
-    accumulation: Count = Field(4, description="Forward passes per optimiser step.")
+    accumulation: Count = Field(4, description="Forward passes per optimiser step; with `lora` 1 by default.")
     scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
         "cosine", description="Learning-rate schedule."
     )
-    warmup_ratio: Fraction = Field(0.03, description="Share of the steps that warm up.")
+    warmup_ratio: Fraction = Field(
+        0.03,
+        description="Share of the steps that warm up, rounded up; the first of them has a rate of 0. With `lora` 0 by "
+        "default.",
+    )
     weight_decay: Float = Field(0.0, description="AdamW's weight decay.")
     max_length: Count = Field(512, description="Maximum tokens of query and response; the rest is cut off.")
     dtype: Dtype = Field("float32", description="Arithmetic of training.")
@@ -89,10 +94,10 @@ class Finetune(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _adapters_have_a_rate_of_their_own(cls, given: Any) -> Any:
-        """Gives adapters a learning rate at which they learn, where none is said."""
-        if isinstance(given, dict) and given.get("lora") is not None and "learning_rate" not in given:
-            return {**given, "learning_rate": RATE_OF_ADAPTERS}
+    def _adapters_have_defaults_of_their_own(cls, given: Any) -> Any:
+        """Gives adapters a rate and steps of which they learn, where none are said."""
+        if isinstance(given, dict) and given.get("lora") is not None:
+            return {**OF_ADAPTERS, **given}
         return given
 
 
@@ -290,6 +295,8 @@ class Evaluation(Section):
             if rows.count(row) > 1:
                 method, bin_, seed = row
                 raise ValueError(f"annotations: method {method}, bin {bin_}, seed {seed} appears twice")
+        if self.llm is not None and "judge" not in self.model_fields_set:
+            raise ValueError("llm: it describes a judge, and reference judges by default; write judge: llm beside it")
         if self.base_responses == "given" and self.judge == "reference":
             raise ValueError(
                 "base_responses: choose judge: llm, because given uses the output of the eval table as the base "

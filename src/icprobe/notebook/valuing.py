@@ -84,7 +84,7 @@ def value(
     - templates, data: keys of the sections of that name.
     - finetune: `{"max_length": …}`, where `train_loss` is `"response"`; for tracin and less the settings of their
       training, such as `{"learning_rate": 2e-4, "epochs": 1, "lora": {"rank": 16}}`.
-    - seed: of all random draws.
+    - seed: of all random draws but those of a training (`finetune["seeds"]`) and of `sample`, which have their own.
     - matrices: whether to return the attribution matrices, too.
     - attribution: keys of the section `attribution`, such as `dtype`, `device`, `memory_budget_gb`, `aggregators`,
       `one_step`, `combined`, `train_loss`, `reduction`, `task_likelihood`, `parameters`, `tracin`, `less`.

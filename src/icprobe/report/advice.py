@@ -103,9 +103,9 @@ def _data_set(
     if against:
         row = against[0]
         (turned,) = [r for r in compared if (r.bin, r.method_a, r.method_b) == (row.bin, row.method_b, row.method_a)]
-        why = "more than chance explains" if _better(row) else "chance may explain it"
+        why = "significant" if _better(row) else "not significant"
         if _better(turned):
-            sentence, why = none, "worse than chance"
+            sentence, why = none, "significant"
         more = f"{_nats(row)} more" if row.difference >= 0 else f"{_nats(turned)} less"
         sentence += f", {more} than {row.method_b} ({why}: Holm, 5%)"
     else:

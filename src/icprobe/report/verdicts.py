@@ -57,8 +57,12 @@ def verdict(lds: pd.DataFrame) -> list[str]:
 
 
 def hardly_trained(gains: pd.DataFrame) -> list[str]:
-    """Says so where no fine-tuned model is told from its base by what it gives answers. gains: rows of held_out.csv."""
-    largest = gains["gain"].abs().max()
+    """Says so where no fine-tuned model is told from its base by what it gives answers.
+
+    gains: rows of held_out.csv. That all data, in more steps, changed the model says nothing of the others.
+    """
+    compared = gains[gains["method"] != "all"]
+    largest = (gains if compared.empty else compared)["gain"].abs().max()
     if not largest < HARDLY_PER_TOKEN:
         return []
     return [

@@ -196,7 +196,7 @@ def _refusal_of_adapters(base: str | Path, wanted: bool) -> Iterator[None]:
             raise
         raise ModelError(
             f"{Path(base).name}: it cannot be trained with adapters ({reason(error)}); set finetune.lora: null to "
-            "train all its weights."
+            "train all its weights, and a learning_rate for that."
         ) from None
 
 
