@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from icprobe.analysis.frontier import words
 from icprobe.analysis.headline import RIVALS
@@ -96,7 +96,10 @@ def _log(axes: Axes, values: pd.Series) -> None:
     if positive.empty:
         return
     if (values <= 0).any():
-        axes.set_xscale("symlog", linthresh=10 ** np.floor(np.log10(positive.min())))
+        first, last = np.floor(np.log10(positive.min())), np.ceil(np.log10(positive.max()))
+        axes.set_xscale("symlog", linthresh=10**first)
+        # Its own ticks go on below the threshold, where they lie over that of 0.
+        axes.xaxis.set_major_locator(FixedLocator([0, *10 ** np.arange(first, last + 1)]))
     else:
         axes.set_xscale("log")
         narrow = positive.max() < 50 * positive.min()
