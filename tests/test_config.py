@@ -55,11 +55,19 @@ def test_null_leaves_a_parameter_of_a_request_out_and_takes_other_keys_away():
     assert (absent.evaluation.llm.temperature, absent.evaluation.llm.json_schema) == (0.0, True)
 
 
-def test_every_configuration_of_the_repository_is_valid():
-    assert load(raw(), METHODS).experiment == "demo"
-    for path in sorted((ROOT / "configs").glob("*.yaml")):
-        other = yaml.safe_load(path.read_text(encoding="utf-8"))
-        assert load(laid_over(raw(), other), METHODS).experiment == other.get("experiment", "demo"), path.name
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_of_the_repository_is_valid_as_it_is_run_and_trains_what_it_trains(path):
+    """Over the demo, or without it where it brings its own data: then settings that it leaves out are the defaults."""
+    other, under = yaml.safe_load(path.read_text(encoding="utf-8")), raw()
+    if path.stem == "paper-small":
+        under = yaml.safe_load(path.with_stem("paper").read_text(encoding="utf-8"))
+    elif stands_alone(other):
+        under = {}
+    config = load(laid_over(under, other), METHODS)
+    assert config.experiment == other.get("experiment", "demo")
+    assert config.finetune.lora is None or config.finetune.learning_rate >= 1e-5
+    trains = config.truth.subsets or config.finetune_selections
+    assert not trains or config.finetune.batch_size * config.finetune.accumulation <= 8
 
 
 @pytest.mark.parametrize(
