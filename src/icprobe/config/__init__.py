@@ -37,9 +37,8 @@ RESERVED = {"all": "all data in the tables", "control-": "a random removal in th
 RESERVED |= dict.fromkeys(("id", "row_number", "instruction", "input", "output", "domain"), "a column of the examples")
 # The methods that are fine-tuned on where none are said, as far as they are scored.
 FINE_TUNED = ("icp", "influence", "random")
-ROUNDED_BELOW = (
-    1e-6  # a learning rate of all weights; those of a model are about 0.02, where bfloat16 has steps of 1e-4
-)
+# A learning rate of all weights, which are about 0.02 in size: there the steps of bfloat16 are 1e-4.
+ROUNDED_BELOW = 1e-6
 
 
 def _default_bins(known: dict[str, Any]) -> list[str]:
