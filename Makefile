@@ -3,7 +3,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
-CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+# nproc counts the threads that OpenMP may have instead, where these are set.
+CORES ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || sysctl -n hw.ncpu)
 # Of `make sync` (default: demo) and `make workspace` (default: that of the configuration).
 EXPERIMENT ?=
 # What is laid over config.yaml, for `make workspace`.
