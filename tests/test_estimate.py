@@ -119,6 +119,14 @@ def measured(project, monkeypatch, device="cpu", **sections):
     return Measured.of(config.load(raw | sections, METHODS))
 
 
+def test_an_experiment_without_prompts_has_no_tokens_of_them(project, monkeypatch):
+    found = measured(project, monkeypatch)
+    told = found.told["tiny-llama"]
+    tokens = {name: count for name, count in told["row_tokens"].items() if name != "eval"}
+    without = replace(found, prompts=0, told={"tiny-llama": {**told, "row_tokens": tokens}})
+    assert 0 < without.measure_outcomes("tiny-llama", 1).seconds < found.measure_outcomes("tiny-llama", 1).seconds
+
+
 def test_rows_are_counted_and_jobs_are_cut_as_they_were_planned(project, monkeypatch):
     found = measured(project, monkeypatch)
     planned = Sizes.of(found.config)

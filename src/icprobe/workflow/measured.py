@@ -41,7 +41,7 @@ class Measured(Sizes):
         return self.told[model]["rates"].get(kind) or super().rate(model, kind, device)
 
     def row_tokens(self, model: str, table: str) -> float:
-        return self.told[model]["row_tokens"][table]
+        return self.told[model]["row_tokens"].get(table, 0.0)  # of a table that is not there
 
     def start(self, model: str | None, heavy: bool) -> float:
         """Seconds before a job computes: of a heavy one those in which torch, its libraries and the model load."""
