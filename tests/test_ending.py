@@ -80,8 +80,10 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     said = terminal_summary.summary("mine", ["m"], tracked=True, width=100)
     assert "Spearman of icp and influence: 0.62 [0.48, 0.73] over 108 examples" in said
     assert "Given response length: 0.41 [0.22, 0.57]" in said
-    shared = "bin >0.8, the share that another method's bin holds, too: 0.67 [0.49, 0.81] for influence, and 0.28 by"
-    assert shared in " ".join(said.split())
+    shared = (
+        "Of the 30 examples in icp's bin >0.8, the share that another method's bin holds, too: 0.67 [0.49, 0.81] for"
+    )
+    assert f"{shared} influence, and 0.28 by chance" in " ".join(said.split())
     assert "AUC of planted, 81 sound examples against 27 others: icp 0.74 [0.51, 0.89], random undefined" in said
     rows = [line.split() for line in said.splitlines()]
     assert ["icp", ">0.8", "61.2", "53.1", "to", "69.3", "24", "12", "5", "7"] in rows
