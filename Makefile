@@ -36,6 +36,7 @@ paper-small: install-test
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt envs/icprobe.post-deploy.sh
+	@echo "Installing icprobe into $(VENV): 2 to 6 minutes, most of them for PyTorch"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh -e envs/icprobe.post-deploy.sh
 	touch $@

@@ -92,8 +92,9 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert said.count("for influence") == 1
     assert "0.99" not in said
     assert "Report: results/mine/report.html (with the texts of the examples)" in said
-    assert "W&B: 1 run kept here; to upload, run make sync EXPERIMENT=mine" in said
-    assert "W&B" not in terminal_summary.summary("mine", ["m"], tracked=False, width=100)
+    assert "W&B: 1 run kept here and not sent; to upload, run make sync EXPERIMENT=mine" in said
+    untracked = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
+    assert untracked.endswith("W&B: disabled, no runs were made, nothing was sent to it")
 
 
 def test_tables_of_an_earlier_configuration_are_not_told(finished):
@@ -119,13 +120,15 @@ def test_a_report_of_earlier_scores_is_told_of_beside_a_page_of_newer_ones(finis
 def test_where_scores_and_subsets_are_is_told_where_they_are(finished):
     (finished / "results/mine/m/tables/scores.csv").touch()
     subsets = finished / "results/mine/m/subsets"
-    for name in ("all/all", "icp/top-20pct", "influence/bottom-5pct", "influence/bottom-5pct.messages"):
+    written = ("icp/top-20pct", "icp/bottom-5pct", "influence/bottom-5pct", "influence/bottom-5pct.messages")
+    for name in ("all/all", *written):
         (subsets / f"{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
         (subsets / f"{name}.jsonl").touch()
     said = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
-    first = "Subsets: results/mine/m/subsets/icp/top-20pct.jsonl and 1 more in results/mine/m/subsets"
-    assert f"Scores: results/mine/m/tables/scores.csv\n{first}\nReport: " in said
-    (subsets / "icp/top-20pct.jsonl").unlink()
+    first = "results/mine/m/subsets/icp/top-20pct.jsonl, bottom-5pct.jsonl and 1 more in results/mine/m/subsets"
+    assert f"Scores: results/mine/m/tables/scores.csv\nSubsets: {first}\nReport: " in said
+    for name in ("top-20pct", "bottom-5pct"):
+        (subsets / f"icp/{name}.jsonl").unlink()
     assert "influence/bottom-5pct.jsonl\nReport: " in terminal_summary.summary("mine", ["m"], tracked=False)
 
 
@@ -190,7 +193,7 @@ def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
     assert ended.returncode == 0, ended.output[-3000:]
     assert "tiny: finished\n\nSpearman of icp and influence: " in ended.output
     assert "Report: results/tiny/report.html" in ended.output
-    assert "W&B" not in ended.output.split("tiny: finished")[1]
+    assert "W&B: disabled, no runs were made" in ended.output.split("tiny: finished")[1]
     assert "Results: results/tiny; W&B: disabled" in ended.output
     for quiet in (["-n", "all"], ["all"], ["results/tiny/data/tasks.parquet", "--forcerun", "select_tasks"]):
         assert "tiny: finished" not in project.snakemake(*quiet, "--cores", "2").output
@@ -317,7 +320,7 @@ def test_that_nothing_tells_is_said_where_nothing_was_trained(finished):
         (
             " def f(x): return x",
             "def f(x):\n    return x",
-            "made spaces of line breaks in 1 response of it; top-20pct.messages.jsonl",
+            "made spaces of line breaks in 1 response of top-20pct.jsonl; top-20pct.messages.jsonl",
         ),
         (" def f(x):\n    return x", "def f(x):\n    return x", ""),
         (

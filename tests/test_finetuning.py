@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from trl.trainer import utils
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
@@ -19,6 +20,7 @@ from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
 from icprobe.training.callbacks import newest_complete
 from icprobe.training.fine_tune import IGNORED, fine_tune, tokenize
+from icprobe.training.loss import PROBED_TOKENS
 
 ROWS = [
     {
@@ -145,6 +147,24 @@ def test_training_equals_a_naive_loop(tmp_path, prompts):
     # Adam divides by |g|: float noise of a gradient near 0 may turn a step of 1e-3, but rarely.
     typical = max(float((trained[k] - v).abs().mean()) for k, v in expected.state_dict().items())
     assert typical < 2e-6, f"mean difference {typical:.2g}, largest {largest:.2g}"
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_logits_are_computed_of_responses_alone(lora, base, prompts, tmp_path, monkeypatch):
+    head, scored = utils._ChunkedLogProbFunction, []
+
+    class Counting:
+        @staticmethod
+        def apply(states, *others):
+            scored.append(len(states))
+            return head.apply(states, *others)
+
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counting)
+    train(base, prompts, tmp_path, epochs=1, lora=lora)
+    examples, _ = tokenize(load_tokenizer(base), ROWS, prompts, 256)
+    tried = min(PROBED_TOKENS, len(examples[0]["input_ids"])) - 1
+    assert scored[0] == tried, "what the loss is tried on before"
+    assert sum(scored[1:]) == sum(label != IGNORED for example in examples for label in example["labels"])
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------

@@ -106,14 +106,14 @@ def test_the_report_says_whom_the_best_method_is_told_apart_from_and_what_length
         ],
     )
     assert (
-        "Of the methods, influence has the highest AUC and is not told apart from icp and number of response tokens by "
-        "these examples (paired test"
+        "Of the methods, influence has the highest AUC and is not shown to differ from icp and number of response "
+        "tokens by these examples (paired test"
     ) in said
     assert "it is not shown that influence and icp do better" in said
     assert "Number of response tokens (0.92 [0.71, 0.98])" in said
     assert "Of the methods" not in told([("random", 0.42, 0.24, 0.63)], [])
     alone = told([aucs[0], aucs[-1]], [("influence", "response tokens", -0.04, 0.6)])
-    assert "influence is not told apart from number of response tokens by these examples (paired test" in alone
+    assert "influence is not shown to differ from number of response tokens by these examples (paired test" in alone
     assert "Of the methods" not in alone
     # By a difference that is significant, a method does better than length; by its AUC alone none does.
     clear = told(aucs, [("influence", "response tokens", 0.2, 0.01), ("icp", "response tokens", 0.1, 0.2)])
@@ -140,7 +140,7 @@ def test_the_best_method_is_that_of_the_highest_auc_and_what_it_loses_to_is_said
 def test_methods_that_tie_share_the_highest_auc():
     aucs = [("a", 1.0, 0.8, 1.0), ("b", 1.0, 0.8, 1.0), ("c", 0.9, 0.7, 0.97)]
     said = told(aucs, [("a", "b", 0.0, np.nan), ("a", "c", 0.1, 0.4)])
-    assert "Of the methods, a and b share the highest AUC. a is not told apart from c by these examples" in said
+    assert "Of the methods, a and b share the highest AUC. a is not shown to differ from c by these examples" in said
 
 
 def test_a_method_that_prefers_the_wrong_ones_is_not_said_to_see_length_alone():

@@ -64,7 +64,7 @@ def test_how_many_bad_examples_are_among_as_many_with_the_lowest_scores(tmp_path
         "That is about whole rankings. At the lowest end alone: of the 1 example that is not yes, partly has 1 among "
         "its 1 lowest scores; chance would give 0.2, and 0 to 1 in 95% of cases.",
     ]
-    (told,) = (finding for finding in sentences.found(model, {"ok": ["yes"]}) if "(ok)" in finding.question)
+    (told,) = (finding for finding in sentences.found(model, {"ok": ["yes"]}) if "whose ok is yes" in finding.question)
     assert told.sentences[-2:] == label_sentences.among_the_lowest(found, "yes")
 
 
@@ -79,8 +79,8 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
         "influence (0.80 [0.70, 0.90]) and icp (0.70 [0.60, 0.80]) rank sound examples above the others more often "
         "than chance would.",
         "one_step (0.20 [0.10, 0.30]) ranks the others above the sound ones more often than chance would.",
-        "The interval of length (0.70 [0.40, 0.90]) includes 0.5, so these examples do not show that it tells them "
-        "apart any better or worse than chance.",
+        "The interval of length (0.70 [0.40, 0.90]) includes 0.5: these examples do not show that it tells them "
+        "apart better or worse than chance.",
         "There is no interval of random (0.50): there are too few examples, or all have the same score.",
     ]
 

@@ -14,6 +14,8 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0  # between lines of a log
+# The first work of a job is slow: until so much is done, or so long has passed, its rate tells nothing of the rest.
+WARM, WARM_SECONDS = 0.01, 60.0
 # tqdm's own, but for the time left, which is reckoned by work.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}{postfix}]"
 
@@ -131,12 +133,14 @@ class Progress(tqdm):
         return f"{self.desc or 'progress'}: {self._done:,}{total} {self.unit}s, {speed}{left}"
 
     def _seconds_left(self, elapsed: float) -> float | None:
-        """Seconds to the end, at the rate of this try; None where nothing is done yet, or no end is known."""
+        """Seconds to the end, at the rate of this try; None where too little is done to tell, or no end is known."""
         done, left = self._work_done, self._work_left
         if left is None:
             done = self.n + self._part - self.initial
             left = self.total - self.n - self._part if self.total else None
-        return max(left, 0.0) * elapsed / done if left is not None and done > 0 else None
+        if left is None or done <= 0 or (elapsed < WARM_SECONDS and done < WARM * (done + left)):
+            return None
+        return max(left, 0.0) * elapsed / done
 
 
 @contextmanager

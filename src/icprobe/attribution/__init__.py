@@ -70,8 +70,7 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.icp",
         "nats",
         "In-context probing: is a task's answer likelier when the example stands before the task in the prompt? The "
-        "effect on a task is the change of the answer's log-likelihood, in nats; where the score is a share of "
-        "tasks helped, it counts those whose effect is above 0.",
+        "effect on a task is the change of the answer's log-likelihood, in nats.",
         (*_ENGINE, *_TASK),
         per_token=_TASK,
         by_itself=True,
@@ -92,7 +91,7 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.influence",
         "signed log",
         "What influence asks, by the formula of the paper's released code: the products of the gradients of each "
-        "weight matrix go into a sum of signed logs.",
+        "weight matrix go into a sum of signed logs, which has no unit: only its order says something.",
         (*_ENGINE, *_LOSS),
         _BUDGET,
         together=_INFLUENCE,

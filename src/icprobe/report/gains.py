@@ -42,7 +42,7 @@ def tail_patch_rows(model: Findings) -> list[dict[str, Any]]:
     for row in model.tail_patch.itertuples():
         rows.setdefault((row.method, str(row.k)), {})[row.which] = row
     return [
-        {"method": method, "size_of": k if k in SIZES else f"as in bin {k}", "n": of["best"].n, "of": of}
+        {"method": method, "size_of": k if k in SIZES else f"as many as bin {k} holds", "n": of["best"].n, "of": of}
         for (method, k), of in rows.items()
     ]
 

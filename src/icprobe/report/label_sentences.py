@@ -37,7 +37,7 @@ def labels(
     groups = {
         "{} rank{s} {good} examples above the others more often than chance would.": rows[rows["low"] > 0.5],
         "{} rank{s} the others above the {good} ones more often than chance would.": rows[rows["high"] < 0.5],
-        "The interval of {} includes 0.5, so these examples do not show that {it} any better or worse than chance.": (
+        "The interval{many} of {} include{s} 0.5: these examples do not show that {it} better or worse than chance.": (
             rows[(rows["low"] <= 0.5) & (rows["high"] >= 0.5)]
         ),
         "There is no interval of {}: there are too few examples, or all have the same score.": rows[rows["low"].isna()],
@@ -55,7 +55,7 @@ def labels(
             one = len(ordered) == 1
             names = listed(told[method] for method in ordered)
             it = "it tells them apart" if one else "they tell them apart"
-            sentence = words.format(names, s="s" if one else "", it=it, good=good)
+            sentence = words.format(names, s="s" if one else "", many="" if one else "s", it=it, good=good)
             starts_with_words = words.startswith("{}") and ordered.iloc[0] in headline.RIVALS
             sentences.append(sentence[0].upper() + sentence[1:] if starts_with_words else sentence)
     return sentences + _the_best(rows, differences, baselines) + _beside_length(rows, differences, baselines)
@@ -80,7 +80,7 @@ def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None, baselines: C
     open_ = [verdicts.name(other) for other, (_, p) in against.items() if not p < SIGNIFICANT]
     clauses = [f"is better than {listed(apart)}"] if apart else []
     clauses += [f"is worse than {listed(behind)} on the examples that both have evaluated"] if behind else []
-    clauses += [f"is not told apart from {listed(open_)} by these examples"] if open_ else []
+    clauses += [f"is not shown to differ from {listed(open_)} by these examples"] if open_ else []
     tested = "(paired test of DeLong, corrected for their number, 5%)"
     told = f"{', but '.join(clauses)} {tested}." if clauses else ""
     if len(ties) > 1:
@@ -166,7 +166,8 @@ def numbers(label: str, rows: pd.DataFrame) -> list[str]:
     if few:
         return [*sentences, undecided(rows["n"].max())]
     if len(apart):
-        return [*sentences, f"The interval of {listed(apart['method'])} excludes 0."]
+        verb = "interval of {} excludes" if len(apart) == 1 else "intervals of {} exclude"
+        return [*sentences, f"The {verb.format(listed(apart['method']))} 0."]
     return [*sentences, "Every interval includes 0: these examples show no correlation."] if len(known) else sentences
 
 

@@ -99,7 +99,7 @@ def found(
         [] if model.aucs is None else headline.good_against_others(model.aucs).groupby("label", sort=False)
     ):
         good = listed(map(str, sound_labels.get(label, [])), "or") or "good"
-        question = f"Which methods tell {good} examples from the others ({label})?"
+        question = f"Which methods tell examples whose {label} is {good} from the others?"
         differences = model.auc_differences
         own = None if differences is None else differences[differences["label"] == label]
         sentences = label_sentences.labels(str(label), good, rows, own, model.baselines)
@@ -137,8 +137,8 @@ def found(
     ]
     sentences += _with_length(model)
     sentences.append(
-        "There are no labels with good values and no fine-tuned models to compare the scores with: data.labels and "
-        "data.sound_labels, or finetune, would show whether the scores are worth something."
+        "Nothing here tells whether the scores predict training: there are no labels with good values to compare them "
+        "with (data.labels and data.sound_labels), and no trainings (finetune, truth)."
     )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")
@@ -158,7 +158,10 @@ def _with_length(model: Findings) -> list[str]:
         told.append(f"{method} {estimate(value, *fisher_interval('spearman', value, len(both)))}")
     if not told:
         return []
-    return [f"Spearman correlation of the scores with response length, with its 95% interval: {listed(told)}."]
+    return [
+        f"Spearman correlation of the scores with response length, with its 95% interval: {listed(told)}. Above 0, "
+        "longer responses score higher."
+    ]
 
 
 def against_base(judged: pd.DataFrame, prompts: int) -> list[str]:

@@ -77,8 +77,10 @@ def summary(
     if tracked:
         waiting = len(pending(folder / paths.WANDB))
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
-        runs = several(waiting, "run")
-        ends.append(_wrapped(f"W&B: {runs} kept here; to upload, run {command}", width) if waiting else "")
+        kept_here = f"W&B: {several(waiting, 'run')} kept here and not sent; to upload, run {command}"
+        ends.append(_wrapped(kept_here, width) if waiting else "")
+    else:
+        ends.append(_wrapped("W&B: disabled, no runs were made, nothing was sent to it", width))
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
 
 
@@ -90,7 +92,9 @@ def _files(subsets: Path, advised: Path | None) -> list[str]:
     # The best before the worst, and influence's before others'.
     worst = ("bottom", "le-")
     first = min(found, key=lambda p: (p != advised, p.stem.startswith(worst), p.parent.name != "influence"))
-    line = f"Subsets: {first}{f' and {len(found) - 1} more in {subsets}' if len(found) > 1 else ''}"
+    beside = [path.name for path in found if path.parent == first.parent and path != first]
+    others = len(found) - 1 - len(beside)
+    line = f"Subsets: {', '.join([str(first), *beside])}{f' and {others} more in {subsets}' if others else ''}"
     return [line, *_lost(first)]
 
 
@@ -107,7 +111,7 @@ def _lost(subset: Path) -> list[str]:
             flat += "\n" in str(talk["messages"][-1]["content"]).strip() and "\n" not in row["completion"].strip()
     if not flat:
         return []
-    flattened = f"The templates have made spaces of line breaks in {several(flat, 'response')} of it"
+    flattened = f"The templates have made spaces of line breaks in {several(flat, 'response')} of {subset.name}"
     return [f"  {flattened}; {beside.name} keeps them (docs/training.md)"]
 
 

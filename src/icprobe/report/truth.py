@@ -214,7 +214,8 @@ def sentences(model: Findings) -> list[str]:
         found += [verdicts.removal(model.removal)]
     if not is_retrained(model):
         found.append(
-            "No model was trained anew to find out: truth.subsets in the configuration and snakemake truth do that."
+            "This experiment has not measured that. To do so, write truth: {subsets: 32} into the configuration, and "
+            "run snakemake truth."
         )
     return found
 

@@ -29,12 +29,11 @@ from icprobe.texts.completions import completions, longest
 from icprobe.texts.prompts import Encoded, Prompts
 from icprobe.texts.tokenizing import load_tokenizer
 from icprobe.training.callbacks import Checkpoints, Watch, newest_complete
+from icprobe.training.loss import prepare_loss
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100  # label of a token without loss
-# On so many tokens trl's loss is compared with the model's own, from which rounding may take it this far.
-PROBED_TOKENS, LOSS_TOLERANCE = 32, {torch.float32: 1e-3, torch.bfloat16: 0.05}
 CHECKPOINTING_ABOVE_PARAMETERS = 1_500_000_000  # a larger model's activations are recomputed, to save memory
 
 
@@ -150,40 +149,8 @@ def trainer_of(
             model, adapters = get_peft_model(model, adapters), None
         trainer = _trainer(model, adapters, tokenizer, examples, settings, seed, Path(folder), callbacks)
     trainer.remove_callback(PrinterCallback)  # it prints to the terminal what Watch logs
-    _check_loss(trainer.model, examples[0])
+    prepare_loss(trainer.model, examples[0]["input_ids"])
     return trainer
-
-
-@torch.no_grad()
-def _check_loss(model: Any, example: dict[str, list[int]]) -> None:
-    """Raises ModelError where trl's loss of a model is not that of its logits.
-
-    trl puts the output embedding behind the base model itself, and leaves out what some models do between the two.
-    """
-    ids = torch.tensor([example["input_ids"][:PROBED_TOKENS]], device=model.device)
-    training = model.training
-    model.eval()
-    try:
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-        right = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
-        found = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs[0].float()
-        apart = ((found - right).abs().max() / right.abs().max().clamp(min=1e-6)).item()
-    except (RuntimeError, AttributeError, IndexError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{_name(model)}: trl cannot compute its loss ({reason(error)}); choose another model."
-        ) from None
-    finally:
-        model.train(training)
-    if not apart < LOSS_TOLERANCE[model.dtype]:
-        raise ModelError(
-            f"{_name(model)}: the loss that trl computes is {100 * apart:.2g}% off that of the model's own logits, so "
-            "that training would minimise something else; choose another model."
-        )
-
-
-def _name(model: Any) -> str:
-    """The class of a model, below its adapters."""
-    return type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__
 
 
 @contextmanager

@@ -7,12 +7,15 @@ from typing import Any
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from icprobe.errors import several
 from icprobe.formatting import rough_duration
 from icprobe.workflow.resources import estimate_seconds
 
+# Of the estimates; twice as many take 2^-SHARED of the time.
+CORES, SHARED = 8, 0.8
 BFLOAT16 = (
-    "This processor has no instructions for bfloat16, so attribution takes about three times as long as that; "
-    "attribution: {dtype: float32} does not."
+    "This processor has no instructions for bfloat16, with which attribution takes about three times as long as that. "
+    "Write dtype: float32 below attribution in your file, and the estimate holds."
 )
 
 
@@ -24,8 +27,11 @@ def unknown_sizes(models: Iterable[str]) -> str:
     )
 
 
-def work(jobs: Iterable[tuple[str, int, int, bool]]) -> str:
-    """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB, whether it is heavy)."""
+def work(jobs: Iterable[tuple[str, int, int, bool]], cores: int = CORES) -> str:
+    """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB, whether it is heavy).
+
+    cores: those that compute it, where that is known and no GPU does.
+    """
     jobs = list(jobs)
     if not jobs:
         return ""
@@ -37,9 +43,16 @@ def work(jobs: Iterable[tuple[str, int, int, bool]]) -> str:
     return (
         f"About {rough_duration(sum(seconds.values()))} of work, {rough_duration(seconds[longest])} of it in "
         f"{longest}; at most {megabytes / 1000:.1f} GB of memory a "
-        f"job ({hungriest}). These are estimates from the sizes of files and models, for 8 cores or an A100; two cores "
-        "of a laptop take two to three times as long. `snakemake estimate` measures yours."
+        f"job ({hungriest}). These are estimates from the sizes of files and models, for {CORES} cores or an A100; "
+        f"{_longer(sum(seconds.values()), cores)}`snakemake estimate` measures yours."
     )
+
+
+def _longer(seconds: float, cores: int) -> str:
+    """What fewer cores may take: not all of a job is shared by cores, and the slowest kinds of them are laptops'."""
+    if cores >= CORES:
+        return ""
+    return f"the {several(cores, 'core')} here may take up to {rough_duration(seconds * (CORES / cores) ** SHARED)}. "
 
 
 class Brief:

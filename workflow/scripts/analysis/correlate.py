@@ -8,6 +8,7 @@ from icprobe import artifacts
 from icprobe.analysis import headline
 from icprobe.analysis.correlations import correlations
 from icprobe.analysis.domains import by_domain, score_sets
+from icprobe.formatting import estimate
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -19,8 +20,8 @@ with job(snakemake) as run:
         snakemake.wildcards.model, sets, lambda found: correlations(found, known, seed=params.seed, **params.settings)
     )
     artifacts.write_csv(snakemake.output[0], table)
-    found = headline.of_correlations(table)
-    for name, value in found.items():
-        logging.info("%s = %.3f", name, value)
+    for row in headline.over_all_tasks(table).query("statistic == 'spearman'").itertuples():
+        found = estimate(row.value, row.low, row.high)
+        logging.info("Spearman of %s and %s: %s", row.method_a, row.method_b, found)
     run.table("correlations", table)
-    run.summary(**found)
+    run.summary(**headline.of_correlations(table))

@@ -12,7 +12,7 @@ with job(snakemake) as run:
     table.insert(0, "model", snakemake.wildcards.model)
     artifacts.write_csv(snakemake.output[0], table)
     for row in table.itertuples():
-        logging.info("%s, bin %s: %d examples, the last scores %.4g", row.method, row.bin, row.n, row.border)
+        logging.info("%s, bin %s: %d examples; it ends at a score of %.4g", row.method, row.bin, row.n, row.border)
     warnings = coarse(table)
     for warning in warnings:
         logging.warning("%s", warning)
