@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0  # between lines of a log
 # The first work of a job is slow: until so much is done, or so long has passed, its rate tells nothing of the rest.
-WARM, WARM_SECONDS = 0.01, 60.0
+WARM, WARM_SECONDS = 0.05, 60.0
 # tqdm's own, but for the time left, which is reckoned by work.
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{left}, {rate_fmt}{postfix}]"
 

@@ -14,8 +14,8 @@ from icprobe.workflow.resources import estimate_seconds
 # Of the estimates; twice as many take 2^-SHARED of the time.
 CORES, SHARED = 8, 0.8
 BFLOAT16 = (
-    "This processor has no instructions for bfloat16, with which attribution takes about three times as long as that. "
-    "Write dtype: float32 below attribution in your file, and the estimate holds."
+    "This processor has no instructions for bfloat16: attribution will take about three times as long as estimated. "
+    "With dtype: float32 below attribution in your file it will not."
 )
 
 
