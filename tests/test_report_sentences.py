@@ -149,7 +149,7 @@ def test_bins_that_ties_decide_are_named():
 
 def test_a_method_whose_scores_are_those_of_one_task_is_named(tmp_path):
     model = model_of(tmp_path)
-    question = "Which scores are those of one task?"
+    question = "Does one task decide a method's scores?"
     assert question not in [one.question for one in sentences.found(model, {})]
     ids = experiment(tmp_path)["train"][["id"]]
     matrix = ids.assign(a=0.0, b=0.0, c=np.arange(float(len(ids))))

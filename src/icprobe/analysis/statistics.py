@@ -141,6 +141,6 @@ def warning_of_one_task(
     return (
         f"One of the {tasks.shape[1]} tasks, {named}, {made} the variance of {method}'s scores: its effects are larger "
         "than the others'. To give each task the same weight, "
-        f"add a mean of ranks (attribution: {{combined: {{NAME: {{mean_rank: [{method}]}}}}}}), or let tasks take "
+        f"rank the examples task by task (attribution: {{combined: {{NAME: {{mean_rank: [{method}]}}}}}}), or let tasks take "
         "turns in a selection (per_task: round_robin)."
     )

@@ -92,7 +92,7 @@ def found(
     findings = []
     cautions = [
         ("Which scores are too coarse to rank the examples?", model.ties),
-        ("Which scores are those of one task?", model.decided_by_one),
+        ("Does one task decide a method's scores?", model.decided_by_one),
     ]
     first = [Finding(question, sentences) for question, sentences in cautions if sentences]
     for label, rows in (
