@@ -140,7 +140,7 @@ def warning_of_one_task(
     made = f"makes {100 * share:.0f}% of" if share <= 1 else "makes all of"
     return (
         f"One of the {tasks.shape[1]} tasks, {named}, {made} the variance of {method}'s scores: its effects are larger "
-        "than the others'. To give each task the same weight, "
-        f"rank the examples task by task (attribution: {{combined: {{NAME: {{mean_rank: [{method}]}}}}}}), or let tasks take "
-        "turns in a selection (per_task: round_robin)."
+        "than the others'. To give each task the same weight, rank "
+        f"the examples task by task (attribution: {{combined: {{NAME: {{mean_rank: [{method}]}}}}}}), or let tasks "
+        "take turns in a selection (per_task: round_robin)."
     )
