@@ -283,7 +283,8 @@ def outlook():
     attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence", "attribute_ekfac"}
     slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and forwards & {name for name, *_ in told}
     unknown = dry_run.unknown_sizes(m for m in CONFIG.models if told and work.known_parameters(CONFIG, m) is None)
-    here = dry_run.CORES if gpus.listed() else cores.usable()
+    on_gpu = "cuda" in {attribution.device, CONFIG.finetune.device} or gpus.listed()
+    here = dry_run.CORES if on_gpu else cores.usable()
     sentences = [dry_run.work(told, here), unknown, dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]
     return "\n".join(filter(None, [*sentences, destination.sentence(CONFIG.experiment, ask=False)]))
 
@@ -296,7 +297,7 @@ def require_outside():
         asked = PLACE.names(workflow.dag.jobs)
         if "truth" in asked and not PLAN.truth_parts:
             raise ConfigError(
-                "truth: nothing says what to train anew; write truth: {subsets: 64} into the configuration"
+                "truth: nothing says what to train again; write truth: {subsets: 64} into the configuration"
             )
         if "estimate" in asked:
             estimating.require_files(workflow)

@@ -291,7 +291,7 @@ def test_a_score_that_is_too_coarse_for_a_bin_is_warned_of():
     assert warning.startswith(
         "icp, bin top 20%: 16 examples share the score 1 at its border, and 4 of them are among its 4"
     )
-    assert "it takes 2 values. A share of tasks helped takes more with more tasks" in warning
+    assert "it takes 2 values. If it is a share of tasks helped, more tasks or their mean" in warning
 
 
 def test_ties_of_a_few_at_the_border_of_a_large_bin_are_not_warned_of():

@@ -1,3 +1,4 @@
+import inspect
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from trl.trainer import utils
+from trl.trainer.utils import add_fused_lm_head
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
@@ -20,7 +22,7 @@ from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
 from icprobe.training.callbacks import newest_complete
 from icprobe.training.fine_tune import IGNORED, fine_tune, tokenize
-from icprobe.training.loss import PROBED_TOKENS
+from icprobe.training.loss import PROBED_TOKENS, _pass_over_ignored
 
 ROWS = [
     {
@@ -165,6 +167,25 @@ def test_logits_are_computed_of_responses_alone(lora, base, prompts, tmp_path, m
     tried = min(PROBED_TOKENS, len(examples[0]["input_ids"])) - 1
     assert scored[0] == tried, "what the loss is tried on before"
     assert sum(scored[1:]) == sum(label != IGNORED for example in examples for label in example["labels"])
+
+
+def test_a_trl_that_decides_otherwise_is_left_as_it_is(base, prompts, tmp_path, monkeypatch):
+    """What is asked by device is no part of trl's interface."""
+    model = load_model(base, device="cpu")
+    add_fused_lm_head(model)
+    monkeypatch.delattr(utils, "_use_triton")
+    forward = model.forward
+    _pass_over_ignored(model)
+    assert model.forward == forward
+
+
+def test_a_model_that_is_trained_keeps_the_signature_that_generation_asks_for(base):
+    model = load_model(base, device="cpu")
+    add_fused_lm_head(model)
+    expected = list(inspect.signature(model.forward).parameters)
+    _pass_over_ignored(model)
+    assert list(inspect.signature(model.forward).parameters) == expected
+    assert "input_ids" in expected
 
 
 # --- what comes out ---------------------------------------------------------------------------------------------

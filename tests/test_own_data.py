@@ -135,14 +135,18 @@ def test_a_mistyped_configuration_file_is_no_target(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_readmes_steps_end_in_scores_tables_and_a_report(run, tmp_path):
-    ended = run({**OWN, **TINY}, "all", "--cores", "2")
+    readmes = {**OWN, **TINY, "attribution": OWN["attribution"] | TINY["attribution"]}
+    ended = run(readmes, "all", "--cores", "2")
     assert ended.returncode == 0, ended.output
     model = tmp_path / "results" / "mine" / "tiny"
+    matrix = pd.read_parquet(model / "attributions/icp.parquet").set_index("id").mean(axis=1)
+    scores = pd.read_parquet(model / "scores/icp.parquet").set_index("id")["score"]
+    assert scores.to_dict() == pytest.approx(matrix.to_dict(), rel=1e-5), "the file asks for the mean"
     assert {path.stem for path in model.glob("scores/*.parquet")} == {*Attribution().methods}
     assert not [*model.glob("checkpoints"), *model.glob("responses")]
     page = (tmp_path / "results/mine/report.html").read_text(encoding="utf-8")
     assert "planted" not in page
-    ended = run({**OWN, **TINY}, "scores", "--cores", "2")
+    ended = run(readmes, "scores", "--cores", "2")
     assert ended.returncode == 0, ended.output
     short = (tmp_path / "results/mine/scores.html").read_text(encoding="utf-8")
     assert all(f'<section id="{part}"' in short for part in ("asked", "examples", "explorer"))

@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -188,6 +189,20 @@ def test_a_rule_without_a_sentence_of_its_own_is_told_by_its_message(tmp_path):
     (row,) = artifacts(rule_runs([drawn]), "demo")
     assert (row["makes"], row["how"]) == ("{model}/figures/odd.svg", "Drawing {model} oddly")
     assert artifacts(rule_runs([RuleRun("score")]), "demo")[0]["how"] == HOW["score"]
+
+
+def test_of_every_rule_that_makes_something_the_report_says_how():
+    """Its message alone would name wildcards. An estimate, rates and an upload are no part of a report."""
+    rules = {}
+    for path in (Path(__file__).parents[1] / "rules").glob("*.smk"):
+        blocks = re.split(r"^ *(?=(?:use )?rule )", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        for block in blocks[1:]:
+            name = re.match(r"use rule \w+ as (\w+) with:|rule (\w+):", block)
+            rules[name[1] or name[2]] = bool(name[1]) or "output:" in block
+    assert len(rules) > 50
+    made = {name for name, makes in rules.items() if makes} - {"estimate", "measure_rates", "publish"}
+    assert made - {*HOW} == set()
+    assert {*HOW} - {*rules} == set()
 
 
 @pytest.mark.parametrize("makes", ["results/{experiment}/report.html", "results/demo/report.html"])

@@ -74,7 +74,7 @@ def test_labels_tell_what_is_beyond_chance_what_is_reversed_and_what_is_open():
         random=(0.5, np.nan, np.nan),
     )  # fmt: skip
     said = label_sentences.labels("planted", "sound", table)
-    assert said[0] == "By the label planted, 81 examples are sound and 27 are not."
+    assert said[0] == "By the label planted, 81 examples are labelled sound and 27 are not."
     assert said[2:] == [
         "influence (0.80 [0.70, 0.90]) and icp (0.70 [0.60, 0.80]) rank sound examples above the others more often "
         "than chance would.",

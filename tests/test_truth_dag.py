@@ -186,4 +186,4 @@ def test_what_cannot_be_is_refused_in_one_sentence(case, tmp_path):
 def test_truth_without_trainings_is_no_success(tmp_path):
     ended = dag.new(tmp_path).snakemake("truth", "--cores", "1")
     assert ended.returncode == 1
-    assert "truth: nothing says what to train anew; write truth: {subsets: 64}" in ended.output
+    assert "truth: nothing says what to train again; write truth: {subsets: 64}" in ended.output

@@ -152,8 +152,8 @@ def coarse(table: pd.DataFrame) -> list[str]:
     return [
         f"{row.method}, bin {row.bin}: {row.n_tied} examples share the score {number(row.border)} at its border, and "
         f"{row.n_tied_inside} of them are among its {row.n}, by mean effect where there is one, then by id. The score "
-        f"is too coarse for this bin: it takes {row.n_values} values. A share of tasks helped takes more with more "
-        "tasks, or as the mean over them (attribution.aggregators)."
+        f"is too coarse for this bin: it takes {row.n_values} values. If it is a share of tasks helped, more tasks "
+        "or their mean (attribution.aggregators) make it finer."
         for row in decided_by_ties(table).itertuples()
     ]
 

@@ -28,7 +28,7 @@ class Members:
             unknown = members["id"][places < 0]
             raise DataError(
                 f"The subset {members['subset'][places < 0].iloc[0]} has the example {unknown.iloc[0]!r}, which the "
-                "train table lacks. Make the subsets of truth/ anew."
+                "train table lacks. Make the subsets of truth/ again."
             )
         known = rows >= 0
         shape = len(names), len(self.ids)
@@ -96,6 +96,6 @@ def outcomes_of(table: pd.DataFrame, name: str, subsets: Sequence[str]) -> tuple
     if min(map(np.min, places), default=0) < 0 or len(own) != values.size or np.isnan(values).any():
         raise DataError(
             f"truth/: of {len(subsets)} trainings with {len(seeds)} seeds each, {len(own)} log-likelihoods of {name} "
-            f"are there, where {values.size} ought to be, none of them NaN. Measure the outcomes anew."
+            f"are there, where {values.size} ought to be, none of them NaN. Measure the outcomes again."
         )
     return values, ids

@@ -45,7 +45,7 @@ def removal(removals: pd.DataFrame, table: pd.DataFrame, domains: Mapping[str, S
     is_control = sets["method"].isna()
     controls, n_seeds = outcomes[is_control], table["seed"].nunique()
     if controls.empty:
-        raise DataError("truth/removals.parquet has no random removals to compare with; make it anew.")
+        raise DataError("truth/removals.parquet has no random removals to compare with; make it again.")
     tables = []
     for domain, ids in {ALL: tasks, **domains}.items():
         ids = list(ids)
@@ -65,7 +65,7 @@ def _without_its_best(outcomes: pd.DataFrame, sets: pd.DataFrame, method: str) -
         return outcomes.loc[sets.index[0]]
     model_of = dict(zip(sets["task"], sets.index, strict=True))
     if missing := [task for task in outcomes.columns if task not in model_of]:
-        raise DataError(f"truth/removals.parquet has no best examples of {method} for {missing[0]!r}; make it anew.")
+        raise DataError(f"truth/removals.parquet has no best examples of {method} for {missing[0]!r}; make it again.")
     return pd.Series({task: outcomes.loc[model_of[task], task] for task in outcomes.columns})
 
 

@@ -75,7 +75,7 @@ def _aligned(tuned: pd.DataFrame, base: pd.DataFrame, name: str) -> np.ndarray:
         return np.full(len(base), np.nan)
     own = tuned[tuned["set"] == name].set_index("id")
     if set(own.index) != set(base["id"]) or (own["n_tokens"].loc[base["id"]].to_numpy() != base["n_tokens"]).any():
-        raise DataError(f"{name}: the base model and a fine-tuned one were asked other answers. Make outcomes/ anew.")
+        raise DataError(f"{name}: the base model and a fine-tuned one were asked other answers. Make outcomes/ again.")
     return own["log_likelihood"].loc[base["id"]].to_numpy()
 
 

@@ -44,7 +44,7 @@ def labels(
     }
     n_good, n_others = rows["n_positive"].max(), rows["n_negative"].max()
     sentences = [
-        f"By the label {label}, {many(n_good, 'example')} {'is' if n_good == 1 else 'are'} {good} and "
+        f"By the label {label}, {many(n_good, 'example')} {'is' if n_good == 1 else 'are'} labelled {good} and "
         f"{count(n_others)} {'is' if n_others == 1 else 'are'} not.",
         f"In parentheses after each method is its AUC with a 95% interval: how often one of the {good} examples scores "
         "above one of the others (0.5 is chance, 1 is without error).",

@@ -137,8 +137,8 @@ def found(
     ]
     sentences += _with_length(model)
     sentences.append(
-        "Nothing here tells whether the scores predict training: there are no labels with good values to compare them "
-        "with (data.labels and data.sound_labels), and no trainings (finetune, truth)."
+        "Nothing here holds the scores against labels (data.labels and data.sound_labels) or against full trainings "
+        "(finetune, truth)."
     )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")

@@ -27,16 +27,18 @@ def _pass_over_ignored(model: Any) -> None:
     """Makes trl's output embedding pass over the tokens without a label on a CPU, as it does on a GPU.
 
     They count for nothing: the loss is the same, and no logits are computed of padding and queries. trl decides by the
-    device, in a function of its own, for the sake of accelerators that compile for each number of tokens.
+    device, in a function of its own, for the sake of accelerators that compile for each number of tokens. A version of
+    trl without it goes on as it does.
     """
-    with_head = model.forward
+    with_head, decides = model.forward.__func__, getattr(utils, "_use_triton", None)
+    if decides is None or model.device.type != "cpu":
+        return
 
     @functools.wraps(with_head)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        decides = utils._use_triton
         utils._use_triton = lambda device: device.type == "cpu" or decides(device)
         try:
-            return with_head(*args, **kwargs)
+            return with_head(self, *args, **kwargs)
         finally:
             utils._use_triton = decides
 

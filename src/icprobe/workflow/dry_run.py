@@ -52,7 +52,8 @@ def _longer(seconds: float, cores: int) -> str:
     """What fewer cores may take: not all of a job is shared by cores, and the slowest kinds of them are laptops'."""
     if cores >= CORES:
         return ""
-    return f"the {several(cores, 'core')} here may take up to {rough_duration(seconds * (CORES / cores) ** SHARED)}. "
+    most = rough_duration(seconds * (CORES / cores) ** SHARED)
+    return f"on the {several(cores, 'core')} here it may be up to {most}. "
 
 
 class Brief:

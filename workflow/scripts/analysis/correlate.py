@@ -20,7 +20,7 @@ with job(snakemake) as run:
         snakemake.wildcards.model, sets, lambda found: correlations(found, known, seed=params.seed, **params.settings)
     )
     artifacts.write_csv(snakemake.output[0], table)
-    for row in headline.over_all_tasks(table).query("statistic == 'spearman'").itertuples():
+    for row in headline.over_all_tasks(table).query("statistic == 'spearman'").dropna(subset="value").itertuples():
         found = estimate(row.value, row.low, row.high)
         logging.info("Spearman of %s and %s: %s", row.method_a, row.method_b, found)
     run.table("correlations", table)
