@@ -207,7 +207,6 @@ rule score:
     params:
         aggregator=lambda w: PLAN.aggregator(w.method),
         allow_missing=lambda w: METHODS[w.method].may_skip,
-        unit=lambda w: score_unit(w.method),
         code=fingerprint("attribution/score"),
     log:
         paths.log("score/{model}/{method}"),

@@ -373,9 +373,9 @@ def test_the_four_calls_and_what_reads_their_table_run(tmp_path, monkeypatch):
     exec(calls.replace('"smollm2-135m-instruct"', f'{source!r}, dtype="float32"'), names)
     assert len(names["best"]) == 1
     assert Path("best.jsonl").is_file()
-    written = Path("results/mine/pythia/tables/scores.csv")
+    written = Path("results/mine/pythia/tables/scores.parquet")
     written.parent.mkdir(parents=True)
-    names["scores"].to_csv(written, index=False)
+    names["scores"].to_parquet(written, index=False)
     exec(reads, names)
     assert names["table"]["rank_influence"].tolist() == names["scores"]["rank_influence"].tolist()
 

@@ -138,7 +138,7 @@ def test_a_table_that_is_absent_or_empty_leaves_no_section(tmp_path):
         bare = ModelInputs(scores={"icp": inputs.scores["icp"]}, win_rates=win_rates)
         text = page(tmp_path, models={"smollm2": bare}, labels=[], environment=None, dag=None)
         assert sections(text) == ["found", "examples", "explorer", "making"]
-        assert "no labels with good values and no fine-tuned models" in text
+        assert "Nothing here holds the scores against labels" in text
         assert "<h3>Environment" not in text
 
 

@@ -20,7 +20,7 @@ with job(snakemake) as run:
     logging.info("%d scores from %s to %s, median %s", len(values), *ends)
     method = snakemake.wildcards.method
     if shown := extremes.lines(scores, snakemake.input.train):
-        logging.info("the best and the worst by %s (%s):\n%s", method, snakemake.params.unit, "\n".join(shown))
+        logging.info("the best and the worst by %s:\n%s", method, "\n".join(shown))
     decided = warning_of_one_task(method, parquet.read_pieces(snakemake.input.matrix), scores)
     for said in filter(None, (warning_of_ties(method, scores), decided)):
         logging.warning("%s", said)
