@@ -24,7 +24,7 @@ from icprobe.formatting import BIN_NAME
 from icprobe.paths import SELECTED
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import checks, dry_run, exporting, gpus, log_filters, modules, responding, work
+from icprobe.workflow import checks, dry_run, exporting, log_filters, modules, responding, sharing, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -283,8 +283,7 @@ def outlook():
     attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence", "attribute_ekfac"}
     slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and forwards & {name for name, *_ in told}
     unknown = dry_run.unknown_sizes(m for m in CONFIG.models if told and work.known_parameters(CONFIG, m) is None)
-    on_gpu = "cuda" in {attribution.device, CONFIG.finetune.device} or gpus.listed()
-    here = dry_run.CORES if on_gpu else cores.usable()
+    here = dry_run.CORES if sharing.takes_gpu(CONFIG) else cores.usable()
     sentences = [dry_run.work(told, here), unknown, dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]
     return "\n".join(filter(None, [*sentences, destination.sentence(CONFIG.experiment, ask=False)]))
 

