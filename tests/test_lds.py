@@ -212,7 +212,7 @@ def test_outcomes_that_are_not_all_there_are_refused():
     assert sorted(ids) == ["t0", "t1", "t2"]
     twice = pd.concat([table[1:], table[-1:]])
     for wrong in (table[1:], twice, table.assign(log_likelihood=np.nan), table.assign(subset="s0")):
-        with pytest.raises(DataError, match="Measure the outcomes anew"):
+        with pytest.raises(DataError, match="Measure the outcomes again"):
             outcomes_of(wrong, "tasks", ["s0", "s1"])
 
 
