@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11) and "icprobe needs Python 3.11 or later; name one: make PYTHON=python3.12")
 # nproc counts the threads that OpenMP may have instead, where these are set.
 CORES ?= $(shell env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || sysctl -n hw.ncpu)
 # Of `make sync` (default: demo) and `make workspace` (default: that of the configuration).
@@ -37,7 +38,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt envs/icprobe.post-deploy.sh
 	@echo "Installing icprobe into $(VENV): 2 to 6 minutes, most of them for PyTorch"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/python || { $(PYTHON) -c '$(NEW_ENOUGH)' && $(PYTHON) -m venv $(VENV); }
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh -e envs/icprobe.post-deploy.sh
 	touch $@
 
@@ -100,10 +101,11 @@ check-release:
 	$(PYTHON) .ci/check_release.py "$(TAG)"
 
 # The wheel and the source archive, in dist/.
-dist: install
-	$(BIN)/pip install --quiet --constraint constraints.txt build
+dist:
+	$(PYTHON) -m venv build/packaging
+	build/packaging/bin/pip install --quiet --constraint constraints.txt build
 	rm -rf dist
-	$(BIN)/python -m build
+	build/packaging/bin/python -m build
 
 # The JSON schema and docs/configuration.md, from the models in src/icprobe/config/sections.py and sources.py.
 schema: install

@@ -13,7 +13,7 @@ PLACES = {
     "envs/icprobe.post-deploy.sh": r"icprobe\[slurm\]==([\w.]+)",
     "CITATION.cff": r"^version: (.+)$",
     "profiles/kubernetes/config.yaml": r"^container-image: \S+:([\w.]+)$",
-    "Containerfile": r"icprobe:([\w.]+)",
+    "Containerfile": r"(?:icprobe:|image\.version=\")([\w.]+)",
     "docs/clusters.md": r"icprobe:(\d[\w.]*\d)",
     "docs/deploying.md": r"(?:icprobe==|@v|tag=\"v|--tag v)([\w.]+)",
 }

@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# On macOS, whose libraries refuse what is forked from a process with threads, as tests fork `snakemake` and its jobs.
+os.environ.setdefault("OBJC_DISABLE_INITIALIZE_FORK_SAFETY", "YES")
 
 import copy
 import functools
@@ -37,7 +39,7 @@ LONGEST = [
     *("judging_dag", "report_in_browser", "masking", "plotting", "cores", "ending", "finetuning", "tracking"),
     *("syncing", "snakemake_report", "headline", "environments", "profiles", "invocations", "alpaca_eval"),
     *("differences", "from_python", "modes", "objective", "held_out", "tail_patch", "resuming", "synthetic", "jobs"),
-    *("docs", "engines_dag", "engines", "combined_dag", "methods_table", "less", "modules"),
+    *("docs", "engines_dag", "engines", "combined_dag", "methods_table", "less", "modules", "ekfac", "retraining"),
 ]
 
 
