@@ -261,7 +261,9 @@ class _Products:
         }
         ordered = [self._in_order(*pair) for pair in pairs]
         weights = cache.curvature.weights(index) if cache.curvature else None
-        for part in range(2 if cache.layers[index].bias else 1):
+        layer = cache.layers[index]
+        # What a bias without a gradient has is rounding, which a logarithm would make as much of as of a gradient.
+        for part in range(2 if layer.bias and not layer.still_bias else 1):
             sides = [{number: gradients[part] for number, gradients in side.items()} for side in (held, streamed)]
             terms = contract(self._contractions, *self._in_order(*sides), ordered, weights)
             for name, of_pairs in terms.items():

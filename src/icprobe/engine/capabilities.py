@@ -17,7 +17,8 @@ class Capabilities:
     refused_dtypes: those in which the engines come out wrong, and what was seen. shares_input: the layers of θ, by
     name, whose input is that of the layer before, as keys and values take that of queries. logit_scale, logit_cap: what
     is done to the products of hidden states and output embedding (`head.Shape`). causal: no token changes what stands
-    before it, as with every model that is not refused.
+    before it, as with every model that is not refused. still_biases: the layers of θ, by name, whose bias has a
+    gradient of 0, whatever the loss, as that of keys without rotary positions: softmax sees only their differences.
     """
 
     attributed_share: float
@@ -32,6 +33,7 @@ class Capabilities:
     logit_scale: float = 1.0
     logit_cap: float = 0.0
     causal: bool = True
+    still_biases: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, directory: str | Path) -> "Capabilities":

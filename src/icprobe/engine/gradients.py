@@ -62,6 +62,7 @@ class Layer:
     """A linear layer y = x Wᵀ + b in nn.Linear's orientation, whichever way its module stores W.
 
     share: of a row's tokens, those that it sees, on average; experts: the mixture that it is one of; expert: which.
+    still_bias: the bias has a gradient of 0, but for rounding (`Capabilities.still_biases`).
     """
 
     name: str
@@ -73,6 +74,7 @@ class Layer:
     share: float = 1.0
     experts: str = ""
     expert: int = 0
+    still_bias: bool = False
 
     @property
     def width(self) -> float:
@@ -149,7 +151,8 @@ def _layers(model: PreTrainedModel, capabilities: Capabilities) -> list[Layer]:
         # A quantised weight has a shape of its own.
         d_out, d_in = module.weight.T.shape if isinstance(module, Conv1D) else (module.out_features, module.in_features)
         expert = (share, *of_experts[name]) if name in of_experts else ()
-        found.append(Layer(name, module, d_in, d_out, module.bias is not None, name in sharing, *expert))
+        biased, still = module.bias is not None, name in capabilities.still_biases
+        found.append(Layer(name, module, d_in, d_out, biased, name in sharing, *expert, still_bias=still))
     return found
 
 

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Gradients this small beside the model's largest are rounding: those of key biases are zero in theory.
 NEGLIGIBLE = 1e-4
+# Output gradients of a few tokens whose sum is this small beside them cancel out; of others it is about a third.
+STILL = {torch.float32: 1e-4, torch.bfloat16: 0.03, torch.float16: 0.01}
 # Layers that segment attention can stand for; and the window in which it is tried where they have one.
 PACKED_KINDS, NARROW = {"full_attention", "sliding_attention"}, 2
 # How far two exact ways to the same states may lie apart, relative to their norm; a wrong way is off by all of it.
@@ -166,6 +168,7 @@ def _loss(logits: Tensor, ids: Sequence[int], target: int) -> Tensor:
 def try_engines(model: PreTrainedModel, known: Capabilities) -> Capabilities:
     """What the engines can do with a model, in its dtype and on its device. known: what its structure tells."""
     found = replace(known, shares_input=_sharing_layers(model), pads_left=_pads_left(model))
+    found = replace(found, still_biases=_still_biases(Network(model, found)))
     packed = replace(found, packs=True)
     return replace(packed, in_step=_goes_in_step(Network(model, packed))) if _packs(model, packed) else found
 
@@ -293,6 +296,23 @@ def _goes_in_step(network: Network) -> bool:
         return False
     shown = [pair for index in whole for pair in zip(_tensors(whole[index]), _tensors(parts[index]), strict=True)]
     return all(x.shape == y.shape and torch.allclose(x, y, rtol=1e-2, atol=1e-4) for x, y in shown)
+
+
+def _still_biases(network: Network) -> tuple[str, ...]:
+    """The layers in which the output gradients of a sequence's tokens add up to nothing but rounding."""
+    biased = [layer for layer in layers_of(network) if layer.bias]
+    moved: dict[str, list[bool]] = {layer.name: [] for layer in biased}
+
+    def look(index: int, factors: Factors) -> None:
+        delta = factors.delta.float()
+        size = delta.norm(dim=1).sum()
+        if size > 0:
+            moved[biased[index].name].append(bool(delta.sum(0).norm() > STILL[network.model.dtype] * size))
+
+    for ids in ((5, 6, 7, 8), (9, 5, 6)):
+        with collect_gradients(biased, look):
+            loss_backward(network, [Encoded(ids, 1)])
+    return tuple(name for name, found in moved.items() if found and not any(found))
 
 
 def _tensors(factors: Factors) -> tuple[Tensor, Tensor]:
