@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
@@ -21,7 +22,7 @@ from icprobe.errors import DataError, ModelError
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.tokenizing import load_tokenizer, train_tokenizer
 from icprobe.training.callbacks import newest_complete
-from icprobe.training.fine_tune import IGNORED, fine_tune, tokenize
+from icprobe.training.fine_tune import IGNORED, fine_tune, tokenize, trainer_of
 from icprobe.training.loss import PROBED_TOKENS, _pass_over_ignored
 
 ROWS = [
@@ -188,7 +189,46 @@ def test_a_model_that_is_trained_keeps_the_signature_that_generation_asks_for(ba
     assert "input_ids" in expected
 
 
+def test_a_model_whose_weights_evaluation_divides_begins_its_training_with_its_own(prompts, tmp_path):
+    """RWKV's; a training that is resumed takes up others before the first step would multiply them."""
+    tokenizer = train_tokenizer([" ".join(str(v) for v in row.values()) for row in ROWS], 300)
+    sizes = {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 3, "rescale_every": 1}
+    config = transformers.AutoConfig.for_model("rwkv", vocab_size=len(tokenizer), context_length=128, **sizes)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    artifacts.write_manifest(tmp_path / "base")
+    own = load_model(tmp_path / "base", device="cpu").state_dict()
+    examples = tokenize(tokenizer, ROWS, prompts, 256)[0]
+    trainer = trainer_of(tmp_path / "base", tokenizer, examples, SETTINGS, 0, tmp_path / "trainer")
+    assert not trainer.model.base_model.layers_are_rescaled
+    found = trainer.model.state_dict()
+    assert all(torch.equal(found[name], weight) for name, weight in own.items())
+
+
 # --- what comes out ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_training_that_diverges_is_told_and_is_no_checkpoint(base, prompts, tmp_path, lora):
+    with pytest.raises(DataError, match=r"training has diverged.* Lower finetune\.learning_rate"):
+        train(base, prompts, tmp_path, lora=lora, learning_rate=1e30, scheduler="constant")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_weights_that_no_trainer_saved_are_no_checkpoint(base, prompts, tmp_path, monkeypatch):
+    """As where those of a model that processes share are saved in parts."""
+    monkeypatch.setattr("icprobe.training.fine_tune._save", lambda *_, **__: None)
+    with pytest.raises(ModelError, match=r"has saved no weights; look at the file of finetune\.accelerate"):
+        train(base, prompts, tmp_path)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("can", [True, False])
+def test_a_large_model_recomputes_activations_where_it_can(can, base, prompts, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("icprobe.training.fine_tune.CHECKPOINTING_ABOVE_PARAMETERS", 1)
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "supports_gradient_checkpointing", can)
+    train(base, prompts, tmp_path, rows=ROWS[:4])
+    assert ("LlamaForCausalLM cannot recompute activations" in caplog.text) != can
 
 
 @pytest.mark.parametrize("lora", [None, LORA])

@@ -134,21 +134,25 @@ def retrained(base, asked, folder, *trainings, **changes):
     return bank.retrain(base, tokenizer, trainings, examples, answers, settings, bank.Bank(folder))
 
 
-@pytest.mark.parametrize("lora", [None, LORA, {**LORA, "dropout": 0.0, "init_seed": 5}])
-def test_a_retraining_is_fine_tunes_with_its_outcomes(base, texts, asked, tmp_path, lora):
+@pytest.mark.parametrize(
+    ("lora", "dtype"),
+    [(None, "float32"), (None, "bfloat16"), (LORA, "float32"), ({**LORA, "dropout": 0.0, "init_seed": 5}, "float32")],
+)
+def test_a_retraining_is_fine_tunes_with_its_outcomes(base, texts, asked, tmp_path, lora, dtype):
     """Each of several in one process, whatever was trained before it, and whatever order they come in."""
     chosen = [Training("a", 0, tuple(IDS[:6])), Training("b", 3, tuple(IDS[4:])), Training("a", 1, tuple(IDS[:6]))]
-    table = retrained(base, asked, tmp_path / "bank", *chosen, lora=lora)
+    settings = {"lora": lora, "dtype": dtype}
+    table = retrained(base, asked, tmp_path / "bank", *chosen, **settings)
     assert not table["log_likelihood"].duplicated().any(), "another set or seed is another training"
     for training in chosen:
         rows = [row for row in ROWS if row["id"] in training.members]
         out = tmp_path / f"{training.subset}-{training.seed}"
-        fine_tune(base, rows, texts, out, {**SETTINGS, "lora": lora}, training.seed, tmp_path / "partial")
+        fine_tune(base, rows, texts, out, {**SETTINGS, **settings}, training.seed, tmp_path / "partial")
         expected = outcomes(base, out, asked[2], "cpu", out.with_suffix(".jsonl"))
         found = table[(table["subset"] == training.subset) & (table["seed"] == training.seed)]
         assert found["id"].tolist() == expected["id"].tolist()
         assert np.abs(found["log_likelihood"].to_numpy() - expected["log_likelihood"]).max() < 1e-5
-    again = retrained(base, asked, tmp_path / "other", *chosen[::-1], lora=lora)
+    again = retrained(base, asked, tmp_path / "other", *chosen[::-1], **settings)
     keys = ["subset", "seed", "id"]
     assert again.sort_values(keys, ignore_index=True).equals(table.sort_values(keys, ignore_index=True))
 

@@ -1,7 +1,7 @@
 """The sections of the configuration on fine-tuned models: how they are trained, what they answer, and who judges it."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -84,7 +84,8 @@ class Finetune(Section):
     processes: Count = Field(
         1,
         description="Processes that share a training on one machine, each with a GPU of its own where there are any; "
-        "batch_size is shared among them, and has to divide the number of examples.",
+        "batch_size is shared among them, and has to divide the number of examples. The trainings of `truth`, `tracin` "
+        "and `less` take one process each, whatever is said here.",
     )
     accelerate: FilePath | None = Field(
         None,
@@ -99,6 +100,15 @@ class Finetune(Section):
         if isinstance(given, dict) and given.get("lora") is not None:
             return {**OF_ADAPTERS, **given}
         return given
+
+    @model_validator(mode="after")
+    def _accelerate_is_for_several(self) -> Self:
+        if self.accelerate is not None and self.processes == 1:
+            raise ValueError(
+                "accelerate: the file is for several processes, and processes is 1; set processes, or leave accelerate "
+                "out"
+            )
+        return self
 
 
 class LlmJudge(Section):

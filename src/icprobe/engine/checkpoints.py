@@ -87,6 +87,7 @@ def merged(trained: Any, base: str | Path, device: str = "auto") -> PreTrainedMo
     updates are added to the base model loaded anew.
     """
     if not isinstance(trained, PeftModel):
+        vars(trained).pop("forward", None)  # the trainer's, in the arithmetic of training
         return trained.eval().requires_grad_(False)
     model = load_model(base, dtype="float32", device=device, dequantised=True)
     for name, layer in trained.base_model.model.named_modules():

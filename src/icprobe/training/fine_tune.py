@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from icprobe import artifacts
-from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device
+from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device, set_precision
 from icprobe.errors import ConfigError, DataError, ModelError, reason, several
 from icprobe.texts.completions import completions, longest
 from icprobe.texts.prompts import Encoded, Prompts
@@ -78,7 +78,7 @@ def fine_tune(
     renames when this returns; settings: the configuration's `finetune` as plain values; partial: where checkpoints
     live between a kill and the next start, removed by the caller at the end; log: called as log(metrics, step) at each
     optimiser step; along: what else goes along with the training. Returns the numbers of the training. Raises DataError
-    where no row can be trained on.
+    where no row can be trained on, and where the weights end as NaN or infinite.
     """
     base, output, partial = Path(base), Path(output), Path(partial)
     output.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,9 @@ def fine_tune(
         logger.info("Resuming from %s", resumed.name)
     trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
 
+    _check_finite(trainer)
     if trainer.is_fsdp_enabled:  # each process has a part of the weights
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")  # of others nothing is saved
         trainer.save_model(str(output))
     elif first:
         _save(trainer.model, tokenizer, output, adapter=lora is not None)
@@ -132,6 +134,7 @@ def trainer_of(
     Raises ConfigError where nothing would be learned.
     """
     _check_learns(len(examples), settings)
+    set_precision(tf32=False)  # before the first training of a process as before the others
     lora = settings.get("lora")
     dtype = settings["dtype"] if lora else "float32"
     # The trainer puts each of several processes' models on a device of its own.
@@ -180,7 +183,7 @@ def _trainer(
     """trl's trainer of a model, with adapters that it puts there, or has already."""
     return SFTTrainer(
         model=model,
-        args=_options(settings, seed, folder, sum(p.numel() for p in model.parameters())),
+        args=_options(settings, seed, folder, _recomputes(model)),
         data_collator=DataCollatorForLanguageModeling(
             pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         ),
@@ -230,8 +233,16 @@ def log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
         )
 
 
-def _options(settings: dict[str, Any], seed: int, partial: Path, parameters: int) -> SFTConfig:
-    """The configuration's settings in trl's words. parameters: of the model."""
+def _recomputes(model: torch.nn.Module) -> bool:
+    """Whether a model's activations are computed again in the backward pass, to save memory."""
+    large = sum(p.numel() for p in model.parameters()) > CHECKPOINTING_ABOVE_PARAMETERS
+    if large and not model.supports_gradient_checkpointing:
+        logger.warning("%s cannot recompute activations, so that training it takes more memory", type(model).__name__)
+    return large and model.supports_gradient_checkpointing
+
+
+def _options(settings: dict[str, Any], seed: int, partial: Path, recomputes: bool) -> SFTConfig:
+    """The configuration's settings in trl's words. recomputes: as `_recomputes` says of the model."""
     device, share = resolve_device(settings["device"]), settings.get("processes", 1)
     if settings["batch_size"] % share:
         raise ConfigError(
@@ -255,7 +266,7 @@ def _options(settings: dict[str, Any], seed: int, partial: Path, parameters: int
         use_cpu=device.type == "cpu",
         ddp_backend="gloo" if device.type == "cpu" and share > 1 else None,
         router_aux_loss_coef=0.0,  # of a mixture: what is minimised is the loss of the responses alone
-        activation_checkpointing=parameters > CHECKPOINTING_ABOVE_PARAMETERS,
+        activation_checkpointing=recomputes,
         dataloader_pin_memory=device.type == "cuda",
         save_strategy="no",  # by time instead: see _Checkpoints
         logging_steps=1,
@@ -267,6 +278,19 @@ def _options(settings: dict[str, Any], seed: int, partial: Path, parameters: int
     _ = options.device
     options._n_gpu = min(options.n_gpu, 1)
     return options
+
+
+def _check_finite(trainer: SFTTrainer) -> None:
+    """Raises DataError where a training has diverged: by its losses, and by the weights that its last step made.
+
+    Of the weights that FSDP shares among processes each looks at its own.
+    """
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    trained = [getattr(p, "to_local", lambda p=p: p)() for p in trainer.model.parameters() if p.requires_grad]
+    if not (all(map(math.isfinite, losses)) and all(bool(weights.isfinite().all()) for weights in trained)):
+        raise DataError(
+            "The training has diverged: its loss or its weights are NaN or infinite. Lower finetune.learning_rate."
+        )
 
 
 def _losses(state: TrainerState, examples: int, epochs: float) -> dict[str, float]:
@@ -303,7 +327,9 @@ def save_checkpoint(model: Any, tokenizer: Any, output: Path, base: str | Path, 
 
 
 def _describe(output: Path, base: Path, adapter: bool, **facts: float) -> None:
-    """Writes the manifest of a checkpoint."""
+    """Writes the manifest of a checkpoint. Raises ModelError where its weights were not written."""
+    if not any(output.glob("*.safetensors")):
+        raise ModelError(f"{base.name}: the trainer has saved no weights; look at the file of finetune.accelerate.")
     digest = artifacts.content_digest(base)
     artifacts.write_manifest(output, kind="lora" if adapter else "full", base=base.name, base_digest=digest, **facts)
 

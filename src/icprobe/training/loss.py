@@ -64,6 +64,11 @@ def _check(model: Any, ids: list[int]) -> None:
             f"{_name(model)}: trl cannot compute its loss ({reason(error)}); choose another model."
         ) from None
     finally:
+        for module in model.modules():
+            if getattr(module, "layers_are_rescaled", False):
+                # RWKV's weights are divided in evaluation and multiplied at the next step of a training, for which a
+                # resumed one has taken up others by then.
+                module.train()._rescale_layers()
         model.train(training)
     if not apart < LOSS_TOLERANCE[model.dtype]:
         raise ModelError(

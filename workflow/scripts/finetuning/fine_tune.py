@@ -17,6 +17,7 @@ with job(snakemake) as run:
 
             settings, templates = snakemake.params.settings, snakemake.params.templates
             identity = [artifacts.content_digest(base), rows, settings, templates, seed, snakemake.params.code]
+            identity += [artifacts.file_digest(file) for file in [settings["accelerate"]] if file]
             partial = artifacts.partial_directory(snakemake.params.results, "fine_tune", *identity)
             settings = settings | execution.settings("finetune")
             if settings["processes"] > 1:
