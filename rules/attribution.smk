@@ -15,7 +15,7 @@ rule attribute:
         **ATTRIBUTION_INPUTS,
         model=model_of,
         manifest=manifest_of,
-        checked=lambda w: dtype_checked(w, w.method),
+        checked=lambda w: dtype_checked(w, PLAN.method_settings(w.method)),
         losses=lambda w: losses_checked(w, w.method),
         contexts=contexts_checked,
         responses=responses_checked,
@@ -79,7 +79,7 @@ if INFLUENCE:
             **ATTRIBUTION_INPUTS,
             model=model_of,
             manifest=manifest_of,
-            checked=lambda w: dtype_checked(w, "influence"),
+            checked=lambda w: dtype_checked(w, PLAN.method_settings(INFLUENCE[0])),
             losses=lambda w: losses_checked(w, INFLUENCE[0]),
             parameters=lambda w: parameters_checked(w, INFLUENCE[0]),
         output:

@@ -172,9 +172,9 @@ def tuned(pattern):
     return of_conditions(pattern, "{model}", PLAN.held_out, "{experiment}")
 
 
-def dtype_checked(wildcards, method):
-    """That the model can be used in the method's dtype, as an input; of float32 every model is sure."""
-    if PLAN.method_settings(method)["dtype"] == "float32":
+def dtype_checked(wildcards, settings):
+    """That the model can be used in the dtype of a method's settings, as an input; of float32 every model is sure."""
+    if settings["dtype"] == "float32":
         return []
     return paths.DTYPE_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
 

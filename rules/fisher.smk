@@ -9,7 +9,7 @@ if PLAN.fits_fisher:
         lengths=paths.LENGTHS,
         model=model_of,
         manifest=manifest_of,
-        checked=lambda w: dtype_checked(w, FISHER_METHOD),
+        checked=lambda w: dtype_checked(w, PLAN.method_settings(FISHER_METHOD)),
         losses=lambda w: losses_checked(w, FISHER_METHOD),
         parameters=lambda w: parameters_checked(w, FISHER_METHOD),
     )

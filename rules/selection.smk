@@ -74,11 +74,11 @@ if CONFIG.selections:
             lengths=paths.LENGTHS,
             model=model_of,
             manifest=manifest_of,
-            checked=lambda w: dtype_checked(w, "embedding"),
+            checked=lambda w: dtype_checked(w, PLAN.embedding_settings),
         output:
             paths.EMBEDDINGS,
         params:
-            settings=PLAN.method_settings("embedding"),
+            settings=PLAN.embedding_settings,
             templates=PLAN.text_settings(),
             results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
             code=fingerprint("selection/embed_examples"),

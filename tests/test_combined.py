@@ -205,6 +205,12 @@ def test_a_share_of_mean_ranks_above_0_and_a_length_that_nobody_counts_are_refus
             {"best": {"mean_rank": ["icp"]}},
             attribution={"aggregators": {"best": "fraction_positive"}},
         )
+    with pytest.raises(ConfigError, match="ranks given length are no effects"):
+        configured(
+            ["icp", "best"],
+            {"best": {"given_length": "icp"}},
+            attribution={"aggregators": {"best": "fraction_positive"}},
+        )
     away = {
         "models": ["theirs"],
         "model_sources": {"theirs": {"source": "external"}},

@@ -16,7 +16,7 @@ from icprobe.analysis.correlations import correlations
 from icprobe.analysis.statistics import aggregate
 from icprobe.attribution.external import attribution, rows
 from icprobe.config.sections import ExternalScores
-from icprobe.errors import IcprobeError
+from icprobe.errors import DataError, IcprobeError
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "../shared/data/published/scores_part.npz"
@@ -236,12 +236,34 @@ def test_sizes_that_do_not_fit_are_named(tmp_path):
     assert "orientation: scores" in refusal(tmp_path / "flat.npy")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_a_name_in_two_parts_that_rows_are_found_by_is_refused(tmp_path):
+    paths = [tmp_path / f"{number}.parquet" for number in range(2)]
+    for path in paths:
+        pd.DataFrame(MATRIX[:, :2], columns=TASKS[:2]).assign(id=IDS).to_parquet(path)
+    assert read(paths, parts="tasks").shape == (N, 5), "joined by order, names do not matter"
+    told = refusal(paths, parts="tasks", join="id")
+    assert "1.parquet has the name '0'" in told
+    assert "0.parquet has, too" in told
+    told = refusal(paths, parts="examples", join="id")
+    assert "1.parquet has the name '00'" in told
+    with pytest.raises(DataError, match="has the name"):
+        rows("given", section(paths, parts="tasks", join="id"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300, -1e-46])
 def test_values_that_are_no_numbers_are_refused_by_the_examples_ids(value, tmp_path):
     values = MATRIX.astype(np.float64)
     values[7, 2] = value
     np.save(tmp_path / "m.npy", values)
-    assert "1 example with a value that is NaN, infinite or beyond float32: 07;" in refusal(tmp_path / "m.npy")
+    assert "1 example with a value that is NaN, infinite or too large or small for float32: 07;" in refusal(
+        tmp_path / "m.npy"
+    )
+
+
+def test_one_score_for_each_example_keeps_what_float32_has_no_number_for(tmp_path):
+    values = np.array([1e-46 * (n + 1) for n in range(N)])
+    np.save(tmp_path / "s.npy", values)
+    assert (read(tmp_path / "s.npy", "scores")["score"] == values).all()
 
 
 BROKEN = {
@@ -261,6 +283,7 @@ BROKEN = {
         {},
         "a text or a whole number",
     ),
+    "no column but the ids": ("a.csv", lambda p: p.write_text("id\na\n"), {}, "no column of scores beside 'id'"),
     "another format": ("a.xlsx", lambda p: p.write_text(""), {}, "unknown format"),
     "no file": ("a.csv", lambda p: None, {}, "cannot be read"),
 }

@@ -54,6 +54,21 @@ def test_a_method_of_one_score_counts_no_tasks():
     with pytest.raises(ConfigError, match=r"aggregators: influence_mean has one score for each example"):
         methods_of(configuration(attribution=share))
     assert methods_of(configuration(attribution={**share, "aggregators": {**shares, "influence_mean": "mean"}}))
+    # Nor do external scores, or what is computed of one score; only what icp and one_step do by default is no wish.
+    theirs = {"external": {"mine": GIVEN, "icp": GIVEN}, "methods": ["icp", "mine", "influence", "random"]}
+    assert methods_of(configuration(attribution=theirs))
+    with pytest.raises(ConfigError, match=r"aggregators: mine has one score for each example"):
+        methods_of(configuration(attribution={**theirs, "aggregators": {"mine": "fraction_positive"}}))
+
+
+def test_external_scores_with_the_name_of_a_method_leave_the_jobs_of_others_as_they_are():
+    matrix = {"path": "scores.npz", "orientation": "examples_by_tasks"}
+    given = {"external": {"influence": matrix, "embedding": matrix}, "methods": ["icp", "influence", "influence_log"]}
+    config = configuration(attribution={**given, "methods": [*given["methods"], "random"]})
+    found, without = (Plan(one, methods_of(one)) for one in (config, configuration()))
+    assert found.together == ["influence_log"]
+    assert found.method_settings("influence_log")["dtype"] == without.method_settings("influence_log")["dtype"]
+    assert found.embedding_settings == without.embedding_settings == without.method_settings("embedding")
 
 
 def test_what_needs_texts_or_a_model_says_so_where_there_are_none():

@@ -303,7 +303,6 @@ def methods_of(config: "Config") -> dict[str, Method]:
             _check_training(name, config)
     if "train" in absent and not any(name in external for name in config.attribution.methods):
         raise ConfigError("config: data.train: it is null, and no external scores say which examples there are")
-    _check_aggregators([name for name in chosen if not built_in[name].per_task], config)
     known = {name: _in_units(method, config) for name, method in built_in.items()} | external
     if "less" not in external:  # without a projection nothing is drawn
         known["less"] = replace(known["less"], seeded=config.attribution.less.dimension is not None)
@@ -314,13 +313,18 @@ def methods_of(config: "Config") -> dict[str, Method]:
                 "and models that are here, none of them external"
             )
         known[name] = _combined(how, [known[member] for member in how.members])
+    _check_aggregators([name for name in config.attribution.methods if not known[name].per_task], config)
     return known
 
 
 def _check_aggregators(of_one_score: Sequence[str], config: "Config") -> None:
-    """Raises ConfigError where a method that has one score for each example is to count tasks."""
+    """Raises ConfigError where a method that has one score for each example is to count tasks.
+
+    What icp and one_step do by default is no wish: scores of somebody else's may have their names.
+    """
+    default = type(config.attribution).model_fields["aggregators"].default
     for name in of_one_score:
-        if config.attribution.aggregators.get(name) == "fraction_positive":
+        if config.attribution.aggregators.get(name) == "fraction_positive" != default.get(name):
             raise ConfigError(
                 f"config: attribution.aggregators: {name} has one score for each example and no value for each task, "
                 "so that no share of tasks can be counted; leave it out"

@@ -11,7 +11,7 @@ from icprobe.analysis.statistics import widen
 from icprobe.attribution.score_files import Scores, read_file
 from icprobe.errors import DataError, ScoreError, several, shown, some
 from icprobe.progress import Progress
-from icprobe.tables import checking
+from icprobe.tables import checking, reading
 
 
 def read(name: str, settings: Mapping[str, Any]) -> Scores:
@@ -33,8 +33,9 @@ def read(name: str, settings: Mapping[str, Any]) -> Scores:
                 "of one matrix (see orientation and parts)."
             )
     values = np.concatenate([part.values for part in parts], axis=axis)
-    examples = _together([part.examples for part in parts], along_examples, paths, f"{name}, ids")
-    tasks = _together([part.tasks for part in parts], not along_examples, paths, f"{name}, tasks")
+    by_id = settings["join"] == "id"
+    examples = _together([part.examples for part in parts], along_examples, by_id, paths, f"{name}, ids")
+    tasks = _together([part.tasks for part in parts], not along_examples, by_id, paths, f"{name}, tasks")
     return Scores(values, examples, tasks)
 
 
@@ -81,7 +82,7 @@ def attribution(
                 f"{place}: has no task {unknown}; add it to the files, or leave it out in data.tasks.select."
             )
         values = values[:, columns]
-    _check(place, ids, values, settings["allow_missing"])
+    _check(place, ids, values, settings["allow_missing"], narrowed=settings["orientation"] != "scores")
     if settings["orientation"] == "scores":
         return pd.DataFrame({"id": list(ids), "score": widen(values[:, 0])})
     matrix = pd.DataFrame(values.astype(np.float32, copy=False), columns=list(tasks))
@@ -140,22 +141,32 @@ def _by_number(names: list[str] | None, count: int) -> pd.Index:
     return index if index.is_unique and (index >= 0).all() else pd.Index([])
 
 
-def _check(place: str, ids: Sequence[str], values: np.ndarray, allow_missing: bool) -> None:
-    """Raises ScoreError where a value is infinite, beyond float32, or NaN where that does not mean "none"."""
+def _check(place: str, ids: Sequence[str], values: np.ndarray, allow_missing: bool, narrowed: bool) -> None:
+    """Raises ScoreError where a value is infinite, beyond float32, or NaN where that does not mean "none".
+
+    narrowed: values are made float32, of which one that is not 0 must not become 0.
+    """
     wrong = np.isinf(values) if allow_missing else ~np.isfinite(values)
-    with np.errstate(over="ignore"):
-        wrong |= np.isfinite(values) & ~np.isfinite(values.astype(np.float32))
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = values.astype(np.float32)
+    wrong |= np.isfinite(values) & ~np.isfinite(narrow)
+    wrong |= narrowed & (narrow == 0) & (values != 0)
     lines = np.flatnonzero(wrong.any(axis=1))
     if len(lines):
         raise ScoreError(
-            f"{place}: {several(len(lines), 'example')} with a value that is NaN, infinite or beyond float32: "
-            f"{some([ids[line] for line in lines])}; "
+            f"{place}: {several(len(lines), 'example')} with a value that is NaN, infinite or too large or small for "
+            f"float32: {some([ids[line] for line in lines])}; "
             "correct the file, or set allow_missing: true where NaN means that there is none."
         )
 
 
-def _together(names: list[list[str] | None], joined: bool, paths: Sequence[str], what: str) -> list[str] | None:
-    """Puts together the names along one axis, of parts that are joined along it or that share it."""
+def _together(
+    names: list[list[str] | None], joined: bool, by_id: bool, paths: Sequence[str], what: str
+) -> list[str] | None:
+    """Puts together the names along one axis, of parts that are joined along it or that share it.
+
+    Raises DataError where parts that share it have other names, or where two have one that rows are found by (by_id).
+    """
     if any(part is None for part in names):
         return None
     if not joined:
@@ -163,4 +174,11 @@ def _together(names: list[list[str] | None], joined: bool, paths: Sequence[str],
             if part != names[0]:
                 raise DataError(f"attribution.external.{what}: {path} has other names than {paths[0]}.")
         return names[0]
-    return [name for part in names for name in part]
+    together = [name for part in names for name in part]
+    if by_id and (double := reading.first_double(together)) is not None:
+        first, second = [path for path, part in zip(paths, names, strict=True) if double in part][:2]
+        raise DataError(
+            f"attribution.external.{what}: {second} has the name {shown(double)}, which {first} has, too; rename one, "
+            "or set join: order."
+        )
+    return together

@@ -99,7 +99,10 @@ def check_finite(method: str, ids: Sequence[str], values: np.ndarray) -> None:
     """Raises ScoreError naming the examples whose attributions are NaN or infinite."""
     bad = [example for example, finite in zip(ids, np.isfinite(values).all(axis=1), strict=True) if not finite]
     if bad:
+        way_out = "compute with attribution.dtype: float32"
+        if method == "one_step":  # which always does
+            way_out = "take a smaller attribution.one_step.learning_rate"
         raise ScoreError(
             f"{method}: {several(len(bad), 'example')} with attributions that are NaN or infinite: {some(bad)}; "
-            "look at the texts, or compute with attribution.dtype: float32."
+            f"look at the texts, or {way_out}."
         )

@@ -252,6 +252,10 @@ def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Foun
         if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
             return _Found(_of_object(path, column.to_pylist(), None).values, row_names)
         return _Found(_column(path, name, column), row_names)
+    if not rest:
+        raise DataError(
+            f"{path}: has no column of scores beside {shown(settings['id_column'])}; add one for each task."
+        )
     return _Found(np.column_stack([_column(path, name, table[name]) for name in rest]), row_names, rest)
 
 

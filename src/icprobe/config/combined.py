@@ -75,8 +75,9 @@ def _mistakes(attribution: "Attribution", methods: Collection[str]) -> Iterator[
         return
     for name in asked:
         how = combined[name]
-        if how.mean_rank and attribution.aggregators.get(name) == "fraction_positive":
-            yield name, "mean ranks are all above 0, so that attribution.aggregators must say mean for it, or nothing"
+        if attribution.aggregators.get(name) == "fraction_positive":
+            ranks = "mean ranks are all above 0" if how.mean_rank else "ranks given length are no effects on a task"
+            yield name, f"{ranks}, so that attribution.aggregators must say mean for it, or nothing"
         for member in how.members:
             if member not in attribution.methods:
                 yield name, f"{shown(member)} is not in attribution.methods; add it there, or leave it out here"

@@ -172,8 +172,11 @@ def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: S
 def _matrices(plan: Plan, inputs: Inputs, subject: Subject) -> Iterator[tuple[str, pd.DataFrame]]:
     """Computes the attribution matrix of each method, in the order of the examples; a pass may give several."""
     ids, tasks = inputs.train["id"].tolist(), inputs.tasks["id"].tolist()
+    tables = {"train": inputs.train, "tasks": inputs.tasks}
+    column = checking.ROW_NUMBER
+    numbers = {name: rows[column].tolist() for name, rows in tables.items() if column in rows}
     for method, scores in plan.external.items():
-        yield method, external_attribution(method, slice_of(scores), ids, tasks)
+        yield method, external_attribution(method, slice_of(scores), ids, tasks, row_numbers=numbers)
     passes = [[method] for needs_model in (False, True) for method in plan.alone(needs_model)]
     passes += [shared for shared in (plan.together, plan.swept) if shared]
     # Those in the same dtype after each other, so that the model is loaded once.

@@ -99,7 +99,14 @@ class MethodsPlan:
 
     def method_settings(self, method: str) -> dict[str, Any]:
         """The keys of the configuration that a method's job uses."""
-        known = self.methods[method]
+        return self._settings(method, self.methods[method])
+
+    @property
+    def embedding_settings(self) -> dict[str, Any]:
+        """The keys that embedding the examples uses, which stays ours where external scores have the method's name."""
+        return self._settings("embedding", METHODS["embedding"])
+
+    def _settings(self, method: str, known: Method) -> dict[str, Any]:
         settings = slice_of(self.config.attribution, *known.settings) if known.settings else {}
         # Settings of one method alone lie one level lower, under its name.
         own = settings.pop("influence_ekfac" if known.fits_fisher else method, {})

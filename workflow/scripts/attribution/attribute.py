@@ -93,7 +93,7 @@ with job(snakemake) as run:
     run.whole = not resumed and not any(block.used for block in (blocks or {}).values())
     for method, table in tables.items():
         parquet.write_parquet(table, snakemake.output[params.methods.index(method)])
-        values = table.drop(columns="id").to_numpy()
+        values = table.drop(columns=["id", "n_tasks"], errors="ignore").to_numpy()
         positive = 100 * float((values > 0).mean()) if values.size else 0.0
         logging.info(
             "%s: %d examples x %d tasks; %.0f%% of effects positive; %.0f s",
