@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from icprobe.attribution import METHODS
 from icprobe.config import load
+from icprobe.config.training import Evaluation
 from icprobe.errors import ConfigError, DataError
 from icprobe.evaluation.judges.annotations import read_annotations
 from icprobe.evaluation.win_rates import win_rate
@@ -154,8 +156,6 @@ def test_annotations_of_one_prompt_share_its_id_across_files(tmp_path):
     one = read_annotations([write(tmp_path / "a.json", [annotation(0, 1), annotation(1, 1)])])
     two = read_annotations([write(tmp_path / "b.json", [annotation(1, 2, generator_2="other")])])
     assert one[1]["id"] == two[0]["id"] != one[0]["id"]
-    both = read_annotations([write(tmp_path / "c.json", [annotation(0, 1), annotation(0, 2)])])
-    assert both[0]["id"] == one[0]["id"] != both[1]["id"]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,8 @@ def test_annotations_of_one_prompt_share_its_id_across_files(tmp_path):
         ([annotation(0, 2.5)], r"row 1: the preference is '2\.5'"),
         ([annotation(0, 1), annotation(1, "1")], "row 2: the preference is '1'"),
         ([{"preference": 1}], "needs its instruction"),
+        ([annotation(0, 1), annotation(0, 2)], r"row 2: its prompt is judged at .*row 1, too, and would count twice"),
+        ([annotation(0, 1, output_1=None, len_1="n/a")], r"row 1: len_1 is 'n/a'; it must be a number of characters"),
         ([annotation(0, 1), annotation(1, 1, generator_2="other")], r"2 models \('tuned', 'other'\)"),
     ],
 )
@@ -192,6 +194,31 @@ def test_contradictions_of_the_evaluation_are_refused(evaluation, words):
     whole["evaluation"] |= evaluation
     with pytest.raises(ConfigError, match=words):
         load(whole, METHODS)
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "words"),
+    [
+        ({"llm": {"base_url": "http://a/v1", "model": "m"}}, "write judge: llm beside it"),
+        ({"annotations": {"a": {"path": "x"}}}, "write judge: annotations beside them"),
+        ({"endpoint": {"base_url": "http://a/v1", "model": "m"}}, "write engine: endpoint beside it"),
+    ],
+)
+def test_what_is_described_and_not_asked_for_is_refused(evaluation, words):
+    with pytest.raises(ValidationError, match=words):
+        Evaluation.model_validate(evaluation)
+    asked = {"llm": {"judge": "llm"}, "annotations": {"judge": "annotations"}, "endpoint": {"engine": "endpoint"}}
+    assert Evaluation.model_validate(evaluation | asked[next(iter(evaluation))])
+
+
+def test_annotations_are_of_one_model():
+    whole = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    whole["evaluation"] |= {"judge": "annotations", "annotations": {"a": {"path": "x"}}}
+    assert load(whole, METHODS)
+    (name,) = whole["models"]
+    whole["model_sources"]["other"] = whole["model_sources"][name]
+    with pytest.raises(ConfigError, match="they do not say of which model they are, and there are 2 models"):
+        load({**whole, "models": [name, "other"]}, METHODS)
 
 
 # --- through the DAG

@@ -235,6 +235,27 @@ def test_an_eval_prompt_with_an_empty_answer_waits_for_one():
     assert said(table.iloc[0]) == [("user", "Hi")]
 
 
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"messages": [{"role": "user", "content": "2 + 2?"}], "output": "4"}, {}),
+        ({"prompt": "2 + 2?", "output": "4"}, {}),
+        ({"prompt": "2 + 2?", "answer": "4"}, {"output": "answer"}),
+        ({"prompt": "2 + 2?", "output": float("nan")}, {}),
+    ],
+)
+def test_an_eval_prompts_gold_answer_may_stand_beside_it(row, columns):
+    found = read_table({"rows": [row], "columns": columns}, needs_output=False).iloc[0]
+    assert found["instruction"] == "2 + 2?"
+    assert found["output"] == ("" if row.get("output") != row.get("output") else "4")
+
+
+def test_a_text_that_a_format_does_not_have_is_not_lost():
+    rows = [{"prompt": "Where?", "context": "In Paris.", "completion": "There."}]
+    with pytest.raises(DataError, match="columns maps our 'input', which rows of the format prompt_completion do not"):
+        read_table({"rows": rows, "columns": {"input": "context"}})
+
+
 def test_conversations_are_repeated_only_where_all_of_them_is(tmp_path):
     from icprobe.tables.repeated import repeated
 

@@ -99,15 +99,15 @@ def naive_scores(inputs, names, labels, damping, dense):
         q_s = torch.linalg.eigh(sum(d.T @ d for _, d in pairs)).eigenvectors
         eigenvalues = sum((q_s.T @ (d.T @ a) @ q_a) ** 2 for a, d in pairs) / len(pairs)
         damped = eigenvalues + damping * eigenvalues.mean()
-        basis = torch.kron(q_s, q_a) if dense else None
-        for j, task in enumerate(tasks):
-            g = joined(model, task, name)
-            if dense:
-                inverse = torch.linalg.solve(basis @ torch.diag(damped.flatten()) @ basis.T, g.flatten()).view_as(g)
-            else:
-                inverse = q_s @ ((q_s.T @ g @ q_a) / damped) @ q_a.T
-            for i, example in enumerate(examples):
-                matrix[i, j] += (joined(model, example, name) * inverse).sum().item()
+        of_tasks = torch.stack([joined(model, task, name) for task in tasks])
+        if dense:
+            basis = torch.kron(q_s, q_a)
+            fisher_matrix = (basis * damped.flatten()) @ basis.T
+            inverse = torch.linalg.solve(fisher_matrix, of_tasks.flatten(1).T).T.view_as(of_tasks)
+        else:
+            inverse = q_s @ ((q_s.T @ of_tasks @ q_a) / damped) @ q_a.T
+        of_examples = torch.stack([joined(model, example, name) for example in examples])
+        matrix += torch.einsum("ixy,jxy->ij", of_examples, inverse).numpy()
     return matrix
 
 

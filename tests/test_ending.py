@@ -238,10 +238,20 @@ def test_the_data_set_of_the_largest_gain_is_advised_with_its_difference_to_chan
     said = advised(finished, GAINS | {("all", "all"): 0.3}, [row])
     assert "Take influence >0.8: it gains 0.2000 nats per token on the answers of 24 eval prompts, 0.0500" in said
     assert f"0.0500 [0.0200, 0.0800] more than random ({why}: Holm, 5%); all data gain 0.3000." in said
-    told = "By held-out answers the best examples of influence train best: bin >0.8 gains 0.0500 [0.0200, 0.0800] nats"
+    told = "By held-out answers the best examples of influence gain most over random ones: bin >0.8 gains 0.0500 ["
     assert (told in said) == (p_value < 0.05)
     assert ("Which method predicts training best is not told here" in said) == (p_value > 0.05)
     assert "all data gain" not in advised(finished, GAINS | {("all", "all"): 0.1}, [row])
+
+
+def test_what_was_not_compared_is_not_said_to_be_no_better_than_chance(finished):
+    """As where only selections are trained on, each beside a random data set of its own."""
+    row = ("selected", "best", "best-random", 24, 0.05, 0.02, 0.08, 0.01, 0.01)
+    data_sets = {"best": Chosen("best", ""), "best-random": Chosen("best", "random")}
+    gains = {("best", "selected"): 0.2, ("best-random", "selected"): 0.15}
+    said = advised(finished, gains, [row], data_sets)
+    assert "no method's best examples were compared with random ones in a bin" in said
+    assert "more than best-random (significant: Holm, 5%)" in said
 
 
 def test_external_scores_that_are_called_random_are_a_method_as_others(finished):

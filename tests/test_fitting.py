@@ -8,6 +8,7 @@ import pytest
 from icprobe.engine.representations import mean_hidden_states
 from icprobe.errors import DataError
 from icprobe.tables.fitting import choose_tasks, draw, fit_tasks, fit_train, lengths, prompt_lengths
+from icprobe.texts.prompts import Prompts, encode
 from icprobe.texts.readers import Reader
 
 
@@ -79,6 +80,19 @@ def test_a_text_without_tokens_is_refused_by_its_id(prompts):
         lengths(silent, prompts, Reader("m", Deaf(), None))
     with pytest.raises(DataError, match=r"data\.eval: the prompt r0 has no token of m"):
         prompt_lengths(silent, prompts, Reader("m", Deaf(), None), 5)
+
+
+def test_an_answer_whose_first_letters_merge_with_the_query_is_counted_as_it_is_scored(tokenizer):
+    """As " " and "Yes" do: by themselves the query would have a token more, and an answer of one token none."""
+    made = Prompts.of_queries({"query": "{{ instruction }} ", "target": "{{ output }}"})
+    rows = [{"instruction": "Say", "input": "", "output": answer} for answer in ("the", "the the", "46", "of it")]
+    frame = pd.DataFrame(rows).assign(id=[f"r{n}" for n in range(4)])
+    found = lengths(frame, made, Reader("m", tokenizer, None))
+    encoded = [encode(tokenizer, made.query(row), made.target(row)) for row in rows]
+    assert found["n_query"].tolist() == [one.n_context for one in encoded]
+    assert found["n_target"].tolist() == [one.n_target for one in encoded]
+    merges = [one.n_context < count(tokenizer, made.query(row)) for one, row in zip(encoded, rows, strict=True)]
+    assert any(merges)
 
 
 def test_a_row_fits_up_to_the_last_token_and_not_one_further(prompts, reader, tokenizer):

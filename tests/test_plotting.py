@@ -299,7 +299,7 @@ def test_win_rates_show_the_chosen_subset_and_say_what_is_empty():
     axes = win_rate_points(win_rate_rows(2)).axes[0]
     rates = [rate for points in axes.containers for rate in points.lines[0].get_ydata()]
     assert np.allclose(rates, [40, 43, np.nan] * 2, equal_nan=True)
-    assert [text.get_text() for text in axes.texts] == ["empty", "empty"]
+    assert [text.get_text() for text in axes.texts] == ["none judged", "none judged"]
     segments = [line.get_segments() for line in axes.collections]
     assert np.allclose(segments[0][0][:, 1], [35, 47])
     assert [line.get_ydata()[0] for line in axes.lines if line.get_label() in ("draw", "all data")] == [

@@ -64,6 +64,12 @@ def test_how_many_bad_examples_are_among_as_many_with_the_lowest_scores(tmp_path
         "That is about whole rankings. At the lowest end alone: of the 1 example that is not yes, partly has 1 among "
         "its 1 lowest scores; chance would give 0.2, and 0 to 1 in 95% of cases.",
     ]
+    # Ids decide nothing: of equal scores each counts by the share of them that is among the lowest.
+    for order in (ids, ids[::-1]):
+        equal = {"id": order, "score": [1.0, 1.0, 1.0, 2.0, 1.0, 1.0]}
+        tied = Findings("m", ModelInputs(scores={"equal": pd.DataFrame(equal)}), train.assign(id=order), ["ok"], {}, 3)
+        assert tied.lowest("ok", ["yes"]) == {"equal": (1, 2, 5)}
+    assert "equal has 1.3 among its 2 lowest" in label_sentences.among_the_lowest({"equal": (4 / 3, 2, 5)}, "yes")[0]
     (told,) = (finding for finding in sentences.found(model, {"ok": ["yes"]}) if "whose ok is yes" in finding.question)
     assert told.sentences[-2:] == label_sentences.among_the_lowest(found, "yes")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from icprobe.engine.random_models import random_model
+from icprobe.errors import ModelError
 from icprobe.evaluation.generation import responses
 from icprobe.evaluation.stopping import Stops
 from icprobe.texts.prompts import Prompts
@@ -130,3 +131,13 @@ def test_control_tokens_of_the_template_alone_end_a_turn(model_and_tokenizer):
     stops = Stops.of(Prompts.of_queries({"query": CHAT}), tokenizer)
     assert stops.tokens == {tokenizer.convert_tokens_to_ids(name) for name in ("<|im_start|>", "<|im_end|>")}
     assert not Stops.of(Prompts.of_queries({"query": QUESTION}), tokenizer).tokens
+
+
+def test_a_template_that_begins_an_answer_as_it_ends_a_turn_is_refused(model_and_tokenizer):
+    """As gpt-oss's own does: a response would be the one word that stands before the token."""
+    _, tokenizer = model_and_tokenizer
+    query = "<|im_start|>user<s>{{ instruction }}<|im_end|><|im_start|>assistant"
+    with pytest.raises(ModelError, match=r"writes <s> at the start of an answer \('final<s>'\) and in queries"):
+        Stops.of(Prompts.of_queries({"query": query, "target": "final<s>{{ output }}<|im_end|>"}), tokenizer)
+    whole = Prompts.of_queries({"query": f"{query}final<s>", "target": "{{ output }}<|im_end|>"})
+    assert Stops.of(whole, tokenizer).tokens

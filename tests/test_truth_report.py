@@ -117,6 +117,7 @@ def test_a_sentence_says_who_predicts_retraining_and_who_is_told_apart(tmp_path)
             "No method does better than the number of response tokens",
         ),
         ({"predicted": {"icp": 0.1, "response tokens": 0.0}}, "includes 0: these subsets do not show"),
+        ({"predicted": {"icp": -0.3, "response tokens": 0.0}}, "ranks subsets against what training does"),
         ({"predicted": {"icp": np.nan}}, "No method has an LDS"),
         ({"spread": 3e-4}, "These trainings hardly changed the model: by which examples it saw, an answer's"),
     ],

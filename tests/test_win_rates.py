@@ -284,6 +284,6 @@ def test_an_empty_bin_says_so_in_both_tables():
     table = win_rate_table(judgements([2.0, 1.0]), [("icp", ">0.9", 0), ("random", ">0.9", 0)])
     nothing = paired_differences(judgements([2.0, 1.0]))
     assert "| random" in markdown(table, nothing)
-    assert "empty" in markdown(table, nothing)
+    assert "none judged" in markdown(table, nothing)
     assert r"$\leq$" not in latex(table, nothing)
     assert r"\textgreater{} 0.9" in latex(table, nothing)

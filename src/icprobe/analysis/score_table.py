@@ -51,7 +51,7 @@ def write(
 def known(train: str | Path, lengths: str | Path, scores: Mapping[str, str | Path]) -> pd.DataFrame:
     """Makes the columns of the table that are no texts, in the order of the examples."""
     table = read_parquet(train, columns=[name for name in column_names(train) if name not in TEXTS])
-    for label in table.columns[1:]:
+    for label in table.columns[1:].drop("domain", errors="ignore"):  # a name, as in all other tables
         if table[label].dtype.kind not in "iuf" and (as_numbers := numbers(table[label])) is not None:
             table[label] = as_numbers
     counted = _of_examples(read_parquet(lengths), table["id"], "lengths")

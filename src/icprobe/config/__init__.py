@@ -169,6 +169,11 @@ class Config(Section):
                     f'evaluation.annotations.{name}: "all" means all data in the tables; choose another method, or set '
                     "method: all and bin: all if these are responses of a model that was fine-tuned on all data"
                 )
+        if self.evaluation.judge == "annotations" and len(self.models) > 1:
+            raise ValueError(
+                f"evaluation.annotations: they do not say of which model they are, and there are {len(self.models)} "
+                "models; name one in models"
+            )
         if self.data.eval and "overall" in self.data.eval.subsets:
             raise ValueError('data.eval.subsets: "overall" means all subsets in the tables; choose another name')
         return self

@@ -126,8 +126,8 @@ SMOLLM2_SOURCE = PypiSource(
 # --- data -------------------------------------------------------------------------------------------------------
 
 
-# Of tables/scores.csv and of conversations, besides those that start with score_ and the like.
-OUR_COLUMNS = ("row_number", "n_query", "n_target", "messages", "tools")
+# Of tables/scores.csv, of conversations and of selections, besides those that start with score_ and the like.
+OUR_COLUMNS = ("row_number", "n_query", "n_target", "messages", "tools", "prompt", "completion", "place")
 
 
 class Sample(Section):
@@ -185,6 +185,12 @@ class Table(Section):
         if sum(bool(getattr(self, origin)) for origin in self.origins) != 1:
             names = ", ".join(f'"{name}"' for name in self.origins)
             raise ValueError(f"give exactly one of {names} as the source of the rows; set the others to null")
+        of_hub = {"file": None, "name": None, "revision": None, "split": "train"}
+        if self.hub is None:
+            if said := [key for key, default in of_hub.items() if getattr(self, key) != default]:
+                raise ValueError(f"{said[0]}: it is of a hub data set, and hub is not given; leave it out")
+        elif self.file is not None and (said := [k for k in ("name", "split") if getattr(self, k) != of_hub[k]]):
+            raise ValueError(f"{said[0]}: file is read as it is, with all its rows; leave it out")
         return self
 
 

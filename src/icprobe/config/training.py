@@ -307,6 +307,14 @@ class Evaluation(Section):
                 raise ValueError(f"annotations: method {method}, bin {bin_}, seed {seed} appears twice")
         if self.llm is not None and "judge" not in self.model_fields_set:
             raise ValueError("llm: it describes a judge, and reference judges by default; write judge: llm beside it")
+        if self.annotations and "judge" not in self.model_fields_set:
+            raise ValueError(
+                "annotations: reference judges by default, and reads none; write judge: annotations beside them"
+            )
+        if self.endpoint is not None and "engine" not in self.model_fields_set:
+            raise ValueError(
+                "endpoint: it writes responses, and transformers does by default; write engine: endpoint beside it"
+            )
         if self.base_responses == "given" and self.judge == "reference":
             raise ValueError(
                 "base_responses: choose judge: llm, because given uses the output of the eval table as the base "

@@ -16,7 +16,7 @@ from icprobe.errors import DataError
 from icprobe.evaluation.stopping import Stops
 from icprobe.progress import Progress
 from icprobe.texts.chat import Chat
-from icprobe.texts.conversations import full_instruction
+from icprobe.texts.conversations import prompt_shown
 from icprobe.texts.prompts import Prompts, token_ids
 
 logger = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ def response_rows(rows: list[dict[str, Any]], done: dict[str, str], generator: s
         {
             "id": row["id"],
             "subset": row.get("subset"),
-            "instruction": full_instruction(row),
+            "instruction": prompt_shown(row),
             "output": done[row["id"]],
             "generator": generator,
         }

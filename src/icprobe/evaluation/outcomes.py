@@ -1,6 +1,7 @@
 """How likely base and fine-tuned models find held-out answers: what training has changed, and no judge asked."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.likelihood import Suffix, packed_log_likelihoods
 from icprobe.engine.models import load_model, set_precision
 from icprobe.engine.network import Network
-from icprobe.errors import several, some
+from icprobe.errors import DataError, several, some
 from icprobe.progress import Progress
 from icprobe.tables.checking import records
 from icprobe.texts.chat import Chat
@@ -90,6 +91,11 @@ def outcomes(
                 continue
             network = network or _network(base, checkpoint, device)
             values = _of_part(network, part)
+            if not all(map(math.isfinite, values)):
+                raise DataError(
+                    f"{_name(checkpoint)} gives answers a likelihood of NaN or 0, so that its training has diverged; "
+                    "lower finetune.learning_rate."
+                )
             new = [_row(answer, value) for answer, value in zip(part, values, strict=True)]
             jsonl.append(journal, new)
             done |= {(row["set"], row["id"]): row for row in new}

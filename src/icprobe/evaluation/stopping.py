@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from icprobe.errors import ModelError, shown
 from icprobe.texts.chat import Chat
 from icprobe.texts.control_tokens import beginning
 from icprobe.texts.prompts import Prompts, token_ids
@@ -31,14 +32,24 @@ class Stops:
 
     @classmethod
     def of(cls, prompts: Prompts | Chat, tokenizer: Any) -> "Stops":
-        """Those of the template of queries; the log says so where the template gives none."""
+        """Those of the template of queries; the log says so where the template gives none.
+
+        Raises ModelError where the template begins an answer with a token that would end it.
+        """
         prompts = prompts.of(tokenizer)
         queries = [prompts.query({"instruction": INSTRUCTION, "input": given}) for given in ("", INPUT)]
         answer = prompts.target({"instruction": INSTRUCTION, "input": "", "output": INPUT})
         # Behind the words alone: a template may begin an answer with control tokens, too.
-        answer = str(answer).rpartition(INPUT)[2]
+        opening, _, answer = str(answer).rpartition(INPUT)
         control = _control_tokens(tokenizer) - set(beginning(tokenizer))  # no template writes that one
         tokens = frozenset(token for text in [*queries, answer] for token in token_ids(tokenizer, text)) & control
+        if both := tokens.intersection(token_ids(tokenizer, opening)):
+            token = tokenizer.convert_ids_to_tokens(min(both))
+            raise ModelError(
+                f"The chat template writes {token} at the start of an answer ({shown(opening)}) and in queries, so "
+                "that a response would end before it begins; give a templates.chat_template whose prompt for an answer "
+                "ends with that start."
+            )
         names = [tokenizer.convert_ids_to_tokens(token) for token in tokens]
         # "<|im_end|>" that a tokenizer does not know is letters to the model, and no words of an answer.
         marks = {mark for query in queries for mark in MARK.findall(query)} - set(names)

@@ -67,7 +67,7 @@ def readable(table: pd.DataFrame, differences: pd.DataFrame, bold: Callable[[str
     for bin_ in dict.fromkeys(table["bin"]):
         for method in dict.fromkeys(table.loc[table["bin"] == bin_, "method"]):
             found = by_key[method, bin_, headline.OVERALL]
-            rate = "empty" if not found.n else _percent(found.win_rate)
+            rate = "none judged" if not found.n else _percent(found.win_rate)
             of_subsets = [by_key.get((method, bin_, subset)) for subset in subsets]
             rows.append(
                 [

@@ -50,7 +50,7 @@ def win_rate_points(
             asked = np.isin(bins, rows.loc[rows["method"] == method, "bin"])
             for place in places[np.isnan(rate) & asked]:
                 text = {"rotation": 90, "ha": "center", "va": "bottom", "fontsize": 5.5, "color": GREY}
-                axes.text(place, 1, "empty", **text)
+                axes.text(place, 1, "none judged", **text)
         axes.set_xticks(range(len(bins)), [bin_words(name) for name in bins])
         axes.set_xlim(-0.55, len(bins) - 0.45)
         highest = pd.concat([rows["high"], rows["win_rate"], baseline["high"]]).max()

@@ -126,9 +126,12 @@ class Findings:
         self.label_correlations = self._own(inputs.label_correlations)
         self.figures = [figure_of(Path(path)) for path in inputs.figures]
         self._orders = {}  # positions of the evaluated examples, the best first
+        self._values = {}  # of every example, what it is ranked by: (score, mean effect)
         for method, table in tables.items():
             ranking = Ranking(table["score"], table.get("mean_effect"))
             self._orders[method] = ranking.first("top 100%", ranking.evaluated).tolist()
+            by = [table[name] for name in ("score", "mean_effect") if name in table]
+            self._values[method] = [*zip(*by, strict=True)]
         self.best, self.worst = {}, {}
         for method, order in self._orders.items():
             most = min(top, max(1, len(order) // 4))  # of a few, what stands in the middle is neither
@@ -144,18 +147,24 @@ class Findings:
         table = headline.over_all_tasks(table)
         return table.reset_index(drop=True) if len(table) else None
 
-    def lowest(self, label: str, good: Collection[str]) -> dict[str, tuple[int, int, int]]:
+    def lowest(self, label: str, good: Collection[str]) -> dict[str, tuple[float, int, int]]:
         """Counts by method how many of the n examples that are not good are among the n with the lowest scores.
 
-        Returns method -> (how many, n, of how many examples), over the labelled ones that it has evaluated.
+        Of equal scores of which not all are among the n, each counts by the share of them that is. Returns method ->
+        (how many, n, of how many examples), over the labelled ones that it has evaluated.
         """
         if label not in self._train or not good:
             return {}
         values, found = self._train[label], {}
         for method, order in self._orders.items():
-            bad = [values.iloc[at] not in good for at in order if pd.notna(values.iloc[at])]
-            if n := sum(bad):
-                found[method] = sum(bad[-n:]), n, len(bad)
+            ranked = [at for at in order if pd.notna(values.iloc[at])]
+            bad = {at for at in ranked if values.iloc[at] not in good}
+            if n := len(bad):
+                value = self._values[method]
+                tied = [at for at in ranked if value[at] == value[ranked[-n]]]
+                below = [at for at in ranked[-n:] if value[at] != value[ranked[-n]]]
+                hits = len(bad.intersection(below)) + (n - len(below)) * len(bad.intersection(tied)) / len(tied)
+                found[method] = hits, n, len(ranked)
         return found
 
     # --- for the template
@@ -167,7 +176,9 @@ class Findings:
             columns = list(dict.fromkeys(rows["value"].astype(str)))
             cells = {(row.method, str(row.value)): row for row in rows.itertuples()}
             methods = list(dict.fromkeys(rows["method"]))
-            tables.append({"label": label, "columns": columns, "methods": methods, "cells": cells})
+            sizes = rows.assign(value=rows["value"].astype(str)).groupby("value")[["n_positive", "n_negative"]].max()
+            table = {"label": label, "columns": columns, "methods": methods, "cells": cells}
+            tables.append({**table, "sizes": {row.Index: row for row in sizes.itertuples()}})
         return tables
 
     def correlation_rows(self) -> list[dict[str, Any]]:

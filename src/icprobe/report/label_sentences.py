@@ -90,22 +90,23 @@ def _the_best(rows: pd.DataFrame, differences: pd.DataFrame | None, baselines: C
     return [f"{said} {told}"] if told else []
 
 
-def among_the_lowest(found: Mapping[str, tuple[int, int, int]], good: str) -> list[str]:
+def among_the_lowest(found: Mapping[str, tuple[float, int, int]], good: str) -> list[str]:
     """How many of the examples that are not good are among as many with the lowest scores, as `Findings.lowest` counts.
 
     Methods that have evaluated the same examples share a sentence.
     """
-    groups: dict[tuple[int, int], list[tuple[str, int]]] = {}
+    groups: dict[tuple[int, int], list[tuple[str, str]]] = {}
     for method, (hits, n, evaluated) in found.items():
-        groups.setdefault((n, evaluated), []).append((method, hits))
+        said = count(int(hits)) if hits == int(hits) else fixed(hits, 1)
+        groups.setdefault((n, evaluated), []).append((method, said))
     # Not at the top: figures and the terminal read this module, too, and scipy.stats takes a second.
     from scipy.stats import hypergeom
 
     sentences = []
     for (n, evaluated), ((first, hits), *others) in groups.items():
         low, high = map(int, hypergeom(evaluated, n, n).interval(0.95))
-        told = [f"{first} has {count(hits)} among its {count(n)} lowest scores"]
-        told += [f"{method} {count(hits)}" for method, hits in others]
+        told = [f"{first} has {hits} among its {count(n)} lowest scores"]
+        told += [f"{method} {hits}" for method, hits in others]
         sentences.append(
             f"That is about whole rankings. At the lowest end alone: of the {many(n, 'example')} that "
             f"{'is' if n == 1 else 'are'} not {good}, {listed(told)}; chance would give {fixed(n * n / evaluated, 1)}, "

@@ -183,8 +183,11 @@ def _overlap(read: Read) -> list[str]:
     chosen = pd.DataFrame() if table is None else headline.strictest_bin(table)
     if chosen.empty:
         return []
-    shares = ", ".join(f"{_estimate(row, row.overlap)} for {row.method}" for row in chosen.itertuples())
     bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].max(), chosen["chance"].iloc[0]
+    shares = ", ".join(
+        f"{_estimate(row, row.overlap)} {f'of its {row.n}' if row.n < size else 'for'} {row.method}"
+        for row in chosen.itertuples()
+    )
     shared = f"Of the {several(size, 'example')} in icp's bin {bin_}, the share that another method's bin holds, too"
     return [f"{shared}: {shares}, and {fixed(chance)} by chance"]
 

@@ -36,6 +36,8 @@ def verdict(lds: pd.DataFrame) -> list[str]:
     above = rivals[rivals["lds"] >= best.lds]
     if len(above):
         found.append(f"No method does better than the {name(above.iloc[0]['method'])} in a subset.")
+    if best.high < 0:
+        found.append("It is below 0: the best method ranks subsets against what training does.")
     if best.low <= 0 <= best.high:
         found.append("The interval of the best method includes 0: these subsets do not show that it predicts anything.")
     if not ceiling:
@@ -75,15 +77,22 @@ def told_apart(lds: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]
     """Whom the subsets tell the best method apart from, by Holm's p-values, and whom not."""
     best = headline.best_predictor(lds)
     found = {} if best is None or differences is None else against(best.method, differences)
-    apart = [name(other) for other, (_, p) in found.items() if p < SIGNIFICANT]
+    apart = [name(other) for other, (by, p) in found.items() if p < SIGNIFICANT and by >= 0]
+    ahead = [name(other) for other, (by, p) in found.items() if p < SIGNIFICANT and by < 0]
     not_apart = [name(other) for other, (_, p) in found.items() if not p < SIGNIFICANT]
     if not found:
         return []
-    subjects = trained(lds)
-    if not apart:
-        return [f"{subjects} do not tell {best.method} apart from any other (Holm, 5%): {listed(not_apart)}."]
-    rest = f", but not from {listed(not_apart)}" if not_apart else ""
-    return [f"{subjects} tell {best.method} apart from {listed(apart)} (Holm, 5%){rest}."]
+    subjects, sentences = trained(lds), []
+    if apart:
+        rest = f", but not from {listed(not_apart)}" if not_apart else ""
+        sentences.append(f"{subjects} tell {best.method} apart from {listed(apart)} (Holm, 5%){rest}.")
+    elif not_apart:
+        whom = "these" if ahead else "any other"
+        sentences.append(f"{subjects} do not tell {best.method} apart from {whom} (Holm, 5%): {listed(not_apart)}.")
+    if ahead:
+        do = "does" if len(ahead) == 1 else "do"
+        sentences.append(f"{listed(ahead)} {do} significantly better than {best.method} (Holm, 5%).")
+    return sentences
 
 
 def removal(table: pd.DataFrame) -> str:

@@ -100,6 +100,12 @@ def check_columns(
     found = conversations.format_of(names, asked, columns, needs_output)
     if found != "alpaca":
         conversations.check_columns([*names, *columns], origin, found, needs_output, known)
+        lost = [ours for ours in TEXTS if ours in columns and (needs_output or ours != "output")]
+        if lost:
+            raise DataError(
+                f"{origin}: {key} maps our {lost[0]!r}, which rows of the format {found} do not have ({known}); map "
+                "instruction and output, too, or leave it out."
+            )
         return
     needed = ["instruction", *(["output"] if needs_output else [])]
     if absent := [ours for ours in needed if columns.get(ours, ours) not in names]:
@@ -269,7 +275,12 @@ def check_tasks(ids: Iterable[str]) -> None:
 
 
 def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float | np.floating) and value != value)
+    return (
+        value is None
+        or value is pd.NA
+        or value is pd.NaT
+        or (isinstance(value, float | np.floating) and value != value)
+    )
 
 
 def _check_text(where: str, column: str, value: Any, required: bool = False) -> None:

@@ -84,7 +84,10 @@ def read(
             counts["rows"] += 1
             continue
         counts["turns"] += len(messages) - len(answered) if needs_output else 0
-        made.append({**_last_exchange(answered, where), **_held(answered, _tools(row, where), where)})
+        exchange = _last_exchange(answered, where)
+        if not needs_output and not exchange["output"] and not _none(row.get("output")):
+            exchange["output"] = row["output"]  # beside a prompt: the gold answer, or the base model's response
+        made.append({**exchange, **_held(answered, _tools(row, where), where)})
         kept.append(at)
     rows = pd.DataFrame(made, columns=["instruction", "input", "output", *HELD], dtype=object)
     texts = name in ("prompt_completion", "preference") and all(map(is_plain, rows["messages"], rows["tools"]))
@@ -274,4 +277,4 @@ def _tools(row: Mapping[str, Any], where: str) -> list[Any] | None:
 
 
 def _none(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and value != value)
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)

@@ -12,6 +12,7 @@ from icprobe.tables.checking import records
 from icprobe.tables.selecting import sample as draw_sample
 from icprobe.tables.selecting import select_tasks
 from icprobe.texts.chat import Chat, ChatPrompts
+from icprobe.texts.conversations import dumps, messages_of, unanswered
 from icprobe.texts.prompts import Prompts
 from icprobe.texts.readers import Reader
 from icprobe.texts.turns import turns
@@ -19,6 +20,7 @@ from icprobe.texts.turns import turns
 logger = logging.getLogger(__name__)
 
 
+READ_AT_ONCE = 10_000  # rows whose tokens are in memory
 # What of a row is counted: a text of the prompts that are bound to a model.
 Rendered = Callable[[Prompts | ChatPrompts, dict[str, Any]], str]
 
@@ -38,16 +40,20 @@ def lengths(frame: pd.DataFrame, prompts: Prompts | Chat, reader: Reader) -> pd.
     DataError for a row whose query or target has none: nothing could be said of its likelihood.
     """
     rows, prompts = frame.to_dict("records"), prompts.of(reader.tokenizer)
-    queries = reader.counts([prompts.query(row) for row in rows])
     texts = [prompts.document(row) for row in rows]
     chat = isinstance(prompts, ChatPrompts)
     for row in rows if chat else ():
         prompts.check_written(row)
-    # What a chat template writes behind the end of the last turn is no answer.
-    documents = reader.counts([prompts.query(row) + prompts.target(row) for row in rows] if chat else texts)
+    counted = []
+    for start in range(0, len(rows), READ_AT_ONCE):
+        part = rows[start : start + READ_AT_ONCE]
+        contexts = [prompts.query(row) for row in part]
+        # What a chat template writes behind the end of the last turn is no answer.
+        answered = [context + prompts.target(row) for context, row in zip(contexts, part, strict=True)]
+        counted += reader.shared(contexts, answered if chat else texts[start : start + READ_AT_ONCE])
     reader.log_control_tokens(texts)
-    targets = [whole - query for whole, query in zip(documents, queries, strict=True)]
-    for row, query, target in zip(rows, queries, targets, strict=True):
+    queries, targets = ([counts[side] for counts in counted] for side in (0, 1))
+    for row, (query, target) in zip(rows, counted, strict=True):
         if query < 1 or target < 1:
             what = "query" if query < 1 else "response"
             raise DataError(f"row {row['id']}: its {what} has no token of {reader.model}; remove or correct it.")
@@ -249,8 +255,11 @@ def prompt_lengths(frame: pd.DataFrame, prompts: Prompts | Chat, reader: Reader,
 
     Raises DataError for a query that has none, or that leaves no room for max_new_tokens in the model's context.
     """
-    bound = prompts.of(reader.tokenizer)
-    texts = [bound.query(row) for row in frame.to_dict("records")]
+    bound, rows = prompts.of(reader.tokenizer), frame.to_dict("records")
+    for row in rows if isinstance(bound, ChatPrompts) else ():
+        asked = unanswered(messages_of(row))  # of the answer, no template writes anything here
+        bound.check_written({**row, "messages": dumps(asked), "output": ""})
+    texts = [bound.query(row) for row in rows]
     counts = reader.counts(texts)
     reader.log_control_tokens(texts)
     limit = reader.max_positions

@@ -30,6 +30,11 @@ def full_instruction(row: Mapping[str, Any]) -> str:
     return row["instruction"] + (f"\n\n{row['input']}" if flat(row.get("input")) else "")
 
 
+def prompt_shown(row: Mapping[str, Any]) -> str:
+    """What an answer is to, as a judge or a reader is shown it: of a conversation all that was said before."""
+    return full_instruction(row) if is_plain(row.get("messages"), row.get("tools")) else before(row)
+
+
 def messages_of(row: Mapping[str, Any]) -> list[Message]:
     """The conversation of a table's row; Alpaca's fields are one exchange.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from icprobe.errors import DataError, shown
 from icprobe.texts.control_tokens import Text, count_control_tokens, token_ids
+from icprobe.texts.prompts import border
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +28,26 @@ class Reader:
 
     def counts(self, texts: list[str]) -> list[int]:
         """Counts the tokens of each text. Raises DataError for a token that the model does not know."""
+        return [len(ids) for ids in self._ids(texts)]
+
+    def shared(self, contexts: list[str], texts: list[str]) -> list[tuple[int, int]]:
+        """Counts the tokens of contexts and of the targets behind them, whose letters may share tokens (`border`).
+
+        texts: each context with its target. Raises as `counts` does.
+        """
+        pairs = zip(contexts, self._ids(contexts), texts, self._ids(texts), strict=True)
+        before = [
+            (border(self.tokenizer, context, text, alone, whole), len(whole)) for context, alone, text, whole in pairs
+        ]
+        return [(n_context, n - n_context) for n_context, n in before]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
         found = token_ids(self.tokenizer, texts)
         if self.vocabulary is not None:
             for text, ids in zip(texts, found, strict=True):
                 if (highest := max(ids, default=0)) >= self.vocabulary:
                     self._refuse_unknown(text, highest)
-        return [len(ids) for ids in found]
+        return found
 
     def _refuse_unknown(self, text: str, number: int) -> None:
         token = self.tokenizer.convert_ids_to_tokens(number)

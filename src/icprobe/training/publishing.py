@@ -32,18 +32,24 @@ WORDS = {
 }
 
 
-def rows(subset: str | Path, messages: str | Path, scores: str | Path) -> pd.DataFrame:
+def are_plain(files: Sequence[str | Path]) -> bool:
+    """Whether all messages of these files have a role and a text alone, so that they can be lists in every table."""
+    turns = (turn for file in files for row in jsonl.read(file) for turn in row["messages"])
+    return all(set(turn) == {"role", "content"} and isinstance(turn["content"], str) for turn in turns)
+
+
+def rows(subset: str | Path, messages: str | Path, scores: str | Path, plain: bool) -> pd.DataFrame:
     """The rows of a selection, in its order: texts, the two forms that trainers take, labels, lengths, and the score
     and rank of every method.
 
-    subset, messages: the files of the selection; scores: the experiment's table of scores. A prompt that is a
+    subset, messages: the files of the selection; scores: the experiment's table of scores; plain: whether messages are
+    lists, and not JSON (`are_plain`, of all tables alike). A prompt that is a
     conversation stands in `messages` alone.
     """
     chosen, spoken = pd.DataFrame(jsonl.read(subset)).drop(columns="score"), jsonl.read(messages)
     if isinstance(chosen["prompt"].iloc[0], list):
         chosen = chosen.drop(columns=["prompt", "completion"])
     turns = [row["messages"] for row in spoken]
-    plain = all(set(turn) == {"role", "content"} and isinstance(turn["content"], str) for row in turns for turn in row)
     chosen["messages"] = turns if plain else [jsonl.line(row).rstrip("\n") for row in turns]
     if any("tools" in row for row in spoken):
         chosen["tools"] = [jsonl.line(row["tools"]).rstrip("\n") if row.get("tools") else None for row in spoken]

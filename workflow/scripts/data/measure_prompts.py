@@ -8,12 +8,14 @@ from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
+    from icprobe.evaluation.stopping import Stops
     from icprobe.texts.tokenizing import reader
 
     params = snakemake.params
-    texts = prompts_of(params.templates)
+    texts, read = prompts_of(params.templates), reader(snakemake.input.model)
+    Stops.of(texts, read.tokenizer)  # before anything is trained that could not be asked
     prompts = parquet.read_parquet(snakemake.input.prompts)
-    table = prompt_lengths(prompts, texts, reader(snakemake.input.model), params.max_new_tokens)
+    table = prompt_lengths(prompts, texts, read, params.max_new_tokens)
     parquet.write_parquet(table, snakemake.output[0])
     logging.info("%d eval prompts, the longest of %d tokens", len(table), table["n_query"].max())
     run.summary(prompts=len(table), longest=int(table["n_query"].max()))

@@ -10,6 +10,9 @@ from icprobe.workflow.jobs import job
 with job(snakemake) as run:
     params = snakemake.params
     candidates = checking.read_table(params.source, extra=["domain"], on_empty=params.on_empty)
+    empty = candidates.attrs["dropped_empty"]
+    if turns := candidates.attrs["turns_left"]:
+        logging.warning("%d turns at the end of tasks' conversations have no answer and are left away", turns)
     from icprobe.texts.tokenizing import reader
 
     def hidden_states(texts):
@@ -25,5 +28,12 @@ with job(snakemake) as run:
     how = params.source["select"], params.seed, prompts_of(params.templates), readers, params.on_too_long
     tasks = choose_tasks(candidates, *how, hidden_states)
     parquet.write_parquet(tasks, snakemake.output[0])
-    logging.info("%d candidates, %d tasks chosen (%d too long)", len(candidates), len(tasks), tasks.attrs["too_long"])
-    run.summary(candidates=len(candidates), tasks=len(tasks), too_long=tasks.attrs["too_long"])
+    too_long = tasks.attrs["too_long"]
+    logging.info(
+        "%d candidates, %d tasks chosen (%d too long, %d empty ones dropped)",
+        len(candidates),
+        len(tasks),
+        too_long,
+        empty,
+    )
+    run.summary(candidates=len(candidates), tasks=len(tasks), too_long=too_long, empty=empty)

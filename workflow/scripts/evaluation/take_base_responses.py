@@ -4,7 +4,7 @@ import logging
 
 from icprobe import jsonl
 from icprobe.tables import checking, parquet
-from icprobe.texts.conversations import full_instruction
+from icprobe.texts.conversations import prompt_shown
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -14,7 +14,7 @@ with job(snakemake) as run:
         {
             "id": row["id"],
             "subset": row.get("subset"),
-            "instruction": full_instruction(row),
+            "instruction": prompt_shown(row),
             "output": row["output"],
             "generator": row.get("generator") or snakemake.params.generator,
         }

@@ -9,16 +9,16 @@ import icprobe
 from icprobe.artifacts import write_text
 from icprobe.tables.parquet import read_parquet, write_parquet
 from icprobe.tracking.environment import commit
-from icprobe.training.publishing import card, rows
+from icprobe.training.publishing import are_plain, card, rows
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     params, files = snakemake.params, snakemake.input
-    listed, columns, in_json = [], [], False
+    listed, columns, plain = [], [], are_plain(files.messages)
     for number, (name, model, chosen) in enumerate(params.data_sets):
-        table = rows(files.subsets[number], files.messages[number], files.scores[params.models.index(model)])
+        of_model = files.scores[params.models.index(model)]
+        table = rows(files.subsets[number], files.messages[number], of_model, plain)
         columns += [column for column in table if column not in columns]
-        in_json |= isinstance(table["messages"].iloc[0], str)
         write_parquet(table, snakemake.output.tables[number])
         listed.append((name, model, f"{len(table):,}", chosen))
         logging.info("%s: %d rows", name, len(table))
@@ -35,7 +35,7 @@ with job(snakemake) as run:
         facts,
         params.licence,
         params.hub,
-        in_json,
+        not plain,
     )
     write_text(snakemake.output.card, told)
     logging.info("load it: datasets.load_dataset(%r, %r)", str(Path(snakemake.output.card).parent), listed[0][0])

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 ADDRESS = f"http://{HOST}:{{port}}/v1"
+# A proxy of the environment does not lead to this machine.
+WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 EVERY_SECONDS = 0.2  # a server that is starting is looked at
 LAST_BYTES, LAST_CHARACTERS = 4000, 300  # of what a server wrote, in which its last line is; of that, for a message
 
@@ -61,7 +63,7 @@ class Server:
         place = urlsplit(self.address)
         for address in (f"{place.scheme}://{place.netloc}/health", f"{self.address}/models"):
             try:
-                urllib.request.urlopen(address, timeout=5).close()
+                WITHOUT_PROXY.open(address, timeout=5).close()
             except urllib.error.HTTPError as error:
                 if error.code >= 500:
                     return False

@@ -18,16 +18,17 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
     A row has `instruction` and `preference` in [1, 2] (0 is AlpacaEval's old word for a draw; null, no answer that
     could be read), and where given `dataset` (the subset), `annotator`, and `output_1`, `output_2` or their lengths in
     characters, `len_1`, `len_2`. generator: which generator_2 to take; needed where the files hold several. A prompt's
-    id is a digest of its instruction, so that different annotations of it are of one prompt.
+    id is a digest of its instruction, so that other models' annotations of it are of one prompt.
 
-    Raises DataError for files that cannot be read, a row that cannot be used, or several generators without a choice.
+    Raises DataError for files that cannot be read, a row that cannot be used, a prompt that is judged twice, or several
+    generators without a choice.
     """
     rows = [row for path in paths for row in checking.records(reading.read_file(path))]
     if generator is not None:
         rows = [row for row in rows if row.get("generator_2") == generator]
         if not rows:
             raise DataError(f"{paths[0]}: no row has the generator_2 {shown(generator)}; see evaluation.annotations.")
-    found = list(dict.fromkeys(row.get("generator_2") for row in rows))
+    found = list(dict.fromkeys(str(row.get("generator_2")) for row in rows))
     if len(found) > 1:
         names = ", ".join(shown(name) for name in found[:3])
         raise DataError(
@@ -35,17 +36,21 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
             "evaluation.annotations."
         )
     judgements = []
-    seen: dict[str, int] = {}
+    seen: dict[str, str] = {}
     for row in rows:
         instruction = row.get("instruction")
         if not isinstance(instruction, str):
             raise DataError(f"{row[reading.WHERE]}: an annotation needs its instruction.")
-        repeated = seen.get(instruction, 0)
-        seen[instruction] = repeated + 1
+        if instruction in seen:
+            raise DataError(
+                f"{row[reading.WHERE]}: its prompt is judged at {seen[instruction]}, too, and would count twice; make "
+                "each annotator's judgements an annotation of its own, with another seed."
+            )
+        seen[instruction] = row[reading.WHERE]
         digest = hashlib.sha256(instruction.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         judgements.append(
             {
-                "id": f"{digest}-{repeated}" if repeated else digest,
+                "id": digest,
                 "subset": _subset(row),
                 "preference": _preference(row),
                 "judge": _present(row.get("annotator")) or "annotations",
@@ -81,5 +86,9 @@ def _preference(row: dict[str, Any]) -> float | None:
 def _length(row: dict[str, Any], text: str, length: str) -> int | None:
     if isinstance(row.get(text), str):
         return len(row[text])
-    value = _present(row.get(length))
-    return None if value is None else int(value)
+    value = row.get(length)
+    if value is None or value != value:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise DataError(f"{row[reading.WHERE]}: {length} is {shown(value)}; it must be a number of characters.")
+    return int(value)

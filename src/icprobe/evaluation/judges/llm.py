@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import openai
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -110,7 +111,8 @@ def llm(pairs: list[Pair], settings: dict[str, Any], cache: Path | None = None) 
                 answer = asking.wait(name) if name in waiting else answers[name]
                 response = share(answer, order, settings["least_mass"])
                 said.append({"order": order, "response": response, "answer": answer["said"]})
-                masses += [mass(answer["said"])] if answer["mode"] == "weighted" else []
+                read = answer["mode"] == "weighted" and answer["said"] is not None
+                masses += [mass(answer["said"])] if read else []
             shares = [one["response"] for one in said]
             yield {
                 "preference": None if None in shares else 1 + sum(shares) / len(shares),
@@ -249,8 +251,17 @@ def client(settings: dict[str, Any]) -> openai.OpenAI:
         api_key=key(settings["key_variable"]),
         timeout=settings["timeout_seconds"],
         max_retries=settings["attempts"] - 1,
-        http_client=openai.DefaultHttpxClient(event_hooks={"response": [_give_errors_their_status]}),
+        http_client=openai.DefaultHttpxClient(
+            event_hooks={"response": [_give_errors_their_status]},
+            trust_env=not _is_here(settings["base_url"]),
+        ),
     )
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address is this machine's own, which no proxy of the environment leads to."""
+    host = urlsplit(address).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")
 
 
 def _give_errors_their_status(response: Any) -> None:
