@@ -190,17 +190,6 @@ def test_a_model_in_memory_is_left_as_it_was_also_where_a_row_is_refused(prepare
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_source_is_prepared_once_in_the_users_cache(valued, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    first = icprobe.value(TRAIN, TASKS, model=RANDOM, methods=["icp"], dtype="float32")
-    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("icprobe/models/*/*")}
-    assert any(path.name == artifacts.MANIFEST for path in made)
-    again = icprobe.value(TRAIN, TASKS, model=RANDOM, methods=["icp"], dtype="float32")
-    assert made == {path: path.stat().st_mtime_ns for path in tmp_path.glob("icprobe/models/*/*")}
-    assert first["score_icp"].tolist() == again["score_icp"].tolist() == valued[0]["score_icp"].tolist()
-
-
 def test_the_built_in_model_is_that_of_the_demo():
     from icprobe.notebook.models import BUILT_IN
 

@@ -5,7 +5,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,8 @@ def _prepared(plan: Plan) -> Path:
             if made.is_dir():
                 return made
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icprobe", "models")
-    directory = cache / f"{MODEL}-{artifacts.digest([name, files])[:12]}"
+    version = [field.name for field in fields(Capabilities)]  # what another version found out of a model is not enough
+    directory = cache / f"{MODEL}-{artifacts.digest([name, files, version])[:12]}"
     with artifacts.one_at_a_time(directory) as wanted:
         if wanted:
             with artifacts.atomic_path(directory) as aside:
