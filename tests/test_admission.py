@@ -2,16 +2,18 @@
 
 import copy
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
 import torch
 import transformers
 from loud import loud_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from icprobe.engine import admission, models
-from icprobe.engine.admission import admit
+from icprobe.engine.admission import admit, capabilities_of
 from icprobe.engine.capabilities import Capabilities
 from icprobe.errors import ModelError
 from icprobe.texts.tokenizing import reader
@@ -370,3 +372,31 @@ def test_of_a_composite_model_the_language_model_is_taken(tied, tokenizer, prepa
     ids = torch.arange(5, 25)[None]
     logits = models.load_model(tmp_path / "out", device="cpu")(input_ids=ids).logits
     torch.testing.assert_close(logits, whole(input_ids=ids).logits)
+
+
+def test_a_model_with_several_ends_is_tried_as_one_with_one(prepared):
+    """As the configurations of Llama-3's and Gemma's Instruct models name them."""
+    assert prepared("llama", **{**LLAMA, "eos_token_id": [1, 2]})["packs"]
+
+
+def test_a_model_with_an_adapter_in_it_is_refused(tokenizer, prepared, tmp_path):
+    model = made("llama", tokenizer, **LLAMA)
+    model.save_pretrained(tmp_path / "base")
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
+        tmp_path / "both"
+    )
+    for file in (tmp_path / "base").iterdir():
+        shutil.copy(file, tmp_path / "both" / file.name)
+    tokenizer.save_pretrained(tmp_path / "both")
+    source = {"source": "local", "path": str(tmp_path / "both"), "trust_remote_code": False}
+    with pytest.raises(ModelError, match="it holds an adapter; merge that into its base"):
+        models.prepare(source, tmp_path / "out", admit)
+
+
+def test_memory_that_is_short_is_no_fault_of_the_model(tokenizer, tmp_path, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(admission, "theta_of", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        capabilities_of(made("llama", tokenizer, **LLAMA))

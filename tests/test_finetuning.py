@@ -328,6 +328,18 @@ def test_a_killed_training_goes_on_to_the_same_bytes(base, prompts, tmp_path, lo
     assert numbers | {"resumed_from_step": 0} == whole
 
 
+def test_an_adapters_model_in_bfloat16_has_the_positions_of_its_base(base, prompts, tmp_path):
+    """Rotary frequencies are buffers in float32, whatever the weights are."""
+    _, out = train(base, prompts, tmp_path, lora=LORA)
+    found, plain = load_fine_tuned(out, base, "bfloat16", "cpu"), load_model(base, "bfloat16", "cpu")
+    assert dict(found.named_buffers())
+    for name, buffer in plain.named_buffers():
+        assert torch.equal(found.get_buffer(name), buffer)
+    assert {name: p.dtype for name, p in found.named_parameters()} == {
+        name: p.dtype for name, p in plain.named_parameters()
+    }
+
+
 @pytest.mark.parametrize("damage", ["truncated", "removed", "flipped"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage):
     for step in (9, 10):

@@ -78,6 +78,15 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, as Python, CUDA (its exception is known by its name) or PyTorch on a CPU say it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suggestion, to follow a message on an unknown word; empty where nothing is close."""
     close = difflib.get_close_matches(word[:60], list(known), n=1)

@@ -36,7 +36,7 @@ from icprobe.engine.trials import (
     relative_difference,
     try_engines,
 )
-from icprobe.errors import IcprobeError, ModelError, reason
+from icprobe.errors import IcprobeError, ModelError, out_of_memory, reason
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,8 @@ def _step(name: str, what: str) -> Iterator[None]:
     except (IcprobeError, MemoryError):
         raise
     except Exception as error:  # a model of an unforeseen kind fails anywhere in transformers, torch or the engines
+        if out_of_memory(error):
+            raise
         raise ModelError(f"{name}: {what} fails ({reason(error)}){ADVICE}") from None
 
 

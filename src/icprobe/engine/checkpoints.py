@@ -10,7 +10,8 @@ from peft.utils import load_peft_weights
 from transformers import PreTrainedModel
 
 from icprobe import artifacts
-from icprobe.engine.models import DTYPES, load_model, opened, resolve_device
+from icprobe.engine.models import DTYPES, load_model, opened, resolve_device, trusts
+from icprobe.engine.quantization import cast_rest
 from icprobe.engine.skeleton import skeleton
 from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
 
@@ -52,7 +53,7 @@ def load_given(
     try:
         if Path(directory, "adapter_config.json").is_file():
             return ready(_adapted(directory, base).merge_and_unload(), dtype, device)
-        model = opened(directory, dtype, bool(artifacts.read_manifest(base).get("source", {}).get("trust_remote_code")))
+        model = opened(directory, dtype, trusts(base))
         shapes = [{name: tuple(p.shape) for name, p in one.named_parameters()} for one in (model, skeleton(base))]
         if other := [name for name in {**shapes[1], **shapes[0]} if shapes[0].get(name) != shapes[1].get(name)]:
             raise ValueError(f"{other[0]} is {shapes[0].get(other[0])} there, {shapes[1].get(other[0])} here")
@@ -76,7 +77,8 @@ def _adapted(directory: str | Path, base: str | Path) -> PeftModel:
 
 def ready(model: PreTrainedModel, dtype: str, device: str) -> PreTrainedModel:
     """A model as the engines use it: of a dtype, on a device, in evaluation mode, frozen."""
-    return model.to(device=resolve_device(device), dtype=DTYPES[dtype]).eval().requires_grad_(False)
+    cast_rest(model, DTYPES[dtype])
+    return model.to(resolve_device(device)).eval().requires_grad_(False)
 
 
 @torch.no_grad()

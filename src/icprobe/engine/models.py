@@ -188,6 +188,7 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
+        check_no_adapter(model, name)
         if lacking := sorted(loaded["missing_keys"]):
             raise ModelError(
                 f"{name}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}; "
@@ -201,6 +202,14 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         if file := cached_file(name, "tokenizer.json", revision=options.get("revision"), **IF_THERE):
             check_same_tokens(ids_by_file(file), tokenizer, name, "by its tokenizer.json")
         return model, tokenizer
+
+
+def check_no_adapter(model: PreTrainedModel, name: str) -> None:
+    """Raises ModelError where transformers has put an adapter into a model, whose layers would count as the model's."""
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{name}: it holds an adapter; merge that into its base (merge_and_unload), save the result, and name that."
+        )
 
 
 def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -221,10 +230,13 @@ def max_positions(config: Any) -> int | None:
 
     Beyond its original length a longrope model turns all positions of a batch by other frequencies, so that the longest
     sequence would change every other one's numbers: such a model is used up to that length. So is a Doge up to its
-    window: beyond it, the tokens that it keeps are chosen among later ones, too.
+    window: beyond it, the tokens that it keeps are chosen among later ones, too. A BigBird looks at all tokens before
+    one, and at these alone, as long as its sparse blocks would be all there are.
     """
-    names = ("max_position_embeddings", "max_seq_len", "model_max_length", "keep_window_size")
+    names = ("max_position_embeddings", "max_seq_len", "model_max_length", "keep_window_size", "max_target_positions")
     limits = [getattr(config, name, None) for name in names]
+    if getattr(config, "attention_type", None) == "block_sparse":
+        limits.append((5 + 2 * config.num_random_blocks) * config.block_size)
     for rope in (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")):
         for scaling in [rope, *rope.values()] if isinstance(rope, dict) else []:
             if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type")) in ("longrope", "su"):
@@ -278,6 +290,11 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(device)
+
+
+def trusts(directory: str | Path) -> bool:
+    """Whether code that came with a prepared model may run."""
+    return bool(artifacts.read_manifest(directory).get("source", {}).get("trust_remote_code"))
 
 
 def load_model(

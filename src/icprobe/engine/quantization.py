@@ -7,6 +7,7 @@ of the model with dequantised weights, of which no more than one layer's exist a
 """
 
 import importlib.util
+import re
 from types import MethodType
 from typing import Any
 
@@ -63,9 +64,14 @@ def check_quantised(model: PreTrainedModel) -> None:
 
 
 def cast_rest(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Brings all weights that are not quantised to a dtype; quantised in float32, a layer's bits depend on none."""
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
+    """Brings all weights that are not quantised to a dtype; quantised in float32, a layer's bits depend on none.
+
+    As transformers loads a model in that dtype: buffers, such as the frequencies of rotary positions, stay as they are,
+    and so do weights that it keeps in float32 (`_keep_in_fp32_modules_strict`).
+    """
+    kept = [re.compile(name) for name in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(one.search(name) for one in kept):
             parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
 

@@ -20,7 +20,7 @@ from icprobe.engine.admission import admit, capabilities_of, check_ids
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.experts import stack
 from icprobe.engine.gradients import coverage
-from icprobe.engine.models import DTYPES, load_model, max_positions, prepare
+from icprobe.engine.models import DTYPES, check_no_adapter, load_model, max_positions, prepare
 from icprobe.engine.quantization import quantised_layers
 from icprobe.engine.skeleton import skeleton
 from icprobe.errors import ModelError, shown
@@ -165,6 +165,7 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
             f"model: a {name} in memory is composed of several models; pass its directory or hub id, and its language "
             "model alone is used."
         )
+    check_no_adapter(model, f"model: a {name} in memory")
     if quantised_layers(model):
         raise ModelError(
             f"model: a quantised {name} in memory multiplies in bitsandbytes' own way; pass its source instead, with "

@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from icprobe import artifacts
-from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device, set_precision
+from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device, set_precision, trusts
 from icprobe.errors import ConfigError, DataError, ModelError, reason, several
 from icprobe.texts.completions import completions, longest
 from icprobe.texts.prompts import Encoded, Prompts
@@ -85,7 +85,8 @@ def fine_tune(
     partial.mkdir(parents=True, exist_ok=True)
     lora = settings.get("lora")
     tokenizer = load_tokenizer(base)
-    length = longest(settings["max_length"], max_positions(AutoConfig.from_pretrained(base)))
+    config = AutoConfig.from_pretrained(base, trust_remote_code=trusts(base))
+    length = longest(settings["max_length"], max_positions(config))
     examples, counts = tokenize(tokenizer, rows, prompts, length)
     log_cut(len(rows), counts, length)
     _check_shared(len(examples), settings)
@@ -330,6 +331,8 @@ def _describe(output: Path, base: Path, adapter: bool, **facts: float) -> None:
     """Writes the manifest of a checkpoint. Raises ModelError where its weights were not written."""
     if not any(output.glob("*.safetensors")):
         raise ModelError(f"{base.name}: the trainer has saved no weights; look at the file of finetune.accelerate.")
+    if trusts(base):
+        facts["source"] = {"trust_remote_code": True}  # whoever opens it runs the base's code
     digest = artifacts.content_digest(base)
     artifacts.write_manifest(output, kind="lora" if adapter else "full", base=base.name, base_digest=digest, **facts)
 

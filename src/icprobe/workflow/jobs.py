@@ -26,7 +26,7 @@ from typing import Any
 from tqdm import tqdm
 
 from icprobe import cores, paths
-from icprobe.errors import ArtifactError, IcprobeError
+from icprobe.errors import ArtifactError, IcprobeError, out_of_memory
 from icprobe.masking import mask
 from icprobe.tracking import environment, runs
 from icprobe.tracking.lineage import named
@@ -213,8 +213,7 @@ def _sentence(error: Exception, snakemake: Any) -> str | None:
     if getattr(error, "errno", None) in FULL or "No space left on device" in str(error):
         where = getattr(error, "filename", None) or next(iter(snakemake.output), os.getcwd())
         return f"{where}: the disk is full. Free some space and run again; finished work is kept and not repeated."
-    # torch.OutOfMemoryError, by its name: torch is not imported for this.
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if out_of_memory(error):
         what = str(error).splitlines()[0] if str(error) else "allocation refused"
         return (
             f"{snakemake.rule}: out of memory at {peak_memory_gb():.1f} GB ({what}). Lower the batch sizes or "

@@ -11,7 +11,7 @@ from icprobe import artifacts
 from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.experts import stack
 from icprobe.engine.models import DTYPES, load_model
-from icprobe.engine.quantization import quantised
+from icprobe.engine.quantization import cast_rest, quantised
 
 NAMES = {"float32": "F32", "bfloat16": "BF16"}  # safetensors' own
 
@@ -41,7 +41,8 @@ def served_folder(base: str | Path, checkpoint: str | Path | None, dtype: str) -
             # What is served is what its bits say, as with adapters.
             how = {"dtype": dtype} if whole else {"dequantised": True}
             model = load_model(source, device="cpu", experts_apart=False, **how)
-        model.to(DTYPES[dtype]).save_pretrained(folder)
+        cast_rest(model, DTYPES[dtype])
+        model.save_pretrained(folder)
         del model  # the server is about to need the memory
         yield Path(folder)
 
