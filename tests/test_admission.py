@@ -382,9 +382,8 @@ def test_a_model_with_several_ends_is_tried_as_one_with_one(prepared):
 def test_a_model_with_an_adapter_in_it_is_refused(tokenizer, prepared, tmp_path):
     model = made("llama", tokenizer, **LLAMA)
     model.save_pretrained(tmp_path / "base")
-    get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
-        tmp_path / "both"
-    )
+    adapter = LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(model, adapter).save_pretrained(tmp_path / "both")
     for file in (tmp_path / "base").iterdir():
         shutil.copy(file, tmp_path / "both" / file.name)
     tokenizer.save_pretrained(tmp_path / "both")
