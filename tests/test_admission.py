@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from icprobe.engine import admission, models
-from icprobe.engine.admission import admit, capabilities_of
+from icprobe.engine.admission import admit
 from icprobe.engine.capabilities import Capabilities
 from icprobe.errors import ModelError
 from icprobe.texts.tokenizing import reader
@@ -390,12 +390,3 @@ def test_a_model_with_an_adapter_in_it_is_refused(tokenizer, prepared, tmp_path)
     source = {"source": "local", "path": str(tmp_path / "both"), "trust_remote_code": False}
     with pytest.raises(ModelError, match="it holds an adapter; merge that into its base"):
         models.prepare(source, tmp_path / "out", admit)
-
-
-def test_memory_that_is_short_is_no_fault_of_the_model(tokenizer, tmp_path, monkeypatch):
-    def full(*_):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
-
-    monkeypatch.setattr(admission, "theta_of", full)
-    with pytest.raises(RuntimeError, match="can't allocate memory"):
-        capabilities_of(made("llama", tokenizer, **LLAMA))

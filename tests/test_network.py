@@ -9,7 +9,7 @@ from matrices import ARCHITECTURES, matrices
 
 from icprobe import artifacts
 from icprobe.attribution import icp, influence, one_step
-from icprobe.engine import attention, gradients, stepping
+from icprobe.engine import admission, attention, gradients, stepping
 from icprobe.engine.admission import admit, capabilities_of
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.models import linear_layers, load_model, prepare
@@ -267,3 +267,12 @@ def test_a_model_in_memory_is_as_it_was_after_it_was_tried_out(model):
     assert found.in_step
     assert_as_before(ours, before)
     assert all(p.grad is None for p in ours.parameters())
+
+
+def test_memory_that_is_short_is_no_fault_of_the_model(model, monkeypatch):
+    def full(*_):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(admission, "theta_of", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        capabilities_of(model())

@@ -171,10 +171,8 @@ def refuse_far(name: str, found: Mapping[str, float], limits: Mapping[str, float
 def _step(name: str, what: str) -> Iterator[None]:
     try:
         yield
-    except (IcprobeError, MemoryError):
-        raise
     except Exception as error:  # a model of an unforeseen kind fails anywhere in transformers, torch or the engines
-        if out_of_memory(error):
+        if isinstance(error, IcprobeError) or out_of_memory(error):
             raise
         raise ModelError(f"{name}: {what} fails ({reason(error)}){ADVICE}") from None
 

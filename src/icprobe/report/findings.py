@@ -126,12 +126,11 @@ class Findings:
         self.label_correlations = self._own(inputs.label_correlations)
         self.figures = [figure_of(Path(path)) for path in inputs.figures]
         self._orders = {}  # positions of the evaluated examples, the best first
-        self._values = {}  # of every example, what it is ranked by: (score, mean effect)
+        self._ranked_by = {}  # of every example: its score, and its mean effect where there is one
         for method, table in tables.items():
             ranking = Ranking(table["score"], table.get("mean_effect"))
             self._orders[method] = ranking.first("top 100%", ranking.evaluated).tolist()
-            by = [table[name] for name in ("score", "mean_effect") if name in table]
-            self._values[method] = [*zip(*by, strict=True)]
+            self._ranked_by[method] = [table[name] for name in ("score", "mean_effect") if name in table]
         self.best, self.worst = {}, {}
         for method, order in self._orders.items():
             most = min(top, max(1, len(order) // 4))  # of a few, what stands in the middle is neither
@@ -160,7 +159,7 @@ class Findings:
             ranked = [at for at in order if pd.notna(values.iloc[at])]
             bad = {at for at in ranked if values.iloc[at] not in good}
             if n := len(bad):
-                value = self._values[method]
+                value = [*zip(*self._ranked_by[method], strict=True)]
                 tied = [at for at in ranked if value[at] == value[ranked[-n]]]
                 below = [at for at in ranked[-n:] if value[at] != value[ranked[-n]]]
                 hits = len(bad.intersection(below)) + (n - len(below)) * len(bad.intersection(tied)) / len(tied)

@@ -12,16 +12,14 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from icprobe import cores
 from icprobe.errors import JudgeError
+from icprobe.evaluation.engines.server import HOST, WITHOUT_PROXY
 
-HOST = "127.0.0.1"
-WITHOUT_PROXY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # none leads to this machine
 HEALTHY_WITHIN = 120  # seconds, to read the model
 
 
