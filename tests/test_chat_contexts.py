@@ -189,9 +189,9 @@ def test_icp_reverse_and_icp_k_shot_are_those_of_the_naive_loop(context, probed)
     drawn = Draws([z["id"] for z in examples], inputs.seed, 2, 1)
     wanted = []
     for number in range(3):
-        members, place = drawn.context(number, 0)
-        shown = [examples[i] for i in members]
-        wanted.append([likelihood(shown, t) - likelihood([shown[1 - place]], t) for t in TASKS])
+        (other,) = drawn.others(number, 0)
+        shown = [examples[other], examples[number]]
+        wanted.append([likelihood(shown, t) - likelihood(shown[:1], t) for t in TASKS])
     found = matrices(icp_k_shot, inputs, "icp_k_shot", k=2, draws=1)["icp_k_shot"]
     assert_close(found, np.array(wanted), 1e-4)
 

@@ -91,12 +91,12 @@ def naive_k_shot(inputs, model, drawn):
     found = np.zeros((len(train), len(tasks)))
     for row in range(len(train)):
         for draw in range(drawn.draws):
-            members, place = drawn.context(row, draw)
-            assert members[place] == row
-            others = members[:place] + members[place + 1 :]
+            others = drawn.others(row, draw)
+            assert len({*others, row}) == drawn.k
             for t, task in enumerate(tasks):
                 with_it, without = (
-                    naive.few_shot(model, tokenizer, [train[i] for i in rows], task) for rows in (members, others)
+                    naive.few_shot(model, tokenizer, [train[i] for i in rows], task)
+                    for rows in ([*others, row], others)
                 )
                 found[row, t] += (with_it - without) / drawn.draws
     return found
@@ -127,15 +127,26 @@ def test_draws_depend_on_seed_and_ids_and_not_on_the_order_of_the_rows():
     other = Draws(shuffled, 3, 4, 8)
 
     def by_id(draws, id, number):
-        rows, place = draws.context(draws.ids.index(id), number)
-        return [draws.ids[row] for row in rows], place
+        return [draws.ids[row] for row in draws.others(draws.ids.index(id), number)]
 
     contexts = [by_id(drawn, id, number) for id in ids for number in range(8)]
     assert contexts == [by_id(other, id, number) for id in ids for number in range(8)]
-    assert all(len(set(rows)) == 4 for rows, _ in contexts)
-    assert {place for _, place in contexts} == {0, 1, 2, 3}
-    assert {row for rows, _ in contexts for row in rows} == set(ids)
     assert contexts != [by_id(Draws(ids, 4, 4, 8), id, number) for id in ids for number in range(8)]
+
+
+def test_all_examples_of_a_draw_are_read_behind_the_same_others_but_those_themselves():
+    drawn = Draws([f"z{n}" for n in range(30)], 3, 4, 8)
+    for draw in range(8):
+        parts = drawn.parted(np.arange(30), draw)
+        common = max(parts, key=lambda others: len(parts[others]))
+        assert sorted(row for rows in parts.values() for row in rows) == [*range(30)]
+        assert len(set(common)) == 3
+        assert sorted(rows for rows in parts.values() if rows != parts[common]) == [[row] for row in sorted(common)]
+        for row in common:
+            (others,) = [others for others, rows in parts.items() if rows == [row]]
+            assert len({*others}.difference(common)) == 1, "one more stands in its place, the same for all three"
+            assert row not in others
+    assert len({drawn.others(29, draw) for draw in range(8)}) == 8
 
 
 def test_numbers_do_not_depend_on_batches_order_or_padding(inputs):

@@ -187,8 +187,8 @@ METHODS: dict[str, Method] = {
         "icprobe.attribution.icp_k_shot",
         "nats",
         "In-context probing among others: with examples drawn at random in the prompt, is a task's answer likelier "
-        "when it stands among them? The effect on a task is the change of the answer's log-likelihood, in nats, in the "
-        "mean over the prompts that were drawn.",
+        "when it stands behind them, too? The effect on a task is the change of the answer's log-likelihood, in nats, "
+        "in the mean over the prompts that were drawn.",
         (*_ENGINE, *_TASK, "icp_k_shot"),
         per_token=_TASK,
         long_contexts=True,

@@ -24,10 +24,11 @@ BORDERS = 8
 
 @dataclass(frozen=True)
 class Draws:
-    """Contexts drawn at random: for each example `draws` sets of `k` examples, itself among them at a random place.
+    """Contexts drawn at random, `draws` times: in each draw all examples are read behind the same k − 1 others.
 
-    ids: of all examples. A draw depends on the seed, the example's id and its number, and on which ids there are; on
-    their order it does not.
+    Of k examples drawn in an order, the first k − 1 stand before each example; before one of these the other k − 1 do.
+    ids: of all examples. A draw depends on the seed and its number, and on which ids there are; on their order it does
+    not.
     """
 
     ids: Sequence[str]
@@ -36,33 +37,35 @@ class Draws:
     draws: int
 
     @cached_property
-    def _by_id(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows in the order of their ids [N], and the place of each row in it [N]."""
+    def _drawn(self) -> list[tuple[int, ...]]:
+        """The rows of each draw's k examples."""
         rows = np.array(sorted(range(len(self.ids)), key=self.ids.__getitem__))
-        return rows, np.argsort(rows)
+        chances = (generator(self.seed, draw) for draw in range(self.draws))
+        return [tuple(chance.permutation(rows)[: self.k].tolist()) for chance in chances]
 
-    def context(self, row: int, draw: int) -> tuple[list[int], int]:
-        """Draws context number `draw` of the example of a row: (the rows that stand in it, the place of its own)."""
-        chance = generator(self.seed, draw, self.ids[row])
-        rows, places = self._by_id
-        chosen = chance.choice(len(rows) - 1, self.k - 1, replace=False)
-        others = rows[chosen + (chosen >= places[row])].tolist()
-        place = int(chance.integers(self.k))
-        return [*others[:place], row, *others[place:]], place
+    def others(self, row: int, draw: int) -> tuple[int, ...]:
+        """The rows of the k − 1 examples that stand before the example of a row."""
+        return tuple(other for other in self._drawn[draw] if other != row)[: self.k - 1]
 
-    @property
-    def contexts_read(self) -> int:
-        """How often each task is read for an example: with it and without, where others stand in the context."""
-        return self.draws * (2 if self.k > 1 else 1)
-
-    @property
-    def examples_read(self) -> int:
-        """How often an example is read in all contexts, in the mean; what two begin with alike is counted twice."""
-        return self.draws * (2 * self.k - 1)
+    def parted(self, rows: Sequence[int], draw: int) -> dict[tuple[int, ...], list[int]]:
+        """Some rows by the others that stand before their examples."""
+        parts: dict[tuple[int, ...], list[int]] = {}
+        for row in rows:
+            parts.setdefault(self.others(row, draw), []).append(int(row))
+        return parts
 
     def all(self) -> Iterator[list[int]]:
         """The rows of every context."""
-        return (self.context(row, draw)[0] for row in range(len(self.ids)) for draw in range(self.draws))
+        return ([*self.others(row, draw), row] for row in range(len(self.ids)) for draw in range(self.draws))
+
+    def tokens(self, of_examples: float, of_tasks: float) -> float:
+        """Counts the tokens, about, that a model reads: of all examples, and of all tasks.
+
+        In each draw each example with all tasks behind it, and k contexts of others with all tasks behind them.
+        """
+        n = len(self.ids)
+        others = self.k * ((self.k - 1) * of_examples / n + of_tasks) if self.k > 1 else 0.0
+        return self.draws * (of_examples + n * of_tasks + others)
 
 
 def check(
@@ -86,7 +89,7 @@ def check(
         draws = Draws(train["id"].tolist(), seed, **settings)
         of_tasks = reader.counts([bound.one_shot_suffix(task) + bound.target(task) for task in rows])
         check_draws(draws, train, max(of_tasks), bound, reader)
-        tokens = draws.examples_read * of_examples + draws.contexts_read * len(train) * sum(of_tasks)
+        tokens = round(draws.tokens(of_examples, sum(of_tasks)))
         return {"contexts": len(train) * draws.draws, "tokens": tokens}
     groups = task_groups(rows, lengths, bound, reader, seed, settings["tasks"])
     read = reader.counts([bound.few_shot_prefix([rows[number] for number in group]) for group in groups])

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 PIECE_SECONDS = 10.0  # of work that makes one of `Inputs.pieces`
 # Tokens of a row up to which each token takes less time the more there are; more would need memory alone.
 ROW_TOKENS = {"cpu": 4096, "cuda": 32768}
+# Tokens at the end of a context that its cache leaves out: what follows may merge with them.
+AT_THE_END = 8
 
 
 def attribute(
@@ -99,32 +101,28 @@ class Probe:
                 break
         return np.concatenate(effects)
 
-    def contexts(self, row: int, tasks: Sequence[int]) -> list[OneShot]:
-        """The contexts in which the tasks are read for one row of the matrix: that of an example, to be held against
-        the tasks alone. Of two, the first is held against the second.
-        """
-        return [self.one_shots.encode(self.examples([row])[0], tasks)]
+    def context(self, row: int, tasks: Sequence[int]) -> OneShot:
+        """The context in which the tasks are read for one row of the matrix."""
+        return self.one_shots.encode(self.examples([row])[0], tasks)
 
     def _passes(self, rows: Sequence[int], tasks: Sequence[int]) -> Iterator[np.ndarray]:
         """Computes effects [some rows, tasks] pack by pack; texts are tokenised when their pack's turn comes."""
         shared = self.base.ids if self.base else ()
         zero_shot = self.zero_shot[list(tasks)]
 
-        def tokens(groups: Sequence[OneShot]) -> int:
-            return sum(size(self.network, *group) for group in groups)
+        def tokens(group: OneShot) -> int:
+            return size(self.network, *group)
 
         waiting: list[Arriving] = []
-        for pack in packed((self.contexts(row, tasks) for row in rows), tokens, self.batch_tokens):
-            groups = [group for of_row in pack for group in of_row]
+        for groups in packed((self.context(row, tasks) for row in rows), tokens, self.batch_tokens):
             # An example that does not begin as the others do (its tokens merge early) stands without the base.
             base = self.base if all(prefix[: len(shared)] == shared for prefix, _ in groups) else None
             behind = [(prefix[len(shared) :] if base else prefix, suffixes) for prefix, suffixes in groups]
-            if tokens(behind) > self.row_tokens:
+            if sum(map(tokens, behind)) > self.row_tokens:
                 results = [likelihood.log_likelihoods(self.network, *one, base, self.row_tokens) for one in behind]
             else:
                 results = likelihood.packed_log_likelihoods(self.network, behind, base)
-            found = torch.stack(results).unflatten(0, (len(pack), -1))  # [rows, contexts, tasks]
-            waiting.append(Arriving(found[:, 0] - (found[:, 1] if found.shape[1] > 1 else zero_shot)))
+            waiting.append(Arriving(torch.stack(results) - zero_shot))  # [rows, tasks]
             # Another device computes a pass while texts and rows of the next are made here.
             if len(waiting) > (self.network.device.type != "cpu"):
                 yield waiting.pop(0).here()

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from icprobe.attribution.contexts import Draws
-from icprobe.attribution.icp import Probe
+from icprobe.attribution.icp import AT_THE_END, Probe
 from icprobe.attribution.matrix import Inputs, Pieces
 from icprobe.attribution.one_shots import OneShot
+from icprobe.engine.likelihood import log_likelihoods
 
 
 def attribute(
@@ -17,44 +18,56 @@ def attribute(
     batch_tokens: int = 1024,
     task_likelihood: str = "sum",
     k: int = 4,
-    draws: int = 8,
+    draws: int = 4,
 ) -> Pieces:
-    """A[z, t] = mean over contexts c of ll(target(t) | c, query(t)) − ll(target(t) | c without z, query(t)), in nats.
+    """A[z, t] = mean over drawn contexts c of ll(target(t) | c, z, query(t)) − ll(target(t) | c, query(t)), in nats.
 
-    Each example has `draws` contexts of its own, of k examples with it at a random place (`Draws`). With k = 1 this is
-    icp. task_likelihood: mean divides it by the number of target(t)'s tokens: nats per token. It is an estimate of the
-    mean marginal contribution to sets of this size, one term of a Shapley value (Data Shapley, arXiv 1904.02868).
+    c: k − 1 other examples, in each draw the same for all z that are not among them (`Draws`), so that c is read once
+    and its keys and values are kept, and examples are compared behind the same c. With k = 1 this is icp.
+    task_likelihood: mean divides it by the number of target(t)'s tokens: nats per token. It is an estimate of the mean
+    marginal contribution to sets of k − 1, one term of a Shapley value (Data Shapley, arXiv 1904.02868).
     """
-    probe = Marginal(inputs, batch_tokens, Draws(inputs.train["id"].tolist(), inputs.seed, k, draws))
+    probe = Behind(inputs, batch_tokens)
     divisors = probe.target_tokens if task_likelihood == "mean" else np.ones_like(probe.target_tokens)
-    rows = np.concatenate(batches)
-    inputs.progress.expect(len(rows) * draws * len(inputs.tasks), "pair", probe.tokens(probe.contexts_of(rows)))
+    drawn, order = Draws(inputs.train["id"].tolist(), inputs.seed, k, draws), np.concatenate(batches)
+    inputs.progress.expect(len(order) * draws * len(inputs.tasks), "pair", draws * probe.tokens(order))
+    # By what they are read behind: one context's keys and values at a time.
+    parts: dict[tuple[int, tuple[int, ...]], list[tuple[str, list[int]]]] = {}
+    of_batch: dict[int, list[tuple[str, list[int]]]] = {rows[0]: [] for rows in batches}
     for rows in batches:
-        found = probe.effects(probe.contexts_of(rows), f"{method}/{rows[0]}")
-        means = found.reshape(len(rows), draws, -1).mean(axis=1, dtype=np.float64)
-        yield method, rows, (means / divisors).astype(np.float32)
+        for draw in range(draws):
+            for others, members in drawn.parted(rows, draw).items():
+                part = f"{method}/{rows[0]}/{draw}/{members[0]}", members
+                parts.setdefault((draw, others), []).append(part)
+                of_batch[rows[0]].append(part)
+    for (_, others), behind in parts.items():
+        for name, members in behind:
+            if name in inputs.pieces:
+                inputs.progress.found(inputs.pieces[name].size, probe.tokens(members))
+            else:
+                probe.stand_behind(others)
+                inputs.pieces[name] = probe.effects(members, name)
+    for rows in batches:
+        total = np.zeros((len(rows), len(inputs.tasks)))
+        for name, members in of_batch[rows[0]]:
+            total[np.isin(rows, members)] += inputs.pieces.pop(name)
+        yield method, rows, (total / draws / divisors).astype(np.float32)
 
 
-class Marginal(Probe):
-    """Computes the effects of drawn contexts, by their numbers: row of the example · draws + number of the draw."""
+class Behind(Probe):
+    """Computes effects behind other examples, which stand before the one that is asked for."""
 
-    def __init__(self, inputs: Inputs, batch_tokens: int, drawn: Draws) -> None:
-        super().__init__(inputs, batch_tokens)
-        self._drawn = drawn
+    _others: tuple[int, ...] = ()
 
-    def contexts_of(self, rows: Sequence[int]) -> np.ndarray:
-        """The numbers of some examples' contexts [rows · draws]."""
-        return (np.asarray(rows)[:, None] * self._drawn.draws + np.arange(self._drawn.draws)).ravel()
+    def stand_behind(self, others: tuple[int, ...]) -> None:
+        """Puts the examples of these rows before those that are asked for from now on."""
+        if others == self._others:
+            return
+        self._others = others
+        # Its own tokens alone: no bit depends on which examples are asked for.
+        prefix, suffixes = self.one_shots.encode_several(self.examples([*others]), range(len(self.target_tokens)))
+        self.base = self.network.cache_prefix(prefix[:-AT_THE_END])
+        self.zero_shot = log_likelihoods(self.network, prefix, suffixes, limit=self.row_tokens)
 
-    def tokens(self, rows: Sequence[int], tasks: Sequence[int] | slice = slice(None)) -> float:
-        """Counts tokens, about: the others stand in both contexts, but for what these begin with alike."""
-        drawn, examples = self._drawn, np.asarray(rows) // self._drawn.draws
-        of_examples, of_all = super().tokens(examples, []), super().tokens(examples, tasks)
-        return (drawn.examples_read * of_examples + drawn.contexts_read * (of_all - of_examples)) / drawn.draws
-
-    def contexts(self, row: int, tasks: Sequence[int]) -> list[OneShot]:
-        """One drawn context, and the same without its example; without any, the tasks are read alone."""
-        members, place = self._drawn.context(*divmod(int(row), self._drawn.draws))
-        examples = self.examples(members)
-        without = [*examples[:place], *examples[place + 1 :]]
-        return [self.one_shots.encode_several(some, tasks) for some in (examples, without) if some]
+    def context(self, row: int, tasks: Sequence[int]) -> OneShot:
+        return self.one_shots.encode_several(self.examples([*self._others, row]), tasks)

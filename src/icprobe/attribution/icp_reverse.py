@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from icprobe.attribution.contexts import task_groups
-from icprobe.attribution.icp import ROW_TOKENS
+from icprobe.attribution.icp import AT_THE_END, ROW_TOKENS
 from icprobe.attribution.matrix import Inputs, Pieces
 from icprobe.attribution.one_shots import OneShots
 from icprobe.engine.likelihood import log_likelihoods
@@ -18,9 +18,6 @@ from icprobe.texts.control_tokens import token_ids
 from icprobe.texts.readers import Reader
 
 logger = logging.getLogger(__name__)
-
-# Tokens at the end of a context that its cache leaves out: what follows may merge with them.
-AT_THE_END = 8
 
 
 def attribute(

@@ -116,7 +116,7 @@ class IcpKShot(Section):
 
     k: Count = Field(4, description="Examples in a context; with 1 it is icp.")
     draws: Count = Field(
-        8, description="Contexts drawn for each example. Each costs about two of icp's passes, of longer contexts."
+        4, description="How often the others are drawn, for all examples at once. Each costs about as much as icp."
     )
 
 

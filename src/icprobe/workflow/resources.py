@@ -195,6 +195,8 @@ class Sizes(DataSetSizes):
         seconds = self.seconds(model, counted, settings.device)
         # All texts are read, a part of the matrix is kept.
         megabytes = TORCH_MB + ROW_MB * (self.examples + self.tasks) + 16e-6 * examples * self.tasks + 8e-6 * size
+        if method == "icp_k_shot":  # of each draw
+            megabytes += 4e-6 * settings.icp_k_shot.draws * examples * self.tasks
         if (method.startswith("influence") or method in ("tracin", "less")) and settings.device != "cuda":
             # The budget holds gradients and activations.
             megabytes += 1000 * settings.memory_budget_gb

@@ -125,8 +125,9 @@ def adapter_parameters(parameters: float, rank: int) -> float:
 def k_shot_operations(
     parameters: float, examples: float, tokens: float, task_tokens: float, k: int, draws: int
 ) -> float:
-    """Counts those of icp_k_shot: each context of k examples is read with its own and without, before all tasks."""
-    return 2 * parameters * draws * ((2 * k - 1) * tokens + 2 * examples * task_tokens)
+    """Counts those of icp_k_shot: in each draw all tasks are read behind each example, and behind k sets of others."""
+    others = k * ((k - 1) * tokens / max(examples, 1) + task_tokens) if k > 1 else 0.0
+    return 2 * parameters * draws * (tokens + examples * task_tokens + others)
 
 
 def training_operations(parameters: float, tokens: float) -> float:
