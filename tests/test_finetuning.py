@@ -190,7 +190,7 @@ def test_a_model_that_is_trained_keeps_the_signature_that_generation_asks_for(ba
 
 
 def test_a_model_whose_weights_evaluation_divides_begins_its_training_with_its_own(prompts, tmp_path):
-    """RWKV's; a training that is resumed takes up others before the first step would multiply them."""
+    """RWKV's: a training that is resumed takes up others before its first step would multiply them."""
     tokenizer = train_tokenizer([" ".join(str(v) for v in row.values()) for row in ROWS], 300)
     sizes = {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 3, "rescale_every": 1}
     config = transformers.AutoConfig.for_model("rwkv", vocab_size=len(tokenizer), context_length=128, **sizes)
@@ -200,7 +200,6 @@ def test_a_model_whose_weights_evaluation_divides_begins_its_training_with_its_o
     own = load_model(tmp_path / "base", device="cpu").state_dict()
     examples = tokenize(tokenizer, ROWS, prompts, 256)[0]
     trainer = trainer_of(tmp_path / "base", tokenizer, examples, SETTINGS, 0, tmp_path / "trainer")
-    assert not trainer.model.base_model.layers_are_rescaled
     found = trainer.model.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in own.items())
 

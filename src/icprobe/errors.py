@@ -78,12 +78,15 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "cuda error: out of memory")
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory was short, as Python, CUDA (its exception is known by its name) or PyTorch on a CPU say it."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError | OSError) and any(words in str(error).lower() for words in NO_MEMORY))
     )
 
 

@@ -89,7 +89,8 @@ class Finetune(Section):
     )
     accelerate: FilePath | None = Field(
         None,
-        description="A configuration file of accelerate for them, such as one for FSDP; null: data-parallel.",
+        description="A configuration file of accelerate for them, such as one for FSDP; null: data-parallel. Its "
+        "mixed_precision counts for nothing: `dtype` says what is trained in.",
     )
     checkpoint_minutes: PositiveFloat = how(2, "Most work that a killed training can lose, approximately, in minutes.")
 

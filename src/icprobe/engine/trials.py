@@ -21,7 +21,7 @@ from icprobe.engine.models import linear_layers
 from icprobe.engine.network import Network
 from icprobe.engine.rows import Row
 from icprobe.engine.stepping import backward_in_step
-from icprobe.errors import ModelError, reason
+from icprobe.errors import ModelError, out_of_memory, reason
 from icprobe.texts.prompts import Encoded
 
 logger = logging.getLogger(__name__)
@@ -214,6 +214,8 @@ def _packs(model: PreTrainedModel, capabilities: Capabilities) -> bool:
                     return True
             why = "its attention has a window of its own kind"
     except (ModelError, NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         why = reason(error)
     logger.info("%s: its sequences cannot be packed (%s)", type(model).__name__, why)
     return False
@@ -240,6 +242,8 @@ def _pads_left(model: PreTrainedModel) -> bool:
             for before in ([], pad)
         )
     except Exception as error:  # a type that transformers cannot generate with, or not with padding
+        if out_of_memory(error):
+            raise
         logger.info("%s: prompts are answered one by one (%s)", type(model).__name__, reason(error))
         return False
     return relative_difference(behind.float(), alone.float()) <= ROUNDING[model.dtype]
@@ -292,7 +296,9 @@ def _goes_in_step(network: Network) -> bool:
         loss_backward(network, batch)
     try:
         backward_in_step(network, layers, [batch], lambda index, rows: parts.update({index: rows[0]}))
-    except (NotImplementedError, TypeError, ValueError, RuntimeError):
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         return False
     if list(whole) != list(parts):
         return False

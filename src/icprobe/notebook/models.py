@@ -5,7 +5,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from icprobe.engine.models import DTYPES, check_no_adapter, load_model, max_posi
 from icprobe.engine.quantization import quantised_layers
 from icprobe.engine.skeleton import skeleton
 from icprobe.errors import ModelError, shown
-from icprobe.fingerprints import contents
+from icprobe.fingerprints import closure, contents, meaning
 from icprobe.notebook.configuring import MODEL
 from icprobe.texts.readers import Reader
 from icprobe.texts.tokenizing import reader
@@ -34,6 +34,8 @@ from icprobe.workflow.plan import Plan
 BUILT_IN = {SMOLLM2: SMOLLM2_SOURCE.model_dump(mode="json")}
 IN_MEMORY = "in memory"  # where a configuration says that a model comes from which nobody fetches
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+# What is found out of a model lies in its manifest; `prepare` reaches them by an argument.
+FINDERS = ("icprobe.engine.admission", "icprobe.engine.trials")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,8 @@ def _prepared(plan: Plan) -> Path:
             if made.is_dir():
                 return made
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "icprobe", "models")
-    version = [field.name for field in fields(Capabilities)]  # what another version found out of a model is not enough
+    # What another version prepared, or found out of a model, is not what this one would.
+    version = [meaning(name) for name in sorted({*closure([prepare.__module__]), *FINDERS})]
     directory = cache / f"{MODEL}-{artifacts.digest([name, files, version])[:12]}"
     with artifacts.one_at_a_time(directory) as wanted:
         if wanted:
@@ -166,6 +169,11 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
             "model alone is used."
         )
     check_no_adapter(model, f"model: a {name} in memory")
+    if 0 < getattr(model.config, "rescale_every", 0) < model.config.num_hidden_layers:
+        raise ModelError(
+            f"model: a {name} in memory divides weights where it is not trained (rescale_every); pass its directory or "
+            "hub id, for which that is left out."
+        )
     if quantised_layers(model):
         raise ModelError(
             f"model: a quantised {name} in memory multiplies in bitsandbytes' own way; pass its source instead, with "

@@ -70,10 +70,12 @@ def fine_tune_in_processes(
 def _command(settings: dict[str, Any], job: Path) -> list[str]:
     """The command line that starts all processes on this machine."""
     options = ["--num_processes", str(settings["processes"]), "--main_process_port", "0"]
+    # `settings["dtype"]` says what is trained in, to the Trainer: not a file.
+    options += ["--mixed_precision", "no"]
     if settings.get("accelerate"):
         options += ["--config_file", settings["accelerate"]]
     else:
-        options += ["--multi_gpu", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        options += ["--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no"]
     return [sys.executable, "-m", "accelerate.commands.launch", *options, "-m", __name__, str(job)]
 
 

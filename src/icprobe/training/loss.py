@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from trl.trainer import utils
 
-from icprobe.errors import ModelError, reason
+from icprobe.errors import ModelError, out_of_memory, reason
 
 # On so many tokens trl's loss is compared with the model's own, from which rounding may take it this far.
 PROBED_TOKENS, LOSS_TOLERANCE = 32, {torch.float32: 1e-3, torch.bfloat16: 0.05}
@@ -60,15 +60,12 @@ def _check(model: Any, ids: list[int]) -> None:
         found = model(input_ids=probed, labels=probed, fused_lm_head=True).log_probs[0].float()
         apart = ((found - right).abs().max() / right.abs().max().clamp(min=1e-6)).item()
     except (RuntimeError, AttributeError, IndexError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise
         raise ModelError(
             f"{_name(model)}: trl cannot compute its loss ({reason(error)}); choose another model."
         ) from None
     finally:
-        for module in model.modules():
-            if getattr(module, "layers_are_rescaled", False):
-                # RWKV's weights are divided in evaluation and multiplied at the next step of a training, for which a
-                # resumed one has taken up others by then.
-                module.train()._rescale_layers()
         model.train(training)
     if not apart < LOSS_TOLERANCE[model.dtype]:
         raise ModelError(

@@ -1,0 +1,107 @@
+"""Models as they are opened: with the weights of their files, in the dtype that transformers gives them."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from test_from_python import TASKS, TRAIN
+from transformers import AutoConfig, AutoModelForCausalLM
+
+import icprobe
+from icprobe.engine import checkpoints, models
+from icprobe.engine.admission import admit
+from icprobe.engine.quantization import cast_rest
+from icprobe.errors import ModelError, out_of_memory
+
+RWKV = {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 3, "rescale_every": 1}
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+XGLM = {"d_model": 32, "ffn_dim": 64, "num_layers": 2, "attention_heads": 4, "max_position_embeddings": 64}
+TYPES = {
+    "xglm": XGLM,
+    "minimax": SIZES | {"num_local_experts": 2, "num_key_value_heads": 2, "head_dim": 8},
+    "llama": SIZES,
+    "gemma3_text": SIZES | {"num_key_value_heads": 2, "head_dim": 8},
+}
+
+
+def saved(tmp_path, kind, **sizes):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{"vocab_size": 300, **sizes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def gradients(model, ids):
+    """Of the blocks' weights, by autograd."""
+    model.requires_grad_(True)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters() if ".blocks." in name and p.grad is not None}
+
+
+def test_gradients_of_a_model_that_divides_weights_in_evaluation_are_those_by_its_own(tmp_path):
+    ids = torch.randint(0, 300, (1, 12), generator=torch.Generator().manual_seed(0))
+    folder = saved(tmp_path, "rwkv", context_length=128, **RWKV)
+    wanted = gradients(AutoModelForCausalLM.from_pretrained(folder).train(), ids)
+    found = gradients(models.opened(folder, "float32", False), ids)
+    assert wanted.keys() == found.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item(), msg=name)
+
+
+def test_such_a_model_in_memory_is_refused(tokenizer):
+    config = AutoConfig.for_model("rwkv", vocab_size=len(tokenizer), context_length=512, **RWKV)
+    model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(ModelError, match="RwkvForCausalLM in memory divides weights where it is not trained"):
+        icprobe.value(TRAIN, TASKS, methods=["icp"], model=model, tokenizer=tokenizer, dtype="float32")
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_model_that_is_brought_to_bfloat16_is_as_transformers_loads_it(kind, tmp_path):
+    folder = saved(tmp_path, kind, **TYPES[kind])
+    wanted = models.opened(folder, "bfloat16", False)
+    found = checkpoints.ready(models.opened(folder, "float32", False), "bfloat16", "cpu")
+    dtypes = [{name: tensor.dtype for name, tensor in model.state_dict().items()} for model in (wanted, found)]
+    dtypes += [{name: buffer.dtype for name, buffer in model.named_buffers()} for model in (wanted, found)]
+    assert dtypes[0] == dtypes[1]
+    assert dtypes[2] == dtypes[3]
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=ids).logits, wanted(input_ids=ids).logits)
+
+
+def test_weights_in_float32_keep_their_buffers(tmp_path):
+    model = models.opened(saved(tmp_path, "llama", **SIZES), "float32", False)
+    before = dict(model.named_buffers())
+    cast_rest(model, torch.float32)
+    assert all(buffer is before[name] for name, buffer in model.named_buffers())
+
+
+def test_an_adapter_is_told_as_what_it_is_wherever_it_stands(tokenizer, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(saved(tmp_path, "llama", **SIZES))
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"model: a LlamaForCausalLM in memory: it holds an adapter; merge that"):
+        icprobe.value(TRAIN, TASKS, methods=["icp"], model=model, tokenizer=tokenizer, dtype="float32")
+    source = {"source": "local", "path": str(tmp_path / "adapter"), "trust_remote_code": False}
+    with pytest.raises(ModelError, match=r"adapter: it holds an adapter; merge that into its base"):
+        models.prepare(source, tmp_path / "out", admit)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("unable to mmap 512 bytes from file <model.safetensors>: Cannot allocate memory (12)"),
+        RuntimeError("CUDA error: out of memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    ],
+)
+def test_memory_that_is_short_while_a_model_is_loaded_is_no_fault_of_its_files(error, tmp_path, monkeypatch):
+    def full(*_args, **_options):
+        raise error
+
+    assert out_of_memory(error)
+    folder = saved(tmp_path, "llama", **SIZES)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(type(error)):
+        models.prepare({"source": "local", "path": str(folder), "trust_remote_code": False}, tmp_path / "out", admit)
+    monkeypatch.setattr(checkpoints, "trusts", lambda _: False)
+    with pytest.raises(type(error)):
+        checkpoints.load_given(folder, folder, device="cpu")
