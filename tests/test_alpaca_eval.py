@@ -158,6 +158,13 @@ def test_annotations_of_one_prompt_share_its_id_across_files(tmp_path):
     assert one[1]["id"] == two[0]["id"] != one[0]["id"]
 
 
+def test_prompts_that_differ_in_their_input_alone_are_two(tmp_path):
+    rows = [annotation(0, 1, input=given) for given in ("one", "two", "")]
+    ids = [row["id"] for row in read_annotations([write(tmp_path / "a.json", rows)])]
+    assert len(set(ids)) == 3
+    assert read_annotations([write(tmp_path / "b.json", [annotation(0, 2)])])[0]["id"] == ids[2]
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [

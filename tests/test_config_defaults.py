@@ -46,6 +46,10 @@ def test_responses_in_a_dtype_that_rounds_off_the_training_are_refused(finetune,
         return
     with pytest.raises(ConfigError, match=r"evaluation\.dtype: bfloat16 rounds off .* finetune\.learning_rate 2e-07"):
         load(given, METHODS)
+    # A server that runs already computes as it does.
+    running = {"engine": "endpoint", "endpoint": {"base_url": "http://localhost:1", "model": "m"}}
+    given["evaluation"] |= running
+    assert load(given, METHODS).evaluation.endpoint.start is None
 
 
 def test_a_judge_that_is_described_and_not_asked_is_refused():

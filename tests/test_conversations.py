@@ -256,6 +256,28 @@ def test_a_text_that_a_format_does_not_have_is_not_lost():
         read_table({"rows": rows, "columns": {"input": "context"}})
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"messages": HI, "output": "Yo"}, '"output" is another text than the conversation\'s own answer; remove one'),
+        ({"prompt": "Hi", "completion": "Hello", "output": "Yo"}, '"output" is another text than'),
+        (
+            {"prompt": "Sum up.", "input": "A text", "completion": "A"},
+            '"input" stands beside "prompt", and rows',
+        ),
+        ({"prompt": "Sum up.", "input": "A text"}, '"input" stands beside "prompt"'),
+    ],
+)
+def test_of_two_answers_and_of_an_input_beside_a_prompt_none_is_lost(row, said):
+    with pytest.raises(DataError, match=said):
+        read(row, needs_output=False)
+    if "completion" in row and "input" in row:
+        with pytest.raises(DataError, match=said):
+            read(row)
+        assert read(row, format="prompt_completion")["instruction"].tolist() == ["Sum up."]
+    assert read({**row, "output": row.get("completion", "Hello"), "input": ""}, needs_output=False).shape[0] == 1
+
+
 def test_conversations_are_repeated_only_where_all_of_them_is(tmp_path):
     from icprobe.tables.repeated import repeated
 

@@ -167,6 +167,16 @@ def test_ids_join_whatever_the_order_and_leave_out_what_is_not_asked_for(tmp_pat
 
 
 @pytest.mark.parametrize("spelt", ["{}", "{:02d}"])
+def test_ids_that_are_numbers_join_as_they_are_spelt_in_either(spelt, tmp_path):
+    frame = pd.DataFrame(MATRIX, columns=TASKS).assign(id=[str(row) for row in range(N)])
+    frame.sample(frac=1, random_state=0).to_csv(tmp_path / "scores.csv", index=False)
+    ids = [spelt.format(row) for row in (7, 1, 11)]
+    for missing in (False, True):
+        found = read(tmp_path / "scores.csv", join="id", ids=ids, tasks=["2", "0"], allow_missing=missing)
+        assert np.array_equal(found[["2", "0"]].to_numpy(), MATRIX[[7, 1, 11]][:, [2, 0]])
+
+
+@pytest.mark.parametrize("spelt", ["{}", "{:02d}"])
 def test_files_that_number_their_rows_join_with_examples_that_came_without_ids(spelt, tmp_path):
     frame = pd.DataFrame({"id": [spelt.format(row) for row in range(N)], "s": MATRIX[:, 0]})
     frame.sample(frac=1, random_state=0).to_csv(tmp_path / "s.csv", index=False)

@@ -118,7 +118,9 @@ def _join(
                 f"{what}: the files call their rows by the same names, but have them in another order; set join: id."
             )
         return np.arange(count)
-    order = pd.Index(_ids(names, count, settings)).get_indexer(list(wanted))
+    # As the files call them, or else by row numbers, which may be what these names are: whichever finds more.
+    spelt = [pd.Index(called).get_indexer(list(wanted)) for called in (names or [], _ids(names, count, settings))]
+    order = max(spelt, key=lambda found: int((found >= 0).sum()))
     if numbers is not None and (order < 0).all():
         order = _by_number(names, count).get_indexer(list(numbers))
     absent = int((order < 0).sum())

@@ -240,7 +240,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _responses_show_what_was_learned(self) -> "Config":
         tuned, asked = self.finetune, self.evaluation
-        rounded = asked.dtype != "float32" and tuned.lora is None and tuned.learning_rate < ROUNDED_BELOW
+        elsewhere = asked.engine == "endpoint" and asked.endpoint.start is None  # which has an arithmetic of its own
+        exact = asked.dtype == "float32" or elsewhere
+        rounded = not exact and tuned.lora is None and tuned.learning_rate < ROUNDED_BELOW
         if rounded and tuned.generate and asked.judge in ("reference", "llm") and self._trains:
             raise ValueError(
                 f"evaluation.dtype: {asked.dtype} rounds off most of what weights learn at finetune.learning_rate "

@@ -188,7 +188,10 @@ class Table(Section):
         of_hub = {"file": None, "name": None, "revision": None, "split": "train"}
         if self.hub is None:
             if said := [key for key, default in of_hub.items() if getattr(self, key) != default]:
-                raise ValueError(f"{said[0]}: it is of a hub data set, and hub is not given; leave it out")
+                raise ValueError(
+                    f"{said[0]}: it is of a hub data set, and hub is not given; leave it out, or take back what a file "
+                    f"before this one says ({said[0]}: {of_hub[said[0]] or 'null'})"
+                )
         elif self.file is not None and (said := [k for k in ("name", "split") if getattr(self, k) != of_hub[k]]):
             raise ValueError(f"{said[0]}: file is read as it is, with all its rows; leave it out")
         return self

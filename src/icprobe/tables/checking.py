@@ -53,6 +53,8 @@ def read_table(
     found = conversations.format_of(frame.columns, asked, columns, needs_output)
     frame, unanswered = _with_our_names(frame, columns), {"turns": 0, "rows": 0}
     if found != "alpaca":
+        if found == "prompt_completion" and asked == "auto":
+            _check_no_input(frame, places)
         frame, kept, unanswered = conversations.read(frame, found, list(places), on_empty, needs_output)
         if frame.empty:
             raise DataError(f"{origin}: no row has an output.")
@@ -181,6 +183,16 @@ def _with_output(table: pd.DataFrame, places: pd.Series, on_empty: str, origin: 
     return table
 
 
+def _check_no_input(frame: pd.DataFrame, places: pd.Series) -> None:
+    """Raises DataError where a text stands beside a prompt that Alpaca's rows would have and these do not."""
+    for where, value in zip(places, frame.get("input", []), strict=False):
+        if isinstance(value, str) and value.strip():
+            raise DataError(
+                f'{where}: "input" stands beside "prompt", and rows of the format prompt_completion have none; map '
+                "instruction and output (`columns`), or set format: prompt_completion to leave it out."
+            )
+
+
 def label(value: Any) -> str | None:
     """Makes one line of a label, domain or subset, without blanks around it; None of null, NaN, or blanks.
 
@@ -228,13 +240,15 @@ def check_good(name: str, there: Iterable[str], wanted: Iterable[str]) -> None:
     check_values(f"data.sound_labels.{name}", name, there, wanted, way)
 
 
-def check_values(key: str, name: str, there: Iterable[str], wanted: Iterable[str], way: str) -> None:
+def check_values(
+    key: str, name: str, there: Iterable[str], wanted: Iterable[str], way: str, table: str = "data.train"
+) -> None:
     """Raises ConfigError where a column has values, and none of those that `key` names is among them; way: out."""
     there, wanted = set(there), list(wanted)
     if there and wanted and there.isdisjoint(wanted):
         hint = did_you_mean(wanted[0], sorted(there)) if len(wanted) == 1 else ""
         raise ConfigError(
-            f"config: {key}: no row of data.train has {' or '.join(map(shown, wanted))}; the column {name!r} holds "
+            f"config: {key}: no row of {table} has {' or '.join(map(shown, wanted))}; the column {name!r} holds "
             f"{_listed(sorted(there))}{hint or '.'} {way}"
         )
 

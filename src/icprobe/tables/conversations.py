@@ -85,7 +85,9 @@ def read(
             continue
         counts["turns"] += len(messages) - len(answered) if needs_output else 0
         exchange = _last_exchange(answered, where)
-        if not needs_output and not exchange["output"] and not _none(row.get("output")):
+        if not needs_output and not _none(row.get("output")) and row["output"] != "":
+            if exchange["output"] and str(row["output"]) != exchange["output"]:
+                raise DataError(f'{where}: "output" is another text than the conversation\'s own answer; remove one.')
             exchange["output"] = row["output"]  # beside a prompt: the gold answer, or the base model's response
         made.append({**exchange, **_held(answered, _tools(row, where), where)})
         kept.append(at)

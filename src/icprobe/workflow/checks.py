@@ -83,13 +83,21 @@ def check_columns(plan: Plan) -> None:
             checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
     for name, wanted in plan.sound_labels.items():
         checking.check_good(name, _values(plan, name), wanted)
+    domains = _held(data.tasks, "domain") if data.in_domain else set()
+    way = "Correct it, or leave it out."
+    checking.check_values("data.in_domain", "domain", domains, data.in_domain or [], way, "data.tasks")
 
 
 def _values(plan: Plan, column: str) -> set[str]:
-    """What the examples hold in a column of labels, where they are one small file; else nothing."""
-    train, files = plan.config.data.train, local_files(plan.config.data.train)
+    """What the examples hold in a column of labels, as far as is known without a job."""
+    return _held(plan.config.data.train, column)
+
+
+def _held(table: Table | None, column: str) -> set[str]:
+    """What a table holds in a column of labels, where it is one small file; else nothing."""
+    files = local_files(table)
     # Numbers in several files may be read as others than in each.
-    return checking.values(files, train.columns, column) if len(files) == 1 and reading.is_small(files[0]) else set()
+    return checking.values(files, table.columns, column) if len(files) == 1 and reading.is_small(files[0]) else set()
 
 
 def check_selections(plan: Plan) -> None:

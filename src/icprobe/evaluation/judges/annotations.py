@@ -18,7 +18,7 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
     A row has `instruction` and `preference` in [1, 2] (0 is AlpacaEval's old word for a draw; null, no answer that
     could be read), and where given `dataset` (the subset), `annotator`, and `output_1`, `output_2` or their lengths in
     characters, `len_1`, `len_2`. generator: which generator_2 to take; needed where the files hold several. A prompt's
-    id is a digest of its instruction, so that other models' annotations of it are of one prompt.
+    id is a digest of its instruction (and its `input`), so that other models' annotations of it are of one prompt.
 
     Raises DataError for files that cannot be read, a row that cannot be used, a prompt that is judged twice, or several
     generators without a choice.
@@ -41,13 +41,15 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
         instruction = row.get("instruction")
         if not isinstance(instruction, str):
             raise DataError(f"{row[reading.WHERE]}: an annotation needs its instruction.")
-        if instruction in seen:
+        given = _present(row.get("input"))
+        prompt = instruction if given is None or given == "" else f"{instruction}\0{given}"
+        if prompt in seen:
             raise DataError(
-                f"{row[reading.WHERE]}: its prompt is judged at {seen[instruction]}, too, and would count twice; make "
+                f"{row[reading.WHERE]}: its prompt is judged at {seen[prompt]}, too, and would count twice; make "
                 "each annotator's judgements an annotation of its own, with another seed."
             )
-        seen[instruction] = row[reading.WHERE]
-        digest = hashlib.sha256(instruction.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        seen[prompt] = row[reading.WHERE]
+        digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         judgements.append(
             {
                 "id": digest,
