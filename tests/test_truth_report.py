@@ -151,7 +151,7 @@ def test_the_section_is_there_only_where_something_says_which_method_is_right(tm
     assert text.count("it would judge itself") == 1, "the tail patch stands here and nowhere else"
     # A tail patch is one step of training; it says that nothing was retrained.
     stepped = section(page(tmp_path, **{**none, "tail_patch": truths.tables()["tail_patch"]}))
-    assert "retraining, was not done here" in stepped
+    assert "retraining, is not in this report" in stepped
     assert "frontier" not in stepped
     # What labels say stands in a section of theirs.
     assert section(page(tmp_path, **none)) == ""

@@ -50,7 +50,11 @@ class Config(Section):
     """One experiment."""
 
     experiment: Name = Field(description="Plain name; results are in results/{experiment}/.")
-    seed: Seed = Field(0, description="Seed of everything that has no seed of its own.")
+    seed: Seed = Field(
+        0,
+        description="Seed of everything that has no seed of its own; but for the intervals of held-out gains, win "
+        "rates and the tail patch, which are always resampled alike.",
+    )
     models: list[Name] = Field([SMOLLM2], min_length=1, description="Models to run, by their names in model_sources.")
     model_sources: dict[Name, ModelSource] = Field(
         {SMOLLM2: SMOLLM2_SOURCE},

@@ -320,7 +320,10 @@ class Chain(Section):
 class Analysis(Section):
     """Correlations and their intervals."""
 
-    resamples: Count = Field(1000, description="Bootstrap resamples over examples.")
+    resamples: Count = Field(
+        1000,
+        description="Bootstrap resamples over examples; held-out gains and win rates have 10,000 over answers.",
+    )
     analytic_above: Count = Field(
         20_000, description="Rows above which intervals are analytic instead (for the chain: a jackknife)."
     )

@@ -214,8 +214,8 @@ def sentences(model: Findings) -> list[str]:
         found += [verdicts.removal(model.removal)]
     if not is_retrained(model):
         found.append(
-            "The check that counts, retraining, was not done here (docs/which-method.md has the lines for it); what "
-            "follows are weaker ones."
+            "The check that counts, retraining, is not in this report (snakemake truth does it, by the lines in "
+            "docs/which-method.md); what follows are weaker ones."
         )
     return found
 
