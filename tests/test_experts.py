@@ -186,6 +186,23 @@ def test_an_expert_that_no_example_goes_to_adds_nothing(given, tmp_path):
     assert np.isfinite(values).all()
 
 
+def test_an_expert_through_which_no_loss_flows_back_adds_nothing(given, tmp_path):
+    inputs, _ = given("mixtral")
+    layers, runs = layers_of(Network(inputs.model, inputs.capabilities)), batches(inputs.lengths, 200)
+    last = [layer for layer in layers if layer.experts][-1]
+    of_expert = [n for n, layer in enumerate(layers) if (layer.experts, layer.expert) == (last.experts, last.expert)]
+    with torch.no_grad():
+        last.module.weight.zero_()  # its down projection: what stands before it moves nothing
+    found = fisher.fit(inputs, runs, tmp_path, labels="empirical")
+    tokens = [int(fisher.read(fisher.layer_file(found[1], n))["tokens"]) for n in of_expert]
+    assert tokens[-1] > 0 == max(tokens[:-1])
+    values = matrices(influence_ekfac, inputs, "influence_ekfac", fisher=found)["influence_ekfac"]
+    others = "|".join(layer.name.replace(".", r"\.") + "$" for n, layer in enumerate(layers) if n not in of_expert[:-1])
+    rest = fisher.fit(inputs, runs, tmp_path / "rest", labels="empirical", parameters=others)
+    without = matrices(influence_ekfac, inputs, "influence_ekfac", fisher=rest, parameters=others)["influence_ekfac"]
+    assert_close(values, without, 1e-5, np.abs(without).max())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_step_of_a_mixture_equals_the_naive_loop(kind, given, few, tokenizer):
     inputs, model = given(kind)

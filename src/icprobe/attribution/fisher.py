@@ -105,7 +105,8 @@ class Pass:
         self._sum(folder, shapes, lambda: add)
 
     def eigenvalues(self, bases: Path, folder: Path) -> None:
-        """Writes of each layer the sum "eigenvalues" of (Q_Sᵀ G_z Q_A)² [d_out, d_in (+ 1)], and its "tokens", a count.
+        """Writes of each layer the sum "eigenvalues" of (Q_Sᵀ G_z Q_A)² [d_out, d_in (+ 1)], and its "tokens", a count
+        (of an expert those that have a gradient).
 
         bases: of `eigenvectors`. Layers that share their input rotate it once.
         """
@@ -124,7 +125,9 @@ class Pass:
                     if span.stop > span.start:
                         torch.mm(rotated.delta[span].T, rotated.a[span], out=gradient)
                         sums["eigenvalues"].addcmul_(gradient, gradient)
-                sums["tokens"] += len(factors.a)
+                # Through an expert that only a query's tokens go to in the last block, no loss flows back.
+                moved = factors.delta.any(1).sum() if self.layers[index].experts else len(factors.a)
+                sums["tokens"] += moved
 
             return add
 
@@ -276,8 +279,8 @@ def widths(folder: Path, layers: int) -> list[int]:
 def corrected(parts: Sequence[Path], names: Sequence[str], examples: int, folder: Path) -> None:
     """Writes of each layer Λ, "eigenvalues", and its "tokens", from the sums of all parts over so many examples.
 
-    Raises ScoreError naming a layer that sees tokens and has no eigenvalue above 0. One that sees none is an expert of
-    a mixture that no example goes to: none has a gradient there, so that it adds exactly nothing to any product.
+    Raises ScoreError naming a layer that sees tokens and has no eigenvalue above 0. One that sees none is of an expert
+    to which no token with a gradient goes, so that it adds exactly nothing to any product.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(names):
