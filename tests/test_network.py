@@ -29,7 +29,11 @@ def model(tiny_model):
     return lambda architecture="llama": copy.deepcopy(tiny_model(architecture))
 
 
+A_AND_B = ([5, 6, 7, 8, 9], [5, 6, 7, 7, 5, 6])
+
+
 def row():
+    """Of the sequences A_AND_B."""
     made = Row()
     root = made.add([5, 6, 7])
     made.add([8, 9], root), made.add([7, 5, 6], root)
@@ -220,6 +224,19 @@ def test_the_engine_tries_nothing_of_what_it_is_told(packs, model, capabilities)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_model_with_embeddings_for_each_layer_is_told_the_tokens_and_does_not_look_for_them(packs, tokenizer):
+    ours = random_model("gemma4_text", {}, 0, tokenizer).eval().requires_grad_(False)
+    found = replace(capabilities_of(ours), packs=packs)
+    with torch.no_grad():
+        weight = ours.get_input_embeddings().weight
+        weight[20] = weight[9]  # two tokens whose embeddings are one
+        first, second = (ours.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0] for ids in A_AND_B)
+        states = Network(ours, found).hidden(row())
+    assert ours.config.hidden_size_per_layer_input
+    torch.testing.assert_close(states, torch.cat([first, second[3:]]), rtol=1e-4, atol=1e-5)
+
+
 def test_flex_attention_is_taken_unless_it_fails_and_the_log_says_so(model, capabilities, monkeypatch, caplog):
     caplog.set_level("INFO")
     network = Network(model(), capabilities("llama"), forward_only=True)  # on a CPU it has no backward pass

@@ -59,7 +59,7 @@ class Network:
         packs = self.capabilities.packs
         execution = Packed(row, self.attention, self.device, caches) if packs else Padded(row, self.device)
         with self.in_use(), execution.under_way():
-            states = final_states(self.model, **execution.arguments(self._embedded))
+            states = final_states(self.model, **execution.arguments(self._embedded), **self._beside(execution.ids))
         return execution, execution.of_row(states)
 
     @torch.no_grad()
@@ -108,6 +108,16 @@ class Network:
         # Parameters are frozen; gradients flow from here on, to the linear layers' hooks. Some models change the copy.
         embedded = self.embed(ids)
         return embedded.requires_grad_().clone() if torch.is_grad_enabled() else embedded
+
+    def _beside(self, ids: Tensor) -> dict[str, Tensor]:
+        """What a model with embeddings for each of its layers reads of the ids, too (Gemma 4).
+
+        By embeddings alone it would look for their ids in the whole vocabulary, in [S, vocabulary, d] of memory.
+        """
+        lookup = getattr(self.model.base_model, "get_per_layer_inputs", None)
+        if lookup is None or not getattr(self.model.config, "hidden_size_per_layer_input", 0):
+            return {}
+        return {"per_layer_inputs": lookup(ids)}
 
     def _way_on_cuda(self) -> Way:
         """FlexAttention where it compiles for this device and these heads and gives what a dense mask gives."""
