@@ -54,6 +54,20 @@ def test_such_a_model_in_memory_is_refused(tokenizer):
         icprobe.value(TRAIN, TASKS, methods=["icp"], model=model, tokenizer=tokenizer, dtype="float32")
 
 
+@pytest.mark.parametrize("kind", sorted(models.COUNT_BEHIND_PADDING))
+def test_a_model_that_counts_positions_from_behind_padding_reads_as_many_as_it_says(kind):
+    """So that a text which is too long is refused by its length, and not by an index out of range."""
+    own = {"default_language": "en_XX"} if kind == "xmod" else {}
+    config = AutoConfig.for_model(kind, vocab_size=300, max_position_embeddings=40, is_decoder=True, **SIZES, **own)
+    model, most = AutoModelForCausalLM.from_config(config).eval(), models.max_positions(config)
+    assert most == 40 - config.pad_token_id - 1
+    ids = torch.full((1, most + 1), 7)
+    with torch.no_grad():
+        assert model(input_ids=ids[:, :most]).logits.isfinite().all()
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids)
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_model_that_is_brought_to_bfloat16_is_as_transformers_loads_it(kind, tmp_path):
     folder = saved(tmp_path, kind, **TYPES[kind])

@@ -52,6 +52,11 @@ IF_THERE = {
     "_raise_exceptions_for_connection_errors": False,
 }
 
+# Whose tables of positions begin with those of padding, which no token has.
+COUNT_BEHIND_PADDING = frozenset(
+    {"roberta", "roberta-prelayernorm", "camembert", "data2vec-text", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+)
+
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -240,10 +245,13 @@ def max_positions(config: Any) -> int | None:
     Beyond its original length a longrope model turns all positions of a batch by other frequencies, so that the longest
     sequence would change every other one's numbers: such a model is used up to that length. So is a Doge up to its
     window: beyond it, the tokens that it keeps are chosen among later ones, too. A BigBird looks at all tokens before
-    one, and at these alone, as long as its sparse blocks would be all there are.
+    one, and at these alone, as long as its sparse blocks would be all there are. RoBERTa and its kind count positions
+    from behind that of padding.
     """
     names = ("max_position_embeddings", "max_seq_len", "model_max_length", "keep_window_size", "max_target_positions")
     limits = [getattr(config, name, None) for name in names]
+    if getattr(config, "model_type", None) in COUNT_BEHIND_PADDING:
+        limits[0] -= (config.pad_token_id or 0) + 1
     if getattr(config, "attention_type", None) == "block_sparse":
         limits.append((5 + 2 * config.num_random_blocks) * config.block_size)
     for rope in (getattr(config, name, None) for name in ("rope_parameters", "rope_scaling")):
