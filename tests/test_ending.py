@@ -97,6 +97,14 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert untracked.endswith("W&B: disabled, no runs were made, nothing was sent to it")
 
 
+def test_the_size_of_icps_bin_is_its_own_where_every_other_has_fewer(finished):
+    bins = pd.DataFrame({"method": ["icp", "influence"], "bin": [">0.8"] * 2, "n": [33, 30]})
+    bins.to_csv(finished / "results/mine/m/tables/bins.csv", index=False)
+    said = " ".join(terminal_summary.summary("mine", ["m"], tracked=True, width=100).split())
+    assert "Of the 33 examples in icp's bin >0.8, the share that another method's bin holds, too: 0.67" in said
+    assert "0.67 [0.49, 0.81] of its 30 influence" in said
+
+
 def test_tables_of_an_earlier_configuration_are_not_told(finished):
     said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, planned=["label_aucs.csv"])
     assert "AUC of planted" in said

@@ -57,6 +57,15 @@ def strictest_bin(overlaps: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["bin"] == min(sizes.index, key=lambda name: (sizes[name], -parse_bin(name).number), default="")]
 
 
+def size_of_strictest(strictest: pd.DataFrame, bins: pd.DataFrame | None) -> int:
+    """How many examples icp's bin has of which these rows of overlaps tell (`strictest_bin`).
+
+    bins: bins.csv; a method that has evaluated fewer examples may have fewer in its own bin.
+    """
+    rows = strictest if bins is None else bins[(bins["method"] == "icp") & (bins["bin"] == strictest["bin"].iloc[0])]
+    return int((rows if len(rows) else strictest)["n"].max())
+
+
 def distinct_bins(overlaps: pd.DataFrame) -> dict[str, list[str]]:
     """Finds the bins that hold different examples: {the first of its kind: all bins that hold the same as it}.
 

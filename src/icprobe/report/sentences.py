@@ -60,12 +60,11 @@ def bins(models: Sequence[Findings], n_examples: int, units: Mapping[str, str]) 
             f"A bin such as {shares[0]} holds that part of the method's own ranking of the examples, whatever its unit."
         )
     for model in models:
-        chosen = [] if model.overlaps is None else headline.strictest_bin(model.overlaps)
-        # A method that has evaluated fewer examples may have fewer in it.
-        for row in [] if len(chosen) == 0 else [chosen.loc[chosen["n"].idxmax()]]:
+        chosen = pd.DataFrame() if model.overlaps is None else headline.strictest_bin(model.overlaps)
+        if len(chosen):
             of = f" of {model.name}" if len(models) > 1 else ""
-            size = f"{count(row.n)} of the {count(n_examples)} examples"
-            sentences.append(f"The bin {bin_label(row.bin)}{of} has {size}.")
+            size = f"{count(headline.size_of_strictest(chosen, model.bins))} of the {count(n_examples)} examples"
+            sentences.append(f"The bin {bin_label(chosen['bin'].iloc[0])}{of} has {size}.")
         sentences += coarse(model.bins)
     return sentences
 

@@ -183,7 +183,11 @@ def _overlap(read: Read) -> list[str]:
     chosen = pd.DataFrame() if table is None else headline.strictest_bin(table)
     if chosen.empty:
         return []
-    bin_, size, chance = chosen["bin"].iloc[0], chosen["n"].max(), chosen["chance"].iloc[0]
+    bin_, size, chance = (
+        chosen["bin"].iloc[0],
+        headline.size_of_strictest(chosen, read("bins.csv")),
+        chosen["chance"].iloc[0],
+    )
     shares = ", ".join(
         f"{_estimate(row, row.overlap)} {f'of its {row.n}' if row.n < size else 'for'} {row.method}"
         for row in chosen.itertuples()
