@@ -98,6 +98,8 @@ def test_publish_uploads_the_folder_and_it_can_be_loaded_from_there(project, tmp
     try:
         where = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
         copied = project.copy(tmp_path / "project")
+        # Of a selection that the configuration has no more.
+        (copied.path / FOLDER / "data/dropped.parquet").write_bytes(b"rows")
         ended = copied.start("publish", "--cores", "1", config=CONFIG, environment=where).wait()
         assert ended.returncode == 0, ended.output
         assert ended.jobs["publish"] == 1

@@ -170,6 +170,22 @@ print(fingerprints.fingerprint(sys.argv[1], ["icprobe.attribution.icp"]), len(pa
 """
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_what_a_user_brings_is_told_from_other_content_of_its_size_however_old(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprints, "LARGE_BYTES", 1 if large else 100)
+    first, second = tmp_path / "first", tmp_path / "second"
+    for file, text in ((first, "one"), (second, "two")):
+        file.write_text(text)
+    os.utime(second, (0, 0))
+    chosen = tmp_path / "chosen"
+    chosen.symlink_to(first)
+    before = fingerprints.contents([str(chosen)])
+    assert before == fingerprints.contents([str(chosen)])
+    chosen.unlink()
+    chosen.symlink_to(second)
+    assert fingerprints.contents([str(chosen)]) != before
+
+
 def test_a_source_is_parsed_once_and_an_edit_is_seen(tmp_path):
     script = tmp_path / "script.py"
     script.write_text("from icprobe import artifacts\n")

@@ -273,6 +273,12 @@ def test_a_model_in_memory_keeps_its_gradients_and_they_change_nothing(valued, p
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("name", ["train", "tasks"])
+def test_a_table_that_is_described_in_two_places_is_refused(name):
+    with pytest.raises(ConfigError, match=rf"data\.{name}: pass it as the argument {name}, a mapping"):
+        icprobe.value(TRAIN, TASKS, model=RANDOM, data={name: {"sample": {"n": 1}}})
+
+
 def test_a_composite_model_in_memory_is_refused_in_a_sentence(prepared):
     text = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

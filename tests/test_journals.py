@@ -1,5 +1,7 @@
 """Light jobs' offline runs are journals first; what is written of them later is what their jobs would have written."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -141,6 +143,44 @@ def test_a_journal_of_another_machine_that_may_still_grow_is_written_and_kept(tm
         assert write(tmp_path) == {}
         assert waiting(tmp_path) == [journal]
         assert read_back(tmp_path, "--summary")["summary"]["examples"] == 96
+
+
+def test_such_a_journal_is_written_again_only_where_it_has_grown(tmp_path, server):
+    run_tracked(tmp_path, AS_LIGHT + WORK)
+    (journal,) = waiting(tmp_path)
+    lines = journal.read_text().splitlines(keepends=True)
+    header = json.loads(lines[0]) | {"machine": "elsewhere"}
+    journal.write_text("".join([json.dumps(header) + "\n", *lines[1:-1]]))
+    assert sync(tmp_path, server.url).returncode == 0
+    log = journals.log_of(journal)
+    facts = log.stat().st_mtime_ns
+    ended = sync(tmp_path, server.url)
+    assert "every run is uploaded" in ended.stderr + ended.stdout
+    assert log.stat().st_mtime_ns == facts
+    with open(journal, "a") as file:
+        file.write(lines[-1])
+    assert sync(tmp_path, server.url).returncode == 0
+    assert not waiting(tmp_path)
+
+
+def test_a_journal_is_locked_as_nfs_wants_it_and_a_lock_that_fails_is_named(tmp_path, monkeypatch):
+    """NFS gives an exclusive lock to nothing that is not open for writing (EBADF, flock(2))."""
+    run_tracked(tmp_path, AS_LIGHT + WORK)
+    (journal,) = waiting(tmp_path)
+    flock, failing = fcntl.flock, []
+
+    def of_nfs(file, how):
+        if failing or (how & fcntl.LOCK_EX and fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    failing.append(True)
+    with pytest.raises(OSError, match="Bad file descriptor"), journals._held(journal):
+        pass
+    failing.clear()
+    with journals._held(journal) as lines:
+        assert "subject" in lines[0]
 
 
 def test_a_rerun_replaces_the_journal_and_the_run_of_an_earlier_attempt(tmp_path):

@@ -148,6 +148,23 @@ def test_one_line_says_where_results_and_runs_go(chosen, said, monkeypatch, tmp_
     assert destination.sentence("mine") == f"Results: results/mine; W&B: {said}"
 
 
+def test_the_server_and_the_owner_in_wandbs_settings_files_are_those_that_are_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in (*modes.ENVIRONMENT, "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    # As `wandb login --host` and `wandb init` leave them.
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://wandb.corp\nentity = ours\n")
+    monkeypatch.setenv(modes.VARIABLE, json.dumps({"mode": "online", "project": "icprobe"}))
+    monkeypatch.setattr(destination, "check_server", lambda seconds: None)
+    monkeypatch.setattr(destination, "_settled", set())
+    assert "; W&B: online, to ours/icprobe on https://wandb.corp, " in destination.sentence("mine")
+    monkeypatch.setenv("WANDB_BASE_URL", "")  # as good as none
+    assert destination.server_address() == "https://wandb.corp"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://other")
+    assert destination.server_address() == "https://other"
+
+
 def test_the_line_says_why_runs_that_may_be_online_are_kept(monkeypatch):
     def refuse(seconds):
         raise destination.TrackingError("W&B: no key for https://api.wandb.ai was found. Run `wandb login`.")

@@ -14,12 +14,14 @@ from icprobe.tracking import records, saved_view, syncing
 pytestmark = pytest.mark.timeout(90)
 
 
-def sync(directory: Path, server: str, *options: str, within: Path | None = None) -> subprocess.CompletedProcess:
+def sync(
+    directory: Path, server: str, *options: str, within: Path | None = None, **variables: str
+) -> subprocess.CompletedProcess:
     """within: the folder in which it is called, by default the project's."""
     where = str(directory / "results/demo") if within else "results/demo"
     command = [sys.executable, "-m", "icprobe.tracking.syncing", "sync", where, *options]
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(directory), "WANDB_API_KEY": KEY, "WANDB_BASE_URL": server}
-    environment["PYTHONPATH"] = str(Path(syncing.__file__).parents[2])
+    environment |= {"PYTHONPATH": str(Path(syncing.__file__).parents[2]), **variables}
     return subprocess.run(command, cwd=within or directory, env=environment, capture_output=True, text=True, timeout=80)
 
 
@@ -199,6 +201,29 @@ def test_readers_wait_where_the_server_refuses_what_they_read(tmp_path, server):
     server.refused = set()
     assert sync(tmp_path, server.url).returncode == 0
     assert names_sent(server) == {"score made", "score reader"}
+
+
+def test_a_refused_run_whose_upload_was_killed_does_not_keep_wandbs_mark(tmp_path, server):
+    run_jobs(tmp_path, ("score", "icp", [], ["icp"], {}))
+    assert sync(tmp_path, server.url).returncode == 0
+    (log,) = run_of(tmp_path, "icp").glob("*.wandb")
+    # As `wandb sync` leaves it where nobody looked at its log any more.
+    logs = tmp_path / "results/demo/wandb/logs"
+    logs.mkdir(exist_ok=True)
+    entry = {"level": "ERROR", "msg": "sender: failed to log artifact", "sync_path": str(log)}
+    (logs / "debug-sync.9.log").write_text(json.dumps(entry) + "\n")
+    before = len(server.requests)
+    assert sync(tmp_path, server.url).returncode == 0
+    assert len(server.requests) > before
+
+
+def test_wandbs_reason_is_told_whatever_the_variables_say(tmp_path, server):
+    run_jobs(tmp_path, ("score", "cut", [], ["cut"], {}))
+    (log,) = run_of(tmp_path, "cut").glob("*.wandb")
+    log.write_bytes(log.read_bytes()[: log.stat().st_size // 2])
+    ended = sync(tmp_path, server.url, WANDB_SILENT="true")
+    assert ended.returncode == 1
+    assert syncing.CUT in ended.stderr
 
 
 def test_a_log_of_an_upload_that_was_cut_off_is_read_as_far_as_it_goes(tmp_path, server):

@@ -264,6 +264,16 @@ def test_an_unreachable_server_costs_seconds_and_the_run_is_kept(tmp_path, silen
     assert seconds < 40, f"{seconds:.1f} s"
 
 
+def test_a_run_of_which_the_server_refuses_a_file_is_not_taken_for_sent(tmp_path, server):
+    server.refused = {"CreateArtifact"}
+    ended = run_tracked(tmp_path, WORK, mode="online", WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
+    assert ended.returncode == 0, ended.stderr
+    assert "the server refused a part of it" in ended.log
+    assert "the stand-in refuses CreateArtifact" in ended.log
+    assert len(syncing.pending(tmp_path / "results/demo/wandb")) == 1
+    assert "Traceback" not in ended.stderr
+
+
 def test_a_server_that_falls_silent_in_the_middle_does_not_hold_the_job(tmp_path, server):
     body = "import os, urllib.request\n" + LIGHT
     body += "    urllib.request.urlopen(os.environ['WANDB_BASE_URL'] + '/stop', data=b'now').read()\n"

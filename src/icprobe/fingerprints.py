@@ -56,13 +56,18 @@ def closure(modules: Iterable[str]) -> set[str]:
     return found
 
 
-def contents(files: Iterable[str]) -> dict[str, str | int]:
-    """Digest of each file that a user brings, its size if it is large.
+def contents(files: Iterable[str]) -> dict[str, str]:
+    """Digest of each file that a user brings; of a large one its size, and when it was changed.
 
-    By time alone, one that is older than what was made from the file before it would pass for unchanged.
+    By time alone, one that is older than what was made from the file before it would pass for unchanged; and weights of
+    one model are as large as those that it had before.
     """
-    size = os.path.getsize
-    return {file: file_digest(file) if size(file) < LARGE_BYTES else size(file) for file in files}
+    found = {}
+    for file in files:
+        facts = os.stat(file)
+        large = facts.st_size >= LARGE_BYTES
+        found[file] = f"{facts.st_size} bytes of {facts.st_mtime_ns}" if large else file_digest(file)
+    return found
 
 
 def package_files(pattern: str) -> list[str]:

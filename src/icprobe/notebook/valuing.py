@@ -22,6 +22,7 @@ from icprobe.config.types import slice_of
 from icprobe.engine.batching import batches
 from icprobe.engine.models import set_precision
 from icprobe.engine.representations import mean_hidden_states
+from icprobe.errors import ConfigError
 from icprobe.notebook.configuring import arguments_named, configured
 from icprobe.notebook.models import Subject, arithmetic_of, chance_kept, precision_kept, ready, source_of
 from icprobe.notebook.scores import scores_table
@@ -94,6 +95,9 @@ def value(
     (1 is the best). With `matrices`: (that table, {method: `id`, then one column per task}). The numbers are those of
     `snakemake` with the same configuration. Raises IcprobeError for what cannot be used.
     """
+    for name in ("train", "tasks"):
+        if name in (data or {}):
+            raise ConfigError(f"data.{name}: pass it as the argument {name}, a mapping such as {{'path': …}}.")
     config = configured(
         source_of(model),
         seed=seed,

@@ -5,6 +5,7 @@ its entries (`wandb_runs.Entry`), each written as soon as it was logged. Who tal
 process of the workflow's own run, and `make sync`. What is killed meanwhile, a job or a writer, loses nothing.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -90,19 +91,17 @@ def write_all(directory: Path, alone: bool = True) -> dict[Path, str]:
     failed = {}
     journals = waiting(directory)
     for journal in journals:
-        with _held(journal) as lines:
-            if lines is None:
-                continue
-            try:
-                if _write(journal, *lines):
+        try:
+            with _held(journal) as lines:
+                if lines is not None and _write(journal, *lines):
                     # First what says that there is a journal: a kill in between leaves a record that nobody reads.
                     journal.unlink()
                     shutil.rmtree(journal.parent)
-            except Exception as error:
-                failed[log_of(journal)] = f"its run could not be written ({reason(error)})"
-                logger.warning("W&B: %s: %s", journal.parent.name, failed[log_of(journal)])
-                if isinstance(error, TimeoutError):  # as the others would; they are written another time
-                    break
+        except Exception as error:
+            failed[log_of(journal)] = f"its run could not be written ({reason(error)})"
+            logger.warning("W&B: %s: %s", journal.parent.name, failed[log_of(journal)])
+            if isinstance(error, TimeoutError):  # as the others would; they are written another time
+                break
     if journals and alone:
         wandb_runs.end_service()
     return failed
@@ -110,16 +109,22 @@ def write_all(directory: Path, alone: bool = True) -> dict[Path, str]:
 
 @contextmanager
 def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
-    """The lines of a journal that no other process holds meanwhile; None where one does, or has written it."""
+    """The lines of a journal that no other process holds meanwhile; None where one does, or has written it.
+
+    Raises OSError where it cannot be told.
+    """
     try:
-        file = open(journal, encoding="utf-8", errors="replace")  # noqa: SIM115
-    except OSError:
+        # To be written, too: NFS gives an exclusive lock to nothing less.
+        file = open(journal, "r+", encoding="utf-8", errors="replace")  # noqa: SIM115
+    except FileNotFoundError:
         yield None
         return
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                raise
             yield None
             return
         lines = []
@@ -140,6 +145,10 @@ def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
 def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]) -> bool:
     """Write the run of one journal; False where its job may still go on."""
     directory, began = log_of(journal).parent, header["began"]
+    ended, here = any("end" in entry for entry in entries), header["machine"] == platform.node()
+    log = log_of(journal)
+    if not ended and not here and log.exists() and log.stat().st_mtime_ns > journal.stat().st_mtime_ns:
+        return False  # it was written as far as it goes
     stamp = directory.name.split("-")[2]
     if f"{datetime.fromtimestamp(began):{STAMP}}" != stamp:  # its job saw another time zone
         began = datetime.strptime(stamp, STAMP).timestamp()
@@ -153,7 +162,6 @@ def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]
         return False
     for record in journal.parent.glob("*.json"):
         shutil.copy(record, run.directory)
-    ended = any("end" in entry for entry in entries)
     # One that was killed has failed.
     for entry in entries if ended else [*entries, {"end": 1}]:
         try:
@@ -163,4 +171,4 @@ def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]
                 raise
             logger.warning("W&B: %s: a part could not be logged (%s)", directory.name, reason(error))
     # Not every file system tells another machine's locks.
-    return ended or header["machine"] == platform.node()
+    return ended or here

@@ -9,7 +9,7 @@ No wandb here: the Snakefile and Snakemake's logger plugin ask, too.
 import configparser
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from icprobe.errors import ConfigError, shown
 
 VARIABLE = "ICPROBE_TRACKING"  # set by the Snakefile: the configuration's `wandb` and the experiment's name
 # What a job on another machine must know too, where it is set.
-ENVIRONMENT = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY")
+ENVIRONMENT = ("WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_BASE_URL")
 # Set when an invocation finds at its start that runs cannot go to the server: why. None of its jobs asks again.
 KEPT = "ICPROBE_TRACKING_KEPT"
 # W&B's words for its modes, older ones among them.
@@ -42,7 +42,7 @@ def settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     if chosen["mode"] != "disabled" and (why := environment.get(KEPT)):
         chosen["why"], chosen["mode"] = why, "offline"
     for key in ("project", "entity"):
-        chosen[key] = environment.get(f"WANDB_{key.upper()}") or chosen.get(key)
+        chosen[key] = environment.get(f"WANDB_{key.upper()}") or chosen.get(key) or in_files(environment, key)
     return chosen
 
 
@@ -54,14 +54,26 @@ def asked(environment: Mapping[str, str]) -> tuple[str, str] | None:
         if said not in MODES:
             raise ConfigError(f"WANDB_MODE: {shown(said)} is not a mode; use online, offline or disabled")
         return "WANDB_MODE", MODES[said]
+    for path, word in _words(environment, "mode"):
+        if said := MODES.get(word):
+            return str(path), said
+    return None
+
+
+def in_files(environment: Mapping[str, str], key: str) -> str | None:
+    """What wandb's files say of a key, such as the server that `wandb login --host` leaves there (base_url)."""
+    return next((word for _, word in _words(environment, key) if word), None)
+
+
+def _words(environment: Mapping[str, str], key: str) -> Iterator[tuple[Path, str]]:
+    """(file, what it says of a key): what stands in the working directory overrides what stands in the home, as in
+    wandb.
+    """
     home = environment.get("WANDB_CONFIG_DIR") or os.path.expanduser("~/.config/wandb")
-    # What stands in the working directory overrides what stands in the home, as in wandb.
     for path in (Path("wandb", "settings"), Path(home, "settings")):
         file = configparser.ConfigParser(interpolation=None)
         try:
             file.read(path, encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError):
+        except (OSError, configparser.Error, UnicodeDecodeError):
             continue
-        if said := MODES.get(file.get("default", "mode", fallback="")):
-            return str(path), said
-    return None
+        yield path, file.get("default", key, fallback="").strip()

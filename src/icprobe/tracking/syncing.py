@@ -52,8 +52,13 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
         raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; remove that setting first.")
     directory = Path(experiment_directory, paths.WANDB).absolute()
     unwritten = journals.write_all(directory)
+    for log in _refused(directory):  # of a `sync` that was killed before it could take the mark away
+        _mark(log).unlink(missing_ok=True)
+    known = records.read_all(directory)
     # What has no log still: its job runs.
-    runs = [run for run in records.read_all(directory) if run.log.exists() or run.log in unwritten]
+    runs = [run for run in known if run.log.exists() or run.log in unwritten]
+    if left := len(known) - len(runs):
+        logger.info("%s: %s still at work: upload them later", experiment_directory, several(left, "job"))
     sent = records.versions(run for run in runs if _is_synced(run.log))
     old = records.superseded(directory, runs)
     waiting = {run.log: run for run in runs if not _is_synced(run.log)}
@@ -61,8 +66,9 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
         logger.info("%s is superseded and stays here: %s", log.parent.name, old[log])
         del waiting[log]
     if not waiting:
-        left = "every run is uploaded" if runs else "there are no runs, so there is nothing to upload"
-        logger.info("%s: %s", experiment_directory, left)
+        said = "every other run is uploaded" if left else "every run is uploaded"
+        said = said if runs else "there are no runs, so there is nothing to upload"
+        logger.info("%s: %s", experiment_directory, said)
         return {}
     failed = {
         log: why
@@ -117,8 +123,8 @@ def _upload_all(directory: Path, runs: Sequence[Record], timeout: float) -> dict
 
 
 def server_address() -> str:
-    """W&B's server, or the one that the environment names."""
-    return os.environ.get("WANDB_BASE_URL", SERVER)
+    """W&B's server, or the one that the environment or wandb's settings files name."""
+    return os.environ.get("WANDB_BASE_URL") or modes.in_files(os.environ, "base_url") or SERVER
 
 
 def check_server(timeout: float) -> None:
@@ -229,7 +235,9 @@ def _upload(directory: Path, files: Sequence[Path], timeout: float) -> tuple[str
         "WANDB_CACHE_DIR": str(directory / "staged" / "sync" / "cache"),
         "WANDB_ERROR_REPORTING": "false",
     }
-    environment.pop("WANDB_SERVICE", None)
+    # What it says tells why a run was not sent, and what a job waits for the server is no measure here.
+    for name in ("WANDB_SERVICE", "WANDB_SILENT", "WANDB_HTTP_TIMEOUT"):
+        environment.pop(name, None)
     command = [sys.executable, "-m", "wandb", "sync", "--yes", "--include-online", *map(str, files)]
     gave_up, done, since = "", 0, time.monotonic()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
@@ -304,6 +312,8 @@ def main(arguments: list[str] | None = None) -> None:
     view.add_argument("--experiment", help="show the runs of one experiment")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in (signal.SIGTERM, signal.SIGHUP):  # `wandb sync` ends with this process
+        signal.signal(name, lambda number, _frame: sys.exit(128 + number))
     try:
         if chosen.command == "sync":
             failed = sync(chosen.directory, chosen.timeout, chosen.dry_run)
@@ -312,7 +322,8 @@ def main(arguments: list[str] | None = None) -> None:
         from icprobe.tracking import saved_view  # it imports this module
 
         project, entity, experiment = saved_view.configured(chosen.configfile)
-        chosen.project, chosen.entity = chosen.project or project, chosen.entity or entity
+        chosen.project = chosen.project or os.environ.get("WANDB_PROJECT") or project
+        chosen.entity = chosen.entity or os.environ.get("WANDB_ENTITY") or entity
         print(saved_view.save_workspace(chosen.project, chosen.entity, chosen.experiment or experiment))
     except IcprobeError as error:
         sys.exit(str(error))

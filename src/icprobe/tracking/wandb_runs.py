@@ -98,9 +98,27 @@ class WandbRun:
         self.run.finish(exit_code=exit_code)
         if self.last:
             self.wandb.teardown()
+        if self.online and self.complete and (why := _refused(Path(self.run.settings.log_internal))):
+            self.complete = False
+            raise RuntimeError(f"the server refused a part of it: {why}; `make sync` sends it again")
         if self.online and self.complete:
             # The mark that `wandb sync` leaves; what has none is uploaded by our `sync`.
             log.with_name(log.name + ".synced").touch()
+
+
+def _refused(log: Path) -> str:
+    """What wandb's own log, alone, says of a part that the server did not take; that inputs are not linked is none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        with suppress(ValueError, AttributeError):
+            entry = json.loads(line)
+            said = " ".join(f"{entry.get('msg', '')} {entry.get('error') or ''}".split())
+            if entry.get("level") == "ERROR" and "artifact" in said.lower() and "UseArtifact" not in said:
+                return said
+    return ""
 
 
 def begin(

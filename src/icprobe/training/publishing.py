@@ -1,5 +1,6 @@
 """Selections as a data set for others: a folder with a card, which `datasets` loads, and which can go to the hub."""
 
+import glob
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -130,8 +131,9 @@ def _of_trainers(name: str, hub: str | None) -> list[str]:
     ]
 
 
-def push(folder: str | Path, repository: str, private: bool) -> dict[str, Any]:
-    """Uploads the folder to the hub as a data set, in one commit: {"repository", "url", "commit", "private"}.
+def push(folder: str | Path, files: Sequence[str], repository: str, private: bool) -> dict[str, Any]:
+    """Uploads these files of a folder to the hub as a data set, in one commit: {"repository", "url", "commit",
+    "private"}. What else lies there, such as an earlier configuration's selections, stays.
 
     The token is the hub's own (HF_TOKEN, or `hf auth login`); HF_ENDPOINT is another hub's address. A data set that is
     there already must be as private as is asked. Raises EndpointError, one sentence, where the hub refuses.
@@ -157,7 +159,7 @@ def push(folder: str | Path, repository: str, private: bool) -> dict[str, Any]:
             repo_id=repository,
             repo_type="dataset",
             folder_path=folder,
-            allow_patterns=["README.md", "data/*.parquet"],
+            allow_patterns=[*map(glob.escape, files)],
             commit_message="Selections by icprobe",
         )
     except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError) as error:

@@ -263,7 +263,8 @@ class Sizes(DataSetSizes):
         pairs = methods * (methods - 1) / 2
         resampled = self.examples if self.examples <= settings.analytic_above else 0
         seconds = pairs * settings.resamples * resampled**2 / 2e10
-        return Needs(3000 + 1e-5 * settings.resamples * resampled + 1e-4 * methods * self.examples, seconds)
+        megabytes = 3000 + 1e-5 * settings.resamples * resampled + 1e-4 * methods * self.examples
+        return Needs(megabytes + 4 * self.matrix_mb, seconds)  # a domain's scores are made of a whole matrix's columns
 
     def tell_labels(self) -> Needs:
         """Reads the labels, and resamples each method's scores with each label that is a number."""
