@@ -184,9 +184,10 @@ def _matrices(plan: Plan, inputs: Inputs, subject: Subject) -> Iterator[tuple[st
     passes = [[method] for needs_model in (False, True) for method in plan.alone(needs_model)]
     passes += [shared for shared in (plan.together, plan.swept) if shared]
     # Those in the same dtype after each other, so that the model is loaded once.
-    for methods in sorted(passes, key=lambda methods: plan.method_settings(methods[0]).get("dtype", "")):
-        for method, table in _of_pass(plan, methods, inputs, subject).items():
-            yield method, table.set_index("id").loc[ids].reset_index()
+    with temporary_directory() as trained:
+        for methods in sorted(passes, key=lambda methods: plan.method_settings(methods[0]).get("dtype", "")):
+            for method, table in _of_pass(plan, methods, inputs, subject, Path(trained)).items():
+                yield method, table.set_index("id").loc[ids].reset_index()
 
 
 def _with_combined(
@@ -205,8 +206,13 @@ def _with_combined(
         yield method, kept[method]
 
 
-def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -> dict[str, pd.DataFrame]:
-    """Computes the methods that share a pass, as one shard: {method: its rows, in (length, id) order}."""
+def _of_pass(
+    plan: Plan, methods: list[str], inputs: Inputs, subject: Subject, trained: Path
+) -> dict[str, pd.DataFrame]:
+    """Computes the methods that share a pass, as one shard: {method: its rows, in (length, id) order}.
+
+    trained: a folder for the training along which some go, which all passes share.
+    """
     known, settings = plan.methods[methods[0]], plan.pass_settings(methods)
     if known.needs_model:
         set_precision(settings.pop("tf32"))
@@ -215,7 +221,7 @@ def _of_pass(plan: Plan, methods: list[str], inputs: Inputs, subject: Subject) -
     with temporary_directory() as folder:
         partial = Path(folder, "pieces")
         if known.trained:
-            along = trajectory(plan, inputs, subject.directory, Path(folder), *arithmetic)
+            along = trajectory(plan, inputs, subject.directory, trained, *arithmetic)
             inputs = replace(inputs, trajectory=along)
         elif known.needs_model:
             inputs = replace(inputs, model=subject.load(arithmetic[0]))

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -72,6 +72,8 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._progress = Progress(total=state.max_steps, initial=state.global_step, desc="fine-tuning", unit="step")
+        for told in state.log_history:  # of a try before this one, whose run this one's stands in the place of
+            self._hand_on(told, told["step"])
 
     def on_substep_end(self, args, state, control, **kwargs):
         self._passes += 1
@@ -82,11 +84,11 @@ class Watch(TrainerCallback):
         self._progress.update(1)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if logs and "loss" in logs:
-            self._log(
-                {"train/loss": logs["loss"], "train/learning_rate": logs["learning_rate"]},
-                state.global_step,
-            )
+        self._hand_on(logs or {}, state.global_step)
+
+    def _hand_on(self, told: Mapping[str, float], step: int) -> None:
+        if "loss" in told:
+            self._log({"train/loss": told["loss"], "train/learning_rate": told["learning_rate"]}, step)
 
     def on_train_end(self, args, state, control, **kwargs):
         self._progress.close()
