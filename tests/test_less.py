@@ -23,6 +23,7 @@ from icprobe.engine.adapters import STATE
 from icprobe.engine.admission import capabilities_of
 from icprobe.engine.models import load_model
 from icprobe.errors import ConfigError, ModelError, ScoreError
+from icprobe.notebook import training
 from icprobe.training.trajectory import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -273,11 +274,15 @@ def test_it_is_valued_from_python_as_by_the_workflow(trained, few, inputs, tmp_p
     model, directory = trained("llama")
     finetune = {key: value for key, value in SETTINGS.items() if key not in ("device", "checkpoint_minutes")}
     finetune["lora"] = {key: LORA[key] for key in ("rank", "alpha")}
-    arguments = {"methods": ["less"], "dtype": "float32", "device": "cpu", "batch_tokens": 200, "matrices": True}
+    arguments = {"dtype": "float32", "device": "cpu", "batch_tokens": 200, "matrices": True, "methods": ["less"]}
     prepared = {"source": "local", "path": str(model)}
+    trainings, train_one = [], training.train
+    monkeypatch.setattr(training, "train", lambda *given: trainings.append(given) or train_one(*given))
     for dimension in (None, 32):
         said = {"less": {"dimension": dimension}, "seed": 3, **arguments}
+        said |= {"methods": ["tracin", "less"]} if dimension is None else {}
         _, found = icprobe.value(few[0], few[1], model=prepared, finetune=finetune, **said)
+        assert len(trainings) == (1 if dimension is None else 2), "tracin and less share one"
         ours = with_trajectory(inputs, "llama", along(directory, model))
         expected = matrices(less, ours, "less", dimension=dimension)["less"]
         assert (found["less"].drop(columns="id").to_numpy() == expected).all()
