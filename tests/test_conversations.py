@@ -266,6 +266,10 @@ def test_a_text_that_a_format_does_not_have_is_not_lost():
             '"input" stands beside "prompt", and rows',
         ),
         ({"prompt": "Sum up.", "input": "A text"}, '"input" stands beside "prompt"'),
+        (
+            {"prompt": "Sum up.", "input": "A text", "chosen": "A", "rejected": "B"},
+            "rows of the format preference have",
+        ),
     ],
 )
 def test_of_two_answers_and_of_an_input_beside_a_prompt_none_is_lost(row, said):
@@ -275,7 +279,12 @@ def test_of_two_answers_and_of_an_input_beside_a_prompt_none_is_lost(row, said):
         with pytest.raises(DataError, match=said):
             read(row)
         assert read(row, format="prompt_completion")["instruction"].tolist() == ["Sum up."]
-    assert read({**row, "output": row.get("completion", "Hello"), "input": ""}, needs_output=False).shape[0] == 1
+    assert (
+        read(
+            {**row, "output": row.get("completion", row.get("chosen", "Hello")), "input": ""}, needs_output=False
+        ).shape[0]
+        == 1
+    )
 
 
 def test_conversations_are_repeated_only_where_all_of_them_is(tmp_path):

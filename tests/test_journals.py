@@ -154,9 +154,16 @@ def test_such_a_journal_is_written_again_only_where_it_has_grown(tmp_path, serve
     assert sync(tmp_path, server.url).returncode == 0
     log = journals.log_of(journal)
     facts = log.stat().st_mtime_ns
+    assert journal.with_name("written").read_text() == str(journal.stat().st_size)
     ended = sync(tmp_path, server.url)
     assert "every run is uploaded" in ended.stderr + ended.stdout
     assert log.stat().st_mtime_ns == facts
+    # What a writer that failed in the middle has left is no whole run.
+    journal.with_name("written").unlink()
+    os.truncate(log, log.stat().st_size // 2)
+    assert sync(tmp_path, server.url).returncode == 0
+    assert log.stat().st_mtime_ns != facts
+    assert read_back(tmp_path, "--summary")["summary"]["examples"] == 96
     with open(journal, "a") as file:
         file.write(lines[-1])
     assert sync(tmp_path, server.url).returncode == 0

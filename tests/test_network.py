@@ -223,7 +223,6 @@ def test_the_engine_tries_nothing_of_what_it_is_told(packs, model, capabilities)
     assert not calls
 
 
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_model_with_embeddings_for_each_layer_is_told_the_tokens_and_does_not_look_for_them(packs, tokenizer):
     ours = random_model("gemma4_text", {}, 0, tokenizer).eval().requires_grad_(False)
@@ -237,6 +236,7 @@ def test_a_model_with_embeddings_for_each_layer_is_told_the_tokens_and_does_not_
     torch.testing.assert_close(states, torch.cat([first, second[3:]]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # as it is on a CPU
 def test_flex_attention_is_taken_unless_it_fails_and_the_log_says_so(model, capabilities, monkeypatch, caplog):
     caplog.set_level("INFO")
     network = Network(model(), capabilities("llama"), forward_only=True)  # on a CPU it has no backward pass

@@ -111,14 +111,16 @@ class Probe:
         zero_shot = self.zero_shot[list(tasks)]
 
         def tokens(group: OneShot) -> int:
-            return size(self.network, *group)
+            """Those that it puts into the model, behind the base where it begins with that."""
+            prefix, suffixes = group
+            return size(self.network, prefix[len(shared) :] if prefix[: len(shared)] == shared else prefix, suffixes)
 
         waiting: list[Arriving] = []
         for groups in packed((self.context(row, tasks) for row in rows), tokens, self.batch_tokens):
             # An example that does not begin as the others do (its tokens merge early) stands without the base.
             base = self.base if all(prefix[: len(shared)] == shared for prefix, _ in groups) else None
             behind = [(prefix[len(shared) :] if base else prefix, suffixes) for prefix, suffixes in groups]
-            if sum(map(tokens, behind)) > self.row_tokens:
+            if sum(size(self.network, *one) for one in behind) > self.row_tokens:
                 results = [likelihood.log_likelihoods(self.network, *one, base, self.row_tokens) for one in behind]
             else:
                 results = likelihood.packed_log_likelihoods(self.network, behind, base)

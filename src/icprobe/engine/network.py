@@ -19,7 +19,7 @@ from icprobe.engine.head import Shape, final_states
 from icprobe.engine.matmul import onednn_forwards, use_forwards
 from icprobe.engine.models import linear_layers
 from icprobe.engine.rows import PrefixCache, Row
-from icprobe.errors import ModelError, reason
+from icprobe.errors import ModelError, out_of_memory, reason
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,8 @@ class Network:
             apart = [(found - exact).norm() / exact.norm() for found, exact in zip(self._tried(), right, strict=True)]
             said = "" if max(apart) <= FLEX_ROUNDING else "the two differ"
         except (NotImplementedError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            if out_of_memory(error):  # a dense mask takes more
+                raise
             said = reason(error)
         way = "mask" if said else "flex"
         logger.info(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from icprobe.errors import ModelError, reason
+from icprobe.errors import ModelError, out_of_memory, reason
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,8 @@ def text_model(model: PreTrainedModel, name: str) -> PreTrainedModel:
         ids = torch.arange(5, 12)[None]
         whole, own = (m(input_ids=ids, use_cache=False).logits.float() for m in (model.eval(), text))
     except Exception as error:  # models are composed in many ways
+        if out_of_memory(error):
+            raise
         raise ModelError(
             f"{composed}, and its language model cannot be taken out ({reason(error)}); choose a model of text alone."
         ) from None

@@ -53,8 +53,8 @@ def read_table(
     found = conversations.format_of(frame.columns, asked, columns, needs_output)
     frame, unanswered = _with_our_names(frame, columns), {"turns": 0, "rows": 0}
     if found != "alpaca":
-        if found == "prompt_completion" and asked == "auto":
-            _check_no_input(frame, places)
+        if found in ("prompt_completion", "preference") and asked == "auto":
+            _check_no_input(frame, places, found)
         frame, kept, unanswered = conversations.read(frame, found, list(places), on_empty, needs_output)
         if frame.empty:
             raise DataError(f"{origin}: no row has an output.")
@@ -183,13 +183,13 @@ def _with_output(table: pd.DataFrame, places: pd.Series, on_empty: str, origin: 
     return table
 
 
-def _check_no_input(frame: pd.DataFrame, places: pd.Series) -> None:
+def _check_no_input(frame: pd.DataFrame, places: pd.Series, name: str) -> None:
     """Raises DataError where a text stands beside a prompt that Alpaca's rows would have and these do not."""
     for where, value in zip(places, frame.get("input", []), strict=False):
         if isinstance(value, str) and value.strip():
             raise DataError(
-                f'{where}: "input" stands beside "prompt", and rows of the format prompt_completion have none; map '
-                "instruction and output (`columns`), or set format: prompt_completion to leave it out."
+                f'{where}: "input" stands beside "prompt", and rows of the format {name} have none; map instruction '
+                f"and output (`columns`), or set format: {name} to leave it out."
             )
 
 

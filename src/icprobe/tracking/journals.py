@@ -29,6 +29,7 @@ from icprobe.tracking.lineage import Subject, plain
 logger = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"  # in a directory of its own below results/{experiment}/wandb/journals, beside its record
+WRITTEN = "written"  # beside a journal that stays: of how many bytes of it the whole run was written
 ROOM = 4_000_000  # bytes that must be free beside four times a journal before its run is written
 BEGINNING_SECONDS = 60  # a job that has just opened its journal has not yet locked it
 STAMP = "%Y%m%d_%H%M%S"  # as wandb names directories of runs
@@ -146,8 +147,8 @@ def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]
     """Write the run of one journal; False where its job may still go on."""
     directory, began = log_of(journal).parent, header["began"]
     ended, here = any("end" in entry for entry in entries), header["machine"] == platform.node()
-    log = log_of(journal)
-    if not ended and not here and log.exists() and log.stat().st_mtime_ns > journal.stat().st_mtime_ns:
+    size, written = journal.stat().st_size, journal.with_name(WRITTEN)
+    if log_of(journal).exists() and written.exists() and written.read_text(encoding="utf-8") == str(size):
         return False  # it was written as far as it goes
     stamp = directory.name.split("-")[2]
     if f"{datetime.fromtimestamp(began):{STAMP}}" != stamp:  # its job saw another time zone
@@ -170,5 +171,6 @@ def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]
             if "end" in entry:
                 raise
             logger.warning("W&B: %s: a part could not be logged (%s)", directory.name, reason(error))
-    # Not every file system tells another machine's locks.
+    if not (ended or here):  # not every file system tells another machine's locks
+        written.write_text(str(size), encoding="utf-8")
     return ended or here

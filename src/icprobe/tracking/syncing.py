@@ -52,7 +52,7 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
         raise TrackingError(f"W&B is disabled by {word[0]}, so nothing is uploaded; remove that setting first.")
     directory = Path(experiment_directory, paths.WANDB).absolute()
     unwritten = journals.write_all(directory)
-    for log in _refused(directory):  # of a `sync` that was killed before it could take the mark away
+    for log in () if dry_run else _refused(directory):  # of a `sync` that was killed before it could take the mark away
         _mark(log).unlink(missing_ok=True)
     known = records.read_all(directory)
     # What has no log still: its job runs.
@@ -66,9 +66,9 @@ def sync(experiment_directory: str | Path, timeout: float = 60, dry_run: bool = 
         logger.info("%s is superseded and stays here: %s", log.parent.name, old[log])
         del waiting[log]
     if not waiting:
-        said = "every other run is uploaded" if left else "every run is uploaded"
-        said = said if runs else "there are no runs, so there is nothing to upload"
-        logger.info("%s: %s", experiment_directory, said)
+        said = "every run is uploaded" if runs else "there are no runs, so there is nothing to upload"
+        if runs or not left:
+            logger.info("%s: %s", experiment_directory, f"every other {said[6:]}" if left else said)
         return {}
     failed = {
         log: why
@@ -313,7 +313,8 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in (signal.SIGTERM, signal.SIGHUP):  # `wandb sync` ends with this process
-        signal.signal(name, lambda number, _frame: sys.exit(128 + number))
+        if signal.getsignal(name) != signal.SIG_IGN:  # as under nohup
+            signal.signal(name, lambda number, _frame: sys.exit(128 + number))
     try:
         if chosen.command == "sync":
             failed = sync(chosen.directory, chosen.timeout, chosen.dry_run)

@@ -84,8 +84,10 @@ def check_columns(plan: Plan) -> None:
     for name, wanted in plan.sound_labels.items():
         checking.check_good(name, _values(plan, name), wanted)
     domains = _held(data.tasks, "domain") if data.in_domain else set()
-    way = "Correct it, or leave it out."
-    checking.check_values("data.in_domain", "domain", domains, data.in_domain or [], way, "data.tasks")
+    domains |= _values(plan, "domain") if domains else set()
+    way = "Correct it, or leave it out ([] where no task is of the examples' domain)."
+    for name in data.in_domain or ():
+        checking.check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
 
 
 def _values(plan: Plan, column: str) -> set[str]:
