@@ -5,7 +5,6 @@ python -m icprobe.tracking.syncing workspace --project icprobe --experiment demo
 """
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 
 from icprobe import paths
 from icprobe.errors import DataError, IcprobeError, several
-from icprobe.tracking import journals, modes, records
+from icprobe.tracking import journals, modes, records, wandb_runs
 from icprobe.tracking.records import Record
 
 logger = logging.getLogger(__name__)
@@ -275,12 +274,8 @@ def _refused(directory: Path) -> dict[Path, str]:
     """{log: why} of runs of which the server refused a part: wandb says so in its log alone, and marks them."""
     found: dict[Path, str] = {}
     for log in (directory / "logs").glob("debug-sync.*.log"):
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the last line of a `wandb sync` that was ended
-            if not isinstance(entry, dict) or entry.get("level") != "ERROR" or "sync_path" not in entry:
+        for entry in wandb_runs.errors_in(log):
+            if "sync_path" not in entry:
                 continue
             file, what = Path(entry["sync_path"]), str(entry.get("error") or entry["msg"]).strip()
             if "gql.UseArtifact" in what:

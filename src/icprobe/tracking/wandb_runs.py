@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,17 +108,20 @@ class WandbRun:
 
 def _refused(log: Path) -> str:
     """What wandb's own log, alone, says of a part that the server did not take; that inputs are not linked is none."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        with suppress(ValueError, AttributeError):
-            entry = json.loads(line)
-            said = " ".join(f"{entry.get('msg', '')} {entry.get('error') or ''}".split())
-            if entry.get("level") == "ERROR" and "artifact" in said.lower() and "UseArtifact" not in said:
-                return said
+    for entry in errors_in(log) if log.exists() else ():
+        said = " ".join(f"{entry.get('msg', '')} {entry.get('error') or ''}".split())
+        if "artifact" in said.lower() and "UseArtifact" not in said:
+            return said
     return ""
+
+
+def errors_in(log: Path) -> Iterator[dict[str, Any]]:
+    """The errors in a log of wandb's own, of JSON lines, the last of which may have been cut off."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and entry.get("level") == "ERROR":
+                yield entry
 
 
 def begin(
