@@ -249,3 +249,61 @@ def test_an_answer_that_is_cut_to_blanks_is_no_traceback(spoken):
         pd.DataFrame([long]), pd.DataFrame([TASKS[0]]), chat(), [Reader("m", spoken(CHATML), 200)], "truncate"
     )
     assert cut["output"][0].strip()
+
+
+ANSWERED = {"role": "assistant", "content": "Paris"}
+ASKED = {"role": "user", "content": "Where?"}
+TURN = "{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
+PROMPT = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+USERS = "{% for m in messages %}{% if m.role != 'ROLE' %}" + TURN + "{% endif %}{% endfor %}" + PROMPT
+SILENT_CALL = CALLING.replace("{{ m.content }}", "{% if not m.tool_calls %}{{ m.content }}{% endif %}")
+FIRST_CALL = CALLING.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]")
+CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": a}}} for a in (1, 2)]
+CALLED = [
+    ASKED,
+    {"role": "assistant", "content": "I add.", "tool_calls": CALLS},
+    {"role": "tool", "content": "3"},
+    ANSWERED,
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "lost"),
+    [
+        (
+            USERS.replace("ROLE", "system"),
+            [{"role": "system", "content": "Be brief."}, ASKED, ANSWERED],
+            "system message",
+        ),
+        (
+            USERS.replace("ROLE", "tool"),
+            [ASKED, {"role": "assistant", "content": "I look."}, {"role": "tool", "content": "42"}, ANSWERED],
+            r"message 3 \(tool\)",
+        ),
+        (
+            CHATML.replace("m.content", "m.content.split('</think>')[-1]"),
+            [ASKED, {**ANSWERED, "content": "<think>A long thought.</think>Paris"}],
+            r"thoughts in message 2 \(assistant\)",
+        ),
+        (SILENT_CALL, CALLED, r"message 2 \(assistant\)"),
+        (FIRST_CALL, CALLED, r"2\. call of a tool"),
+    ],
+)
+def test_words_that_a_template_leaves_out_are_refused(template, messages, lost, spoken):
+    told = read_table({"path": "rows", "rows": [{"messages": messages}]})
+    with pytest.raises(DataError, match=f"the chat template does not write its {lost}; remove that"):
+        lengths(told, chat(), Reader("m", spoken(template), None))
+    lengths(told, chat(), Reader("m", spoken(CALLING), None))
+
+
+def test_thoughts_of_turns_that_are_answered_may_be_left_out(spoken):
+    said = "{% if loop.last %}{{ m.content }}{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}"
+    turn = (
+        "{{ '<|im_start|>assistant\\n' }}{% generation %}" + said + "{{ '<|im_end|>' }}{% endgeneration %}{{ '\\n' }}"
+    )
+    template = (
+        "{% for m in messages %}{% if m.role == 'assistant' %}" + turn + "{% else %}" + TURN + "{% endif %}{% endfor %}"
+    )
+    thought = {**ANSWERED, "content": "<think>A thought.</think>Paris"}
+    told = read_table({"path": "rows", "rows": [{"messages": [ASKED, thought, ASKED, thought]}]})
+    lengths(told, chat(), Reader("m", spoken(template + PROMPT), None))

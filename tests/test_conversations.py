@@ -313,3 +313,15 @@ def test_the_report_shows_what_was_said_before():
 
     row = first({"messages": [{"role": "system", "content": "Be brief."}, *HI, *HI]})
     assert before(row) == "system: Be brief.\n\nuser: Hi\n\nassistant: Hello\n\nuser: Hi"
+
+
+def test_columns_of_a_conversation_that_alpacas_fields_would_hide_are_refused():
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    table = {
+        "path": "rows",
+        "rows": [{"instruction": "i", "output": "o", "dialog": turns}],
+        "columns": {"messages": "dialog"},
+    }
+    with pytest.raises(DataError, match="maps our 'messages', and rows are of the format alpaca"):
+        read_table(table)
+    assert read_table({**table, "format": "messages"})["instruction"].tolist() == ["a"]

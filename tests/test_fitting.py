@@ -5,6 +5,7 @@ import copy
 import pandas as pd
 import pytest
 
+from icprobe.config import Templates
 from icprobe.engine.representations import mean_hidden_states
 from icprobe.errors import DataError
 from icprobe.tables.fitting import choose_tasks, draw, fit_tasks, fit_train, lengths, prompt_lengths
@@ -218,3 +219,15 @@ def test_eval_prompts_leave_room_for_the_response(prompts, reader, tokenizer):
         assert prompt_lengths(rows, prompts, reader(limit), 7)["n_query"].tolist() == counts
     with pytest.raises(DataError, match=r"1 prompt with no room for evaluation.max_new_tokens: .*: r1\. Shorten"):
         prompt_lengths(rows, prompts, reader(longest + 6), 7)
+
+
+def test_an_example_fits_by_itself_where_contexts_show_less_of_it(reader):
+    prompts = Prompts(Templates().model_dump() | {"one_shot_prefix": "{{ document | truncate(60) }}\n\n"})
+    train, tasks = table(words(3), words(90)), table(words(2))
+    for limit, too_long in ((200, 0), (60, 1)):
+        kept = fit_train(train, tasks, prompts, [reader(limit)], "drop")
+        assert (len(kept), kept.attrs["too_long"]) == (2 - too_long, too_long)
+    with pytest.raises(DataError, match=r"data\.train: 1 row too long for a model's context: r1"):
+        fit_train(train, tasks, prompts, [reader(60)], "error")
+    cut = fit_train(train, tasks, prompts, [reader(60)], "truncate")
+    assert lengths(cut, prompts, reader(None))[["n_query", "n_target"]].sum(axis=1).max() <= 60

@@ -9,8 +9,10 @@ import torch
 from matrices import ARCHITECTURES, assert_close, matrices
 
 from icprobe.attribution import gradient_cache, influence, memory_plan
+from icprobe.attribution.matrix import encode_tasks
 from icprobe.engine import gradients, stepping
 from icprobe.engine.admission import capabilities_of
+from icprobe.engine.batching import packs
 from icprobe.engine.gradients import Layer
 from icprobe.engine.network import Network
 from icprobe.texts.prompts import Encoded
@@ -184,3 +186,28 @@ def test_a_plan_passes_over_the_examples_no_oftener_than_the_budget_forces():
     none = memory_plan.Plan.cheapest(examples, tasks, layers, 1.0, 4)
     assert not none.fits
     assert "lower attribution.batch_tokens" in none.sentence(1e-9)
+
+
+def test_tasks_of_a_padded_model_count_as_long_as_the_longest_beside_them(inputs):
+    lengths = [300] + [10] * 70
+    assert [(p.stop - p.start) * max(lengths[p]) <= 1024 for p in packs(lengths, 1024, padded=True)] == [True, True]
+    assert [n for p in packs(lengths, 1024, padded=True) for n in lengths[p]] == lengths
+    assert packs([], 10, padded=True) == []
+    assert packs([20, 3], 10, padded=True) == [slice(0, 1), slice(1, 2)], "one alone may be longer"
+    given = inputs("llama")
+    wanted = matrices(influence, given, "influence")["influence"]
+    padded = replace(given, capabilities=replace(given.capabilities, packs=False))
+    seen = []
+
+    def hook(_, args):
+        seen.append(args[0].shape[0] * args[0].shape[1])
+
+    handle = padded.model.model.layers[0].register_forward_pre_hook(hook)
+    longest = int(given.lengths[["n_query", "n_target"]].sum(axis=1).max())
+    found = matrices(influence, padded, "influence", batch_tokens=longest)["influence"]
+    handle.remove()
+    tasks = max(len(task.ids) for task in encode_tasks(given))
+    assert max(seen) <= max(longest, tasks)
+    assert_close(found, wanted, 1e-5, np.abs(wanted).max())
+    side = memory_plan.SequenceBatches([[Encoded((0,) * 9, 1), Encoded((0,) * 2, 1)]], padded=True)
+    assert (side.tokens(0), side.computed(0)) == (11, 18)

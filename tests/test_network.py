@@ -12,6 +12,7 @@ from icprobe.attribution import icp, influence, one_step
 from icprobe.engine import admission, attention, gradients, stepping
 from icprobe.engine.admission import admit, capabilities_of
 from icprobe.engine.capabilities import Capabilities
+from icprobe.engine.likelihood import Suffix, log_likelihoods
 from icprobe.engine.models import linear_layers, load_model, prepare
 from icprobe.engine.network import Network
 from icprobe.engine.random_models import random_model
@@ -293,3 +294,12 @@ def test_memory_that_is_short_is_no_fault_of_the_model(model, monkeypatch):
     monkeypatch.setattr(admission, "theta_of", full)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         capabilities_of(model())
+
+
+def test_a_target_right_behind_a_prefix_that_is_kept_is_predicted_by_its_last_token(tiny_model, capabilities):
+    network = Network(tiny_model("llama"), capabilities("llama"))
+    prefix, suffixes = [*range(5, 45)], [Suffix((7, 8, 9), 0), Suffix((6, 3), 0), Suffix((4, 3), 1)]
+    with network.in_use():
+        wanted = log_likelihoods(network, prefix, suffixes)
+        found = log_likelihoods(network, prefix, suffixes, limit=len(prefix))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

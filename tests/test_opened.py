@@ -1,12 +1,16 @@
 """Models as they are opened: with the weights of their files, in the dtype that transformers gives them."""
 
+import json
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from test_from_python import TASKS, TRAIN
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import icprobe
+from icprobe import artifacts
 from icprobe.engine import checkpoints, models
 from icprobe.engine.admission import admit
 from icprobe.engine.quantization import cast_rest
@@ -45,6 +49,39 @@ def test_gradients_of_a_model_that_divides_weights_in_evaluation_are_those_by_it
     assert wanted.keys() == found.keys()
     for name, gradient in wanted.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6 * gradient.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize(
+    ("described", "first"),
+    [({"attention_bias": False}, "layers.0.self_attn.k_proj.bias"), ({"num_hidden_layers": 1}, "layers.1.")],
+)
+def test_files_that_hold_more_of_a_model_than_its_configuration_says_are_refused(described, first, tokenizer, tmp_path):
+    folder = saved(tmp_path, "llama", **SIZES, attention_bias=True, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    whole = {"source": "local", "path": str(folder), "trust_remote_code": False}
+    models.prepare(whole, tmp_path / "whole", admit)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **described}))
+    with pytest.raises(ModelError, match=rf"would be left out of LlamaForCausalLM, first model\.{first}.*config.json"):
+        models.prepare(whole, tmp_path / "out", admit)
+    with pytest.raises(ModelError, match="would be left out"):
+        models.opened(folder, "float32", False)
+
+
+@pytest.mark.parametrize(
+    ("key", "more"),
+    [
+        ("v_head.summary.weight", {}),  # of a model that was trained to be rewarded
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", {}),  # of earlier versions
+        ("model.layers.2.mlp.up_proj.weight", {"num_nextn_predict_layers": 1}),
+    ],
+)
+def test_what_no_layer_of_a_model_is_may_stand_beside_its_weights(key, more, tmp_path):
+    folder = saved(tmp_path, "llama", **SIZES, **more)
+    save_file(
+        {**load_file(folder / "model.safetensors"), key: torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"}
+    )
+    assert models.opened(folder, "float32", False).num_parameters() > 0
 
 
 def test_such_a_model_in_memory_is_refused(tokenizer):
@@ -119,3 +156,12 @@ def test_memory_that_is_short_while_a_model_is_loaded_is_no_fault_of_its_files(e
     monkeypatch.setattr(checkpoints, "trusts", lambda _: False)
     with pytest.raises(type(error)):
         checkpoints.load_given(folder, folder, device="cpu")
+
+
+def test_linear_layers_beside_the_blocks_are_named_as_left_out(tokenizer, tmp_path):
+    sizes = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    folder = saved(tmp_path, "opt", **sizes, word_embed_proj_dim=16, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    models.prepare({"source": "local", "path": str(folder), "trust_remote_code": False}, tmp_path / "out", admit)
+    left_out = artifacts.read_manifest(tmp_path / "out")["left_out"]
+    assert left_out.keys() == {"model.decoder.project_in.weight", "model.decoder.project_out.weight"}

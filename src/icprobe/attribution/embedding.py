@@ -33,7 +33,10 @@ def attribute(inputs: Inputs, method: str, batches: Sequence[np.ndarray], batch_
         inputs.progress.update(sum(len(sequence.ids) for sequence in sequences))
         return found
 
-    of_tasks = [directions(tasks[pack]) for pack in packs([len(task.ids) for task in tasks], batch_tokens)]
+    of_tasks = [
+        directions(tasks[pack])
+        for pack in packs([len(task.ids) for task in tasks], batch_tokens, not inputs.capabilities.packs)
+    ]
     to_tasks = np.concatenate(of_tasks).T
     for rows in batches:
         yield method, rows, (directions([documents[row] for row in rows]) @ to_tasks).astype(np.float32)

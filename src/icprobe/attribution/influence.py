@@ -85,9 +85,10 @@ class Influence:
         dtype = self.curvature.dtype if self.curvature else self.network.model.dtype
         documents = encode_documents(inputs, batches, objective)
         tasks = encode_tasks(inputs, objective.task_likelihood)
-        self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches])
-        self.packs = packs([len(task.ids) for task in tasks], batch_tokens)
-        self.tasks = SequenceBatches([tasks[pack] for pack in self.packs])
+        padded = not inputs.capabilities.packs
+        self.examples = SequenceBatches([[documents[row] for row in rows] for rows in batches], padded)
+        self.packs = packs([len(task.ids) for task in tasks], batch_tokens, padded)
+        self.tasks = SequenceBatches([tasks[pack] for pack in self.packs], padded)
         # The contraction that a method's matrix is made of.
         self.made_of = {method: COSINES.get(method, method) for method in methods}
         self.cosine = next((method for method in methods if method in COSINES), None)

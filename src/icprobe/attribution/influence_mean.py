@@ -33,7 +33,7 @@ def attribute(
     task_tokens = sum(len(task.ids) for task in tasks)
     inputs.progress.expect(task_tokens + sum(len(document.ids) for document in documents.values()), "token")
     summed = _SummedGradient(network, layers)
-    for pack in packs([len(task.ids) for task in tasks], batch_tokens):
+    for pack in packs([len(task.ids) for task in tasks], batch_tokens, not inputs.capabilities.packs):
         summed.add(tasks[pack])
         inputs.progress.update(sum(len(task.ids) for task in tasks[pack]))
     summed.round_weights()

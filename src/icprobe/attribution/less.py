@@ -155,7 +155,9 @@ def _projected(
 ) -> Pieces:
     """The cosines of examples' projected steps and tasks' projected gradients, batch by batch of examples."""
     documents, tasks = encode_documents(inputs, batches, objective), encode_tasks(inputs)
-    of_tasks = [tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens)]
+    of_tasks = [
+        tasks[pack] for pack in packs([len(task.ids) for task in tasks], batch_tokens, not inputs.capabilities.packs)
+    ]
     of_examples = [[documents[row] for row in rows] for rows in batches]
     inputs.progress.expect(sum(map(_tokens, [*of_tasks, *of_examples])), "token")
     answers = torch.cat([*projection.of(of_tasks, None)])

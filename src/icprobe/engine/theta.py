@@ -31,8 +31,8 @@ class Theta:
 
     share: of the blocks' weights that play a part, those in θ; expert_share: of a mixture's experts, those that a token
     goes to (1 where there are none); unreached: linear layers that no gradient comes to, for they are never called or
-    only choose what others see; left_out: what θ lacks besides vectors and norms, without the number of its block ->
-    its share of the blocks' weights.
+    only choose what others see; left_out: what θ lacks besides vectors and norms, without the number of its block, and
+    linear layers beside the blocks -> its size over that of the blocks' weights.
     """
 
     share: float
@@ -68,7 +68,7 @@ def theta_of(model: PreTrainedModel, trial: Trial) -> Theta:
         sum(p.numel() for p in inside.values() if id(p) in covered) / total,
         sum(sum(rows[name]) for name in experts) / (tokens * len(experts)) if experts else 1.0,
         unreached,
-        {kind: size / total for kind, size in left_out.items()},
+        {kind: size / total for kind, size in {**left_out, **_outside(model)}.items()},
     )
 
 
@@ -165,6 +165,16 @@ def _left_out(model: PreTrainedModel, inside: dict[str, nn.Parameter], covered: 
         if id(p) not in covered | free and sum(size > 1 for size in p.shape) > 1:
             found[_kind(name)] = found.get(_kind(name), 0) + p.numel()
     return found
+
+
+def _outside(model: PreTrainedModel) -> dict[str, float]:
+    """The linear layers before and behind the blocks, but for the output embedding: name -> elements."""
+    within = {id(module) for module in blocks(model).modules()} | {id(model.get_output_embeddings())}
+    return {
+        f"{name}.weight": module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module) not in within
+    }
 
 
 def _kind(name: str) -> str:

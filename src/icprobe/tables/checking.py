@@ -109,6 +109,12 @@ def check_columns(
                 "instruction and output, too, or leave it out."
             )
         return
+    told = [ours for ours in columns if ours in conversations.COLUMNS]
+    if told:
+        raise DataError(
+            f"{origin}: {key} maps our {told[0]!r}, and rows are of the format alpaca, which has none, by their column "
+            "instruction or output; set `format` to what the rows are, or leave that out."
+        )
     needed = ["instruction", *(["output"] if needs_output else [])]
     if absent := [ours for ours in needed if columns.get(ours, ours) not in names]:
         guesses = {
@@ -251,6 +257,13 @@ def check_values(
             f"config: {key}: no row of {table} has {' or '.join(map(shown, wanted))}; the column {name!r} holds "
             f"{_listed(sorted(there))}{hint or '.'} {way}"
         )
+
+
+def check_in_domain(names: Iterable[str], domains: set[str]) -> None:
+    """Raises ConfigError where `data.in_domain` has a name that none of `domains` is (nothing where these are none)."""
+    way = "Correct it, or leave it out ([] where no task is of the examples' domain)."
+    for name in names:
+        check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
 
 
 def check_unmarked(table: pd.DataFrame, labels: Iterable[str], good: Iterable[str]) -> list[str]:

@@ -21,6 +21,7 @@ NEEDS = {
     "prompt_completion": [("prompt",), ("completion", "response")],
     "preference": [("chosen",)],
 }
+COLUMNS = {"tools", *(column for needed in NEEDS.values() for any_of in needed for column in any_of)}
 HELD = ("messages", "tools")  # columns of a table that hold JSON
 # What published files call the roles, in small letters.
 ROLES = {

@@ -129,7 +129,7 @@ def choose_tasks(
 def fit_train(
     train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts | Chat, readers: list[Reader], on_too_long: str
 ) -> pd.DataFrame:
-    """Takes the examples that fit every model's context together with the longest task; see `fit`."""
+    """Takes the examples that fit every model's context, alone and together with the longest task; see `fit`."""
     rows, longest = tasks.to_dict("records"), {}
     for reader in readers:
         bound = prompts.of(reader.tokenizer)
@@ -137,7 +137,7 @@ def fit_train(
             bound.check_pairs(train.to_dict("records"), rows)
         texts = [bound.one_shot_suffix(task) + bound.target(task) for task in rows]
         longest[reader.model] = max(reader.counts(texts), default=0)
-    return fit(train, readers, on_too_long, prompts, _one_shot_prefix, longest, "train")
+    return fit(train, readers, on_too_long, prompts, _one_shot_prefix, longest, "train", alone=_document)
 
 
 def fit(
@@ -149,19 +149,26 @@ def fit(
     besides: dict[str, int],
     what: str,
     besides_cut: dict[str, int] | None = None,
+    alone: Rendered | None = None,
 ) -> pd.DataFrame:
     """Takes the rows whose `text(prompts, row)` and `besides[model]` more tokens fit every model, or makes them fit.
 
     A row too long for one model is so for all. on_too_long: "error" raises DataError with the ids, "drop" drops these
     rows, "truncate" cuts their outputs behind the last token with which they fit (besides_cut: tokens beside such a
-    row, where these are more).
+    row, where these are more). alone: another text of a row, which has to fit with nothing beside it.
     `frame.attrs["too_long"]` of the result counts them.
     """
     rows = frame.to_dict("records")
     bound = {reader.model: prompts.of(reader.tokenizer) for reader in readers}
 
     def counted(reader: Reader, some: list[dict[str, Any]]) -> list[int]:
-        return reader.counts([text(bound[reader.model], row) for row in some])
+        prompts = bound[reader.model]
+        counts = reader.counts([text(prompts, row) for row in some])
+        if alone is None:
+            return counts
+        # So many more than what stands beside it as the longer of the two needs.
+        others = reader.counts([alone(prompts, row) for row in some])
+        return [max(count, other - besides[reader.model]) for count, other in zip(counts, others, strict=True)]
 
     over = _too_long(rows, readers, counted, besides)
     if over and on_too_long == "error":
@@ -214,13 +221,20 @@ def _cut_outputs(
     for place, reader in cutters.items():
         outputs[place] = _truncated(rows[place], reader, readers, counted, besides)
         if not outputs[place]:
+            row, taken = rows[place], besides[reader.model]
+            calls = messages_of(row)[-1].get("tool_calls")
+            how = (
+                "and its answer is a call of a tool, which is not cut"
+                if calls
+                else "even with its output cut to one token"
+            )
+            other = f": another row (the longest task, or an example) needs {taken} of them" if taken else ""
             raise DataError(
-                f"data.{what}: row {rows[place]['id']} does not fit into the {reader.max_positions} tokens of "
-                f"{reader.model}, even with its output cut to one token: another row (the longest task, or an example) "
-                f"needs {besides[reader.model]} of them. Remove this row, or shorten that one."
+                f"data.{what}: row {row['id']} does not fit into the {reader.max_positions} tokens of {reader.model}, "
+                f"{how}{other}. Remove this row{', or shorten that one' if taken else ''}."
             )
     logger.warning(
-        "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all",
+        "data.%s: the outputs of %d of %d rows are cut to fit, from %d to %d characters in all; each ends there",
         what,
         len(cutters),
         len(rows),

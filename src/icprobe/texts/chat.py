@@ -14,6 +14,7 @@ from typing import Any
 from icprobe.errors import ConfigError, DataError, ModelError, reason
 from icprobe.texts.control_tokens import Change, ControlTokens, Part, Text, control_tokens
 from icprobe.texts.conversations import ANSWER, USER, Message, dumps, exchanges, messages_of, tools_of, unanswered
+from icprobe.texts.left_out import PROBE, left_out
 from icprobe.texts.prompts import Prompts
 
 Row = Mapping[str, Any]
@@ -22,8 +23,6 @@ GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # Templates may ask for today's date (Llama's do). What a row is worth is to depend on no day: it is always this one.
 TODAY = datetime(2024, 7, 26)
 ASKS_DATE = re.compile(r"strftime_now\(\s*(?:format\s*=\s*)?(['\"])(.*?)\1\s*\)")
-# Stands for a text where another is looked for; Unicode keeps it out of all texts.
-PROBE = "\ufdd3"
 
 
 class Chat:
@@ -172,25 +171,22 @@ class ChatPrompts:
         return all(prefix + str(suffix) == str(self.few_shot(examples, task)) for task, suffix in tasks)
 
     def check_written(self, row: Row) -> None:
-        """Raises DataError where the template leaves out a row's tools, calls of tools, or last thoughts."""
-        messages, tools = messages_of(row), tools_of(row)
-        uncalled = [{key: held for key, held in m.items() if key != "tool_calls"} for m in messages]
-        thoughtless = {key: held for key, held in messages[-1].items() if key != "reasoning_content"}
-        without = {
-            "tools": (messages, None) if tools else None,
-            "calls of tools": (uncalled, tools) if uncalled != messages else None,
-            "last reasoning_content": ([*messages[:-1], thoughtless], tools) if thoughtless != messages[-1] else None,
-        }
-        text = None
-        for what, other in without.items():
-            if other is None:
-                continue
-            text = self._rendered(messages, tools, False, row) if text is None else text
-            if self._rendered(*other, False, row) == text:
-                raise DataError(
-                    f"row {row.get('id')}: the chat template does not write its {what}; remove them from the row, or "
-                    "give another template in templates.chat_template."
-                )
+        """Raises DataError where the template leaves out what a row says: words of a message, tools or their calls.
+
+        Thoughts, which templates leave out of turns that are answered, are to be in the last turn alone.
+        """
+        lost = left_out(lambda *said: self._rendered(*said, False, row), messages_of(row), tools_of(row))
+        if lost:
+            known = getattr(self._tokenizer, "chat_template", None)
+            own = (
+                ", such as the model's own that is called tool_use"
+                if isinstance(known, dict) and "tool_use" in known
+                else ""
+            )
+            raise DataError(
+                f"row {row.get('id')}: the chat template does not write its {lost}; remove that from the row, or "
+                f"give another template in templates.chat_template{own}."
+            )
 
     # --- how ------------------------------------------------------------------------------------------------------
 
