@@ -130,6 +130,7 @@ if PLAN.tail_patch:
         params:
             methods=PLAN.tail_patch,
             bins=CONFIG.bins,
+            unit=METHODS["one_step"].unit,
             code=fingerprint("analysis/tail_patch"),
         log:
             paths.log("tail_patch/{model}"),

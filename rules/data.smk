@@ -224,31 +224,33 @@ if PLAN.named_by:
             "../workflow/scripts/data/name_rows.py"
 
 
-rule prepare_eval:
-    message:
-        "Reading and checking the eval prompts"
-    input:
-        **readers("eval"),
-        file=local_files(CONFIG.data.eval),
-    output:
-        paths.EVAL,
-    params:
-        source=slice_of(CONFIG.data.eval),
-        templates=PLAN.text_settings("query") if PLAN.model_decides("eval") else {},
-        contents=lambda w: contents(local_files(CONFIG.data.eval)),
-        code=fingerprint("data/prepare_eval"),
-    log:
-        paths.log("prepare_eval"),
-    conda:
-        "../envs/icprobe.yaml"
-    benchmark:
-        paths.benchmark("prepare_eval")
-    # With the check below before all else that could run: what is wrong with the prompts is said before any work.
-    priority: 3
-    resources:
-        **RESOURCES["prepare_eval"],
-    script:
-        "../workflow/scripts/data/prepare_eval.py"
+if CONFIG.data.eval:
+
+    rule prepare_eval:
+        message:
+            "Reading and checking the eval prompts"
+        input:
+            **readers("eval"),
+            file=local_files(CONFIG.data.eval),
+        output:
+            paths.EVAL,
+        params:
+            source=slice_of(CONFIG.data.eval),
+            templates=PLAN.text_settings("query") if PLAN.model_decides("eval") else {},
+            contents=lambda w: contents(local_files(CONFIG.data.eval)),
+            code=fingerprint("data/prepare_eval"),
+        log:
+            paths.log("prepare_eval"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("prepare_eval")
+        # With the check below before all else that could run: what is wrong with the prompts is said before any work.
+        priority: 3
+        resources:
+            **RESOURCES["prepare_eval"],
+        script:
+            "../workflow/scripts/data/prepare_eval.py"
 
 
 # A rule of its own: another judge asks other things of the same prompts, and repeats no response. What it makes is no

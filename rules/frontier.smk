@@ -60,6 +60,7 @@ if PLAN.truth_parts:
         params:
             **figure_params("truth"),
             methods=CONFIG.attribution.methods,
+            tail_patch_unit=METHODS["one_step"].unit if PLAN.tail_patch else "",
         log:
             paths.log("plot_truth/{model}"),
         conda:

@@ -64,7 +64,7 @@ RESOURCES = {
     "tell_labels": directives(lambda w, input: SIZES.tell_labels()),
     "subset": OF_TRAIN,
     "fine_tune": directives(
-        lambda w, input: SIZES.fine_tune(w.model, SIZES.subset(w.model, w.method, w.bin)),
+        lambda w, input: SIZES.fine_tune(w.model, SIZES.subset(w.model, w.method, w.bin), CONFIG.finetune.processes),
         CONFIG.finetune.device,
         CONFIG.finetune.processes,
     ),

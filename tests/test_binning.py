@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from icprobe.analysis.binning import bins, borders, check_bins, coarse, members, overlaps, ranks, size_of
+from icprobe.analysis.headline import distinct_bins
 from icprobe.errors import ConfigError, ScoreError
 from icprobe.formatting import bin_label, bin_name, bin_of, bin_words, parse_bin
 
@@ -313,3 +314,13 @@ def test_thresholds_are_on_shares_of_tasks_alone():
     with pytest.raises(ScoreError, match=r"a threshold on shares of tasks, but the icp scores go from −3 to 7\.5"):
         members(nats, ">0.5", nats)
     assert len(members(nats, "top 2")) == 2
+
+
+def test_bins_of_other_sizes_are_others_though_icp_has_evaluated_fewer():
+    scores = {"icp": table([4.0, 3.0, 2.0, 1.0, *[np.nan] * 6]), "influence": table(np.arange(10.0))}
+    scores = {name: one.set_index("id")["score"] for name, one in scores.items()}
+    names = ["top 50%", "top 60%"]
+    found = overlaps(scores, names).assign(domain="all")
+    assert found["n"].tolist() == [4, 4]
+    assert [*distinct_bins(found, borders(scores, names))] == names
+    assert [*distinct_bins(found)] == names[:1], "by overlaps alone it cannot be told"

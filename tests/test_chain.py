@@ -225,3 +225,11 @@ def test_as_the_step_shrinks_one_step_approaches_influence_until_rounding(
     assert 5 < error[1e-3] / error[1e-4] < 20
     assert error[1e-5] < error[1e-4]
     assert error[1e-10] > 10 * error[1e-5]
+
+
+def test_a_mean_over_tasks_counts_those_that_have_a_correlation():
+    icp, influence, steps = matrices()
+    steps[max(steps)]["t1"] = 0.0  # a step so small that nothing of it is left in float32
+    rows = chain(icp, influence, steps, AGGREGATORS, resamples=2).query("level == 'task_mean'")
+    assert set(rows.query("link == @ENDS")["n"]) == {36}
+    assert set(rows[(rows["link"] != ENDS) & (rows["learning_rate"] == max(steps))]["n"]) == {24}

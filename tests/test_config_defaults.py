@@ -57,3 +57,9 @@ def test_a_judge_that_is_described_and_not_asked_is_refused():
     with pytest.raises(ConfigError, match=r"evaluation: llm: it describes a judge.*write judge: llm"):
         load(changed("evaluation", {"llm": llm}), METHODS)
     assert load(changed("evaluation", {"llm": llm, "judge": "none"}), METHODS).evaluation.judge == "none"
+
+
+def test_a_warm_up_of_a_constant_rate_is_refused_where_it_is_asked_for():
+    assert load(changed("finetune", {"methods": [], "scheduler": "constant"}), METHODS).finetune.warmup_ratio == 0.03
+    with pytest.raises(ConfigError, match="finetune: warmup_ratio: scheduler: constant has no warm-up"):
+        load(changed("finetune", {"methods": [], "scheduler": "constant", "warmup_ratio": 0.1}), METHODS)

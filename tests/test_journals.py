@@ -186,7 +186,7 @@ def test_a_journal_is_locked_as_nfs_wants_it_and_a_lock_that_fails_is_named(tmp_
     with pytest.raises(OSError, match="Bad file descriptor"), journals._held(journal):
         pass
     failing.clear()
-    with journals._held(journal) as lines:
+    with journals._held(journal) as (_, lines):
         assert "subject" in lines[0]
 
 
@@ -248,8 +248,8 @@ def test_a_journal_that_holds_no_run_is_removed_and_holds_up_none(left, tmp_path
     empty = good.parent.with_name("offline-run-20260101_000000-other-0123456789abcdef")
     shutil.copytree(good.parent, empty)
     (empty / good.name).write_bytes(left)
-    with journals._held(empty / good.name) as lines:
-        assert lines is None, "its job may have just begun"
+    with journals._held(empty / good.name) as held:
+        assert held is None, "its job may have just begun"
     assert (empty / good.name).exists()
     os.utime(empty / good.name, (0, 0))
     good.write_bytes(good.read_bytes() + b"\xff\xfe\n")  # bytes that are no text
@@ -371,3 +371,21 @@ def test_one_process_writes_the_runs_of_all_jobs_of_an_invocation_failed_ones_to
         time.sleep(0.2)
     assert not waiting(tmp_path)
     assert ends == {"workflow all, 3 jobs": 1, "light a": 0, "light b": 1}
+
+
+def test_lines_that_come_while_a_journal_is_read_are_written_another_time(tmp_path):
+    """Where another machine's lock is not seen, its job may log in between."""
+    assert run_tracked(tmp_path, AS_LIGHT + LIGHT).returncode == 0
+    (journal,) = waiting(tmp_path)
+    header, *entries, end = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join([json.dumps({**json.loads(header), "machine": "elsewhere"}) + "\n", *entries]))
+    with journals._held(journal) as (size, lines), open(journal, "a") as file:
+        file.write(end)
+        file.flush()
+        assert (size < journal.stat().st_size, "end" in lines[-1]) == (True, False)
+    # A run that has ended is written, whatever an earlier version has noted of its size.
+    journal.with_name("written").write_text(str(journal.stat().st_size))
+    journals.log_of(journal).parent.mkdir(parents=True, exist_ok=True)
+    journals.log_of(journal).touch()
+    assert write(tmp_path) == {}
+    assert waiting(tmp_path) == []

@@ -14,6 +14,7 @@ import yaml
 from icprobe.attribution import METHODS
 from icprobe.config import load
 from icprobe.config.sections import Attribution
+from icprobe.config.sources import TrainTable, local_files
 
 README = dag.ROOT / "README.md"
 # What the README shows.
@@ -151,3 +152,11 @@ def test_the_readmes_steps_end_in_scores_tables_and_a_report(run, tmp_path):
     short = (tmp_path / "results/mine/scores.html").read_text(encoding="utf-8")
     assert all(f'<section id="{part}"' in short for part in ("asked", "examples", "explorer"))
     assert not any(f'<section id="{part}"' in short for part in ("correlations", "figures", "win-rates"))
+
+
+def test_a_file_that_is_named_by_its_address_is_a_file(tmp_path):
+    """Or an edit of it would rerun nothing."""
+    path = tmp_path / "my rows.jsonl"
+    path.write_text(json.dumps({"instruction": "a", "output": "b"}))
+    assert local_files(TrainTable(url=path.as_uri())) == [str(path)]
+    assert local_files(TrainTable(url="https://example.org/rows.jsonl")) == []

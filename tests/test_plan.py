@@ -168,6 +168,7 @@ def test_columns_that_local_files_lack_are_told_before_any_job(data, said, tmp_p
 def test_columns_that_are_there_or_cannot_be_known_yet_are_no_mistake(tmp_path):
     check_columns(plan())
     check_columns(plan(data={"train": {"path": None, "hub": "tatsu-lab/alpaca"}, "labels": ["unknown"]}))
+    check_columns(plan(data={"train": {"path": None, "hub": "x/y"}, "in_domain": ["knowledge", "of examples"]}))
     rows = [{"instruction": f"Question {n}?", "output": "a" * 60} for n in range(9000)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     check_columns(plan(data={"train": {"path": str(tmp_path / "long.jsonl")}, "labels": ["late"]}))

@@ -236,3 +236,11 @@ def test_what_is_compared_is_called_what_it_is():
     (said,) = sentences.against_each_other(judged, differences, prompts)
     assert said.startswith("Of 1 comparison of two selections or baselines, these differ significantly")
     assert said.endswith("best against best-random (9.0 points).")
+
+
+def test_a_correlation_over_fewer_examples_than_others_says_over_how_many():
+    columns = ["method", "value", "low", "high", "n"]
+    rows = pd.DataFrame([("influence", 0.1, -0.1, 0.3, 108), ("mine", 1.0, 1.0, 1.0, 4)], columns=columns)
+    told = label_sentences.numbers("stars", rows)
+    assert "mine (1.00 [1.00, 1.00] over 4)" in told[0]
+    assert not any("excludes 0" in sentence for sentence in told)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tracked import FILE, KEY, LIGHT, WORK, run_directories, run_jobs, run_name_of_work, run_of, run_tracked
 
-from icprobe.tracking import records, saved_view, syncing
+from icprobe.tracking import records, saved_view, syncing, wandb_runs
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -284,3 +284,13 @@ def test_the_saved_view_shows_correlations_overlaps_and_win_rates():
         f'"{name}"' in table for name, table in zip(("correlations", "overlaps", "win_rates"), tables, strict=True)
     )
     assert '"demo"' in json.dumps(view["spec"]["section"]["run_sets"][0]["filters"])
+
+
+@pytest.mark.parametrize("said", ["filestream: fatal error: api: 403", "filestream: failed to upload: 409 Conflict"])
+def test_a_history_that_the_server_refused_is_no_run_that_was_sent(said, tmp_path):
+    log = tmp_path / "debug-internal.log"
+    lines = [{"level": "INFO", "msg": said}, {"level": "ERROR", "msg": "filestream: retrying"}]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert wandb_runs._refused(log) == ""
+    log.write_text(json.dumps({"level": "ERROR", "msg": said}) + "\n")
+    assert wandb_runs._refused(log) == said

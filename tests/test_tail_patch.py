@@ -37,6 +37,12 @@ def test_effects_are_those_of_the_examples_at_either_end():
     assert rows.loc[("10", "worst"), "high"] < rows.loc[("10", "random"), "low"]
 
 
+def test_effects_are_in_one_steps_unit():
+    matrix, scores, _ = made()
+    assert set(tail_patch(scores, matrix)["unit"]) == {"nats"}
+    assert set(tail_patch(scores, matrix, unit="nats per token")["unit"]) == {"nats per token"}
+
+
 def test_what_is_random_lies_where_draws_of_that_many_do():
     matrix, scores, effects = made()
     row = tail_patch(scores, matrix).query("method == 'good' and k == '10' and which == 'random'").iloc[0]

@@ -329,3 +329,31 @@ def test_the_page_and_the_frontier_are_made_by_truth_and_by_all_where_it_include
     assert made("all", subsets=4) == {"report"}
     assert made("all", subsets=4, in_all=True) == {"retrain", "frontier", "plot_truth", "report"}
     assert made("truth") == set()
+
+
+def test_a_tail_patch_per_token_says_so_wherever_it_stands(tmp_path):
+    patch = truths.tables()["tail_patch"].assign(unit="nats per token")
+    text = section(page(tmp_path, tail_patch=patch))
+    heads, _ = table_of(text)
+    assert "Tail patch nats per token, mean over tasks 10 best examples" in heads
+    assert text.count("nats per token") >= 4
+    figure = frontier_points(
+        frontier(agreements({"tail_patch": patch}), {"icp": 1.0}, {}), tail_patch_unit="nats per token"
+    )
+    assert figure.axes[0].get_ylabel().replace("\n", " ") == "tail patch, 10 best (nats per token)"
+
+
+def test_a_frontier_of_methods_of_unknown_cost_is_drawn_and_says_so():
+    removal = truths.tables()["removal"]
+    figure = frontier_points(frontier(agreements({"removal": removal}), {}, {}))
+    assert all("No method's cost is known" in axes.get_title(loc="left") + axes.get_title() for axes in figure.axes)
+
+
+def test_an_order_of_too_few_subsets_is_not_called_a_finding():
+    rows = headline.of_set(truths.lds()).assign(low=np.nan, high=np.nan, n_subsets=3)
+    assert "There is no interval of 3 subsets: this order may be chance" in " ".join(verdicts.verdict(rows))
+
+
+def test_removals_whose_random_ones_are_alike_are_not_judged():
+    table = truths.tables()["removal"].assign(p_value=np.nan, p_value_holm=np.nan)
+    assert verdicts.removal(table).startswith("The random removals cost the tasks alike")

@@ -59,6 +59,18 @@ CONFIGURATIONS = {
         "data.sound_labels.planted: no row of data.train has 'sond'; the column 'planted' holds .*'sound'",
     ),
     "a missing train file": ({"data": {"train": {"path": "none.jsonl"}}}, "data.train.path: none.jsonl: no such file"),
+    "a local model's directory that is missing": (
+        {"models": ["mine"], "model_sources": {"mine": {"source": "local", "path": "nowhere"}}},
+        "model_sources.mine.path: nowhere: no such directory",
+    ),
+    "a local model's directory without a model": (
+        {"models": ["mine"], "model_sources": {"mine": {"source": "local", "path": "resources"}}},
+        "model_sources.mine.path: resources: no config.json is in it",
+    ),
+    "a missing file of accelerate": (
+        {"finetune": {"processes": 2, "accelerate": "none.yaml"}, "data": {"train": {"sample": None}}},
+        "finetune.accelerate: none.yaml: no such file",
+    ),
     "a missing eval file": ({"data": {"eval": {"path": "none.csv"}}}, "data.eval.path: none.csv: no such file"),
 }
 
@@ -84,10 +96,6 @@ def encoder(project: dag.Project) -> dict:
 
     T5Config(d_model=16, num_layers=1, num_heads=2).save_pretrained(project.path / "t5")
     return {"models": ["t5"], "model_sources": {"t5": {"source": "local", "path": "t5"}}}
-
-
-def no_directory(project: dag.Project) -> dict:
-    return {"models": ["mine"], "model_sources": {"mine": {"source": "local", "path": "nowhere"}}}
 
 
 def refused_dtype(project: dag.Project) -> dict:
@@ -191,13 +199,6 @@ MISTAKES = {
         "a t5 is no causal language model; choose one that is",
         target="resources/models/t5",
         log="models/t5-*.log",
-        before_torch=False,
-    ),
-    "a model's directory that is missing": Mistake(
-        no_directory,
-        "nowhere: no such directory",
-        target="resources/models/mine",
-        log="models/mine-*.log",
         before_torch=False,
     ),
     "a dtype that the model cannot be used in": Mistake(

@@ -47,7 +47,9 @@ def test_the_win_rate_of_a_few_judgements_by_hand():
     assert found["n"] == 4
     assert found["win_rate"] == 56.25
     assert np.isclose(found["standard_error"], 100 * np.std([0, 1, 0.5, 0.75], ddof=1) / 2)
-    assert np.isclose(found["high"], min(100, 56.25 + 1.96 * found["standard_error"]))
+    # Student's t of three degrees of freedom: the standard error is of these four alone.
+    assert np.isclose(found["low"], max(0, 56.25 - 3.1824463 * found["standard_error"]))
+    assert found["high"] == 100
     assert (found["n_wins"], found["n_draws"], found["n_wins_base"]) == (2, 1, 1)
     assert found["discrete_win_rate"] == 62.5
 

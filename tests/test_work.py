@@ -283,3 +283,11 @@ def test_a_shard_of_short_examples_has_more_rows_and_more_time(tmp_path, monkeyp
         assert tokens == pytest.approx((lengths["n_query"] + lengths["n_target"]).sum() / 8)
     needs = [found.attribute("pythia-1b-deduped", "icp", f"{number}-of-8") for number in (1, 8)]
     assert needs[0].seconds > needs[1].seconds
+
+
+def test_the_trainings_of_truth_and_trajectories_ask_for_one_process():
+    one, four = (Sizes.of(loaded(finetune={"processes": n, "batch_size": 8}, truth={"subsets": 8})) for n in (1, 4))
+    model = "smollm2-135m-instruct"
+    assert four.retrain(model, "subsets", 8) == one.retrain(model, "subsets", 8)
+    assert four.fine_tune(model, 50) == one.fine_tune(model, 50)
+    assert four.fine_tune(model, 50, 4).megabytes > one.fine_tune(model, 50).megabytes + 3000

@@ -119,6 +119,8 @@ def _keep_at_exit() -> None:
 
 
 def _keep() -> None:
+    if not _cache().parents[1].is_dir():
+        return  # Snakemake never ran here, so that this is not our folder
     # Where nothing can be written, the next process parses again.
     with suppress(OSError):
         write_json(_cache(), _known())

@@ -58,7 +58,9 @@ def chain(
     of_tasks = [rows.correlations(cells[:, :, j]) for j in range(len(tasks))]
     for task, found in zip(tasks, of_tasks, strict=True):
         rows.add("task", found, n_examples, task)
-    rows.add("task_mean", {s: _mean([found[s] for found in of_tasks]) for s in STATISTICS}, n_cells)
+    means = {s: _mean([found[s] for found in of_tasks]) for s in STATISTICS}
+    defined = {s: sum(~np.isnan(found[s][0]) for found in of_tasks) for s in STATISTICS}
+    rows.add("task_mean", means, {s: n_examples * tasks for s, tasks in defined.items()})
     scores = [aggregate(frame, aggregators[m])["score"] for frame, m in zip(frames, methods, strict=True)]
     rows.add("example", rows.correlations(np.stack(scores)), n_examples)
     rows.add("example_mean", rows.correlations(cells.mean(axis=2)), n_examples)
@@ -84,16 +86,23 @@ class _Rows:
         found = estimates(values, None, [(a, b) for *_, a, b in self._links], self._sample.counts)
         return {statistic: found[statistic] for statistic in STATISTICS}
 
-    def add(self, level: str, found: Mapping[str, np.ndarray], n: int, task: str = "") -> None:
-        """Adds the links' correlations at a level, and by how much the second link's exceeds the first's."""
+    def add(
+        self, level: str, found: Mapping[str, np.ndarray], n: int | Mapping[str, np.ndarray], task: str = ""
+    ) -> None:
+        """Adds the links' correlations at a level, and by how much the second link's exceeds the first's.
+
+        n: of how many values they are; where links differ in it, statistic -> [links].
+        """
+        sizes = n if isinstance(n, Mapping) else {s: np.full(len(self._links), n) for s in STATISTICS}
         for k, (link, step, *_) in enumerate(self._links):
             for statistic in STATISTICS:
                 bounds = self._sample.interval(found[statistic][:, k], np.arctanh, np.tanh)
-                self.found.append((link, level, task, step, statistic, *bounds, n))
+                self.found.append((link, level, task, step, statistic, *bounds, int(sizes[statistic][k])))
         for k, step in enumerate(self._steps):
             first, second = found["spearman"][:, 1 + 2 * k], found["spearman"][:, 2 + 2 * k]
             bounds = self._sample.interval(second - first)
-            self.found.append((DIFFERENCE, level, task, step, "spearman_difference", *bounds, n))
+            n_both = int(sizes["spearman"][[1 + 2 * k, 2 + 2 * k]].min())
+            self.found.append((DIFFERENCE, level, task, step, "spearman_difference", *bounds, n_both))
 
     def add_errors(self, cells: np.ndarray) -> None:
         """Adds how far one_step/η is from influence over all cells [2 + steps, N, M], at each step size η."""

@@ -16,23 +16,24 @@ COLUMNS = ["truth", "method", "value", "low", "high", "ceiling", "seconds", "ope
 WORDS = {
     "lds": "LDS (rank correlation)",
     "removal": "removal of the best (nats)",
-    "tail_patch": "tail patch, 10 best (nats)",
+    "tail_patch": "tail patch, 10 best ({unit})",
     "leave_one_out": "leave-one-out (rank correlation)",
 }
 FREE = (*headline.RIVALS, "length", "random", "bm25")  # no model multiplies anything
 
 
-def words(truth: str) -> str:
-    """What a truth is called on axes, with its unit."""
-    return WORDS.get(truth) or f"AUC of {truth.removeprefix('auc ')}"
+def words(truth: str, unit: str = "nats") -> str:
+    """What a truth is called on axes, with its unit. unit: of the tail patch, which is that of one_step's effects."""
+    return WORDS[truth].format(unit=unit) if truth in WORDS else f"AUC of {truth.removeprefix('auc ')}"
 
 
 def agreements(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Puts what each method reaches by each truth into one table: truth, method, value, low, high, ceiling.
 
     tables: name -> table, of lds, removal, leave_one_out, tail_patch and label_aucs those that there are, with the rows
-    of one model. Their units differ: rank correlations for lds and leave_one_out, nats for removal and tail_patch
-    (10 best examples), an AUC for each label. ceiling: of correlations where it is known, of an AUC 1, else NaN.
+    of one model. Their units differ: rank correlations for lds and leave_one_out, nats for removal, one_step's
+    unit for tail_patch (10 best examples), an AUC for each label. ceiling: of correlations where it is known, of an
+    AUC 1, else NaN.
     """
     found = []
 

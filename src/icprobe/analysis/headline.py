@@ -66,13 +66,16 @@ def size_of_strictest(strictest: pd.DataFrame, bins: pd.DataFrame | None) -> int
     return int((rows if len(rows) else strictest)["n"].max())
 
 
-def distinct_bins(overlaps: pd.DataFrame) -> dict[str, list[str]]:
+def distinct_bins(overlaps: pd.DataFrame, bins: pd.DataFrame | None = None) -> dict[str, list[str]]:
     """Finds the bins that hold different examples: {the first of its kind: all bins that hold the same as it}.
 
-    Bins of one side, such as `>0.8` and `>0.9`, are cut from one ranking, so that those of one size are equal.
+    Bins of one side, such as `>0.8` and `>0.9`, are cut from one ranking, so that those of one size are equal. bins:
+    bins.csv. It has the sizes of all methods' bins; overlaps are of no more examples than icp has evaluated.
     """
     rows = over_all_tasks(overlaps)
-    sizes = rows.pivot_table(index="bin", columns="method", values=["n", "chance"], sort=False)
+    known = bins is not None and set(rows["bin"]) <= set(bins["bin"])
+    of_methods, columns = (bins, ["n"]) if known else (rows, ["n", "chance"])
+    sizes = of_methods.pivot_table(index="bin", columns="method", values=columns, sort=False)
     equal: dict[tuple, list[str]] = {}
     for bin_ in dict.fromkeys(rows["bin"]):
         side = re.match(r"[^\d.]*", bin_)[0].strip()
@@ -107,6 +110,11 @@ def tail_patch(table: pd.DataFrame, which: str = "best") -> pd.DataFrame:
     """Takes one row for each method: the effect of one step on its best, on its worst, or on random examples."""
     rows = over_all_tasks(table)
     return rows[(rows["k"].astype(str) == TAIL_PATCH_K) & (rows["which"] == which)]
+
+
+def tail_patch_unit(table: pd.DataFrame) -> str:
+    """What the effects of tail_patch.csv are in; tables of earlier versions do not say, and are in nats."""
+    return table["unit"].iloc[0] if "unit" in table and len(table) else "nats"
 
 
 # --- as numbers with names, for W&B's table of runs; undefined ones are left out --------------------------------------

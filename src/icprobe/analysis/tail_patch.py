@@ -14,7 +14,7 @@ from icprobe.analysis.binning import Ranking, size_of, sizes
 NUMBER, SHARE = 10, "top 10%"
 DRAWN = 1000  # examples, at most, whose means are resampled
 Z_95 = 1.96
-COLUMNS = ["method", "which", "k", "n", "effect", "low", "high"]
+COLUMNS = ["method", "which", "k", "n", "effect", "low", "high", "unit"]
 
 
 def tail_patch(
@@ -23,16 +23,17 @@ def tail_patch(
     names: Sequence[str] = (),
     resamples: int = 2_000,
     seed: int = 0,
+    unit: str = "nats",
 ) -> pd.DataFrame:
     """The rows of tail_patch.csv, without its column `model`.
 
     scores: method -> `id`, `score` [N], and `mean_effect` where it has one, of methods that one_step is no part of: it
     would judge itself; one_step: `id` and a column of effects for
-    each task, in nats; names: bins. For each method and each k (10, 10% and each bin, of which the
-    size is taken) there are three rows: `effect` is the mean over tasks and over the n examples that the method ranks
-    best, worst, or that are drawn at random (of these what is to be expected, the mean over all). A method that has
-    evaluated fewer shows its smaller n. low, high: 95% percentile bootstrap over the n examples, for random what n
-    examples drawn from all of them give; of more than DRAWN examples their normal limit; NaN below two.
+    each task; unit: theirs, which is the last column; names: bins. For each method and each k (10, 10% and each bin,
+    of which the size is taken) there are three rows: `effect` is the mean over tasks and over the n examples that the
+    method ranks best, worst, or that are drawn at random (of these what is to be expected, the mean over all). A
+    method that has evaluated fewer shows its smaller n. low, high: 95% percentile bootstrap over the n examples, for
+    random what n examples drawn from all of them give; of more than DRAWN examples their normal limit; NaN below two.
     """
     effects = one_step.set_index("id").astype(np.float64).mean(axis=1)
     n_examples = len(effects)
@@ -53,7 +54,7 @@ def tail_patch(
             chosen = {"best": of_method[ranking.first("top 1", n)], "worst": of_method[ranking.first("bottom 1", n)]}
             for which, values in {**chosen, "random": known}.items():
                 effect = values.mean() if n else np.nan
-                rows.append((method, which, k, n, effect, *_interval(values, n, resamples, seed)))
+                rows.append((method, which, k, n, effect, *_interval(values, n, resamples, seed), unit))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -5,6 +5,8 @@ The JSON schema and docs/configuration.md are generated from these models (`make
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from pydantic import Discriminator, Field, model_validator
 
@@ -246,7 +248,9 @@ def local_files(table: Table | None) -> list[str]:
     """The files that a table is read from; none for what lies elsewhere."""
     if table is None:
         return []
-    path = table.path or []
+    path, address = table.path or [], urlsplit(table.url or "")
+    if address.scheme == "file":
+        path = url2pathname(address.path)
     return artifacts.matching([*([path] if isinstance(path, str) else path), *getattr(table, "subsets", {}).values()])
 
 
@@ -291,7 +295,8 @@ class Data(Section):
     on_too_long: Literal["error", "truncate", "drop"] = Field(
         "error",
         description="What to do with a row that does not fit the model's context: stop, cut its output between two "
-        "tokens, or drop it.",
+        "tokens, or drop it. A response that is cut counts as a whole one, with the end of its turn or sequence behind "
+        "it.",
     )
     deduplicate: Literal["exact", "near"] | Near | None = Field(
         None,

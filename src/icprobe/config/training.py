@@ -69,7 +69,7 @@ class Finetune(Section):
     warmup_ratio: Fraction = Field(
         0.03,
         description="Share of the steps that warm up, rounded up; the first of them has a rate of 0. With `lora` 0 by "
-        "default.",
+        "default. None do with the scheduler `constant`.",
     )
     weight_decay: Float = Field(0.0, description="AdamW's weight decay.")
     max_length: Count = Field(512, description="Maximum tokens of query and response; the rest is cut off.")
@@ -101,6 +101,15 @@ class Finetune(Section):
         if isinstance(given, dict) and given.get("lora") is not None:
             return {**OF_ADAPTERS, **given}
         return given
+
+    @model_validator(mode="after")
+    def _constant_has_no_warmup(self) -> Self:
+        if self.scheduler == "constant" and self.warmup_ratio > 0 and "warmup_ratio" in self.model_fields_set:
+            raise ValueError(
+                "warmup_ratio: scheduler: constant has no warm-up; set scheduler: constant_with_warmup, or "
+                "warmup_ratio: 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _accelerate_is_for_several(self) -> Self:

@@ -92,10 +92,12 @@ def outcomes(
             network = network or _network(base, checkpoint, device)
             values = _of_part(network, part)
             if not all(map(math.isfinite, values)):
-                raise DataError(
-                    f"{_name(checkpoint)} gives answers a likelihood of NaN or 0, so that its training has diverged; "
-                    "lower finetune.learning_rate."
+                why = (
+                    "its training has diverged; lower finetune.learning_rate"
+                    if checkpoint
+                    else ("its weights are damaged, or too large for float32; fetch the model again")
                 )
+                raise DataError(f"{_name(checkpoint)} gives answers a likelihood of NaN or 0: {why}.")
             new = [_row(answer, value) for answer, value in zip(part, values, strict=True)]
             jsonl.append(journal, new)
             done |= {(row["set"], row["id"]): row for row in new}

@@ -10,7 +10,6 @@ from scipy.stats import t as student
 from icprobe.analysis.holm import with_holm
 from icprobe.errors import DataError, several
 
-Z_95 = 1.96
 FEWEST = 6  # prompts: of fewer, all signs agree by chance in more than 5%
 # The sign-flip test: up to so many prompts that differ all signs are tried (8,192). Of more they are drawn, in batches
 # of as many, until so many flips reach a pair's difference, or so many were drawn for each pair: at 5% by Holm, 20 do.
@@ -38,7 +37,8 @@ def win_rate(preferences: np.ndarray | pd.Series) -> dict[str, float | int]:
 
     preferences: [n] in [1, 2], above 1.5 a win of the fine-tuned model, 1.5 a draw; NaN (unreadable) is
     left out. win_rate = 100·mean(preference − 1); standard_error = 100·std(preference − 1, ddof=1)/√n, NaN
-    below two; low and high are win_rate ± 1.96 standard errors within [0, 100], wider where all prompts end alike
+    below two; low and high are win_rate ± t·standard_error within [0, 100], with Student's t of n − 1 degrees of
+    freedom (1.96 for many prompts), wider where all prompts end alike
     (`_with_the_unseen`); discrete_win_rate = 100·(n_wins + n_draws/2)/n. Without judgements every rate is NaN and every
     count 0. Raises DataError outside of [1, 2]. Source: AlpacaEval (github.com/tatsu-lab/alpaca_eval,
     metrics/winrate.py).
@@ -56,7 +56,8 @@ def win_rate(preferences: np.ndarray | pd.Series) -> dict[str, float | int]:
     rate = 100 * float((preferences - 1).mean()) if n else np.nan
     error = 100 * float((preferences - 1).std(ddof=1)) / np.sqrt(n) if n > 1 else np.nan
     counts = {"n": n, "n_wins": n_wins, "n_wins_base": n - n_wins - n_draws, "n_draws": n_draws}
-    low, high = _with_the_unseen(rate - Z_95 * error, rate + Z_95 * error, rate, counts, n)
+    half = float(student.ppf(0.975, n - 1)) * error if n > 1 else np.nan
+    low, high = _with_the_unseen(rate - half, rate + half, rate, counts, n)
     return counts | {
         "win_rate": rate,
         "standard_error": float(error),

@@ -24,7 +24,7 @@ class Figure(NamedTuple):
 FIGURES = {
     "distributions": Figure("Scores", "distributions", ("scores",)),
     "heat_map": Figure("Agreement of the methods", "correlations", ("correlations",)),
-    "overlaps": Figure("Agreement of the methods", "overlap of bins", ("overlaps",)),
+    "overlaps": Figure("Agreement of the methods", "overlap of bins", ("overlaps", "bins")),
     "chain": Figure("Agreement of the methods", "the chain icp, one_step, influence", ("chain",)),
     "lengths": Figure("Scores", "against response length", ("scores", "lengths")),
     "scatter": Figure("Scores against scores", "{0} against {1}", ("scores", "correlations", "train"), of_pairs=True),

@@ -25,11 +25,13 @@ LINES = dict(zip(RIVALS, (":", "-."), strict=True))
 
 def draw(inputs: Inputs) -> Drawn:
     table = inputs.over_all_tasks("frontier")
-    figure = frontier_points(table, inputs.params.colors, inputs.params.methods)
+    figure = frontier_points(table, inputs.params.colors, inputs.params.methods, inputs.params.tail_patch_unit)
     return Drawn(figure, table, "Agreement with each truth against cost")
 
 
-def frontier_points(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO, known: Sequence[str] = ()) -> Figure:
+def frontier_points(
+    table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO, known: Sequence[str] = (), tail_patch_unit: str = "nats"
+) -> Figure:
     """A row of panels for each truth: agreement with its 95% interval against seconds (left) and operations (right).
 
     table: rows of frontier.csv of one model. known: the methods of the experiment, whose order gives the looks. The
@@ -53,9 +55,10 @@ def frontier_points(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO, know
                 _points(axes, rows, cost, styles)
                 _stairs(axes, rows[rows[on_frontier].astype(bool)].sort_values(cost), cost)
                 axes.grid(axis="y")
-                name_axes(
-                    axes, label if truth == truths[-1] else "", words(truth) if axes is row[0] else "", y_width=24
-                )
+                name = words(truth, tail_patch_unit) if axes is row[0] else ""
+                name_axes(axes, label if truth == truths[-1] else "", name, y_width=24)
+                if rows.empty:
+                    title(axes, "No method's cost is known")
         for column, cost in zip(panels.T, COSTS, strict=True):
             _log(column[0], methods[cost].dropna())
         handles = {
@@ -63,7 +66,8 @@ def frontier_points(table: pd.DataFrame, colors: Sequence[str] = OKABE_ITO, know
             for axes in panels.ravel()
             for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        legend_below(figure, handles=list(handles.values()), labels=list(handles), handlelength=1.5)
+        if handles:
+            legend_below(figure, handles=list(handles.values()), labels=list(handles), handlelength=1.5)
     return figure
 
 

@@ -15,17 +15,23 @@ from icprobe.formatting import OKABE_ITO, bin_words
 
 def draw(inputs: Inputs) -> Drawn:
     table = inputs.over_all_tasks("overlaps")
-    figure = overlap_curve(table, inputs.params.colors, inputs.params.methods)
+    figure = overlap_curve(table, inputs.params.colors, inputs.params.methods, inputs.rows("bins"))
     return Drawn(figure, table, "Overlap of the bins")
 
 
-def overlap_curve(overlaps: pd.DataFrame, colors: Sequence[str] = OKABE_ITO, methods: Sequence[str] = ()) -> Figure:
+def overlap_curve(
+    overlaps: pd.DataFrame,
+    colors: Sequence[str] = OKABE_ITO,
+    methods: Sequence[str] = (),
+    bins: pd.DataFrame | None = None,
+) -> Figure:
     """How much of each method's bins lies in ICP's bin of the same name, with 95% intervals, and chance dashed.
 
     overlaps: the table of that name, bins from left to right in its order; equal bins are one. An empty bin has no
-    point. methods: those of the experiment, whose order gives the looks.
+    point. methods: those of the experiment, whose order gives the looks. bins: bins.csv, which tells bins apart of
+    which icp has evaluated the same examples.
     """
-    equal = distinct_bins(overlaps)
+    equal = distinct_bins(overlaps, bins)
     bins = list(equal)
     by_bin = overlaps.groupby("bin")
     sizes = by_bin["n"].max()

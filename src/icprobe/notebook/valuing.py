@@ -215,7 +215,7 @@ def _of_pass(
     """
     known, settings = plan.methods[methods[0]], plan.pass_settings(methods)
     if known.needs_model:
-        set_precision(settings.pop("tf32"))
+        tf32 = settings.pop("tf32")
         arithmetic = settings.pop("dtype"), settings.pop("device")
     settings |= {key: getattr(plan.config.attribution, key) for key in known.execution}
     with temporary_directory() as folder:
@@ -223,7 +223,9 @@ def _of_pass(
         if known.trained:
             along = trajectory(plan, inputs, subject.directory, trained, *arithmetic)
             inputs = replace(inputs, trajectory=along)
+            set_precision(tf32)  # training has its own
         elif known.needs_model:
+            set_precision(tf32)
             inputs = replace(inputs, model=subject.load(arithmetic[0]))
         if known.fits_fisher:
             settings["fisher"] = _fisher(plan, inputs, Path(folder, "fisher"), settings["memory_budget_gb"])

@@ -34,7 +34,8 @@ def advice(
     lds, found = read("lds.csv"), read("held_out.csv")
     trained = pd.DataFrame() if found is None else headline.overall(found)
     trained = trained[trained["gain"].notna()] if len(trained) else trained
-    told = lds is not None and headline.best_predictor(headline.of_set(lds)) is not None
+    best_predictor = None if lds is None else headline.best_predictor(headline.of_set(lds))
+    told = best_predictor is not None and best_predictor.low == best_predictor.low
     if trained.empty:
         alone = "which method predicts training best, nor " if several else "whether the scores predict training, nor "
         what, how = ("", "finetune") if told else (alone, "truth, finetune")

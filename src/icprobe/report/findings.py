@@ -101,7 +101,7 @@ class Findings:
         self.correlations = self._own(inputs.correlations)
         self.bins = self._own(inputs.bins)
         self.overlaps, self.selections = self._own(inputs.overlaps), self._own(inputs.selections)
-        distinct = {} if self.overlaps is None else headline.distinct_bins(self.overlaps)
+        distinct = {} if self.overlaps is None else headline.distinct_bins(self.overlaps, self.bins)
         # bin -> all bins that hold the same examples as it.
         self.equal_bins = {bin_: equal for equal in distinct.values() for bin_ in equal}
         self.win_rates = self._own(inputs.win_rates)

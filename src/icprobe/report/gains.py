@@ -36,6 +36,11 @@ def every_held_out_row(model: Findings) -> list[Any]:
     return list(model.held_out.itertuples())
 
 
+def tail_patch_unit(model: Findings) -> str:
+    """What the effects of the tail patch are in."""
+    return headline.tail_patch_unit(model.tail_patch)
+
+
 def tail_patch_rows(model: Findings) -> list[dict[str, Any]]:
     """One row for each method and size: how many, in words, and best, worst and random -> row of the table."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}

@@ -157,15 +157,19 @@ def _beside_length(rows: pd.DataFrame, differences: pd.DataFrame | None, baselin
 
 def numbers(label: str, rows: pd.DataFrame) -> list[str]:
     """Which methods' scores follow a label that is a number. rows: one rank correlation for each method."""
-    few, known = rows["n"].max() < FEW_EXAMPLES, rows[rows["low"].notna()]
-    apart = known[(known["low"] > 0) | (known["high"] < 0)]
-    told = [f"{row.method} ({estimate(row.value, row.low, row.high)})" for row in known.itertuples()]
+    most = rows["n"].max()
+    few, known = most < FEW_EXAMPLES, rows[rows["low"].notna()]
+    apart = known[((known["low"] > 0) | (known["high"] < 0)) & (known["n"] >= FEW_EXAMPLES)]
+    told = [
+        f"{row.method} ({estimate(row.value, row.low, row.high)}{f' over {count(row.n)}' if row.n < most else ''})"
+        for row in known.itertuples()
+    ]
     sentences = [
-        f"Spearman correlation of each method's scores with {label} over {many(rows['n'].max(), 'example')}, with its "
+        f"Spearman correlation of each method's scores with {label} over {many(most, 'example')}, with its "
         f"95% interval: {listed(told) or 'undefined'}."
     ]
     if few:
-        return [*sentences, undecided(rows["n"].max())]
+        return [*sentences, undecided(most)]
     if len(apart):
         verb = "interval of {} excludes" if len(apart) == 1 else "intervals of {} exclude"
         return [*sentences, f"The {verb.format(listed(apart['method']))} 0."]

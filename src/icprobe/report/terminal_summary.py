@@ -202,7 +202,8 @@ def _labels(read: Read) -> list[str]:
     lines = []
     for label, rows in () if table is None else headline.good_against_others(table).groupby("label", sort=False):
         sizes = f"{rows['n_positive'].max()} sound examples against {rows['n_negative'].max()} others"
-        told = ", ".join(f"{row.method} {_estimate(row, row.auc)}" for row in rows.itertuples())
+        rows = rows.assign(n=rows["n_positive"] + rows["n_negative"])
+        told = ", ".join(f"{row.method} {_estimate(row, row.auc)}{_of_fewer(row, rows)}" for row in rows.itertuples())
         lines.append(f"AUC of {label}, {sizes}: {told}")
     table = read("label_correlations.csv")
     found = (
@@ -211,9 +212,14 @@ def _labels(read: Read) -> list[str]:
         else headline.over_all_tasks(table).query("statistic == 'spearman'").groupby("label", sort=False)
     )
     for label, rows in found:
-        told = ", ".join(f"{row.method} {_estimate(row, row.value)}" for row in rows.itertuples())
+        told = ", ".join(f"{row.method} {_estimate(row, row.value)}{_of_fewer(row, rows)}" for row in rows.itertuples())
         lines.append(f"Spearman with {label}, {rows['n'].max()} examples: {told}")
     return lines
+
+
+def _of_fewer(row: Any, rows: pd.DataFrame) -> str:
+    """Over how many examples a method's number is, where others have more."""
+    return f" (of {row.n} examples)" if row.n < rows["n"].max() else ""
 
 
 def _retraining(read: Read) -> list[str]:

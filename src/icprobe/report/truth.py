@@ -110,7 +110,8 @@ def explained(shown: Iterable[Column]) -> dict[str, str]:
 
 def drawn(model: Findings) -> dict[str, str]:
     """Truth -> what it is called, of those that the chart of costs shows."""
-    return {truth: words(truth) for truth in dict.fromkeys(model.frontier["truth"])}
+    unit = {} if model.tail_patch is None else {"unit": headline.tail_patch_unit(model.tail_patch)}
+    return {truth: words(truth, **unit) for truth in dict.fromkeys(model.frontier["truth"])}
 
 
 def _lds(model: Findings, rows: pd.DataFrame, name: str) -> Column:
@@ -162,10 +163,11 @@ def _tail_patch(table: pd.DataFrame) -> Column:
     rows, drawn = headline.tail_patch(table), headline.tail_patch(table, "random")
     # Methods that evaluated few examples have their own random ones; the most say what chance gives.
     most = drawn.sort_values("n", ascending=False, kind="stable").iloc[0]
+    unit = headline.tail_patch_unit(table)
     return Column(
         "Tail patch",
-        "nats per task",
-        "By how many nats one step of training on one of a method's 10 best examples raises the log-likelihood of a "
+        f"{unit} per task" if unit == "nats" else f"{unit}, mean over tasks",
+        f"By how many {unit} one step of training on one of a method's 10 best examples raises the log-likelihood of a "
         "task's answer, mean over these examples and the tasks.",
         many(rows["n"].max(), "best example"),
         _rows(rows),

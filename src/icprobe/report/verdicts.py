@@ -38,6 +38,11 @@ def verdict(lds: pd.DataFrame) -> list[str]:
         found.append(f"No method does better than the {name(above.iloc[0]['method'])} in a subset.")
     if best.high < 0:
         found.append("It is below 0: the best method ranks subsets against what training does.")
+    if best.low != best.low:
+        found.append(
+            f"There is no interval of {many(best.n_subsets, 'subset')}: this order may be chance, and shows of no "
+            "method that it predicts anything (truth.subsets: 64)."
+        )
     if best.low <= 0 <= best.high:
         found.append("The interval of the best method includes 0: these subsets do not show that it predicts anything.")
     if not ceiling:
@@ -100,6 +105,8 @@ def removal(table: pd.DataFrame) -> str:
     costly = table[(table["p_value_holm"] < SIGNIFICANT) & (table["loss"] > 0)]
     told = listed(f"{row.method} ({number(row.loss)} nats)" for row in costly.itertuples())
     size = many(table["n_removed"].max(), "example")
+    if table["p_value_holm"].isna().all():
+        return f"The random removals cost the tasks alike, so that nothing can be held against them; {RAISE}"
     if told:
         return f"Leaving out the best {size} of {told} costs the tasks more than leaving out random ones (Holm, 5%)."
     return f"Leaving out the best {size} of no method costs the tasks significantly more than random ones (Holm, 5%)."

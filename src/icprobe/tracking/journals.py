@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
@@ -93,8 +93,8 @@ def write_all(directory: Path, alone: bool = True) -> dict[Path, str]:
     journals = waiting(directory)
     for journal in journals:
         try:
-            with _held(journal) as lines:
-                if lines is not None and _write(journal, *lines):
+            with _held(journal) as held:
+                if held is not None and _write(journal, *held):
                     # First what says that there is a journal: a kill in between leaves a record that nobody reads.
                     journal.unlink()
                     shutil.rmtree(journal.parent)
@@ -109,9 +109,10 @@ def write_all(directory: Path, alone: bool = True) -> dict[Path, str]:
 
 
 @contextmanager
-def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
-    """The lines of a journal that no other process holds meanwhile; None where one does, or has written it.
+def _held(journal: Path) -> Iterator[tuple[int, list[dict[str, Any]]] | None]:
+    """The size and the lines of a journal that no other process holds; None where one does, or has written it.
 
+    Where another machine's lock is not seen, there may be more lines than the size says, never fewer.
     Raises OSError where it cannot be told.
     """
     try:
@@ -128,7 +129,7 @@ def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
                 raise
             yield None
             return
-        lines = []
+        lines, size = [], os.fstat(file.fileno()).st_size
         for line in file:
             with suppress(ValueError):  # of a job that was killed in the middle of it
                 lines.append(json.loads(line))
@@ -140,15 +141,16 @@ def _held(journal: Path) -> Iterator[list[dict[str, Any]] | None]:
             logger.warning("W&B: %s: its journal is empty, and is removed", journal.parent.name)
             journal.unlink()
             shutil.rmtree(journal.parent, ignore_errors=True)
-        yield lines if lines and os.fstat(file.fileno()).st_nlink else None
+        yield (size, lines) if lines and os.fstat(file.fileno()).st_nlink else None
 
 
-def _write(journal: Path, header: Mapping[str, Any], *entries: Mapping[str, Any]) -> bool:
-    """Write the run of one journal; False where its job may still go on."""
+def _write(journal: Path, size: int, lines: Sequence[Mapping[str, Any]]) -> bool:
+    """Write the run of one journal of this size; False where its job may still go on."""
+    header, *entries = lines
     directory, began = log_of(journal).parent, header["began"]
     ended, here = any("end" in entry for entry in entries), header["machine"] == platform.node()
-    size, written = journal.stat().st_size, journal.with_name(WRITTEN)
-    if log_of(journal).exists() and written.exists() and written.read_text(encoding="utf-8") == str(size):
+    written = journal.with_name(WRITTEN)
+    if not ended and log_of(journal).exists() and written.exists() and written.read_text(encoding="utf-8") == str(size):
         return False  # it was written as far as it goes
     stamp = directory.name.split("-")[2]
     if f"{datetime.fromtimestamp(began):{STAMP}}" != stamp:  # its job saw another time zone

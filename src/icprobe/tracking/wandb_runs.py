@@ -110,7 +110,8 @@ def _refused(log: Path) -> str:
     """What wandb's own log, alone, says of a part that the server did not take; that inputs are not linked is none."""
     for entry in errors_in(log) if log.exists() else ():
         said = " ".join(f"{entry.get('msg', '')} {entry.get('error') or ''}".split())
-        if "artifact" in said.lower() and "UseArtifact" not in said:
+        of_history = said.startswith("filestream:") and ("fatal" in said or "failed to upload" in said)
+        if of_history or ("artifact" in said.lower() and "UseArtifact" not in said):
             return said
     return ""
 

@@ -15,6 +15,7 @@ TABLES = ("train", "tasks", "eval")
 def check(plan: Plan) -> None:
     """Raises ConfigError or DataError for the first thing that is missing."""
     check_files(plan)
+    check_models(plan)
     check_directories(plan)
     check_libraries(plan)
     check_columns(plan)
@@ -32,6 +33,7 @@ def check_files(plan: Plan) -> None:
         **{f"attribution.external.{method}.path": scores.files for method, scores in plan.external.items()},
         **{f"evaluation.annotations.{name}.path": note.files for name, note in plan.annotations.items()},
         "templates.chat_template": [*filter(None, [plan.config.templates.chat_template])],
+        "finetune.accelerate": [*filter(None, [plan.config.finetune.accelerate])],
         **{
             f"model_sources.{model}.corpus": plan.model_files(model)
             for model in plan.models_here
@@ -41,6 +43,15 @@ def check_files(plan: Plan) -> None:
         for file in files:
             if not os.path.isfile(file):
                 raise ConfigError(f"config: {key}: {file}: no such file; correct the path")
+
+
+def check_models(plan: Plan) -> None:
+    """Raises ConfigError for a local model that is not there. Snakemake would first remove what was prepared of it."""
+    for model in plan.models_here:
+        source = plan.config.model_sources[model]
+        if source.source == "local" and not os.path.isfile(os.path.join(source.path, "config.json")):
+            missing = "no config.json is in it" if os.path.isdir(source.path) else "no such directory"
+            raise ConfigError(f"config: model_sources.{model}.path: {source.path}: {missing}; correct the path")
 
 
 def check_directories(plan: Plan) -> None:
@@ -83,11 +94,9 @@ def check_columns(plan: Plan) -> None:
             checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
     for name, wanted in plan.sound_labels.items():
         checking.check_good(name, _values(plan, name), wanted)
-    domains = _held(data.tasks, "domain") if data.in_domain else set()
-    domains |= _values(plan, "domain") if domains else set()
-    way = "Correct it, or leave it out ([] where no task is of the examples' domain)."
-    for name in data.in_domain or ():
-        checking.check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
+    if data.in_domain and all(table is None or _is_small(table) for table in (data.tasks, data.train)):
+        domains = _held(data.tasks, "domain")
+        checking.check_in_domain(data.in_domain, domains and domains | _values(plan, "domain"))
 
 
 def _values(plan: Plan, column: str) -> set[str]:
@@ -97,9 +106,13 @@ def _values(plan: Plan, column: str) -> set[str]:
 
 def _held(table: Table | None, column: str) -> set[str]:
     """What a table holds in a column of labels, where it is one small file; else nothing."""
+    return checking.values(local_files(table), table.columns, column) if _is_small(table) else set()
+
+
+def _is_small(table: Table | None) -> bool:
     files = local_files(table)
     # Numbers in several files may be read as others than in each.
-    return checking.values(files, table.columns, column) if len(files) == 1 and reading.is_small(files[0]) else set()
+    return len(files) == 1 and reading.is_small(files[0])
 
 
 def check_selections(plan: Plan) -> None:

@@ -299,13 +299,13 @@ class Sizes(DataSetSizes):
 
     # --- fine-tuned models --------------------------------------------------------------------------------------
 
-    def fine_tune(self, model: str, examples: float) -> Needs:
+    def fine_tune(self, model: str, examples: float, processes: int = 1) -> Needs:
         """Trains all weights, with their gradients and AdamW's two moments, or adapters; examples: in the subset."""
         settings, size = self.config.finetune, self.parameters(model)
         tokens = self.row_tokens(model, "train") * examples * settings.epochs
         seconds = self.seconds(model, {"train": training_operations(size, tokens)}, settings.device)
         # Each of several processes holds the model.
-        megabytes = TORCH_MB + ROW_MB * examples + settings.processes * (8e-6 if settings.lora else 24e-6) * size
+        megabytes = TORCH_MB + ROW_MB * examples + processes * (8e-6 if settings.lora else 24e-6) * size
         if settings.device != "cuda":
             longest = settings.batch_size * min(settings.max_length, 4 * ROW_TOKENS)
             megabytes += _activations_mb(size, longest) + 1e-6 * longest * LOGITS_BYTES

@@ -32,7 +32,8 @@ with job(snakemake) as run:
     encoded, counts = completions(tokenizer, records(train), prompts, length)
     log_cut(len(train), counts, length)
     examples = {id: labelled(one) for id, one in zip(train["id"], encoded, strict=True) if one is not None}
-    identity = [artifacts.content_digest(files.base), params.settings, params.code]
+    identity = [artifacts.content_digest(files.base), artifacts.content_digest(files.base_manifest)]
+    identity += [params.settings, params.code]
     identity += [[answer.set, answer.id, answer.encoded.ids, answer.encoded.n_context] for answer in answers]
     bank = Bank(Path(params.bank) / artifacts.digest(identity)[:32])
     outcomes = retrain(files.base, tokenizer, mine, examples, answers, params.settings, bank)
