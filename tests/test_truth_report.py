@@ -357,3 +357,11 @@ def test_an_order_of_too_few_subsets_is_not_called_a_finding():
 def test_removals_whose_random_ones_are_alike_are_not_judged():
     table = truths.tables()["removal"].assign(p_value=np.nan, p_value_holm=np.nan)
     assert verdicts.removal(table).startswith("The random removals cost the tasks alike")
+
+
+def test_an_auc_over_fewer_examples_says_so(tmp_path):
+    aucs = truths.label_aucs()
+    aucs.loc[aucs["method"] == "icp", "n_negative"] = 4
+    text = plain(section(page(tmp_path, label_aucs=aucs)))
+    assert "Of icp over the fewer examples that it has values for." in text
+    assert "over the fewer examples" not in plain(section(page(tmp_path)))

@@ -178,10 +178,15 @@ def _tail_patch(table: pd.DataFrame) -> Column:
 
 
 def _auc(label: str, rows: pd.DataFrame) -> Column:
+    told = f"How often an example with a good value of {label} scores above one with another value (0.5 is chance)."
+    n = rows["n_positive"] + rows["n_negative"]
+    if len(fewer := rows["method"][n < n.max()]):
+        have = "they have" if len(fewer) > 1 else "it has"
+        told += f" Of {listed(fewer)} over the fewer examples that {have} values for."
     return Column(
         f"AUC of {label}",
         "0 to 1",
-        f"How often an example with a good value of {label} scores above one with another value (0.5 is chance).",
+        told,
         f"{count(rows['n_positive'].max())} against {count(rows['n_negative'].max())} examples",
         _rows(rows),
         "auc",
