@@ -1,5 +1,6 @@
 """Texts by chat templates: ids and masks as trl's and plain transformers' are, and what methods compute on them."""
 
+import importlib.resources
 import json
 
 import pandas as pd
@@ -286,7 +287,7 @@ CALLED = [
             r"thoughts in message 2 \(assistant\)",
         ),
         (SILENT_CALL, CALLED, r"message 2 \(assistant\)"),
-        (FIRST_CALL, CALLED, r"2\. call of a tool"),
+        (FIRST_CALL, CALLED, r"call of a tool in message 2 \(assistant\)"),
     ],
 )
 def test_words_that_a_template_leaves_out_are_refused(template, messages, lost, spoken):
@@ -307,3 +308,25 @@ def test_thoughts_of_turns_that_are_answered_may_be_left_out(spoken):
     thought = {**ANSWERED, "content": "<think>A thought.</think>Paris"}
     told = read_table({"path": "rows", "rows": [{"messages": [ASKED, thought, ASKED, thought]}]})
     lengths(told, chat(), Reader("m", spoken(template + PROMPT), None))
+
+
+def test_calls_are_looked_for_without_taking_them_away(spoken):
+    """gpt-oss' template refuses the result of a tool that was not called."""
+    template = importlib.resources.files("trl").joinpath("chat_templates/gptoss.jinja").read_text()
+    messages = [
+        ASKED,
+        {"role": "assistant", "content": "", "tool_calls": CALLS[:1]},
+        {"role": "tool", "content": "3"},
+        ANSWERED,
+    ]
+    told = read_table({"path": "rows", "rows": [{"messages": messages}]}).iloc[0].to_dict()
+    chat(template).of(spoken(CHATML)).check_written(told)
+
+
+def test_thoughts_that_a_prompt_has_opened_are_thoughts(spoken):
+    thought = {**ANSWERED, "content": "A thought.\n</think>\n\nParis"}
+    told = read_table({"path": "rows", "rows": [{"messages": [ASKED, thought, ASKED, thought]}]}).iloc[0].to_dict()
+    chat().of(spoken(CHATML)).check_written(told)
+    cut = chat(USERS.replace("m.role != 'ROLE'", "true").replace("m.content", "m.content.split('</think>')[-1]"))
+    with pytest.raises(DataError, match=r"does not write its thoughts in message 4 \(assistant\)"):
+        cut.of(spoken(CHATML)).check_written(told)

@@ -6,7 +6,7 @@ import pytest
 
 from icprobe.analysis.correlations import correlations
 from icprobe.analysis.domains import ALL, by_domain, score_sets, sweep_table, task_domains
-from icprobe.errors import ConfigError, DataError
+from icprobe.errors import DataError
 from icprobe.tables.checking import read_table
 
 TASKS = pd.DataFrame({"id": ["a", "b", "c", "d"], "domain": ["code", "law", "code", None]})
@@ -112,8 +112,9 @@ def test_what_is_in_domain_is_configured_or_else_said_by_the_examples_or_unknown
     assert sweep(said, [])["kind"].tolist()[:3] == ["all", "out-of-domain", "out-of-domain"]
 
 
-def test_a_domain_that_no_task_and_no_example_is_of_is_refused():
+def test_a_domain_that_no_task_and_no_example_is_of_is_told(caplog):
     said = pd.DataFrame({"id": ["x"], "domain": ["poetry"]})
     assert sweep(said, ["poetry"])["kind"].tolist()[1] == "out-of-domain"
-    with pytest.raises(ConfigError, match=r"data\.in_domain: no row of data\.tasks or data\.train has 'cod'"):
-        sweep(said, ["cod"])
+    assert not caplog.records
+    sweep(said, ["poetry", "cod"])
+    assert caplog.messages == ["data.in_domain: no task and no example here is of cod"]

@@ -69,10 +69,44 @@ def test_files_that_hold_more_of_a_model_than_its_configuration_says_are_refused
 
 
 @pytest.mark.parametrize(
+    ("kind", "sizes", "described"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 3, "n_head": 4}, {"n_layer": 2}),
+        ("llama", SIZES | {"attention_bias": True, "tie_word_embeddings": True}, {"attention_bias": False}),
+        ("cohere", SIZES | {"use_qk_norm": True}, {"use_qk_norm": False}),
+        ("phi", SIZES | {"qk_layernorm": True}, {"qk_layernorm": False}),
+        (
+            "opt",
+            {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+            {"_remove_final_layer_norm": True},
+        ),
+    ],
+)
+@pytest.mark.parametrize("headless", [False, True])
+def test_so_are_files_of_which_a_whole_part_would_be_left_out(kind, sizes, described, headless, tmp_path):
+    folder = saved(tmp_path, kind, **sizes)
+    if headless:  # as the hub's GPT-2 is saved
+        weights = {
+            name.removeprefix("transformer.").removeprefix("model."): w
+            for name, w in load_file(folder / "model.safetensors").items()
+        }
+        if "lm_head.weight" in weights:
+            pytest.skip("has a head of its own")
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    models.opened(folder, "float32", False)
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **described}))
+    with pytest.raises(ModelError, match="would be left out"):
+        models.opened(folder, "float32", False)
+
+
+@pytest.mark.parametrize(
     ("key", "more"),
     [
         ("v_head.summary.weight", {}),  # of a model that was trained to be rewarded
         ("model.layers.0.self_attn.rotary_emb.inv_freq", {}),  # of earlier versions
+        ("model.layers.0.self_attn.k_proj.k_scale", {}),  # of a quantised cache
+        ("vision_tower.layers.0.mlp.weight", {}),
         ("model.layers.2.mlp.up_proj.weight", {"num_nextn_predict_layers": 1}),
     ],
 )

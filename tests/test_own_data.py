@@ -160,3 +160,5 @@ def test_a_file_that_is_named_by_its_address_is_a_file(tmp_path):
     path.write_text(json.dumps({"instruction": "a", "output": "b"}))
     assert local_files(TrainTable(url=path.as_uri())) == [str(path)]
     assert local_files(TrainTable(url="https://example.org/rows.jsonl")) == []
+    with pytest.raises(ValueError, match="without braces"):
+        TrainTable(url=path.with_name("r{1}.jsonl").as_uri())

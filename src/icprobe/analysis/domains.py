@@ -1,5 +1,6 @@
 """Splits tasks by domain: every table says what holds over all tasks, and over those of each domain alone."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ import pandas as pd
 
 from icprobe.analysis.headline import ALL, named, of_pair
 from icprobe.analysis.statistics import aggregate
-from icprobe.tables.checking import check_in_domain
+from icprobe.errors import some
 from icprobe.tables.parquet import read_parquet
+
+logger = logging.getLogger(__name__)
 
 Scores = Mapping[str, pd.Series]  # method -> score [N] indexed by id
 
@@ -78,14 +81,14 @@ def sweep_table(
     correlations: rows of correlations.csv, of all models; tasks, train: the tables, `domain` where they have it.
     in_domain: domains that the training examples are of; None takes those that they carry. Returns `model`, `domain`,
     `kind` (all, in-domain, out-of-domain; empty where it is not known), `n_tasks`, `value`, `low`, `high`, `interval`,
-    `n`: for each model all tasks first, then what is in-domain, then the rest. Raises ConfigError for a name in
-    in_domain that no task and no example is of.
+    `n`: for each model all tasks first, then what is in-domain, then the rest.
     """
     if in_domain is None and "domain" in train and train["domain"].notna().any():
         in_domain = train["domain"].dropna().unique()
     if in_domain and "domain" in tasks:
-        known = [table["domain"].dropna() for table in (tasks, train) if "domain" in table]
-        check_in_domain(in_domain, {*pd.concat(known)})
+        known = {*pd.concat([table["domain"].dropna() for table in (tasks, train) if "domain" in table])}
+        if known and (unknown := [name for name in in_domain if name not in known]):
+            logger.warning("data.in_domain: no task and no example here is of %s", some(unknown))
     rows = of_pair(correlations).query("statistic == 'spearman'")
     sizes = {ALL: len(tasks), **{domain: len(ids) for domain, ids in task_domains(tasks).items()}}
 

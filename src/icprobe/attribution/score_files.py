@@ -269,11 +269,7 @@ def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list
     """What the rows are called; None where nothing in the table can be a name, so that they go by their numbers."""
     column = settings["id_column"]
     if column not in table.column_names:
-        # Fractions are no names; the column that holds the scores is none, either.
-        taken = settings["key"] or ("score" if settings["orientation"] == "scores" else None)
-        names = [] if len(table.column_names) == 1 or not settings["header"] else table.column_names
-        maybe = [n for n in names if n != taken and (_is_text(table[n].type) or pa.types.is_integer(table[n].type))]
-        if settings["join"] == "id" and (maybe or column != "id"):
+        if settings["join"] == "id" and (column != "id" or _may_have_names(table, settings)):
             raise DataError(
                 f"{path}: has no column {shown(column)} to join by, but {some(table.column_names)}; name the one of "
                 "ids in id_column, or set join: order."
@@ -285,6 +281,22 @@ def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list
     if found.null_count or not (_is_text(found.type) or pa.types.is_integer(found.type)):
         raise DataError(f"{path}: the column {shown(column)} must hold a text or a whole number in each row.")
     return [str(value) for value in found.to_pylist()]
+
+
+def _may_have_names(table: pa.Table, settings: Mapping[str, Any]) -> bool:
+    """Whether a column beside those of scores could name the rows: of texts, or of whole numbers."""
+    # Without a header, or of one column, all are scores; a matrix of whole numbers is all scores, too.
+    names = table.column_names if settings["header"] and table.num_columns > 1 else []
+    taken = settings["key"] or ("score" if settings["orientation"] == "scores" else None)
+    whole = [name for name in names if name != taken and _is_whole(table[name])]
+    return any(_is_text(table[name].type) for name in whole) or (bool(whole) and (taken is not None or whole != names))
+
+
+def _is_whole(column: pa.ChunkedArray) -> bool:
+    if pa.types.is_floating(column.type):
+        values = column.drop_null().to_numpy()
+        return bool(len(values)) and bool((values == np.floor(values)).all())
+    return _is_text(column.type) or pa.types.is_integer(column.type)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -172,7 +172,7 @@ class ExternalScores(Section):
     join: Literal["order", "id"] = Field(
         "order",
         description="order: row i is example i; id: by the file's ids. If the examples came without ids, files with no "
-        "ids, or with numbers, join by row number, from 0.",
+        "ids (a table: with nothing beside the scores that could be ids), or with numbers, join by row number, from 0.",
     )
     id_column: str = Field("id", description="Column of a table that names its rows.")
     header: bool = Field(True, description="Whether the first line of a CSV file names its columns.")

@@ -5,7 +5,7 @@ The JSON schema and docs/configuration.md are generated from these models (`make
 
 import re
 from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from pydantic import Discriminator, Field, model_validator
@@ -187,6 +187,8 @@ class Table(Section):
         if sum(bool(getattr(self, origin)) for origin in self.origins) != 1:
             names = ", ".join(f'"{name}"' for name in self.origins)
             raise ValueError(f"give exactly one of {names} as the source of the rows; set the others to null")
+        if (self.url or "").startswith("file:") and {*unquote(self.url)} & {*"{}"}:
+            raise ValueError("url: use a path without braces, which are Snakemake's wildcards")
         of_hub = {"file": None, "name": None, "revision": None, "split": "train"}
         if self.hub is None:
             if said := [key for key, default in of_hub.items() if getattr(self, key) != default]:

@@ -9,13 +9,17 @@ from transformers import PreTrainedModel
 
 from icprobe.errors import ModelError, several
 
+# Of earlier versions, or of a quantised cache of keys and values. A `bias` of a module without weights is a mask, and
+# what stands behind `weight` says how that is quantised.
+BUFFERS = ("inv_freq", "masked_bias", "k_scale", "v_scale")
+
 
 def check_whole(model: PreTrainedModel, loaded: Mapping[str, Collection[str]], name: str | Path, advice: str) -> None:
     """Raises ModelError where weights of a model are not in its files, or the files' weights are not all in it.
 
     loaded: `missing_keys` and `unexpected_keys`, as transformers tells them. Parts beside the language model (a vision
     tower, a head of values), buffers of earlier versions, and blocks that predict further tokens may be left out;
-    weights of the layers that the model has, and further blocks, may not.
+    weights of its blocks, of other layers that it has, and of further blocks may not.
     """
     if lacking := sorted(loaded["missing_keys"]):
         raise ModelError(
@@ -24,19 +28,26 @@ def check_whole(model: PreTrainedModel, loaded: Mapping[str, Collection[str]], n
     config = model.config.get_text_config(decoder=True)
     blocks = getattr(config, "num_hidden_layers", None)
     known = (blocks or 0) + (getattr(config, "num_nextn_predict_layers", None) or 0)
-    lists, own = set(), set()
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == blocks:
-            lists.add(path)
-        if next(module.parameters(recurse=False), None) is not None:
-            own.add(path)
+    modules = dict(model.named_modules())
+    lists = [path for path, module in modules.items() if isinstance(module, nn.ModuleList) and len(module) == blocks]
+    decoders = {path.rpartition(".")[0] for path in lists}
 
     def is_own(key: str) -> bool:
+        parent, _, name = key.rpartition(".")
+        has_weights = parent in modules and next(modules[parent].parameters(recurse=False), None) is not None
+        above, _, last = parent.rpartition(".")
+        if has_weights or (above in decoders and "norm" in last):
+            return True
         block = re.match(r"(.*?)\.(\d+)\.", key)
-        further = block is not None and block[1] in lists and int(block[2]) >= known
-        return further or key.rpartition(".")[0] in own
+        if block is None or block[1] not in lists or (blocks or 0) <= int(block[2]) < known:
+            return False
+        return not (name == "bias" and parent in modules) and ".weight." not in key
 
-    if left := sorted(filter(is_own, loaded["unexpected_keys"])):
+    def is_ours(key: str) -> bool:
+        # Files may be of the model without its head, whose weights' names lack its prefix.
+        return key.rpartition(".")[2] not in BUFFERS and (is_own(key) or is_own(f"{model.base_model_prefix}.{key}"))
+
+    if left := sorted(filter(is_ours, loaded["unexpected_keys"])):
         raise ModelError(
             f"{name}: {several(len(left), 'weight')} in its files would be left out of {type(model).__name__}, first "
             f"{left[0]}: its config.json does not describe them; correct that."

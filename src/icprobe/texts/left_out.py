@@ -1,15 +1,16 @@
 """What a chat template leaves out of a conversation."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from icprobe.texts.conversations import Message
+from icprobe.errors import DataError
+from icprobe.texts.conversations import ANSWER, Message
 
 # Stands for a text where another is looked for; Unicode keeps it out of all texts.
 PROBE = "\ufdd3"
 # Between these a model thinks, in the words of a turn.
-THINKS_FROM = "<think>"
 THINKS = re.compile(r"(</?think>)")
 
 
@@ -24,42 +25,48 @@ def left_out(rendered: Callable[[Sequence[Message], Any], str], messages: list[M
     if lost := [what for mark, what in pieces.items() if mark not in text]:
         return lost[0]
     without = {"tools": (messages, None)} if tools else {}
-    if (uncalled := [_without(message, "tool_calls") for message in messages]) != messages:
-        without["calls of tools"] = uncalled, tools
-    without |= {f"{n}. call of a tool": (less, tools) for n, less in enumerate(_with_a_call_less(messages), start=1)}
     if (thoughtless := _without(messages[-1], "reasoning_content")) != messages[-1]:
         without["last reasoning_content"] = [*messages[:-1], thoughtless], tools
     whole = rendered(messages, tools) if without else ""
-    return next((what for what, other in without.items() if rendered(*other) == whole), None)
+    for what, other in without.items():
+        with suppress(DataError):  # a template that refuses what is left does look at it
+            if rendered(*other) == whole:
+                return what
+    return None
 
 
 def _marked(messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]:
-    """The messages with a mark behind each piece of text that a template may leave out, and what each piece is."""
+    """The messages with a mark in each piece of text and each call that may be left out, and what each of these is."""
     pieces: dict[str, str] = {}
+
+    def mark(what: str) -> str:
+        pieces[found := f"{PROBE}{len(pieces)}{PROBE}"] = what
+        return found
+
     marked = []
     for number, message in enumerate(messages, start=1):
-        last, thinks, parts = number == len(messages), False, []
-        for part in THINKS.split(message.get("content") or ""):
+        whose = "system message" if message["role"] == "system" else f"message {number} ({message['role']})"
+        parts = THINKS.split(message.get("content") or "")
+        # Where the prompt opens the thoughts, the answer closes them alone.
+        thinks, last = message["role"] == ANSWER and parts[1:2] == ["</think>"], number == len(messages)
+        for place, part in enumerate(parts):
             if THINKS.fullmatch(part):
-                thinks = part == THINKS_FROM
-            elif part.strip() and (last or not thinks):
-                mark = f"{PROBE}{len(pieces)}{PROBE}"
-                whose = "system message" if message["role"] == "system" else f"message {number} ({message['role']})"
-                pieces[mark] = f"thoughts in {whose}" if thinks else whose
-                part = part.rstrip() + mark + part[len(part.rstrip()) :]
-            parts.append(part)
-        marked.append({**message, "content": "".join(parts)} if parts != [""] else message)
+                thinks = part == "<think>"
+            elif (said := part.rstrip()).strip() and (last or not thinks):
+                parts[place] = said + mark(f"thoughts in {whose}" if thinks else whose) + part[len(said) :]
+        changed = {"content": "".join(parts)} if parts != [""] else {}
+        if message.get("tool_calls"):
+            changed["tool_calls"] = [_named(call, mark(f"call of a tool in {whose}")) for call in message["tool_calls"]]
+        marked.append({**message, **changed})
     return marked, pieces
+
+
+def _named(call: Any, mark: str) -> Any:
+    """A call of a tool by another name."""
+    if isinstance(call.get("function"), dict):
+        return {**call, "function": _named(call["function"], mark)}
+    return {**call, "name": f"{call.get('name', '')}{mark}"}
 
 
 def _without(message: Message, key: str) -> Message:
     return {name: held for name, held in message.items() if name != key}
-
-
-def _with_a_call_less(messages: Sequence[Message]) -> Iterator[list[Message]]:
-    """The messages without one of the calls of a message that has several, once for each."""
-    for place, message in enumerate(messages):
-        calls = message.get("tool_calls") or []
-        for n in range(len(calls) if len(calls) > 1 else 0):
-            less = {**message, "tool_calls": [*calls[:n], *calls[n + 1 :]]}
-            yield [*messages[:place], less, *messages[place + 1 :]]
