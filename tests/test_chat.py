@@ -330,3 +330,30 @@ def test_thoughts_that_a_prompt_has_opened_are_thoughts(spoken):
     cut = chat(USERS.replace("m.role != 'ROLE'", "true").replace("m.content", "m.content.split('</think>')[-1]"))
     with pytest.raises(DataError, match=r"does not write its thoughts in message 4 \(assistant\)"):
         cut.of(spoken(CHATML)).check_written(told)
+
+
+@pytest.mark.parametrize("written", ["{{ c.function }}", "{{ c.function | tojson(ensure_ascii=true) }}"])
+def test_a_call_may_be_written_as_python_or_ascii_writes_it(written, spoken):
+    told = read_table({"path": "rows", "rows": [{"messages": CALLED}]}).iloc[0].to_dict()
+    template = CALLING.replace("{{ c | tojson if c.type == 'function' }}", written)
+    assert template != CALLING
+    chat(template).of(spoken(CHATML)).check_written(told)
+
+
+def test_arguments_of_a_call_that_a_template_knows_by_another_name_are_not_left_out(spoken):
+    template = importlib.resources.files("trl").joinpath("chat_templates/qwen3_6.jinja").read_text()
+    for key, refused in (("parameters", True), ("arguments", False)):
+        call = {"name": "add", key: {"a": "Zq9"}}
+        messages = [
+            ASKED,
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "3"},
+            ANSWERED,
+        ]
+        told = read_table({"path": "rows", "rows": [{"messages": messages}]}).iloc[0].to_dict()
+        prompts = chat(template).of(spoken(CHATML))
+        if refused:
+            with pytest.raises(DataError, match="does not write its arguments of a call in message 2"):
+                prompts.check_written(told)
+        else:
+            prompts.check_written(told)

@@ -325,3 +325,15 @@ def test_columns_of_a_conversation_that_alpacas_fields_would_hide_are_refused():
     with pytest.raises(DataError, match="maps our 'messages', and rows are of the format alpaca"):
         read_table(table)
     assert read_table({**table, "format": "messages"})["instruction"].tolist() == ["a"]
+
+
+@pytest.mark.parametrize("calls", [["add(1)"], [None], {"name": "add"}, '{"name": "add"}'])
+def test_calls_that_are_no_mappings_are_refused(calls):
+    called = [HI[0], {"role": "assistant", "content": "", "tool_calls": calls}]
+    with pytest.raises(DataError, match="tool_calls"):
+        read({"messages": called})
+
+
+def test_calls_may_be_json():
+    called = [HI[0], {"role": "assistant", "content": "", "tool_calls": ['{"name": "add", "arguments": {}}']}]
+    assert messages_of(first({"messages": called}))[-1]["tool_calls"] == [{"name": "add", "arguments": {}}]

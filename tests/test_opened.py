@@ -106,6 +106,8 @@ def test_so_are_files_of_which_a_whole_part_would_be_left_out(kind, sizes, descr
         ("v_head.summary.weight", {}),  # of a model that was trained to be rewarded
         ("model.layers.0.self_attn.rotary_emb.inv_freq", {}),  # of earlier versions
         ("model.layers.0.self_attn.k_proj.k_scale", {}),  # of a quantised cache
+        ("model.layers.0.self_attn.rotary_emb.cos_cached", {}),
+        ("model.mtp_norm.weight", {}),  # of what predicts further tokens
         ("vision_tower.layers.0.mlp.weight", {}),
         ("model.layers.2.mlp.up_proj.weight", {"num_nextn_predict_layers": 1}),
     ],

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from icprobe.analysis.statistics import widen
-from icprobe.attribution.score_files import Scores, read_file
+from icprobe.attribution.score_files import Scores, may_be_numbers, read_file
 from icprobe.errors import DataError, ScoreError, several, shown, some
 from icprobe.progress import Progress
 from icprobe.tables import checking, reading
@@ -69,6 +69,8 @@ def attribution(
     row_numbers = row_numbers or {}
     found = read(name, settings)
     place = f"attribution.external.{name}"
+    if settings["join"] == "id" and settings["orientation"] != "scores":
+        _check_columns(place, found, ids, tasks, settings["id_column"])
     examples = f"{place}, examples of {named_by['train']}"
     order = _join(found.examples, len(found.values), ids, row_numbers.get("train"), settings, examples)
     values = np.full((len(ids), found.values.shape[1]), np.nan, dtype=found.values.dtype)
@@ -87,6 +89,19 @@ def attribution(
         return pd.DataFrame({"id": list(ids), "score": widen(values[:, 0])})
     matrix = pd.DataFrame(values.astype(np.float32, copy=False), columns=list(tasks))
     return pd.concat([pd.DataFrame({"id": list(ids)}), matrix], axis=1)
+
+
+def _check_columns(place: str, found: Scores, ids: Sequence[str], tasks: Sequence[str], column: str) -> None:
+    """Raises DataError where the rows of a table have no names, and a column that nobody asks for could hold them."""
+    sides = ((found.tasks, found.examples, tasks, found.values.T), (found.examples, found.tasks, ids, found.values))
+    for names, others, wanted, values in sides:
+        known = {*wanted}
+        for name, numbers in zip(names or [], values, strict=False) if others is None else ():
+            if name not in known and not checking.is_number(name) and may_be_numbers(numbers):
+                raise DataError(
+                    f"{place}: there is no column {shown(column)} to join by, and {shown(name)} could be it; name the "
+                    "one of ids in id_column, or set join: order."
+                )
 
 
 def _ids(names: list[str] | None, count: int, settings: Mapping[str, Any]) -> list[str]:

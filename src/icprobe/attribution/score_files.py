@@ -284,19 +284,24 @@ def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list
 
 
 def _may_have_names(table: pa.Table, settings: Mapping[str, Any]) -> bool:
-    """Whether a column beside those of scores could name the rows: of texts, or of whole numbers."""
-    # Without a header, or of one column, all are scores; a matrix of whole numbers is all scores, too.
-    names = table.column_names if settings["header"] and table.num_columns > 1 else []
+    """Whether a column beside that of scores could name the rows. (A matrix's columns are looked at once its tasks are
+    known.)
+    """
     taken = settings["key"] or ("score" if settings["orientation"] == "scores" else None)
-    whole = [name for name in names if name != taken and _is_whole(table[name])]
-    return any(_is_text(table[name].type) for name in whole) or (bool(whole) and (taken is not None or whole != names))
+    if taken is None or not settings["header"] or table.num_columns == 1:
+        return False
+    return any(name != taken and _may_name(table[name]) for name in table.column_names)
 
 
-def _is_whole(column: pa.ChunkedArray) -> bool:
-    if pa.types.is_floating(column.type):
-        values = column.drop_null().to_numpy()
-        return bool(len(values)) and bool((values == np.floor(values)).all())
-    return _is_text(column.type) or pa.types.is_integer(column.type)
+def _may_name(column: pa.ChunkedArray) -> bool:
+    if column.null_count or not (_is_text(column.type) or pa.types.is_integer(column.type)):
+        return pa.types.is_floating(column.type) and may_be_numbers(column.to_numpy())
+    return len(column.unique()) == len(column)
+
+
+def may_be_numbers(values: np.ndarray) -> bool:
+    """Whether numbers [n] could be those of rows: whole, and each another."""
+    return bool((values == np.floor(values)).all()) and len(np.unique(values)) == len(values) > 0
 
 
 def _is_text(kind: pa.DataType) -> bool:

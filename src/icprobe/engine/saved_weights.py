@@ -11,7 +11,11 @@ from icprobe.errors import ModelError, several
 
 # Of earlier versions, or of a quantised cache of keys and values. A `bias` of a module without weights is a mask, and
 # what stands behind `weight` says how that is quantised.
-BUFFERS = ("inv_freq", "masked_bias", "k_scale", "v_scale")
+BUFFERS = {
+    *("inv_freq", "masked_bias", "causal_mask", "embed_positions", "cos_cached", "sin_cached"),
+    *("k_scale", "v_scale", "q_scale", "kv_scale", "output_scale", "k_zero_point", "v_zero_point"),
+}
+OF_OTHERS = re.compile("mtp|vis|audio")  # norms beside a decoder's own
 
 
 def check_whole(model: PreTrainedModel, loaded: Mapping[str, Collection[str]], name: str | Path, advice: str) -> None:
@@ -36,7 +40,7 @@ def check_whole(model: PreTrainedModel, loaded: Mapping[str, Collection[str]], n
         parent, _, name = key.rpartition(".")
         has_weights = parent in modules and next(modules[parent].parameters(recurse=False), None) is not None
         above, _, last = parent.rpartition(".")
-        if has_weights or (above in decoders and "norm" in last):
+        if has_weights or (above in decoders and "norm" in last and not OF_OTHERS.search(last)):
             return True
         block = re.match(r"(.*?)\.(\d+)\.", key)
         if block is None or block[1] not in lists or (blocks or 0) <= int(block[2]) < known:

@@ -204,9 +204,11 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         if value := next((message[name] for name in (ours, *theirs) if message.get(name)), None):
             others[ours] = value
     if calls := others.get("tool_calls"):
-        others["tool_calls"] = _plain(_parsed(calls, "tool_calls", where))
-        if not isinstance(others["tool_calls"], list):
+        found = _plain(_parsed(calls, "tool_calls", where))
+        found = [_parsed(call, "tool_calls", where) for call in found] if isinstance(found, list) else [None]
+        if not all(isinstance(call, Mapping) for call in found):
             raise DataError(f'{where}: "tool_calls" is {shown(calls)}; a list of calls is needed.')
+        others["tool_calls"] = found
     content = message.get("content", message.get("value"))
     return {"role": role, "content": _content(content, bool(calls), where), **others}
 

@@ -1,7 +1,7 @@
 """What a chat template leaves out of a conversation."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ from icprobe.texts.conversations import ANSWER, Message
 # Stands for a text where another is looked for; Unicode keeps it out of all texts.
 PROBE = "\ufdd3"
 # Between these a model thinks, in the words of a turn.
+ARGUMENTS = ("arguments", "parameters")  # as data calls those of a call
 THINKS = re.compile(r"(</?think>)")
 
 
@@ -22,9 +23,11 @@ def left_out(rendered: Callable[[Sequence[Message], Any], str], messages: list[M
     """
     marked, pieces = _marked(messages)
     text = rendered(marked, tools)
-    if lost := [what for mark, what in pieces.items() if mark not in text]:
+    # Where a template writes a call as Python or JSON does in ASCII, so is the mark.
+    if lost := [what for mark, what in pieces.items() if mark not in text and ascii(mark)[1:-1] not in text]:
         return lost[0]
     without = {"tools": (messages, None)} if tools else {}
+    without |= {f"arguments of a call in message {n}": (less, tools) for n, less in _with_arguments_less(messages)}
     if (thoughtless := _without(messages[-1], "reasoning_content")) != messages[-1]:
         without["last reasoning_content"] = [*messages[:-1], thoughtless], tools
     whole = rendered(messages, tools) if without else ""
@@ -66,6 +69,20 @@ def _named(call: Any, mark: str) -> Any:
     if isinstance(call.get("function"), dict):
         return {**call, "function": _named(call["function"], mark)}
     return {**call, "name": f"{call.get('name', '')}{mark}"}
+
+
+def _with_arguments_less(messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
+    """The messages without the arguments of one call, for each that has some, and the number of its message."""
+    for place, message in enumerate(messages):
+        calls = message.get("tool_calls") or []
+        for n, call in enumerate(calls):
+            inner = call["function"] if isinstance(call.get("function"), dict) else call
+            for key in ARGUMENTS:
+                if inner.get(key):
+                    emptied = {**inner, key: "" if isinstance(inner[key], str) else {}}
+                    less = emptied if inner is call else {**call, "function": emptied}
+                    others = {**message, "tool_calls": [*calls[:n], less, *calls[n + 1 :]]}
+                    yield place + 1, [*messages[:place], others, *messages[place + 1 :]]
 
 
 def _without(message: Message, key: str) -> Message:
