@@ -197,6 +197,9 @@ def test_a_source_is_parsed_once_and_an_edit_is_seen(tmp_path):
         digest, parsed = done.stdout.split()
         return digest, int(parsed)
 
+    assert found() == found()
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"], "nothing is left where Snakemake never ran"
+    (tmp_path / ".snakemake").mkdir()
     (first, parsed), again = found(), found()
     assert parsed > 5
     assert again == (first, 0)

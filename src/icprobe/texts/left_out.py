@@ -10,9 +10,8 @@ from icprobe.texts.conversations import ANSWER, Message
 
 # Stands for a text where another is looked for; Unicode keeps it out of all texts.
 PROBE = "\ufdd3"
-# Between these a model thinks, in the words of a turn.
+THINKS = re.compile(r"(</?think>)")  # between these a model thinks, in the words of a turn
 ARGUMENTS = ("arguments", "parameters")  # as data calls those of a call
-THINKS = re.compile(r"(</?think>)")
 
 
 def left_out(rendered: Callable[[Sequence[Message], Any], str], messages: list[Message], tools: Any) -> str | None:
