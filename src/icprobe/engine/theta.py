@@ -64,11 +64,12 @@ def theta_of(model: PreTrainedModel, trial: Trial) -> Theta:
             f"{100 * sum(left_out.values()) / total:.0f}% of the weights of its blocks are in no linear layer (first "
             f"{first} {list(parameter.shape)}): gradients would leave them out",
         )
+    left_out |= {f"{name}.weight": module.weight.numel() for name, module in _beside(model).items()}
     return Theta(
         sum(p.numel() for p in inside.values() if id(p) in covered) / total,
         sum(sum(rows[name]) for name in experts) / (tokens * len(experts)) if experts else 1.0,
         unreached,
-        {kind: size / total for kind, size in {**left_out, **_outside(model)}.items()},
+        {kind: size / total for kind, size in left_out.items()},
     )
 
 
@@ -79,7 +80,9 @@ def _refused(model: PreTrainedModel, why: str) -> ModelError:
 def _check_structure(model: PreTrainedModel) -> None:
     """Raises ModelError for linear layers outside the blocks, with other parameters, or that several places share."""
     inside, layers = blocks(model), linear_layers(model)
-    if other := [n for n, m in model.named_modules() if _in_another_list(model, inside, m)]:
+    beside = {id(module) for module in _beside(model).values()}
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    if other := [name for name, one in lists.items() if any(id(module) in beside for module in one.modules())]:
         raise _refused(
             model,
             f"it has linear layers outside its {len(inside)} blocks, first {other[0]}: gradients would leave them out",
@@ -96,13 +99,14 @@ def _check_structure(model: PreTrainedModel) -> None:
             )
 
 
-def _in_another_list(model: PreTrainedModel, inside: nn.ModuleList, module: nn.Module) -> bool:
-    """Whether a list of modules holds linear layers of which none is in the blocks."""
-    if not isinstance(module, nn.ModuleList):
-        return False
-    within = {id(m) for m in inside.modules()}
-    linear = [id(m) for m in module.modules() if isinstance(m, nn.Linear | Conv1D)]
-    return any(m not in within and m != id(model.get_output_embeddings()) for m in linear)
+def _beside(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear layers before and behind the blocks by name, but for the output embedding."""
+    within = {id(module) for module in blocks(model).modules()} | {id(model.get_output_embeddings())}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and id(module) not in within
+    }
 
 
 def _calls(model: PreTrainedModel, trial: Trial) -> tuple[dict[str, list[int]], set[str]]:
@@ -165,16 +169,6 @@ def _left_out(model: PreTrainedModel, inside: dict[str, nn.Parameter], covered: 
         if id(p) not in covered | free and sum(size > 1 for size in p.shape) > 1:
             found[_kind(name)] = found.get(_kind(name), 0) + p.numel()
     return found
-
-
-def _outside(model: PreTrainedModel) -> dict[str, float]:
-    """The linear layers before and behind the blocks, but for the output embedding: name -> elements."""
-    within = {id(module) for module in blocks(model).modules()} | {id(model.get_output_embeddings())}
-    return {
-        f"{name}.weight": module.weight.numel()
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and id(module) not in within
-    }
 
 
 def _kind(name: str) -> str:

@@ -95,7 +95,7 @@ def outcomes(
                 why = (
                     "its training has diverged; lower finetune.learning_rate"
                     if checkpoint
-                    else ("its weights are damaged, or too large for float32; fetch the model again")
+                    else "its weights are damaged, or too large for float32; fetch the model again"
                 )
                 raise DataError(f"{_name(checkpoint)} gives answers a likelihood of NaN or 0: {why}.")
             new = [_row(answer, value) for answer, value in zip(part, values, strict=True)]

@@ -259,13 +259,6 @@ def check_values(
         )
 
 
-def check_in_domain(names: Iterable[str], domains: set[str]) -> None:
-    """Raises ConfigError where `data.in_domain` has a name that none of `domains` is (nothing where these are none)."""
-    way = "Correct it, or leave it out ([] where no task is of the examples' domain)."
-    for name in names:
-        check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
-
-
 def check_unmarked(table: pd.DataFrame, labels: Iterable[str], good: Iterable[str]) -> list[str]:
     """Says of each label that is no number and not among `good` which key of the configuration gives it an AUC."""
     return [

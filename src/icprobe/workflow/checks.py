@@ -96,7 +96,10 @@ def check_columns(plan: Plan) -> None:
         checking.check_good(name, _values(plan, name), wanted)
     if data.in_domain and all(table is None or _is_small(table) for table in (data.tasks, data.train)):
         domains = _held(data.tasks, "domain")
-        checking.check_in_domain(data.in_domain, domains and domains | _values(plan, "domain"))
+        domains |= _values(plan, "domain") if domains else set()
+        way = "Correct it, or leave it out ([] where no task is of the examples' domain)."
+        for name in data.in_domain:
+            checking.check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
 
 
 def _values(plan: Plan, column: str) -> set[str]:
