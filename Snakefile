@@ -111,7 +111,9 @@ onstart:
     if TRACKED:
         jobs = [(job.rule.name, job.output) for job in PLACE.own(workflow.dag.jobs)]
         whole = PLACE.called("all") in dict(jobs) and workflow.dag.batch is None
-        records.tell_present(CONFIG.experiment, jobs, whole)
+        # `snakemake subsets` makes more of them than `all` where models are fine-tuned.
+        further = [("subset", SUBSETS)] if whole else []
+        records.tell_present(CONFIG.experiment, [*jobs, *further], whole)
 
 
 # The last words, of runs that make a report: `all`, `truth`, `scores`. Dry runs, parts, and Snakemake within jobs have none.
@@ -119,22 +121,24 @@ onsuccess:
     made = PLACE.names(workflow.dag.jobs)
     if "estimate" in made:
         say(estimating.words(CONFIG, PLAN))
-    # The report that shows most, with the tables that were made for it.
-    pages = {
-        "report": (paths.REPORT, REPORT_TABLES),
-        "report_truth": (paths.TRUTH_REPORT, TABLES + TRUTH_TABLES),
-        "report_scores": (paths.SCORES_REPORT, []),
-    }
-    shown = next((rule for rule in pages if rule in made), None)
-    if shown:
-        page, tables = pages[shown]
-        planned = [os.path.basename(table) for table in tables]
-        given = {"planned": planned, "report": page, "data_sets": PLAN.advisable, "baselines": PLAN.baselines}
-        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, **given))
+    # The report of all shows what that of the scores does.
+    pages = {"report": paths.REPORT, "report_truth": paths.TRUTH_REPORT}
+    shown = [page for rule, page in pages.items() if rule in made]
+    if shown or "report_scores" in made:
+        shown = shown or [paths.SCORES_REPORT]
+        known = {str(path) for job in workflow.dag.jobs for path in job.output}
+        given = {
+            "reports": shown,
+            "data_sets": PLAN.advisable,
+            "baselines": PLAN.baselines,
+            "own_run": modes.own_run,
+        }
+        say(terminal_summary.summary(CONFIG.experiment, CONFIG.models, TRACKED, made=known, **given))
 
 
 onerror:
-    say(terminal_summary.failures((job.rule.name, job.wildcards_dict, job.log) for job in failed_jobs()))
+    jobs = [[(job.rule.name, job.wildcards_dict, job.log) for job in group] for group in failed_groups()]
+    say(terminal_summary.failures(jobs))
 
 
 # As a module: Snakemake takes the hooks of the main Snakefile, which has these unless it says its own further down.

@@ -268,9 +268,9 @@ def say(text):
         logger.info(f"\n{text}\n")
 
 
-def failed_jobs():
-    """The jobs that failed in this invocation, those within groups too."""
-    return [job for one in workflow.scheduler.failed for job in (one.jobs if one.is_group() else [one])]
+def failed_groups():
+    """The jobs that failed in this invocation, each by itself or with those of its group."""
+    return [list(one.jobs) if one.is_group() else [one] for one in workflow.scheduler.failed]
 
 
 def outlook():

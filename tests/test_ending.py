@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 
 import dag
 import pandas as pd
 import pytest
+import truths
 
 from icprobe import paths
 from icprobe.config.selections import Chosen
@@ -93,6 +95,13 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert "0.99" not in said
     assert "Report: results/mine/report.html (with the texts of the examples)" in said
     assert "W&B: 1 run kept here and not sent; to upload, run make sync EXPERIMENT=mine" in said
+    # The workflow's own run is being sent while this is said; kept here, it counts.
+    for folder, n in (("run-2", 1), ("offline-run-2", 2)):
+        own = finished / "results/mine/wandb" / folder / "run-workflow-2.wandb"
+        own.parent.mkdir()
+        own.touch()
+        said = terminal_summary.summary("mine", ["m"], tracked=True, width=100, own_run="workflow-2")
+        assert f"W&B: {n} run{'s' if n > 1 else ''} kept here" in said
     untracked = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
     assert untracked.endswith("W&B: disabled, no runs were made, nothing was sent to it")
 
@@ -106,35 +115,43 @@ def test_the_size_of_icps_bin_is_its_own_where_every_other_has_fewer(finished):
 
 
 def test_tables_of_an_earlier_configuration_are_not_told(finished):
-    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, planned=["label_aucs.csv"])
+    said = terminal_summary.summary(
+        "mine", ["m"], tracked=False, width=100, made=["results/mine/m/tables/label_aucs.csv"]
+    )
     assert "AUC of planted" in said
     assert "Spearman" not in said
     assert "61.2" not in said
 
 
 def test_a_report_of_earlier_scores_is_told_of_beside_a_page_of_newer_ones(finished):
-    older, newer = finished / "results/mine/report.html", finished / "results/mine/m/tables/scores.csv"
+    older, newer = finished / "results/mine/report.html", finished / "results/mine/m/scores/icp.parquet"
     words = "results/mine/report.html is of earlier scores"
+    newer.parent.mkdir()
     for path in (older, newer):
         path.touch()
     os.utime(older, (0, 0))
-    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, report=paths.SCORES_REPORT)
+    said = terminal_summary.summary("mine", ["m"], tracked=False, width=100, reports=[paths.SCORES_REPORT])
     assert words in said
     assert words not in terminal_summary.summary("mine", ["m"], tracked=False, width=100)
     os.utime(newer, (0, 0))
-    assert words not in terminal_summary.summary("mine", ["m"], tracked=False, width=100, report=paths.SCORES_REPORT)
+    assert words not in terminal_summary.summary("mine", ["m"], tracked=False, width=100, reports=[paths.SCORES_REPORT])
 
 
 def test_where_scores_and_subsets_are_is_told_where_they_are(finished):
     (finished / "results/mine/m/tables/scores.csv").touch()
     subsets = finished / "results/mine/m/subsets"
     written = ("icp/top-20pct", "icp/bottom-5pct", "influence/bottom-5pct", "influence/bottom-5pct.messages")
+    written += ("influence/bottom-5pct.scores",)
     for name in ("all/all", *written):
         (subsets / f"{name}.jsonl").parent.mkdir(parents=True, exist_ok=True)
         (subsets / f"{name}.jsonl").touch()
     said = terminal_summary.summary("mine", ["m"], tracked=False, width=100)
     first = "results/mine/m/subsets/icp/top-20pct.jsonl, bottom-5pct.jsonl and 1 more in results/mine/m/subsets"
     assert f"Scores: results/mine/m/tables/scores.csv\nSubsets: {first}\nReport: " in said
+    # Others are of an earlier configuration, or of earlier scores.
+    made = ["results/mine/m/subsets/icp/bottom-5pct.jsonl"]
+    lines = terminal_summary.summary("mine", ["m"], tracked=False, width=100, made=made).splitlines()
+    assert f"Subsets: {made[0]}" in lines
     for name in ("top-20pct", "bottom-5pct"):
         (subsets / f"icp/{name}.jsonl").unlink()
     assert "influence/bottom-5pct.jsonl\nReport: " in terminal_summary.summary("mine", ["m"], tracked=False)
@@ -190,9 +207,29 @@ LINE = "2026-11-24 10:00:00"
 def test_a_failed_job_is_told_in_its_own_sentence(tmp_path, log, sentence):
     (tmp_path / "rule.log").write_text(log)
     assert terminal_summary.sentence_of(tmp_path / "rule.log") == sentence
-    said = terminal_summary.failures([("fine_tune", {"method": "icp"}, [str(tmp_path / "rule.log")])], width=400)
+    said = terminal_summary.failures([[("fine_tune", {"method": "icp"}, [str(tmp_path / "rule.log")])]], width=400)
     expected = sentence or "it ended without a message, perhaps killed for memory"
     assert said.startswith(f"fine_tune failed (method=icp): {expected}\n  log: {tmp_path}/rule.log")
+
+
+def test_of_a_group_those_are_told_that_failed(tmp_path):
+    logs = {
+        "read": "error: train.jsonl, line 3: broken.",
+        "count": "done after 1.0 s; peak memory 0.10 GB",
+        "killed": "begun",
+        "never": None,
+    }
+
+    def told(*names: str) -> list[str]:
+        group = [(name, {}, [str(tmp_path / name)]) for name in names]
+        return re.findall(r"^(\S+) failed: (\S+ \S+)", terminal_summary.failures([group], width=400), re.MULTILINE)
+
+    for name, words in logs.items():
+        if words:
+            (tmp_path / name).write_text(f"{LINE} {words}\n")
+    assert told(*logs) == [("read", "train.jsonl, line")]
+    assert told("count", "killed") == [("killed", "it ended")]
+    assert told("count") == [("count", "it did")]
 
 
 def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
@@ -326,10 +363,33 @@ def test_that_nothing_tells_is_said_where_nothing_was_trained(finished):
     assert "Nothing here tells which method predicts training best" not in terminal_summary.summary(
         "mine", ["m"], False
     )
+    (finished / "results/mine/m/tables/win_rates.csv").unlink()
     said = advised(finished, {})
     assert "Nothing here tells which method predicts training best, nor which data set to train on: that takes" in said
     only_worst = advised(finished, {("icp", "<=0.5"): 0.9, ("random", ">0.8"): 0.3})
     assert "Which data set to take is not told: no model was trained on the best of a method." in only_worst
+
+
+def test_what_win_rates_or_retraining_tell_is_not_denied(finished):
+    tables = finished / "results/mine/m/tables"
+    (tables / "scores.csv").touch()
+    (tables / "lds.csv").unlink(missing_ok=True)
+    for name, table in {"removal": truths.removal(), "leave_one_out": truths.leave_one_out()}.items():
+        table.assign(model="m").to_csv(tables / f"{name}.csv", index=False)
+
+    def told(*names: str) -> str:
+        made = [f"results/mine/m/tables/{name}.csv" for name in names]
+        return " ".join(terminal_summary.summary("mine", ["m"], tracked=False, width=100, made=made).split())
+
+    assert "Nothing here tells which method predicts training best, nor" in told("label_aucs")
+    judged = told("win_rates")
+    assert "Which method predicts training best is not told here: Retraining would measure it" in judged
+    assert "Nothing here tells" not in judged
+    without = "Nothing here tells which data set to train on: that takes trainings (finetune)."
+    assert without in (said := told("removal"))
+    assert "Leaving out the best 11 examples of influence" in said
+    assert without in (said := told("leave_one_out"))
+    assert re.search(r"Of \d+ examples left out of training one at a time, \w+ predicts best what that does: 0\.", said)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,10 @@ rule write:
     output: "{name,a|b}.txt"
     benchmark: "{name}.tsv"
     shell: "sleep 0.3; echo 1 > {output}"
+
+rule spare:
+    output: "{name}.spare"
+    shell: "touch {output}"
 
 rule join:
     input: "a.txt", "b.txt"
@@ -184,6 +189,7 @@ def test_an_invocation_is_one_run_with_what_ran_why_and_what_it_cost(project):
 
 def test_nothing_to_do_a_dry_run_and_a_disabled_run_make_none(project):
     assert project.run("--dry-run")[0] == 0
+    assert re.search(r"total +0\n", project.run("--until", "spare")[1])
     (project.path / "Snakefile").write_text(SNAKEFILE.replace("offline", "disabled"))
     assert project.run()[0] == 0
     (project.path / "Snakefile").write_text(SNAKEFILE)
@@ -191,6 +197,13 @@ def test_nothing_to_do_a_dry_run_and_a_disabled_run_make_none(project):
     assert (code, "Nothing to be done" in said) == (0, True)
     assert project.run("--touch", "--forceall")[0] == 0
     assert project.runs() == []
+
+
+def test_a_part_of_the_workflow_is_done_when_its_jobs_are(project):
+    assert project.run("--until", "write")[0] == 0
+    run = project.summary()
+    assert (run["name"], run["exit_code"], run["summary"]["outcome"]) == ("workflow write, 2 jobs", 0, "done")
+    assert run["summary"]["workflow/total"] == 2
 
 
 def test_a_failed_job_is_a_failed_run(project):

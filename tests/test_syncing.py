@@ -185,6 +185,9 @@ def test_runs_of_jobs_that_the_workflow_no_longer_has_are_superseded(tmp_path, m
     assert left() == ["failed", "gone", "icp", "noise"]
     records.tell_present("demo", second, whole=True)
     assert left() == ["failed", "icp", "noise"]
+    records.tell_present("demo", [("value_points", [FILE.format("noise")])], whole=False)
+    records.tell_present("demo", second, whole=True)
+    assert left() == ["failed", "icp", "noise"]  # what another target made stays
     records.tell_present("demo", [("correlate", [])], whole=True)
     assert left() == ["noise"]
 

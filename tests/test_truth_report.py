@@ -15,6 +15,7 @@ from icprobe.analysis.frontier import agreements, frontier, operations, pareto, 
 from icprobe.figures.frontier import frontier_points
 from icprobe.report import charts, terminal_summary, verdicts
 from icprobe.report.build import build
+from icprobe.report.findings import ModelInputs
 from icprobe.workflow import work
 
 
@@ -153,6 +154,14 @@ def test_the_section_is_there_only_where_something_says_which_method_is_right(tm
     stepped = section(page(tmp_path, **{**none, "tail_patch": truths.tables()["tail_patch"]}))
     assert "retraining, is not in this report" in stepped
     assert "frontier" not in stepped
+    # One truth alone is told, and the page does not deny it.
+    for name, said in {"lds": "predicts retraining best", "leave_one_out": "left out of training one at a"}.items():
+        alone = experiment(tmp_path) | {"labels": [], "sound_labels": {}}
+        bare = ModelInputs(scores=alone["models"]["smollm2"].scores, **{name: truths.tables()[name]})
+        build(tmp_path / f"{name}.html", **alone | {"models": {"smollm2": bare}})
+        text = (tmp_path / f"{name}.html").read_text(encoding="utf-8")
+        assert said in section(text)
+        assert "full trainings (finetune, truth)" not in text
     # What labels say stands in a section of theirs.
     assert section(page(tmp_path, **none)) == ""
     arguments = experiment(tmp_path) | {"labels": [], "sound_labels": {}}
@@ -196,7 +205,9 @@ def test_the_last_words_tell_the_best_lds_with_its_ceiling_before_held_out_gains
     first = "LDS: influence_log predicts retraining best: 0.48 [0.35, 0.61] of a ceiling of 0.62 [0.52, 0.72]"
     assert said.index("AUC of planted") < said.index(first) < said.index("Held-out gain")
     assert "64 subsets × 2 seeds tell influence_log apart from" in said
-    unplanned = terminal_summary.summary("mine", ["smollm2"], tracked=False, planned=["held_out.csv"])
+    unplanned = terminal_summary.summary(
+        "mine", ["smollm2"], tracked=False, made=["results/mine/smollm2/tables/held_out.csv"]
+    )
     assert "LDS" not in unplanned
 
 

@@ -85,6 +85,7 @@ class LogHandler(LogHandlerBase):
             # Ctrl-C ends Snakemake, and its end is what ends this one.
             start_new_session=True,
         )
+        modes.own_run = f"workflow-{self._header['id']}"
         self._send(self._header)
         return True
 
@@ -145,6 +146,4 @@ def described(record: LogRecord) -> dict[str, Any] | None:
             return {**base, "job": record.jobid}
         case LogEvent.GROUP_ERROR:
             return {**base, "jobs": [info["jobid"] for info in record.job_error_info]}
-        case LogEvent.PROGRESS:
-            return {**base, "total": record.total}
     return None

@@ -14,6 +14,7 @@ from icprobe.paths import SELECTED
 from icprobe.report.wording import listed
 
 ANSWERS = {"eval": "eval prompts", "tasks": "tasks"}  # those first whose answers no method has seen
+RETRAIN = "Retraining would measure it (truth: {subsets: 64})."
 Read = Callable[[str], pd.DataFrame | None]  # a table of a model by its name; None where there is none
 
 
@@ -36,7 +37,13 @@ def advice(
     trained = trained[trained["gain"].notna()] if len(trained) else trained
     best_predictor = None if lds is None else headline.best_predictor(headline.of_set(lds))
     told = best_predictor is not None and best_predictor.low == best_predictor.low
+    told |= any(read(name) is not None for name in ("removal.csv", "leave_one_out.csv"))
     if trained.empty:
+        judged = read("win_rates.csv")
+        if judged is not None and len(judged):
+            # They tell of the data sets, as far as they do.
+            found = [] if told or not several else ["Which method predicts training best is not told here: " + RETRAIN]
+            return found, None
         alone = "which method predicts training best, nor " if several else "whether the scores predict training, nor "
         what, how = ("", "finetune") if told else (alone, "truth, finetune")
         return [f"Nothing here tells {what}which data set to train on: that takes trainings ({how})."], None
@@ -78,10 +85,7 @@ def _method(compared: Sequence[Any], baselines: Collection[str]) -> str:
             if told
             else "no method's best examples were compared with random ones in a bin"
         )
-        return (
-            f"Which method predicts training best is not told here: {why}. Retraining would measure it (truth: "
-            "{subsets: 64})."
-        )
+        return f"Which method predicts training best is not told here: {why}. {RETRAIN}"
     row = max(ahead.values(), key=lambda one: one.difference)
     others = [method for method in ahead if method != row.method_a]
     also = f", and so do those of {listed(others)}" if others else ""

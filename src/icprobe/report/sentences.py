@@ -14,6 +14,7 @@ from icprobe.paths import SELECTED
 from icprobe.report import gains, label_sentences
 from icprobe.report.findings import Findings
 from icprobe.report.label_sentences import FEW_EXAMPLES, is_length, undecided
+from icprobe.report.truth import is_retrained
 from icprobe.report.wording import compared, every, listed, many
 
 
@@ -136,9 +137,11 @@ def found(
         if scores.notna().any()
     ]
     sentences += _with_length(model)
+    of_labels = "labels (data.labels and data.sound_labels)"
     sentences.append(
-        "Nothing here holds the scores against labels (data.labels and data.sound_labels) or against full trainings "
-        "(finetune, truth)."
+        f"Nothing here holds the scores against {of_labels}; the next section says what retraining does."
+        if is_retrained(model)
+        else f"Nothing here holds the scores against {of_labels} or against full trainings (finetune, truth)."
     )
     if model.correlations is not None:
         sentences.append("The table of correlations shows how far the methods agree with each other.")

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill, wrap
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from icprobe.errors import IcprobeError, several
 from icprobe.formatting import bin_label, bound, estimate, fixed
 from icprobe.report import verdicts
 from icprobe.report.advice import Read, advice
+from icprobe.report.wording import listed
 from icprobe.tables.parquet import column_names, read_parquet
 from icprobe.tracking.syncing import pending
 
@@ -33,18 +34,20 @@ def summary(
     models: Sequence[str],
     tracked: bool,
     width: int | None = None,
-    planned: Collection[str] | None = None,
-    report: str = paths.REPORT,
+    made: Collection[str] | None = None,
+    reports: Sequence[str] = (paths.REPORT,),
     data_sets: Mapping[str, Chosen] = MappingProxyType({}),
     baselines: Collection[str] = headline.BASELINES,
+    own_run: str | None = None,
 ) -> str:
     """The end of a finished experiment: headline, LDS, held-out gains, win rates, what to do, where files are, how to
     upload.
 
-    tracked: whether W&B is on. width: characters (default: the terminal's). planned: names of the tables that the
-    experiment makes (default: all that are there); others may be of an earlier configuration. data_sets: what
-    selections make, by their names. baselines: the methods that are `length` and `random`, and not external scores that
-    are called so. What was not computed is left out.
+    tracked: whether W&B is on. width: characters (default: the terminal's). made: the files that the workflow's jobs
+    make (default: all that are there); others may be of an earlier configuration. reports: paths of the pages to name.
+    data_sets: what selections make, by their names. baselines: the methods that are `length` and `random`, and not
+    external scores that are called so. own_run: the id of the workflow's own run, which is still being sent. What was
+    not computed is left out.
     """
     width = width or terminal_width()
     folder = Path(paths.EXPERIMENT.format(experiment=experiment))
@@ -54,7 +57,7 @@ def summary(
         here = folder / model
 
         def read(name: str, tables: Path = here / "tables") -> pd.DataFrame | None:
-            return _table(tables / name) if planned is None or name in planned else None
+            return _table(tables / name) if made is None or str(tables / name) in made else None
 
         lines = [*([f"{model}"] if len(models) > 1 else []), *_agreement(read), *_overlap(read), *_labels(read)]
         lines += _ties(here / "tables/scores.parquet")
@@ -68,14 +71,17 @@ def summary(
         told, file = advice(read, *known) if scores.exists() else ([], None)
         blocks.append("\n".join(_wrapped(line, width) for line in told))
         kept += [f"Scores: {scores}"] if scores.exists() else []
-        kept += _files(here / "subsets", file)
-        outdated |= _older(whole, scores)
+        kept += _files(here / "subsets", file, made)
+        outdated |= any(_older(whole, own) for own in here.glob("scores/*.parquet"))
     # A path is not broken: it is there to be copied.
-    ends = [*kept, f"Report: {report.format(experiment=experiment)} (with the texts of the examples)"]
-    if report != paths.REPORT and outdated:
+    pages = listed([page.format(experiment=experiment) for page in reports])
+    ends = [*kept, f"Report: {pages} (with the texts of the examples)"]
+    if paths.REPORT not in reports and outdated:
         ends.append(f"{whole} is of earlier scores; snakemake all renews it")
     if tracked:
-        waiting = len(pending(folder / paths.WANDB))
+        sending = f"run-{own_run}.wandb"
+        runs = pending(folder / paths.WANDB)
+        waiting = sum(log.name != sending or log.parent.name.startswith("offline-") for log in runs)
         command = "make sync" if experiment == "demo" else f"make sync EXPERIMENT={experiment}"
         kept_here = f"W&B: {several(waiting, 'run')} kept here and not sent; to upload, run {command}"
         ends.append(_wrapped(kept_here, width) if waiting else "")
@@ -84,9 +90,10 @@ def summary(
     return "\n\n".join(filter(None, [*blocks, "\n".join(filter(None, ends))]))
 
 
-def _files(subsets: Path, advised: Path | None) -> list[str]:
+def _files(subsets: Path, advised: Path | None, made: Collection[str] | None) -> list[str]:
     """Where the subsets are: one by its path, to be copied, and how many more there are. advised: the one to take."""
-    found = sorted(p for p in subsets.glob("*/*.jsonl") if p.parent.name != "all" and ".messages" not in p.suffixes)
+    found = sorted(path for path in subsets.glob("*/*.jsonl") if made is None or str(path) in made)
+    found = [p for p in found if p.parent.name != "all" and not {".messages", ".scores"} & {*p.suffixes}]
     if not found:
         return []
     # The best before the worst, and influence's before others'.
@@ -223,14 +230,21 @@ def _of_fewer(row: Any, rows: pd.DataFrame) -> str:
 
 
 def _retraining(read: Read) -> list[str]:
-    """Which method predicts retraining best, of which ceiling, and whom the subsets tell it apart from."""
+    """Which method predicts retraining best, of which ceiling, and whom the subsets tell it apart from; whose best
+    examples cost most, and who foretells what single ones do.
+    """
     table, differences = read("lds.csv"), read("lds_differences.csv")
-    lds = pd.DataFrame() if table is None else headline.of_set(table)
-    if lds.empty:
-        return []
-    apart = verdicts.told_apart(lds, None if differences is None else headline.of_set(differences))
-    first, *more = verdicts.verdict(lds)
-    return [f"LDS: {first}", " ".join([*more, *apart])]
+    removal, left_out = read("removal.csv"), read("leave_one_out.csv")
+    lds, told = pd.DataFrame() if table is None else headline.of_set(table), []
+    if len(lds):
+        apart = verdicts.told_apart(lds, None if differences is None else headline.of_set(differences))
+        first, *more = verdicts.verdict(lds)
+        told = [f"LDS: {first}", " ".join([*more, *apart])]
+    if removal is not None and len(removal):
+        told.append(verdicts.removal(headline.over_all_tasks(removal)))
+    if left_out is not None and len(headline.of_set(left_out)):
+        told.append(verdicts.left_out(headline.of_set(left_out)))
+    return told
 
 
 def _held_out(read: Read, width: int) -> str:
@@ -301,16 +315,19 @@ def _win_rates(read: Read, width: int) -> str:
 # --- failures ---------------------------------------------------------------------------------------------------
 
 
-def failures(jobs: Iterable[tuple[str, Mapping[str, str], Sequence[str]]], width: int | None = None) -> str:
+Failed = tuple[str, Mapping[str, str], Sequence[str]]  # a job's rule, wildcards and log files
+
+
+def failures(groups: Iterable[Sequence[Failed]], width: int | None = None) -> str:
     """The end of a failed workflow: of each failed job its rule, what it was about, its one sentence, and its log.
 
-    jobs: (rule, wildcards, log files). Empty where no job failed.
+    groups: the jobs that failed, those together that a cluster runs as one: Snakemake does not know which of them did.
+    Empty where no job failed.
     """
     width = width or terminal_width()
     blocks = []
-    for rule, wildcards, logs in jobs:
+    for rule, wildcards, logs, sentence in (job for group in groups for job in _to_blame(group)):
         what = " ".join(f"{name}={value}" for name, value in wildcards.items())
-        sentence = next(filter(None, map(sentence_of, logs)), "it ended without a message, perhaps killed for memory")
         lines = wrap(
             f"{rule} failed{f' ({what})' if what else ''}: {sentence}",
             width,
@@ -323,6 +340,31 @@ def failures(jobs: Iterable[tuple[str, Mapping[str, str], Sequence[str]]], width
         return ""
     again = "To resume, run the same command again; finished work is kept."
     return "\n\n".join([*blocks, _wrapped(again, width)])
+
+
+def _to_blame(group: Sequence[Failed]) -> Iterator[tuple[str, Mapping[str, str], Sequence[str], str]]:
+    """The jobs of a group that failed, each with its sentence: those that have one in a log, or else those that did not
+    come to their end.
+    """
+    found = [(*job, next(filter(None, map(sentence_of, job[2])), "")) for job in group]
+    if with_sentence := [job for job in found if job[3]]:
+        yield from with_sentence
+        return
+    ended = {number: any(map(_ended, logs)) for number, (*_, logs, _) in enumerate(found)}
+    for number, (*job, _) in enumerate(found):
+        if not ended[number]:
+            yield (*job, "it ended without a message, perhaps killed for memory")
+        elif all(ended.values()):
+            yield (*job, "it did its work, but its files were not seen in time (a slow file system: --latency-wait)")
+
+
+def _ended(log: str | Path) -> bool:
+    """Whether a job's log ends as that of one that did its work."""
+    try:
+        lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    return bool(lines) and re.match(r"\S+ \S+ done after ", lines[-1]) is not None
 
 
 def sentence_of(log: str | Path) -> str:

@@ -219,6 +219,8 @@ def sentences(model: Findings) -> list[str]:
         ]
     if model.removal is not None:
         found += [verdicts.removal(model.removal)]
+    if model.leave_one_out is not None:
+        found += [verdicts.left_out(headline.of_set(model.leave_one_out))]
     if not is_retrained(model):
         found.append(
             "The check that counts, retraining, is not in this report (snakemake truth does it, by the lines in "

@@ -63,6 +63,21 @@ def verdict(lds: pd.DataFrame) -> list[str]:
     return found
 
 
+def left_out(table: pd.DataFrame) -> str:
+    """Which method predicts best what single examples do. table: leave_one_out.csv's rows of one set, all domains."""
+    best = headline.best_predictor(table)
+    if best is None:
+        return "Leave-one-out: no method has a correlation; it is undefined, or values are missing."
+    others = table[(table["method"] != best.method) & table["lds"].notna()]
+    others = others.sort_values("lds", ascending=False, kind="stable").head(NEXT)
+    told = ", ".join(f"{name(row.method)} {_estimate(row)}" for row in others.itertuples())
+    doubt = "; the interval includes 0" if best.low <= 0 <= best.high else ""
+    return (
+        f"Of {many(best.n_examples, 'example')} left out of training one at a time, {best.method} predicts best what "
+        f"that does: {_estimate(best)}{doubt}{f'; {told}' if told else ''}."
+    )
+
+
 def hardly_trained(gains: pd.DataFrame) -> list[str]:
     """Says so where no fine-tuned model is told from its base by what it gives answers.
 

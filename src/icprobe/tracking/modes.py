@@ -23,6 +23,8 @@ KEPT = "ICPROBE_TRACKING_KEPT"
 # W&B's words for its modes, older ones among them.
 MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 NO = {"", "0", "false", "no", "off"}
+# The id of the run that Snakemake's logger plugin makes of this process's own workflow, once it does.
+own_run: str | None = None
 
 
 def settings(environment: Mapping[str, str] | None = None) -> dict[str, Any]:

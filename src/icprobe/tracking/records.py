@@ -6,7 +6,7 @@ what the jobs of the present workflow make. No W&B here.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from icprobe.tracking import journals
 from icprobe.tracking.lineage import UPLOAD_BYTES, artifact_type, holds_texts
 
 RECORD = "edges.json"  # in a run's directory
-PRESENT = "jobs.json"  # above all of them
+PRESENT, WHOLE, BESIDE = "jobs.json", "all", "other targets"  # above all of them
 
 Facts = Mapping[str, Any]  # name; of a finished job also bytes and digest (`lineage.describe`)
 
@@ -90,25 +90,34 @@ def read_all(directory: Path) -> list[Record]:
 def tell_present(experiment: str, jobs: Iterable[tuple[str, Iterable[str]]], whole: bool) -> None:
     """Keeps what the workflow's jobs make, for `superseded`.
 
-    jobs: (rule, outputs). whole: the jobs are all of the experiment; of a part, what was known before stays.
+    jobs: (rule, outputs). whole: the jobs are all of the experiment; of a part, what was known before stays, and rules
+    that the whole has never had stay beside it.
     """
     path = Path(paths.EXPERIMENT.format(experiment=experiment), paths.WANDB, PRESENT)
-    before = _present(path)
+    of_whole, beside = _present(path)
     made: dict[str, set[str]] = defaultdict(set)
     for rule, outputs in jobs:
         made[rule].update(map(str, outputs))
-    for rule, outputs in before.items():
+    if whole:
         # A rule that the whole no longer has makes nothing.
-        made[rule].update([] if whole else outputs)
+        of_whole = dict.fromkeys(of_whole, ()) | made
+        beside = {rule: outputs for rule, outputs in beside.items() if rule not in of_whole}
+    else:
+        for rule, outputs in made.items():
+            known = of_whole if rule in of_whole else beside
+            known[rule] = outputs.union(known.get(rule, ()))
+    told = {WHOLE: of_whole, BESIDE: beside}
     with suppress(OSError):  # where the directory cannot be written, the jobs' logs say so
-        write_json(path, {rule: sorted(outputs) for rule, outputs in made.items()})
+        write_json(path, {name: {rule: sorted(made) for rule, made in rules.items()} for name, rules in told.items()})
 
 
-def _present(path: Path) -> dict[str, list[str]]:
+def _present(path: Path) -> tuple[dict[str, Collection[str]], dict[str, Collection[str]]]:
+    """What the jobs of the whole make, by their rules, and what those of other targets do."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found[WHOLE], found[BESIDE]
+    except (OSError, ValueError, LookupError, TypeError):
+        return {}, {}
 
 
 def superseded(directory: Path, runs: Iterable[Record]) -> dict[Path, str]:
@@ -120,7 +129,8 @@ def superseded(directory: Path, runs: Iterable[Record]) -> dict[Path, str]:
     for run in sorted(runs, key=lambda run: run.began):
         for key in (run.job, *(made["name"] for made in run.outputs)):
             latest[key] = run
-    present = _present(directory / PRESENT)
+    of_whole, beside = _present(directory / PRESENT)
+    present = beside | of_whole
     found = {}
     for run in runs:
         names = [made["name"] for made in run.outputs]

@@ -89,13 +89,11 @@ class Run:
         self._log("a point of the curves", lambda: {"point": {**plain(metrics), axis: step}})
 
     def bars(self, name: str, table: Any, label: str, value: str, title: str) -> None:
-        """A bar chart of one column of a DataFrame, named by another."""
-
-        def entry() -> Entry:
-            rows = table[[label, value]].dropna().astype(object).values.tolist()
-            return {"bars": {"name": name, "columns": [label, value], "data": rows, "title": title}}
-
-        self._log(f"the chart {name}", entry)
+        """A bar chart of one column of a DataFrame, named by another; none where it has no values."""
+        rows = table[[label, value]].dropna().astype(object).values.tolist()
+        if rows:
+            chart = {"name": name, "columns": [label, value], "data": rows, "title": title}
+            self._log(f"the chart {name}", lambda: {"bars": chart})
 
     def table(self, name: str, table: Any, rows: int = TABLE_ROWS) -> None:
         """The first `rows` rows of a DataFrame, as a table to sort and filter; texts only with `wandb.texts`."""

@@ -63,10 +63,6 @@ class Invocation:
             case "run_info":
                 self.planned = {rule: n for rule, n in event["jobs"].items() if rule != "total"}
                 self.total = sum(self.planned.values())
-            case "progress":
-                # Checkpoints and the like change what is planned.
-                self.total = event["total"]
-                return False
             case "job_info":
                 self.jobs[event["job"]] = Job(
                     event["rule"],
@@ -143,7 +139,7 @@ class Invocation:
                     "peak_mb": own["peak_mb"].astype(float).max(),
                 }
             )
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=["rule", "planned", "done", "failed", "seconds", "peak_mb"])
 
     def stale_table(self) -> pd.DataFrame:
         """What was stale and why: why, rule, jobs; the most frequent cause first."""
@@ -170,6 +166,8 @@ def follow(lines: Iterable[str]) -> None:
         return
     invocation = Invocation(header["time"])
     invocation.take(plan)
+    if not invocation.total:
+        return
     latest = plan["time"]
     # The target is the rule that nothing else needs, planned last by Snakemake.
     target = next(reversed(invocation.planned), "")

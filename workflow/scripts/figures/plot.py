@@ -15,4 +15,4 @@ with job(snakemake) as run:
         for finding in drawn.findings:
             logging.info("%s", finding)
         if drawn.findings:
-            run.table(name, drawn.table)
+            run.table(f"{name}_table", drawn.table)  # not its own name: that is the figure's

@@ -28,7 +28,7 @@ with job(snakemake) as run:
     for (name, one), path in zip(found.items(), snakemake.output, strict=False):
         one.insert(0, "model", snakemake.wildcards.model)
         artifacts.write_csv(path, one)
-        run.table(name, one)
+        run.table(f"{name}_table", one)  # not its own name: that is the summary's number
     for row in headline.of_set(table).itertuples():
         logging.info("%s: %.3f (%.3f to %.3f); ceiling %.3f", row.method, row.lds, row.low, row.high, row.ceiling)
     run.summary(**headline.of_lds(table, next(iter(found))))
