@@ -1,10 +1,23 @@
 """Tables of scores that join by id: what has no ids is not taken to be in order."""
 
+import json
+from decimal import Decimal
+
+import numpy as np
 import pandas as pd
 import pytest
-from test_external import attribution, read, section
+from test_external import attribution, read, section, tensor, torch_saved
 
+from icprobe.attribution.external import rows
 from icprobe.errors import DataError
+
+ABC = ["a", "b", "c"]
+
+
+def joined(path, orientation="scores", ids=ABC, tasks=(), **options):
+    """With examples and tasks that came without ids."""
+    numbers = {"train": range(len(ids)), "tasks": range(len(tasks))}
+    return attribution("given", section(path, orientation, join="id", **options), ids, [*tasks], row_numbers=numbers)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +68,11 @@ def test_a_column_of_a_matrix_that_could_be_ids_is_not_left_out(orientation, col
     names = ["a", "b", "c"] if orientation == "examples_by_tasks" else ["a", "b"]
     tasks = ["t0"] if orientation == "examples_by_tasks" else ["t0", "t1"]
     numbers = {"train": range(len(names)), "tasks": range(len(tasks))}
-    with pytest.raises(DataError, match=r"there is no column 'id' to join by, and '(example|task)' could be it"):
-        attribution("given", section(tmp_path / "m.csv", orientation, join="id"), names, tasks, row_numbers=numbers)
+    made, said = section(tmp_path / "m.csv", orientation, join="id"), "to join by, and '(example|task)' could be it"
+    with pytest.raises(DataError, match=said):
+        attribution("given", made, names, tasks, row_numbers=numbers)
+    with pytest.raises(DataError, match=said):  # where the file itself names the tasks
+        rows("given", made)
 
 
 @pytest.mark.parametrize("beside", [{"label": ["good", "bad", "good"]}, {"n": [1, 1, 2]}, {"n": [1.5, 2.0, 3.0]}])
@@ -68,3 +84,96 @@ def test_what_repeats_or_is_no_whole_number_names_no_rows(beside, tmp_path):
     made = section(tmp_path / "m.csv", "examples_by_tasks", join="id")
     found = attribution("given", made, ["a", "b", "c"], ["t0", "t1"], row_numbers=numbers)
     assert found["t0"].tolist() == pytest.approx([0.3, 0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [2, 1, 0, 0],
+        [2, None, 0, 1],
+        [2.0, None, 0.0, 1.0],
+        ["c", None, "a", "b"],
+        [Decimal(2), Decimal(1), Decimal(0), None],
+        [2**60, 2**60 + 1, 2**60 + 2, 2**60 + 3],
+    ],
+)
+def test_ids_with_a_gap_or_a_repetition_are_ids_by_which_nothing_joins(ids, tmp_path):
+    frame = pd.DataFrame({"example": pd.Series(ids, dtype=object), "score": [0.4, 0.3, 0.2, 0.1]})
+    frame["example"] = frame["example"].infer_objects()
+    frame.to_parquet(tmp_path / "s.parquet")
+    with pytest.raises(DataError, match=r"has no column 'id' to join by, but example, score"):
+        joined(tmp_path / "s.parquet")
+    if not isinstance(ids[0], str | Decimal):
+        frame.rename(columns={"score": "t0"}).to_parquet(tmp_path / "m.parquet")
+        with pytest.raises(DataError, match="no column 'id' to join by, and 'example' could be it"):
+            joined(tmp_path / "m.parquet", "examples_by_tasks", tasks=["t0"])
+
+
+@pytest.mark.parametrize("ids", [[2, 1, 0], ["c", None, "a"], ["c", "b", "a"]])
+@pytest.mark.parametrize("suffix", ["npz", "npz of objects", "json", "pt"])
+def test_ids_beside_an_array_are_not_left_out(ids, suffix, tmp_path):
+    path, scores = tmp_path / f"s.{suffix[:4].strip()}", [0.3, 0.2, 0.1]
+    if suffix == "json":
+        path.write_text(json.dumps({"ids": ids, "scores": scores}))
+    elif suffix == "pt":
+        torch_saved({"ids": tensor(ids) if ids[0] == 2 else ids, "scores": tensor(scores)}, path)
+    elif None in ids or suffix == "npz of objects":
+        np.savez(path, ids=np.array(ids, dtype=object), scores=scores)
+    else:
+        np.savez(path, ids=ids, scores=scores)
+    with pytest.raises(DataError, match="'ids' beside 'scores' could be ids to join by, which only tables have"):
+        joined(path, key="scores")
+    np.savez(tmp_path / "other.npz", n_tokens=[7, 7, 9], other=np.array([{}]), scores=scores)
+    assert joined(tmp_path / "other.npz", key="scores")["score"].tolist() == scores
+
+
+@pytest.mark.parametrize(
+    ("text", "orientation", "options", "told", "tasks"),
+    [
+        ("2,.3\n1,.2\n0,.1\n", "scores", {"key": "f1"}, "but f0, f1", []),
+        ("2,.3,.3\n1,.2,.2\n0,.1,.1\n", "examples_by_tasks", {}, "'f0' .counted from f0. could be them", ["x", "y"]),
+        ("2,5,7\n1,5,6\n0,9,2\n", "examples_by_tasks", {}, "'f0' .counted from f0. could be them", ["x", "y"]),
+    ],
+)
+def test_ids_in_a_file_without_a_header_are_not_left_out(text, orientation, options, told, tasks, tmp_path):
+    (tmp_path / "s.csv").write_text(text)
+    with pytest.raises(DataError, match=told):
+        joined(tmp_path / "s.csv", orientation, tasks=tasks, header=False, **options)
+    found = joined(tmp_path / "s.csv", orientation, tasks=tasks, header=False, id_column="f0", **options)
+    assert found.iloc[0, 1] == pytest.approx(0.1 if text[2] == "." else 9)
+
+
+WHOLE = {"t0": [0, 1, 2], "t1": [2, 1, 0], "t2": [1, 0, 2]}
+
+
+def test_a_matrix_of_ranks_joins_once_its_rows_are_numbered(tmp_path):
+    """Of columns that nobody asks for, none is known to be a task."""
+    path = tmp_path / "m.csv"
+    pd.DataFrame(WHOLE).to_csv(path, index=False)
+    with pytest.raises(DataError, match=r"'t2' could be it; .*add a column 'id' of ids .of row numbers, from 0"):
+        joined(path, "examples_by_tasks", tasks=["t0", "t1"])
+    pd.DataFrame({"id": range(3), **WHOLE}).to_csv(path, index=False)
+    assert joined(path, "examples_by_tasks", tasks=["t0", "t1"])["t1"].tolist() == [2, 1, 0]
+    assert rows("given", section(path, join="id")) == (["0", "1", "2"], ["t0", "t1", "t2"])
+    (tmp_path / "m.json").write_text(json.dumps(WHOLE))  # a mapping has no columns
+    assert joined(tmp_path / "m.json", "tasks_by_examples", tasks=["t1"])["t1"].tolist() == [2, 1, 0]
+    (tmp_path / "m.json").write_text(json.dumps({"example": [2, 1, 0], **WHOLE}))
+    with pytest.raises(DataError, match="'example' could be ids to join by, which a mapping has no place for"):
+        joined(tmp_path / "m.json", "tasks_by_examples", tasks=["t1"])
+
+
+def test_the_values_of_one_task_are_no_ids(tmp_path):
+    pd.DataFrame({"xa": [0.5], "xb": [0.0], "xc": [7.0]}).to_csv(tmp_path / "m.csv", index=False)
+    found = joined(tmp_path / "m.csv", "tasks_by_examples", ids=["xa"], tasks=["t"])
+    assert found["t"].tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    "texts", [("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("messages", "system")]
+)
+def test_rows_with_their_scores_beside_them_join_by_their_numbers(texts, tmp_path):
+    """As when some are dropped."""
+    lines = [{texts[0]: f"Ask {n}.", texts[1]: f"It is {n}.", "score": n / 10} for n in range(3)]
+    (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = section(tmp_path / "s.jsonl", "scores", join="id")
+    assert attribution("given", made, ["x", "z"], [], row_numbers={"train": [0, 2]})["score"].tolist() == [0, 0.2]

@@ -1,6 +1,7 @@
 """Models as they are opened: with the weights of their files, in the dtype that transformers gives them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from icprobe import artifacts
 from icprobe.engine import checkpoints, models
 from icprobe.engine.admission import admit
 from icprobe.engine.quantization import cast_rest
-from icprobe.errors import ModelError, out_of_memory
+from icprobe.errors import ConfigError, ModelError, out_of_memory
+from icprobe.workflow import checks
 
 RWKV = {"hidden_size": 16, "attention_hidden_size": 16, "num_hidden_layers": 3, "rescale_every": 1}
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -25,6 +27,11 @@ TYPES = {
     "llama": SIZES,
     "gemma3_text": SIZES | {"num_key_value_heads": 2, "head_dim": 8},
 }
+# As earlier versions saved them in each layer's attention.
+OLD_BUFFERS = (
+    *(f"rotary_emb.{name}" for name in ("inv_freq", "original_inv_freq", "cos_cached", "scale", "freqs_cis")),
+    *("freqs_cis", "cos_sin_cache", "attn_mask", "bias", "masked_bias"),
+)
 
 
 def saved(tmp_path, kind, **sizes):
@@ -100,24 +107,65 @@ def test_so_are_files_of_which_a_whole_part_would_be_left_out(kind, sizes, descr
         models.opened(folder, "float32", False)
 
 
+def with_one_more(tmp_path, key, kind, sizes):
+    folder = saved(tmp_path, kind, **sizes)
+    weights = {**load_file(folder / "model.safetensors"), key: torch.zeros(3)}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize(
     ("key", "more"),
     [
         ("v_head.summary.weight", {}),  # of a model that was trained to be rewarded
-        ("model.layers.0.self_attn.rotary_emb.inv_freq", {}),  # of earlier versions
+        *((key, {}) for key in ("score.weight", "value_head.weight", "classifier.bias", "pooler.dense.weight")),
+        *((f"model.layers.0.self_attn.{name}", {}) for name in OLD_BUFFERS),
+        ("model.rotary_emb.original_inv_freq", {}),
         ("model.layers.0.self_attn.k_proj.k_scale", {}),  # of a quantised cache
-        ("model.layers.0.self_attn.rotary_emb.cos_cached", {}),
         ("model.mtp_norm.weight", {}),  # of what predicts further tokens
+        ("model.mm_projector.weight", {}),
         ("vision_tower.layers.0.mlp.weight", {}),
         ("model.layers.2.mlp.up_proj.weight", {"num_nextn_predict_layers": 1}),
     ],
 )
 def test_what_no_layer_of_a_model_is_may_stand_beside_its_weights(key, more, tmp_path):
-    folder = saved(tmp_path, "llama", **SIZES, **more)
-    save_file(
-        {**load_file(folder / "model.safetensors"), key: torch.zeros(3)}, folder / "model.safetensors", {"format": "pt"}
-    )
+    folder = with_one_more(tmp_path, key, "llama", SIZES | more)
     assert models.opened(folder, "float32", False).num_parameters() > 0
+
+
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "key"),
+    [
+        ("gpt2", GPT2, "h.0.attn.mask"),
+        *(("xglm", XGLM, f"model.embed_positions.{name}") for name in ("weights", "_float_tensor")),
+    ],
+)
+def test_nor_is_a_buffer_of_other_models_a_weight(kind, sizes, key, tmp_path):
+    folder = with_one_more(tmp_path, key, kind, sizes)
+    assert models.opened(folder, "float32", False).num_parameters() > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "key"),
+    [
+        ("gpt2", GPT2, "transformer.emb_ln.weight"),
+        ("gpt2", GPT2, "emb_ln.bias"),  # as the hub's GPT-2 is saved
+        ("mpt", {"d_model": 32, "n_heads": 4, "n_layers": 2}, "transformer.wpe.weight"),
+        *(("llama", SIZES, f"model.{name}.weight") for name in ("embed_positions", "embed_proj", "ln_f", "odd")),
+        *(
+            ("llama", SIZES, f"model.layers.0.{name}")
+            for name in ("self_attn.sinks", "mlp.experts.gate_up_proj", "mixer.A_log", "mixer.D", "mixer.dt_bias")
+        ),
+        ("llama", SIZES, "model.layers.1.mlp.gate.e_score_correction_bias"),
+        ("llama", SIZES, "model.layers.1.self_attn.q_proj.weight_scale"),
+    ],
+)
+def test_a_weight_of_a_decoder_that_its_model_does_not_have_is_refused(kind, sizes, key, tmp_path):
+    with pytest.raises(ModelError, match=f"1 weight in its files would be left out of .*, first (transformer.)?{key}"):
+        models.opened(with_one_more(tmp_path, key, kind, sizes), "float32", False)
 
 
 def test_such_a_model_in_memory_is_refused(tokenizer):
@@ -170,6 +218,9 @@ def test_an_adapter_is_told_as_what_it_is_wherever_it_stands(tokenizer, tmp_path
     source = {"source": "local", "path": str(tmp_path / "adapter"), "trust_remote_code": False}
     with pytest.raises(ModelError, match=r"adapter: it holds an adapter; merge that into its base"):
         models.prepare(source, tmp_path / "out", admit)
+    plan = SimpleNamespace(models_here=["m"], config=SimpleNamespace(model_sources={"m": SimpleNamespace(**source)}))
+    with pytest.raises(ConfigError, match=r"model_sources\.m\.path: .*adapter: it holds an adapter; merge that into"):
+        checks.check_models(plan)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from icprobe.analysis.statistics import widen
-from icprobe.attribution.score_files import Scores, may_be_numbers, read_file
+from icprobe.attribution.score_files import CALLED_IDS, Scores, may_be_numbers, name_ids, read_file
 from icprobe.errors import DataError, ScoreError, several, shown, some
 from icprobe.progress import Progress
 from icprobe.tables import checking, reading
@@ -36,7 +36,7 @@ def read(name: str, settings: Mapping[str, Any]) -> Scores:
     by_id = settings["join"] == "id"
     examples = _together([part.examples for part in parts], along_examples, by_id, paths, f"{name}, ids")
     tasks = _together([part.tasks for part in parts], not along_examples, by_id, paths, f"{name}, tasks")
-    return Scores(values, examples, tasks)
+    return Scores(values, examples, tasks, any(part.from_table for part in parts))
 
 
 def rows(name: str, settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -45,6 +45,7 @@ def rows(name: str, settings: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     Zero-padded numbers where the files have no names, or where the configuration joins by order.
     """
     scores = read(name, settings)
+    _check_columns(f"attribution.external.{name}", scores, None, None, settings)
     return _ids(scores.examples, len(scores.values), settings), _ids(scores.tasks, scores.values.shape[1], settings)
 
 
@@ -69,8 +70,7 @@ def attribution(
     row_numbers = row_numbers or {}
     found = read(name, settings)
     place = f"attribution.external.{name}"
-    if settings["join"] == "id" and settings["orientation"] != "scores":
-        _check_columns(place, found, ids, tasks, settings["id_column"])
+    _check_columns(place, found, ids, tasks, settings)
     examples = f"{place}, examples of {named_by['train']}"
     order = _join(found.examples, len(found.values), ids, row_numbers.get("train"), settings, examples)
     values = np.full((len(ids), found.values.shape[1]), np.nan, dtype=found.values.dtype)
@@ -91,17 +91,44 @@ def attribution(
     return pd.concat([pd.DataFrame({"id": list(ids)}), matrix], axis=1)
 
 
-def _check_columns(place: str, found: Scores, ids: Sequence[str], tasks: Sequence[str], column: str) -> None:
-    """Raises DataError where the rows of a table have no names, and a column that nobody asks for could hold them."""
-    sides = ((found.tasks, found.examples, tasks, found.values.T), (found.examples, found.tasks, ids, found.values))
-    for names, others, wanted, values in sides:
-        known = {*wanted}
-        for name, numbers in zip(names or [], values, strict=False) if others is None else ():
-            if name not in known and not checking.is_number(name) and may_be_numbers(numbers):
+def _check_columns(
+    place: str, found: Scores, ids: Sequence[str] | None, tasks: Sequence[str] | None, settings: Mapping[str, Any]
+) -> None:
+    """Raises DataError where the rows of a matrix have no names, and a column that nobody asks for could hold them.
+
+    ids, tasks: those that are asked for; None where the file itself is to name them.
+    """
+    if settings["join"] == "order" or settings["orientation"] == "scores":
+        return
+    sides = [(found.tasks, found.examples, tasks, found.values.T), (found.examples, found.tasks, ids, found.values)]
+    for names, others, wanted, lines in sides:
+        asked = {*(wanted or ())}
+        unasked = ((name, line) for name, line in zip(names or [], lines, strict=False) if name not in asked)
+        for name, line in unasked if others is None else ():
+            # A row of a mapping is taken for ids by its name alone.
+            called = CALLED_IDS.fullmatch(name) or (found.from_table and not checking.is_number(name))
+            if called and may_be_numbers(line):
+                column, could = shown(settings["id_column"]), f"{shown(name)} could be"
                 raise DataError(
-                    f"{place}: there is no column {shown(column)} to join by, and {shown(name)} could be it; name the "
-                    "one of ids in id_column, or set join: order."
+                    f"{place}: there is no column {column} to join by, and {could} it; {name_ids(column)}"
+                    if found.from_table
+                    else f"{place}: {could} ids to join by, which a mapping has no place for; save a table with a "
+                    f"column {column} of them, leave this out of the file, or set join: order."
                 )
+    if found.from_table and found.examples is found.tasks is None:
+        _check_nameless(place, *sides[settings["orientation"] == "tasks_by_examples"][2:])
+
+
+def _check_nameless(place: str, wanted: Sequence[str] | None, columns: np.ndarray) -> None:
+    """Raises DataError where a column [M, n] of a CSV without a header could be the ids of its rows."""
+    could = [may_be_numbers(column) for column in columns]
+    # A matrix may be of whole numbers; if all of its columns are asked for, none of them is of ids.
+    if any(could) and not (all(could) and wanted is not None and len(wanted) == len(could)):
+        raise DataError(
+            f"{place}: there are no ids to join by, and the column 'f{could.index(True)}' (counted from f0) could be "
+            "them; name the one of ids in id_column, put row numbers, from 0, before the scores and set id_column: f0, "
+            "or set join: order."
+        )
 
 
 def _ids(names: list[str] | None, count: int, settings: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ Nothing in a file is run: pickles are refused, and PyTorch's files are loaded wi
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,22 +17,29 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from icprobe.errors import DataError, reason, shown, some
-from icprobe.tables import reading
+from icprobe.tables import checking, conversations, reading
 
 FORMATS = ".parquet, .csv, .json, .jsonl, .npy, .npz and .pt"
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
+# Of the rows themselves, which may have their scores beside them: these name no rows, nor do texts of the second kind.
+OWN = {*checking.TEXTS, *conversations.COLUMNS, "system", "rejected"}
+OWN_TEXTS = {name for names in checking.OFTEN_CALLED.values() for name in names}
+# What ids are called in files that could not say so otherwise.
+CALLED_IDS = re.compile(r"(.*[_ .-])?(ids?|uuids?|ind(ex|ices)|(row_)?numbers?|rows?|examples?|tasks?)", re.IGNORECASE)
+LEAST_DISTINCT = 0.75  # share of a column's values, if it could be ids: some are repeated or absent by mistake
 
 
 @dataclass(frozen=True)
 class Scores:
     """Values [N, M] of examples and tasks (M = 1 where there is one score for each example), and the names of both.
 
-    None where the files have no names. A table's columns always have names.
+    None where the files have no names. from_table: whether a column of them could be ids that nobody named.
     """
 
     values: np.ndarray
     examples: list[str] | None
     tasks: list[str] | None
+    from_table: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,7 @@ class _Found:
     values: np.ndarray
     row_names: list[str] | None = None
     column_names: list[str] | None = None
+    is_table: bool = False
 
 
 def read_file(path: Path, settings: Mapping[str, Any]) -> Scores:
@@ -97,8 +106,8 @@ def _matrix(path: Path, found: _Found, settings: Mapping[str, Any]) -> Scores:
             + ("set orientation: scores." if found.values.ndim == 1 else "name the matrix in key.")
         )
     if settings["orientation"] == "tasks_by_examples":
-        return Scores(found.values.T, found.column_names, found.row_names)
-    return Scores(found.values, found.row_names, found.column_names)
+        return Scores(found.values.T, found.column_names, found.row_names, found.is_table)
+    return Scores(found.values, found.row_names, found.column_names, found.is_table)
 
 
 def _shape(values: np.ndarray) -> str:
@@ -143,11 +152,23 @@ def _of_numpy(path: Path, settings: Mapping[str, Any]) -> _Found:
                 raise _nameless(path, settings["key"])
             return _Found(loaded)
         with loaded:
-            return _Found(loaded[_chosen(path, loaded.files, settings["key"])])
+            key = _chosen(path, loaded.files, settings["key"])
+            found = _Found(loaded[key])
+            if settings["join"] == "id":
+                _check_beside(path, key, found, {name: _array(loaded, name) for name in loaded.files if name != key})
+            return found
     except (OSError, MemoryError, DataError):
         raise
     except Exception:  # for a pickle, and a dozen other kinds for damage of each sort
         raise _pickled(path) from None
+
+
+def _array(file: Any, name: str) -> np.ndarray | None:
+    """An array of an npz file; None where it would be unpickled."""
+    try:
+        return file[name]
+    except ValueError:
+        return None
 
 
 def _of_torch(path: Path, settings: Mapping[str, Any]) -> _Found:
@@ -169,7 +190,7 @@ def _of_torch(path: Path, settings: Mapping[str, Any]) -> _Found:
             return {key: plain(part) for key, part in value.items()}
         return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
-    return _of_object(path, plain(loaded), settings["key"])
+    return _of_object(path, plain(loaded), settings)
 
 
 def _of_json(path: Path, settings: Mapping[str, Any]) -> _Found:
@@ -179,7 +200,7 @@ def _of_json(path: Path, settings: Mapping[str, Any]) -> _Found:
         raise DataError(f"{path}: broken JSON ({reason(error)}).") from None
     if isinstance(loaded, list) and loaded and all(isinstance(row, dict) for row in loaded):
         return _of_frame(path, pd.DataFrame(loaded), settings)
-    return _of_object(path, loaded, settings["key"])
+    return _of_object(path, loaded, settings)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -189,12 +210,20 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _of_object(path: Path, value: Any, key: str | None) -> _Found:
+def _of_object(path: Path, value: Any, settings: Mapping[str, Any]) -> _Found:
     """Reads nested lists of numbers, or a mapping of names to numbers or to rows of them."""
-    if key is not None:
-        if not isinstance(value, Mapping):
-            raise _nameless(path, key)
-        value = value[_chosen(path, list(value), key)]
+    key = settings["key"]
+    if key is None:
+        return _of_values(path, value)
+    if not isinstance(value, Mapping):
+        raise _nameless(path, key)
+    found = _of_values(path, value[_chosen(path, list(value), key)])
+    if settings["join"] == "id":
+        _check_beside(path, key, found, {name: held for name, held in value.items() if name != key})
+    return found
+
+
+def _of_values(path: Path, value: Any) -> _Found:
     names = None
     if isinstance(value, Mapping):
         names, value = [str(name) for name in value], list(value.values())
@@ -205,6 +234,19 @@ def _of_object(path: Path, value: Any, key: str | None) -> _Found:
     except (ValueError, TypeError):
         raise DataError(f"{path}: its rows are of different lengths, or it holds several arrays; see key.") from None
     return _Found(values, names)
+
+
+def _check_beside(path: Path, key: str, found: _Found, others: Mapping[str, Any]) -> None:
+    """Raises DataError where rows or columns have no names, and another array beside them could hold these."""
+    named = (found.row_names, found.column_names)
+    sizes = {size for size, names in zip(found.values.shape, named, strict=False) if names is None}
+    for name, held in others.items():
+        flat = isinstance(held, list) or (isinstance(held, np.ndarray) and held.ndim == 1)
+        if (flat and len(held) in sizes and _may_name(held)) or (held is None and CALLED_IDS.fullmatch(name)):
+            raise DataError(
+                f"{path}: {shown(name)} beside {shown(key)} could be ids to join by, which only tables have; save both "
+                "as columns of a table and name this one in id_column, leave it out of the file, or set join: order."
+            )
 
 
 def _of_jsonl(path: Path, settings: Mapping[str, Any]) -> _Found:
@@ -256,13 +298,13 @@ def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Foun
         name = _chosen(path, rest, settings["key"] or ("score" if "score" in rest else None))
         column = table[name].combine_chunks()
         if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
-            return _Found(_of_object(path, column.to_pylist(), None).values, row_names)
+            return _Found(_of_values(path, column.to_pylist()).values, row_names)
         return _Found(_column(path, name, column), row_names)
     if not rest:
         raise DataError(
             f"{path}: has no column of scores beside {shown(settings['id_column'])}; add one for each task."
         )
-    return _Found(np.column_stack([_column(path, name, table[name]) for name in rest]), row_names, rest)
+    return _Found(np.column_stack([_column(path, name, table[name]) for name in rest]), row_names, rest, True)
 
 
 def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list[str] | None:
@@ -271,8 +313,8 @@ def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list
     if column not in table.column_names:
         if settings["join"] == "id" and (column != "id" or _may_have_names(table, settings)):
             raise DataError(
-                f"{path}: has no column {shown(column)} to join by, but {some(table.column_names)}; name the one of "
-                "ids in id_column, or set join: order."
+                f"{path}: has no column {shown(column)} to join by, but {some(table.column_names)}; "
+                + name_ids(shown(column))
             )
         return None
     found = table[column]
@@ -283,25 +325,52 @@ def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list
     return [str(value) for value in found.to_pylist()]
 
 
+def name_ids(column: str) -> str:
+    """What to do about a table without the column of ids."""
+    return (
+        f"name the one of ids in id_column, add a column {column} of ids (of row numbers, from 0, if your data "
+        "have none), or set join: order."
+    )
+
+
 def _may_have_names(table: pa.Table, settings: Mapping[str, Any]) -> bool:
     """Whether a column beside that of scores could name the rows. (A matrix's columns are looked at once its tasks are
     known.)
     """
     taken = settings["key"] or ("score" if settings["orientation"] == "scores" else None)
-    if taken is None or not settings["header"] or table.num_columns == 1:
+    if taken is None or table.num_columns == 1:
         return False
-    return any(name != taken and _may_name(table[name]) for name in table.column_names)
+    others = {name: table[name] for name in table.column_names if name != taken and name not in OWN}
+    return any(_may_name(held) for name, held in others.items() if name not in OWN_TEXTS or not _is_text(held.type))
 
 
-def _may_name(column: pa.ChunkedArray) -> bool:
-    if column.null_count or not (_is_text(column.type) or pa.types.is_integer(column.type)):
-        return pa.types.is_floating(column.type) and may_be_numbers(column.to_numpy())
-    return len(column.unique()) == len(column)
+def _may_name(values: Any) -> bool:
+    """Whether a column or a list could be ids: words or whole numbers, hardly any of them twice."""
+    try:
+        column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([pa.array(values)])
+    except (pa.ArrowException, TypeError, ValueError):
+        return False  # of different types
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        return may_be_numbers(column.drop_null().cast(pa.float64(), safe=False).to_numpy())
+    if not (_is_text(column.type) or pa.types.is_integer(column.type) or pa.types.is_binary(column.type)):
+        return False
+    return _hardly_repeats(len(column.drop_null().unique()), len(column) - column.null_count)
 
 
 def may_be_numbers(values: np.ndarray) -> bool:
-    """Whether numbers [n] could be those of rows: whole, and each another."""
-    return bool((values == np.floor(values)).all()) and len(np.unique(values)) == len(values) > 0
+    """Whether numbers [n], NaN for none, could be those of rows: whole, and hardly any of them twice."""
+    values = values[~np.isnan(values)]
+    if len(values) == 0 or (values != np.floor(values)).any():
+        return False
+    # Beyond 2^53, neighbours were other whole numbers before they were floats.
+    return bool(np.abs(values).max() >= 2**53) or _hardly_repeats(len(np.unique(values)), len(values))
+
+
+def _hardly_repeats(n_distinct: int, n: int) -> bool:
+    # One value is always another than all others.
+    return n > 1 and n_distinct >= LEAST_DISTINCT * n
 
 
 def _is_text(kind: pa.DataType) -> bool:

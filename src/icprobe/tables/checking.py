@@ -191,11 +191,15 @@ def _with_output(table: pd.DataFrame, places: pd.Series, on_empty: str, origin: 
 
 def _check_no_input(frame: pd.DataFrame, places: pd.Series, name: str) -> None:
     """Raises DataError where a text stands beside a prompt that Alpaca's rows would have and these do not."""
-    for where, value in zip(places, frame.get("input", []), strict=False):
+    prompts = frame["prompt"] if "prompt" in frame else [None] * len(frame)
+    for where, value, prompt in zip(places, frame.get("input", []), prompts, strict=False):
         if isinstance(value, str) and value.strip():
+            beside, way = "prompt", "map instruction and output (`columns`)"
+            if name == "preference" and _missing(prompt):  # a whole conversation, which has no columns to map
+                beside, way = "chosen", "write it into that"
             raise DataError(
-                f'{where}: "input" stands beside "prompt", and rows of the format {name} have none; map instruction '
-                f"and output (`columns`), or set format: {name} to leave it out."
+                f'{where}: "input" stands beside "{beside}", and rows of the format {name} have none; {way}, or set '
+                f"format: {name} to leave it out."
             )
 
 

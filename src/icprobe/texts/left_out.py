@@ -11,7 +11,10 @@ from icprobe.texts.conversations import ANSWER, Message
 # Stands for a text where another is looked for; Unicode keeps it out of all texts.
 PROBE = "\ufdd3"
 THINKS = re.compile(r"(</?think>)")  # between these a model thinks, in the words of a turn
-ARGUMENTS = ("arguments", "parameters")  # as data calls those of a call
+MARKERS = re.compile(r"(<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\])")  # at any of these a template may cut the last answer
+ARGUMENTS = "arguments"  # as templates call those of a call
+NO_VALUES = {"id", "call_id", "tool_call_id", "type", "name", "index", "status"}  # of a call
+NOTHING = ("", "{}", "[]", "null", {}, [])  # the first as JSON
 
 
 def left_out(rendered: Callable[[Sequence[Message], Any], str], messages: list[Message], tools: Any) -> str | None:
@@ -26,7 +29,7 @@ def left_out(rendered: Callable[[Sequence[Message], Any], str], messages: list[M
     if lost := [what for mark, what in pieces.items() if mark not in text and ascii(mark)[1:-1] not in text]:
         return lost[0]
     without = {"tools": (messages, None)} if tools else {}
-    without |= {f"arguments of a call in message {n}": (less, tools) for n, less in _with_arguments_less(messages)}
+    without |= {what: (less, tools) for what, less in _with_a_value_less(messages)}
     if (thoughtless := _without(messages[-1], "reasoning_content")) != messages[-1]:
         without["last reasoning_content"] = [*messages[:-1], thoughtless], tools
     whole = rendered(messages, tools) if without else ""
@@ -48,14 +51,17 @@ def _marked(messages: Sequence[Message]) -> tuple[list[Message], dict[str, str]]
     marked = []
     for number, message in enumerate(messages, start=1):
         whose = "system message" if message["role"] == "system" else f"message {number} ({message['role']})"
-        parts = THINKS.split(message.get("content") or "")
-        # Where the prompt opens the thoughts, the answer closes them alone.
-        thinks, last = message["role"] == ANSWER and parts[1:2] == ["</think>"], number == len(messages)
+        last, answers = number == len(messages), message["role"] == ANSWER
+        parts = (MARKERS if last else THINKS).split(message.get("content") or "")
+        thinks = answers and _opened_before(message.get("content") or "")
         for place, part in enumerate(parts):
             if THINKS.fullmatch(part):
-                thinks = part == "<think>"
-            elif (said := part.rstrip()).strip() and (last or not thinks):
-                parts[place] = said + mark(f"thoughts in {whose}" if thinks else whose) + part[len(said) :]
+                thinks = answers and part == "<think>"
+            elif (said := part.strip()) and not MARKERS.fullmatch(part) and (last or not thinks):
+                what = f"thoughts in {whose}" if thinks else whose
+                # Of answers that are answered, a template may leave out thoughts between markers of its own.
+                first = "" if answers and not last else mark(what)
+                parts[place] = part.replace(said, first + said + mark(what), 1)
         changed = {"content": "".join(parts)} if parts != [""] else {}
         if message.get("tool_calls"):
             changed["tool_calls"] = [_named(call, mark(f"call of a tool in {whose}")) for call in message["tool_calls"]]
@@ -70,18 +76,36 @@ def _named(call: Any, mark: str) -> Any:
     return {**call, "name": f"{call.get('name', '')}{mark}"}
 
 
-def _with_arguments_less(messages: Sequence[Message]) -> Iterator[tuple[int, list[Message]]]:
-    """The messages without the arguments of one call, for each that has some, and the number of its message."""
+def _opened_before(content: str) -> bool:
+    """Whether an answer ends thoughts that the prompt has opened; else it mentions the tag in a sentence."""
+    before, *tag = THINKS.split(content, maxsplit=1)
+    return tag[:1] == ["</think>"] and (before[-1:] in ".!?\n" or tag[1].startswith("\n"))
+
+
+def _with_a_value_less(messages: Sequence[Message]) -> Iterator[tuple[str, list[Message]]]:
+    """The messages without one value of one call, such as its arguments, for each that has some, and what that is."""
     for place, message in enumerate(messages):
         calls = message.get("tool_calls") or []
         for n, call in enumerate(calls):
-            inner = call["function"] if isinstance(call.get("function"), dict) else call
-            for key in ARGUMENTS:
-                if inner.get(key):
-                    emptied = {**inner, key: "" if isinstance(inner[key], str) else {}}
-                    less = emptied if inner is call else {**call, "function": emptied}
-                    others = {**message, "tool_calls": [*calls[:n], less, *calls[n + 1 :]]}
-                    yield place + 1, [*messages[:place], others, *messages[place + 1 :]]
+            values = [*_emptied(call)]
+            known = any(key == ARGUMENTS for key, _ in values)
+            for key, less in values:
+                what = f"arguments of a call in message {place + 1}"
+                if key != ARGUMENTS:
+                    way = "" if known else f" (rename that to {ARGUMENTS!r}, as templates call it)"
+                    what = f"{what} under {key!r}{way}"
+                others = {**message, "tool_calls": [*calls[:n], less, *calls[n + 1 :]]}
+                yield what, [*messages[:place], others, *messages[place + 1 :]]
+
+
+def _emptied(call: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A call of a tool with one value less, for each that it has, and the value's name."""
+    for key, held in call.items():
+        if key == "function" and isinstance(held, dict):
+            yield from ((name, {**call, key: less}) for name, less in _emptied(held))
+        elif isinstance(held, dict | list | str) and key not in NO_VALUES:
+            said = "".join(held.split()) if isinstance(held, str) else held
+            yield from [] if said in NOTHING else [(key, {**call, key: type(held)()})]
 
 
 def _without(message: Message, key: str) -> Message:

@@ -50,8 +50,14 @@ def check_models(plan: Plan) -> None:
     for model in plan.models_here:
         source = plan.config.model_sources[model]
         if source.source == "local" and not os.path.isfile(os.path.join(source.path, "config.json")):
-            missing = "no config.json is in it" if os.path.isdir(source.path) else "no such directory"
-            raise ConfigError(f"config: model_sources.{model}.path: {source.path}: {missing}; correct the path")
+            told = "no config.json is in it; correct the path"
+            if os.path.isfile(os.path.join(source.path, "adapter_config.json")):
+                told = (
+                    "it holds an adapter; merge that into its base (merge_and_unload), save the result, and name that"
+                )
+            elif not os.path.isdir(source.path):
+                told = "no such directory; correct the path"
+            raise ConfigError(f"config: model_sources.{model}.path: {source.path}: {told}")
 
 
 def check_directories(plan: Plan) -> None:
