@@ -89,7 +89,7 @@ def test_rows_of_a_csv_whose_ids_are_all_empty_have_none_as_in_every_format(tmp_
         read(path)
 
 
-@pytest.mark.parametrize(("column", "name"), [("domain", "all"), ("subset", "overall")])
+@pytest.mark.parametrize(("column", "name"), [("domain", "all"), ("domain", "overall"), ("subset", "overall")])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_domain_or_subset_that_means_all_of_them_is_refused_by_its_row(column, name, kind, tmp_path):
     with pytest.raises(DataError, match=rf'{kind}, (line|row) \d: a {column} must not be called "{name}"'):

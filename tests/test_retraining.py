@@ -268,11 +268,11 @@ def test_two_jobs_may_keep_the_same_training_at_once(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_set_of_which_nothing_can_be_trained_on_is_refused(base, asked, tmp_path):
+def test_an_example_that_cannot_be_trained_on_is_refused(base, asked, tmp_path):
     tokenizer, examples, answers = asked
     some = {id: example for id, example in examples.items() if id != "05"}
-    with pytest.raises(DataError, match="no example of a can be trained on"):
-        retrained(base, (tokenizer, some, answers), tmp_path, Training("a", 0, ("05",)))
+    with pytest.raises(DataError, match="truth: 1 example cannot be trained on: 05; the query alone fills"):
+        retrained(base, (tokenizer, some, answers), tmp_path, Training("a", 0, ("04", "05")))
 
 
 def test_labels_of_what_is_left_out_are_all_ignored(asked):

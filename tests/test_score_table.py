@@ -71,6 +71,19 @@ def test_the_files_do_not_depend_on_how_many_texts_are_read_at_a_time(rows, tmp_
     assert pq.ParquetFile(parquet).num_row_groups == -(-4 // rows)
 
 
+def test_labels_that_only_look_like_numbers_keep_their_spelling(tmp_path):
+    labels = {
+        "source": ["007", "012", None, "007"],
+        "version": ["1.1", "1.10", "2.0", None],
+        "grade": ["1", "10", "-0.5", "0"],
+    }
+    _, parquet, _ = tabulated(tmp_path, pd.DataFrame({"id": IDS, **TEXTS, **labels}))
+    table = pd.read_parquet(parquet)
+    for name in ("source", "version"):
+        assert [None if pd.isna(value) else value for value in table[name]] == labels[name]
+    assert table["grade"].tolist() == [1, 10, -0.5, 0]
+
+
 def test_what_is_returned_has_no_texts(tmp_path):
     table, *_ = tabulated(tmp_path)
     assert not set(TEXTS) & set(table)

@@ -1,6 +1,8 @@
 """Which method is right, as a reader sees it: the report's section, the last words, the headline and the frontier."""
 
 import dataclasses
+import itertools
+import json
 import re
 
 import dag
@@ -296,6 +298,13 @@ def test_tokens_of_tasks_are_counted_at_the_rate_of_the_examples():
     tasks = train.iloc[:1]
     lengths = pd.DataFrame({"id": ["a", "b"], "n_query": [3, 5], "n_target": [1, 3]})
     assert tokens(lengths, train, tasks) == (12.0, 6.0)
+    # Of a conversation, all that is said.
+    said = [["abcdefgh", "abcdefgh", "ab", "ab"], ["ab", "ab"]]
+    roles = itertools.cycle(["user", "assistant"])
+    talks = [json.dumps([{"role": next(roles), "content": text} for text in texts]) for texts in said]
+    of_last = {"instruction": ["ab", "ab"], "input": [None, None], "output": ["ab", "ab"]}
+    train = pd.DataFrame({"messages": talks, **of_last})
+    assert tokens(lengths, train, train.iloc[1:]) == (12.0, 2.0)
 
 
 def test_operations_are_counted_as_the_shards_are():

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from icprobe.analysis import headline
+from icprobe.tables.checking import records
+from icprobe.texts.conversations import messages_of
 
 COLUMNS = ["truth", "method", "value", "low", "high", "ceiling", "seconds", "operations", "pareto", "pareto_operations"]
 WORDS = {
@@ -139,12 +141,15 @@ def tokens(lengths: pd.DataFrame, train: pd.DataFrame, tasks: pd.DataFrame) -> t
 
     lengths: id, n_query, n_target. No file holds the tasks' tokens; the rate has those of templates in it.
     """
-    characters = [
-        sum(table[name].fillna("").str.len().sum() for name in ("instruction", "input", "output") if name in table)
-        for table in (train, tasks)
-    ]
+    characters = [sum(map(_characters, records(table))) for table in (train, tasks)]
     of_examples = float(lengths[["n_query", "n_target"]].sum().sum())
     return of_examples, of_examples * characters[1] / characters[0] if characters[0] else np.nan
+
+
+def _characters(row: Mapping[str, Any]) -> int:
+    """How much a row says; of a conversation `instruction` and `output` are the last exchange alone."""
+    said = [message.get("content") for message in messages_of(row)] if row.get("messages") else []
+    return sum(len(str(text or "")) for text in said or map(row.get, ("instruction", "input", "output")))
 
 
 def pareto(cost: pd.Series, value: pd.Series) -> pd.Series:

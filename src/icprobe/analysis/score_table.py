@@ -52,7 +52,11 @@ def known(train: str | Path, lengths: str | Path, scores: Mapping[str, str | Pat
     """Makes the columns of the table that are no texts, in the order of the examples."""
     table = read_parquet(train, columns=[name for name in column_names(train) if name not in TEXTS])
     for label in table.columns[1:].drop("domain", errors="ignore"):  # a name, as in all other tables
-        if table[label].dtype.kind not in "iuf" and (as_numbers := numbers(table[label])) is not None:
+        as_numbers = numbers(table[label]) if table[label].dtype.kind not in "iuf" else None
+        # Not 007, nor versions 1.1 and 1.10: what only looks like numbers stays as it is written.
+        if as_numbers is not None and not (
+            table[label].str.fullmatch(r"[-+]?0\d.*").any() or as_numbers.nunique() < table[label].nunique()
+        ):
             table[label] = as_numbers
     counted = _of_examples(read_parquet(lengths), table["id"], "lengths")
     columns = {name: counted[name].astype("Int32") for name in ("n_query", "n_target")}

@@ -15,7 +15,8 @@ from icprobe.texts.conversations import is_plain
 
 TEXTS = ["instruction", "input", "output"]
 ROW_NUMBER = "row_number"  # a column of tables whose rows came without ids: their places in the source, from 0
-NAME_OF_ALL = {"domain": "all", "subset": "overall"}  # what tables call all of them
+# What tables call all of them; held_out.csv has domains of tasks among its subsets.
+NAMES_OF_ALL = {"domain": ("all", "overall"), "subset": ("overall",)}
 RESERVED = {"id", "score"}  # columns of attribution matrices that are no tasks: none is called so
 MAX_ID_CHARACTERS = 200
 ID_DIGITS = 12  # of an id that is made from a row's content: two of a million rows share one by chance in 0.2% of cases
@@ -230,7 +231,7 @@ def values(files: Iterable[str], columns: Mapping[str, str], ours: str) -> set[s
 
 def check_group(where: str, column: str, value: str | None) -> None:
     """Raises DataError where a row's domain or subset has the name that means all of them in the tables."""
-    if value is not None and value == NAME_OF_ALL.get(column):
+    if value is not None and value in NAMES_OF_ALL.get(column, ()):
         raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from icprobe import artifacts
 from icprobe.engine.checkpoints import merged
 from icprobe.engine.models import set_precision
-from icprobe.errors import DataError
+from icprobe.errors import DataError, several, some
 from icprobe.evaluation.outcomes import Answer, log_likelihoods, network_of, table_of
 from icprobe.progress import Progress
 from icprobe.training.fine_tune import IGNORED, trainer_of
@@ -78,18 +78,16 @@ def retrain(
 
     Every training begins at the base's weights and is the one that `fine_tune` would do with this seed. examples: id ->
     token ids and labels, of those that can be trained on; settings: `finetune` as plain values. Returns `subset`,
-    `seed`, `set`, `id`, `log_likelihood` (nats, in float32, summed over tokens) and `n_tokens`. Raises DataError for a
-    set of which no example can be trained on.
+    `seed`, `set`, `id`, `log_likelihood` (nats, in float32, summed over tokens) and `n_tokens`. Raises DataError where
+    an example of a set cannot be trained on: it would count in a method's sum, or as removed, and change no training.
     """
-    chosen = [
-        [_of(examples[id], id == training.masked) for id in training.members if id in examples]
-        for training in trainings
-    ]
-    for training, members in zip(trainings, chosen, strict=True):
-        if not members:
-            raise DataError(
-                f"truth: no example of {training.subset} can be trained on; each query alone fills finetune.max_length"
-            )
+    if without := sorted({id for training in trainings for id in training.members} - {*examples}):
+        raise DataError(
+            f"truth: {several(len(without), 'example')} cannot be trained on: {some(without)}; the query alone fills "
+            "finetune.max_length, or the model's context. Raise finetune.max_length or remove what is too long "
+            "(data.train.sample: {max_tokens: …})."
+        )
+    chosen = [[_of(examples[id], id == training.masked) for id in training.members] for training in trainings]
     planned = list(zip(trainings, chosen, strict=True))
     found = [bank.get(members, training.seed, len(answers)) for training, members in planned]
     finished = sum(values is not None for values in found)
