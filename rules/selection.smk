@@ -5,6 +5,33 @@ SIZES_AND_RULES = ("top", "bottom", "tokens", *RULES)
 
 if CONFIG.selections:
 
+    # Beside `measure_lengths`: what fine-tuning cuts is nothing to the scores.
+    rule count_learnt:
+        localrule: True
+        message:
+            "Counting the tokens that fine-tuning {wildcards.model} learns from"
+        input:
+            train=paths.TRAIN,
+            model=lambda w: model_of(w) if PLAN.is_here(w.model) else [],
+            manifest=lambda w: manifest_of(w) if PLAN.is_here(w.model) else [],
+        output:
+            paths.LEARNT,
+        params:
+            templates=PLAN.text_settings("query", "target"),
+            max_length=CONFIG.finetune.max_length,
+            code=fingerprint("selection/count_learnt"),
+        log:
+            paths.log("count_learnt/{model}"),
+        conda:
+            "../envs/icprobe.yaml"
+        benchmark:
+            paths.benchmark("count_learnt/{model}")
+        priority: 2
+        resources:
+            **RESOURCES["measure_lengths"],
+        script:
+            "../workflow/scripts/selection/count_learnt.py"
+
     # One for each: what one of them asks for is nothing to the others.
     rule check_selection:
         localrule: True
@@ -12,7 +39,7 @@ if CONFIG.selections:
             "Checking that there are enough examples for the selection {wildcards.method} of {wildcards.model}"
         input:
             train=paths.TRAIN,
-            lengths=lambda w: paths.LENGTHS if chosen_by(w).counts_tokens else [],
+            lengths=lambda w: paths.LEARNT if chosen_by(w).counts_tokens else [],
         output:
             paths.SELECTION_CHECKED,
         wildcard_constraints:
@@ -41,7 +68,7 @@ if CONFIG.selections:
             examples=paths.TRAIN,
             scores=lambda w: paths.scores(chosen_by(w).method),
             matrix=lambda w: paths.matrix(chosen_by(w).method) if chosen_by(w).per_task else [],
-            lengths=lambda w: paths.LENGTHS if chosen_by(w).counts_tokens else [],
+            lengths=lambda w: paths.LEARNT if chosen_by(w).counts_tokens else [],
             vectors=lambda w: paths.EMBEDDINGS if chosen_by(w).diverse else [],
             checked=paths.SELECTION_CHECKED,
         output:
@@ -103,7 +130,7 @@ if CONFIG.selections:
             examples=paths.TRAIN,
             scores=lambda w: paths.scores(chosen_by(w).method),
             chosen=lambda w: paths.SUBSET.replace("{method}", PLAN.data_sets[w.method].selection),
-            lengths=lambda w: paths.LENGTHS if PLAN.data_sets[w.method].baseline in OF_LENGTHS else [],
+            lengths=lambda w: paths.LEARNT if PLAN.data_sets[w.method].baseline in OF_LENGTHS else [],
         output:
             subset=paths.SUBSET,
             messages=paths.MESSAGES,
@@ -161,7 +188,7 @@ if CONFIG.selections:
         message:
             "Measuring the selections of {wildcards.model}"
         input:
-            lengths=paths.LENGTHS,
+            lengths=paths.LEARNT,
             subsets=[paths.SUBSET.replace("{method}", name).replace("{bin}", SELECTED) for name in PLAN.data_sets],
         output:
             table("selections", "Scores", "selections"),

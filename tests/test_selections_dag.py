@@ -56,7 +56,7 @@ def test_selections_repeat_nothing_that_was_finished(project):
     _, planned, _ = project
     n = len(TRAINED)
     expected = Counter(check_selection=6, select_examples=6, draw_baseline=3, tabulate_selections=1)
-    expected += Counter(embed_examples=1, describe_selection=9)
+    expected += Counter(embed_examples=1, describe_selection=9, count_learnt=1)
     expected += Counter(fine_tune=n, generate=n, judge=n, measure_outcomes=1, tabulate_held_out=1)
     expected += Counter(tabulate_win_rates=1, plot_judgements=1, report=1, all=1, subsets=1)
     # The subsets of bins on which nothing is trained, which this target makes besides.
@@ -151,7 +151,9 @@ def test_the_held_out_table_the_win_rates_and_the_differences_name_them(project)
 def test_the_table_of_selections_measures_responses_and_what_is_shared(project):
     project, _, _ = project
     rows = table(project, "selections").set_index("method")
-    lengths = pd.read_parquet(project.path / dag.RESULTS / "data/lengths.parquet").set_index("id")["n_target"]
+    lengths = pd.read_parquet(project.path / dag.RESULTS / "data/learnt.parquet").set_index("id")["n_learnt"]
+    whole = pd.read_parquet(project.path / dag.RESULTS / "data/lengths.parquet").set_index("id")["n_target"]
+    assert (lengths == whole + 1).all()  # the end of sequence
     assert list(rows.index) == [*NAMES, "all"]
     for name in NAMES:
         ids = [row["id"] for row in subset(project, name)]

@@ -69,6 +69,7 @@ def figure_of_all(file: str) -> str:
 
 OF_MODEL = EXPERIMENT + "/{model}"
 LENGTHS = OF_MODEL + "/data/lengths.parquet"
+LEARNT = OF_MODEL + "/data/learnt.parquet"
 PROMPT_LENGTHS = OF_MODEL + "/data/prompt_lengths.parquet"
 DTYPE_CHECKED = OF_MODEL + "/data/dtype.checked.json"
 SECTION_DTYPE_CHECKED = OF_MODEL + "/data/{section}.dtype.checked.json"

@@ -288,10 +288,10 @@ def baseline_strata(lengths: np.ndarray) -> np.ndarray:
 
 
 def lengths_of(path: str | Path | None, ids: pd.Series) -> np.ndarray | None:
-    """Reads the tokens of each example's response [N] in the order of ids; None where there is no path."""
+    """Reads how many tokens fine-tuning learns from in each example [N] in the order of ids; None without a path."""
     if not path:
         return None
-    return _column(path, "n_target", ids).to_numpy(dtype=np.int64)
+    return _column(path, "n_learnt", ids).to_numpy(dtype=np.int64)
 
 
 def values_of(path: str | Path, rule: Mapping[str, Any], ids: pd.Series) -> np.ndarray | None:
@@ -349,8 +349,8 @@ def tabulate(chosen: Mapping[str, tuple[str, str, Sequence[str]]], lengths: pd.S
     """How long the responses of each data set are, beside those of all examples, and what baselines share with theirs.
 
     chosen: name -> its selection, which baseline of it ("" if none), and its ids; a selection before its baselines.
-    lengths: tokens of the responses [N], NaN where unknown, indexed by id. bin: what stands for a bin in the rows.
-    Returns `method` (the name; "all" in the last row, of all examples), `bin`, `selection`, `baseline`, `n`,
+    lengths: tokens that fine-tuning learns from [N], NaN where unknown, indexed by id. bin: what stands for a bin in
+    the rows. Returns `method` (the name; "all" in the last row, of all examples), `bin`, `selection`, `baseline`, `n`,
     `n_tokens`, `mean_tokens`, `median_tokens`, and `shared`, the share of it that is in its selection.
     """
     rows = []

@@ -1,0 +1,23 @@
+"""Counts the tokens of each example whose loss fine-tuning minimises."""
+
+import pandas as pd
+
+from icprobe import artifacts
+from icprobe.tables import parquet
+from icprobe.tables.checking import records
+from icprobe.texts.chat import prompts_of
+from icprobe.texts.completions import completions, longest
+from icprobe.workflow.jobs import job
+
+with job(snakemake) as run:
+    files, params = snakemake.input, snakemake.params
+    train = parquet.read_parquet(files.train)
+    counted = pd.array([pd.NA] * len(train), "Int32")  # without a model, nobody knows
+    if files.model:
+        from icprobe.texts.tokenizing import load_tokenizer
+
+        length = longest(params.max_length, artifacts.read_manifest(files.model)["max_positions"])
+        found, counts = completions(load_tokenizer(files.model), records(train), prompts_of(params.templates), length)
+        counted = pd.array([one.n_target if one else 0 for one in found], "Int32")
+        run.summary(tokens=int(counted.sum()), **counts)
+    parquet.write_parquet(pd.DataFrame({"id": train["id"], "n_learnt": counted}), snakemake.output[0])
