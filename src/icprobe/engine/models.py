@@ -366,7 +366,10 @@ def opened(
 
 
 def set_precision(tf32: bool) -> None:
-    """Matrix products sum in float32; tf32: those of float32 on CUDA may round their inputs to TF32 (10 bits)."""
+    """Matrix products sum in float32; tf32: those of float32 on CUDA may round their inputs to TF32 (10 bits).
+
+    This sets what PyTorch's newer names (`torch.backends.….matmul.fp32_precision`) say, too.
+    """
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # CUDA's libraries may else add up parts of a 16-bit product in 16 bits.
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -5,9 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from icprobe.attribution import METHODS
 from icprobe.config import Config, load
-from icprobe.errors import ConfigError
+from icprobe.config.raw import MAPPING, mistake
+from icprobe.errors import ConfigError, shown
 
 MODEL = "model"  # the one model's name in such a configuration
 
@@ -31,10 +34,29 @@ def configured(source: Mapping[str, Any] | None = None, **sections: Any) -> Conf
     return load(_plain({**raw, "model_sources": {MODEL: source or {"source": "external"}}}), METHODS)
 
 
-def _plain(value: Any) -> Any:
-    """Makes of what Python code passes what YAML could hold: texts of paths, lists of tuples."""
+def mapping(name: str, value: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Takes an argument that is a section of the configuration, or none. Raises ConfigError for what is no mapping."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(f"{name}: {MAPPING}, not {shown(value)}")
+    return dict(value or {})
+
+
+def _plain(value: Any, where: tuple[str, ...] = ()) -> Any:
+    """Makes of what Python code passes what YAML could hold: texts of paths, lists of tuples, numbers of numpy's.
+
+    where: the keys that lead to it. Raises ConfigError for what YAML could not hold, in words that speak of Python.
+    """
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _plain(inner, (*where, str(key)[:60])) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+        return [_plain(inner, where) for inner in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist(), where)
+    # By its name: torch may not be imported here, where scores alone are asked for.
+    if (kind := type(value)).__module__ == "torch" and kind.__name__ in ("dtype", "device"):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if not isinstance(value, str | int | float | None):
+        raise mistake(where, f"a text, a number, a list or a mapping is needed, not one of the type {kind.__name__}")
+    return value

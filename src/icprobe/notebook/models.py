@@ -4,7 +4,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from icprobe.engine.admission import admit, capabilities_of, check_ids
 from icprobe.engine.capabilities import Capabilities
 from icprobe.engine.experts import stack
 from icprobe.engine.gradients import coverage
-from icprobe.engine.models import DTYPES, check_no_adapter, load_model, max_positions, prepare
+from icprobe.engine.models import DTYPES, check_no_adapter, load_model, max_positions, prepare, set_precision
 from icprobe.engine.quantization import quantised_layers
 from icprobe.engine.skeleton import skeleton
-from icprobe.errors import ModelError, shown
+from icprobe.errors import ModelError, reason, shown
 from icprobe.fingerprints import closure, contents, meaning
 from icprobe.notebook.configuring import MODEL
+from icprobe.texts.control_tokens import forget
 from icprobe.texts.readers import Reader
 from icprobe.texts.tokenizing import reader
 from icprobe.workflow.plan import Plan
@@ -34,6 +35,7 @@ from icprobe.workflow.plan import Plan
 BUILT_IN = {SMOLLM2: SMOLLM2_SOURCE.model_dump(mode="json")}
 IN_MEMORY = "in memory"  # where a configuration says that a model comes from which nobody fetches
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+ASKED_OF_TOKENIZERS = ("added_tokens_decoder", "get_vocab", "special_tokens_map")
 # What is found out of a model lies in its manifest; `prepare` reaches them by an argument.
 FINDERS = ("icprobe.engine.admission", "icprobe.engine.trials")
 
@@ -90,6 +92,7 @@ def ready(model: Any, tokenizer: Any, plan: Plan) -> Iterator[Subject]:
         yield _from_directory(_prepared(plan), plan)
         return
     _check_in_memory(model, tokenizer, plan)
+    forget(tokenizer)  # since the last call it may have been changed
     with _frozen(model):
         check_ids(model, tokenizer)
         limits = max_positions(model.config), model.config.vocab_size
@@ -126,6 +129,8 @@ def _prepared(plan: Plan) -> Path:
     if source.source == "local" and source.load == Load() and _is_prepared(Path(source.path)):
         return Path(source.path)
     name = plan.config.model_directory(MODEL).rpartition("-")[2]
+    if source.source == "random" and not os.path.isfile(source.corpus):
+        raise ModelError(f"model.corpus: {source.corpus}: no such file; correct the path.")
     files = contents(plan.model_files(MODEL))
     if not files:
         for made in Path().glob(paths.MODEL.format(model="*", source=name)):
@@ -135,6 +140,15 @@ def _prepared(plan: Plan) -> Path:
     # What another version prepared, or found out of a model, is not what this one would.
     version = [meaning(name) for name in sorted({*closure([prepare.__module__]), *FINDERS})]
     directory = cache / f"{MODEL}-{artifacts.digest([name, files, version])[:12]}"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK):
+            raise PermissionError("nothing may be written there")
+    except OSError as error:
+        raise ModelError(
+            f"{cache}: the folder for prepared models cannot be used ({reason(error)}); set the environment variable "
+            "XDG_CACHE_HOME to a folder that you may write to."
+        ) from None
     with artifacts.one_at_a_time(directory) as wanted:
         if wanted:
             with artifacts.atomic_path(directory) as aside:
@@ -181,6 +195,16 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
         )
     if tokenizer is None:
         raise ModelError(f"model: a {name} in memory needs its tokenizer; pass tokenizer=…")
+    if not callable(tokenizer) or not all(hasattr(tokenizer, name) for name in ASKED_OF_TOKENIZERS):
+        raise ModelError(
+            f"tokenizer: a {type(tokenizer).__name__} is no tokenizer of transformers; pass the object, such as "
+            "AutoTokenizer.from_pretrained(…) gives."
+        )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ModelError(
+            f"model: a {name} in memory was made within torch.inference_mode(), so that no gradient can be taken of "
+            "it; make it outside of that."
+        )
     for method in plan.along_training:
         raise ModelError(
             f"model: {method} loads checkpoints of a training, and a {name} in memory has no files that these belong "
@@ -222,17 +246,53 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def precision_kept() -> Iterator[None]:
-    """Leaves torch's choice of precision, which `engine.models.set_precision` changes, as it was before."""
-    matmul = torch.backends.cuda.matmul
+def arithmetic_kept() -> Iterator[None]:
+    """Within the block torch computes as in a job of the workflow, whatever the caller has set; then that holds again.
+
+    In float32 without autocast, with gradients, new tensors on the CPU and of float32.
+    """
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+        # Only where another is set: with it each call of torch takes longer.
+        torch.device("cpu") if device.type != "cpu" else nullcontext(),
+        _precision_kept(),
+    ):
+        try:
+            torch.set_default_dtype(torch.float32)
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def _precision_kept() -> Iterator[None]:
+    """Within the block products of float32 are of float32; then torch's choice of precision is as it was before.
+
+    It may have been made by torch's older names or by its newer ones; of a mixture the older cannot be asked for.
+    """
+    every, matmul, onednn = torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn
     names = ("allow_bf16_reduced_precision_reduction", "allow_fp16_reduced_precision_reduction")
-    before = torch.get_float32_matmul_precision(), [getattr(matmul, name) for name in names]
     try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "highest"
+    before = [(every, "fp32_precision", every.fp32_precision)]
+    every.fp32_precision = "none"  # torch's default; those below say then what was set for themselves
+    parts = [(each, "fp32_precision") for each in (matmul, onednn.matmul, onednn.conv, onednn.rnn)]
+    before += [(part, name, getattr(part, name)) for part, name in (*parts, *((matmul, name) for name in names))]
+    for part in (onednn.conv, onednn.rnn):
+        part.fp32_precision = "none"
+    try:
+        set_precision(tf32=False)
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        for name, value in zip(names, before[1], strict=True):
-            setattr(matmul, name, value)
+        torch.set_float32_matmul_precision(older)
+        for part, name, value in before:
+            setattr(part, name, value)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from icprobe.tables import parquet
 
 def load(directory: str | Path) -> "Results":
     """Opens the results of an experiment, such as "results/mine". Raises ArtifactError where there are none."""
-    results = Results(Path(directory))
+    results = Results(Path(directory).expanduser())
     if not results.models:
         raise ArtifactError(
             f"{directory}: holds no scores of an experiment; run `snakemake scores` first, or correct the path "

@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from icprobe.analysis.binning import members, ranks
 from icprobe.analysis.correlations import correlations
 from icprobe.config.types import slice_of
-from icprobe.errors import ConfigError, ScoreError, shown
+from icprobe.errors import ConfigError, ScoreError, reason, shown
 from icprobe.formatting import parse_bin
-from icprobe.notebook.configuring import arguments_named, configured
+from icprobe.notebook.configuring import arguments_named, configured, mapping
+from icprobe.tables.checking import TEXTS
+from icprobe.tables.conversations import HELD
 from icprobe.texts.chat import prompts_of
 from icprobe.texts.conversations import is_plain
 from icprobe.training.subsets import write_subset
@@ -56,13 +59,15 @@ def correlate(
     `high`, `interval`, `n`. Raises ScoreError for a method that has no column.
     """
     settings = slice_of(configured(analysis=analysis, seed=seed).analysis, "resamples", "analytic_above")
-    if "id" not in scores or len(methods_of(scores) if methods is None else methods) < 2:
+    scores = _checked(scores)
+    methods = methods_of(scores) if methods is None else [methods] if isinstance(methods, str) else [*methods]
+    if len(methods) < 2:
         raise ScoreError(
-            "To correlate, a table needs a column id and the scores of two methods or more. Of one method with "
+            "To correlate, a table needs the scores of two methods or more. Of one method with "
             'response length: scores[["score_influence", "n_target"]].corr("spearman").'
         )
     by_id = scores.set_index("id")
-    sets = {method: _of_method(by_id, method) for method in (methods_of(scores) if methods is None else methods)}
+    sets = {method: _of_method(by_id, method) for method in methods}
     known = "n_target" in by_id and by_id["n_target"].notna().all()
     return correlations(sets, by_id["n_target"] if known else None, seed=seed, **settings)
 
@@ -81,10 +86,7 @@ def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
     """
     if not isinstance(bin, str):
         raise ConfigError(f'select: a bin is a text such as "top 5" or "top 20%", not {shown(bin)}')
-    if "id" not in scores:
-        raise ScoreError("The table has no column id; give what icprobe.value or icprobe.load(…).scores() gave.")
-    if (doubled := scores["id"][scores["id"].duplicated()]).size:
-        raise ScoreError(f"The id {shown(doubled.iloc[0])} appears twice in the table; keep one row for each example.")
+    scores = _checked(scores)
     ids = members(_ranked(scores, method), bin, _ranked(scores, "icp") if parse_bin(bin).is_threshold else None)
     return scores.iloc[pd.Index(scores["id"]).get_indexer(ids)].reset_index(drop=True)
 
@@ -94,7 +96,7 @@ def export(
 ) -> tuple[Path, Path]:
     """Writes rows of a table, such as `select` gives, as two files that trainers take; returns the paths of both.
 
-    - rows: as `select` or `value` returns them; their order is kept.
+    - rows: as `select` or `value` returns them, or as pandas has read them back from a file; their order is kept.
     - path: ends with `.jsonl`; that file holds `prompt` and `completion`. Beside it, with `.messages.jsonl` for
       `.jsonl`, stand the same rows as `messages`.
     - method: whose score stands beside each row.
@@ -102,19 +104,58 @@ def export(
       messages in both files.
 
     Both files are those of the workflow's subsets (`training.subsets.write_subset`). Raises ConfigError for another
-    ending.
+    ending, ScoreError for rows that lack a text or appear twice.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.suffix != ".jsonl":
         raise ConfigError(f"export: {shown(str(path))} does not end with .jsonl, as JSON Lines do; name it so")
     beside = path.with_suffix(".messages.jsonl")
+    rows = _texts_of(_checked(rows))
     talks = "messages" in rows and not all(map(is_plain, rows["messages"], rows.get("tools", [None] * len(rows))))
-    config = configured(templates=templates or ({"format": "chat"} if talks else {}))
+    config = configured(templates=mapping("templates", templates) or ({"format": "chat"} if talks else {}))
     prompts = prompts_of({**config.templates.model_dump(), "special_tokens": config.data.special_tokens})
     by_id = rows.set_index("id", drop=False)
     score = {} if method is None else _of_method(by_id, method).to_dict()
     write_subset(by_id, rows["id"].tolist(), score, prompts, path, beside)
     return path, beside
+
+
+def _checked(rows: pd.DataFrame) -> pd.DataFrame:
+    """Takes a table whose rows have an id each. Raises ScoreError for what is none, and for rows that appear twice."""
+    if not isinstance(rows, pd.DataFrame):
+        raise ScoreError(f"A table (a DataFrame) is needed, as icprobe.value gives it, not a {type(rows).__name__}.")
+    if "id" not in rows and "id" in rows.index.names:
+        rows = rows.reset_index("id")
+    if "id" not in rows:
+        raise ScoreError("The table has no column id; give what icprobe.value or icprobe.load(…).scores() gave.")
+    if rows["id"].isna().any():
+        raise ScoreError("The table has a row without an id; where pandas has read it, use keep_default_na=False.")
+    if (doubled := rows["id"][rows["id"].map(str).duplicated()]).size:
+        raise ScoreError(f"The id {shown(doubled.iloc[0])} appears twice in the table; keep one row for each example.")
+    return rows
+
+
+def _texts_of(rows: pd.DataFrame) -> pd.DataFrame:
+    """Gives rows whose ids and texts are texts, as pandas does not read them back: an empty input is NaN in a CSV file.
+
+    Raises ScoreError for a text that is none.
+    """
+    texts = {}
+    for name in TEXTS:
+        if name not in rows and name != "input":
+            raise ScoreError(
+                f"The table has no column {name}, which trainers need; take the rows of a table that has it."
+            )
+        texts[name] = rows[name].astype(object) if name in rows else pd.Series("", rows.index)
+        if name == "input":
+            texts[name] = texts[name].where(texts[name].notna(), "")
+        if wrong := [value for value in texts[name] if not isinstance(value, str)]:
+            raise ScoreError(
+                f"The column {name} holds {shown(wrong[0])} ({type(wrong[0]).__name__}), not a text; where pandas has "
+                "read it from a CSV file, read that with dtype=str, keep_default_na=False."
+            )
+    held = {name: rows[name].astype(object).where(rows[name].notna(), None) for name in HELD if name in rows}
+    return rows.assign(id=rows["id"].map(str), **texts, **held)
 
 
 def methods_of(scores: pd.DataFrame) -> list[str]:
@@ -127,11 +168,17 @@ def _score(method: str) -> str:
 
 
 def _of_method(scores: pd.DataFrame, method: str) -> pd.Series:
-    """Takes a method's scores [N] from a table. Raises ScoreError where it has none."""
+    """Takes a method's scores [N] from a table, which may have been read as texts. Raises ScoreError for others."""
     if _score(method) not in scores:
         known = ", ".join(methods_of(scores)) or "no method"
         raise ScoreError(f"There are no scores of {shown(method)}; the table has those of {known}.")
-    return scores[_score(method)]
+    values = scores[_score(method)]
+    if pd.api.types.is_numeric_dtype(values):
+        return values
+    try:
+        return values.map(lambda value: np.nan if pd.isna(value) or value == "" else float(value)).astype(float)
+    except (TypeError, ValueError) as error:
+        raise ScoreError(f"The scores of {method} are not all numbers ({reason(error)}).") from None
 
 
 def _ranked(scores: pd.DataFrame, method: str) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Values training examples from Python: the steps of the DAG up to the scores, in one process."""
 
+import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -7,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 import pandas as pd
-import torch
 
 from icprobe.analysis.statistics import aggregate
 from icprobe.artifacts import temporary_directory
@@ -22,9 +23,9 @@ from icprobe.config.types import slice_of
 from icprobe.engine.batching import batches
 from icprobe.engine.models import set_precision
 from icprobe.engine.representations import mean_hidden_states
-from icprobe.errors import ConfigError
-from icprobe.notebook.configuring import arguments_named, configured
-from icprobe.notebook.models import Subject, arithmetic_of, chance_kept, precision_kept, ready, source_of
+from icprobe.errors import ConfigError, DataError, several, shown
+from icprobe.notebook.configuring import arguments_named, configured, mapping
+from icprobe.notebook.models import Subject, arithmetic_kept, arithmetic_of, chance_kept, ready, source_of
 from icprobe.notebook.scores import scores_table
 from icprobe.notebook.training import trajectory
 from icprobe.progress import lines_told
@@ -35,6 +36,8 @@ from icprobe.texts.chat import prompts_of
 from icprobe.texts.completions import check_trainable, end_of_sequence, longest
 from icprobe.workflow.checks import check_directories
 from icprobe.workflow.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 # A table, rows as mappings, a file, or a section of the configuration such as {"hub": "tatsu-lab/alpaca"}.
 Rows = pd.DataFrame | Iterable[Mapping[str, Any]] | str | PathLike | Mapping[str, Any]
@@ -82,7 +85,7 @@ def value(
     - model: a directory, a hub id, `"smollm2-135m-instruct"`, a mapping as in `model_sources`, or a transformers model
       in memory with its `tokenizer`. That one computes in its own dtype and on its own device, and is left as it was.
     - methods: their names, as in `attribution.methods`.
-    - templates, data: keys of the sections of that name.
+    - templates, data: keys of the sections of that name. Rows that `data` has dropped are told in a warning.
     - finetune: `{"max_length": …}`, where `train_loss` is `"response"`; for tracin and less the settings of their
       training, such as `{"learning_rate": 2e-4, "epochs": 1, "lora": {"rank": 16}}`.
     - seed: of all random draws but those of a training (`finetune["seeds"]`) and of `sample`, which have their own.
@@ -95,29 +98,31 @@ def value(
     (1 is the best). With `matrices`: (that table, {method: `id`, then one column per task}). The numbers are those of
     `snakemake` with the same configuration. Raises IcprobeError for what cannot be used.
     """
+    data, training = mapping("data", data), mapping("finetune", finetune)
     for name in ("train", "tasks"):
-        if name in (data or {}):
+        if name in data:
             raise ConfigError(f"data.{name}: pass it as the argument {name}, a mapping such as {{'path': …}}.")
+    if data.get("eval") is not None:
+        raise ConfigError("data.eval: nothing is fine-tuned or judged here, so no prompts are read; leave it out.")
     config = configured(
         source_of(model),
         seed=seed,
         templates=templates,
-        finetune=None if finetune is None else {"methods": [], "all_data": False, **finetune},
-        data={**(data or {}), "train": _section("train", train), "tasks": _section("tasks", tasks)},
-        attribution={
-            **arithmetic_of(model),
-            **attribution,
-            "methods": [methods] if isinstance(methods, str) else [*methods],
-        },
+        finetune=None if finetune is None else {"methods": [], "all_data": False, **training},
+        data={**data, "train": _section("train", train), "tasks": _section("tasks", tasks)},
+        attribution={**arithmetic_of(model), **attribution, "methods": _names(methods)},
     )
     plan = Plan(config, methods_of(config))
     check_directories(plan)
     # Before the model is prepared, which may take minutes: what is wrong with rows needs no model to be seen.
     candidates = _read("tasks", tasks, plan, ["domain"])
     rows = _read("train", train, plan, ["domain"], config.data.labels)
+    _check_values(plan, rows, candidates)
     if how := slice_of(config.data, "deduplicate")["deduplicate"]:
-        rows = without(rows, duplicates(rows, how))
-    with lines_told(), precision_kept(), chance_kept(), torch.enable_grad(), ready(model, tokenizer, plan) as subject:
+        found = duplicates(rows, how)
+        rows = without(rows, found)
+        rows.attrs["duplicates"] = len(found)
+    with lines_told(), arithmetic_kept(), chance_kept(), ready(model, tokenizer, plan) as subject:
         inputs = _inputs(plan, rows, candidates, subject)
         scores, kept = {}, {}
         for method, matrix in _with_combined(plan, inputs, _matrices(plan, inputs, subject)):
@@ -132,8 +137,38 @@ def value(
 def _section(name: str, rows: Rows) -> dict[str, Any]:
     """Makes the configuration's section of a table; that of rows in memory has the table's name for a path."""
     if isinstance(rows, Mapping):
-        return dict(rows)
-    return {"path": str(rows) if isinstance(rows, str | PathLike) else name}
+        if rows and all(hasattr(split, "column_names") for split in rows.values()):  # a datasets.DatasetDict
+            raise DataError(
+                f"{name}: a {type(rows).__name__} holds splits ({', '.join(map(str, rows))}); choose one, such as "
+                f"dataset[{str(next(iter(rows)))!r}]."
+            )
+        return {**rows, "path": _home(rows["path"])} if "path" in rows else dict(rows)
+    return {"path": _home(rows) if isinstance(rows, str | PathLike) else name}
+
+
+def _home(path: Any) -> Any:
+    """Makes of `~` in a path the home directory, as a shell does."""
+    return os.path.expanduser(path) if isinstance(path, str | PathLike) else path
+
+
+def _names(methods: Sequence[str]) -> list[Any]:
+    """The names of methods; whether there are such methods the configuration says."""
+    listed = [methods] if isinstance(methods, str) else [*methods] if isinstance(methods, Iterable) else []
+    if not listed:
+        raise ConfigError(f"methods: name one at least, such as ['icp', 'influence'], not {shown(methods)}")
+    return listed
+
+
+def _check_values(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame) -> None:
+    """Raises ConfigError where no row has a value that `data.sound_labels` or `data.in_domain` names, as the DAG does.
+
+    Nothing else is done with these here.
+    """
+    checking.check_sound_labels(rows, plan.sound_labels)
+    domains = {one for table in (candidates, rows) if "domain" in table for one in table["domain"].dropna()}
+    for name in plan.config.data.in_domain or [] if "domain" in candidates else []:
+        way = "Correct it, or leave it out."
+        checking.check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
 
 
 def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str], labels: Sequence[str] = ()) -> pd.DataFrame:
@@ -153,8 +188,10 @@ def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: S
 
     how = data.tasks.select, plan.config.seed, prompts, readers, data.on_too_long
     tasks = choose_tasks(candidates, *how, hidden_states)
+    _tell_left_out("tasks", candidates, tasks, data.on_too_long)
     train = draw(rows, slice_of(data.train)["sample"], prompts, readers, "data.train.sample")
     train = fit_train(train, tasks, prompts, readers, data.on_too_long)
+    _tell_left_out("train", rows, train, data.on_too_long)
     tokens = lengths(train, prompts, subject.reader)
     if any(map(plan.takes_loss, plan.computed)):
         end_of_sequence(subject.reader.tokenizer)
@@ -171,6 +208,18 @@ def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: S
         capabilities=subject.capabilities,
         seed=plan.config.seed,
     )
+
+
+def _tell_left_out(name: str, read: pd.DataFrame, kept: pd.DataFrame, on_too_long: str) -> None:
+    """Warns of rows that were read and play no part, as the log of the workflow's job does; those cut are told of."""
+    empty, repeated = read.attrs["dropped_empty"], read.attrs.get("duplicates", 0)
+    too_long = kept.attrs["too_long"] if on_too_long == "drop" else 0
+    counts = {"without an output": empty, "that repeat others": repeated, "too long": too_long}
+    if told := [f"{count} {what}" for what, count in counts.items() if count]:
+        n_read = several(len(read) + empty + repeated, "row")
+        logger.warning("data.%s: %s read, %s dropped, %d kept", name, n_read, ", ".join(told), len(kept))
+    if turns := read.attrs["turns_left"]:
+        logger.warning("data.%s: %s without an answer left away", name, several(turns, "turn"))
 
 
 def _matrices(plan: Plan, inputs: Inputs, subject: Subject) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -331,7 +332,7 @@ def _ids(frame: pd.DataFrame, places: pd.Series) -> list[str]:
     for where, value in zip(places, frame["id"], strict=True):
         if _missing(value):
             raise DataError(f'{where}: "id" is missing; give all rows one, or none.')
-        if isinstance(value, bool) or not isinstance(value, str | int):
+        if isinstance(value, bool) or not isinstance(value, str | Integral):
             raise DataError(
                 f'{where}: "id" is {shown(value)} ({type(value).__name__}), not a string or a whole number.'
             )

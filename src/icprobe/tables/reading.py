@@ -201,6 +201,8 @@ def read_rows(rows: Any, name: str) -> pd.DataFrame:
     name: of the table, for messages. Raises DataError for what are no rows.
     """
     if isinstance(rows, pd.DataFrame):
+        if "id" in rows.index.names and "id" not in rows:  # as DataFrame.set_index("id") leaves them
+            rows = rows.reset_index("id")
         if (double := first_double(map(str, rows.columns))) is not None:
             raise DataError(f"{name}: the column {shown(double)} appears twice; rename one.")
         plain = rows.astype(object).where(rows.notna(), None)

@@ -118,8 +118,14 @@ def count_control_tokens(tokenizer: Any, texts: Iterable[str]) -> tuple[int, lis
 _known: WeakKeyDictionary[Any, "ControlTokens"] = WeakKeyDictionary()
 
 
+def forget(tokenizer: Any) -> None:
+    """Has a tokenizer looked at again: whoever holds it in memory may have added tokens, or switched its BOS off."""
+    _beginnings.pop(tokenizer, None)
+    _known.pop(tokenizer, None)
+
+
 def control_tokens(tokenizer: Any) -> "ControlTokens":
-    """Gives the control tokens of a tokenizer, which is looked at once."""
+    """Gives the control tokens of a tokenizer, which is looked at once (but see `forget`)."""
     if tokenizer not in _known:
         _known[tokenizer] = ControlTokens(
             getattr(tokenizer, "backend_tokenizer", None), getattr(tokenizer, "added_tokens_decoder", {})

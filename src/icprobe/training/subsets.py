@@ -40,7 +40,9 @@ def write_subset(
         ]
         for start in range(0, len(chosen), at_once):
             for row in records(texts.loc[chosen[start : start + at_once]]):
-                for file, made in zip(files, _forms(row, score.get(row["id"]), prompts), strict=True):
+                known = score.get(row["id"])
+                known = None if pd.isna(known) else known  # JSON has no NaN
+                for file, made in zip(files, _forms(row, known, prompts), strict=True):
                     file.write(jsonl.line(made))
 
 
