@@ -112,7 +112,7 @@ onstart:
         jobs = [(job.rule.name, job.output) for job in PLACE.own(workflow.dag.jobs)]
         whole = PLACE.called("all") in dict(jobs) and workflow.dag.batch is None
         # `snakemake subsets` makes more of them than `all` where models are fine-tuned.
-        further = [("subset", SUBSETS)] if whole else []
+        further = [(PLACE.called("subset"), SUBSETS)] if whole else []
         records.tell_present(CONFIG.experiment, [*jobs, *further], whole)
 
 

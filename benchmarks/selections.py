@@ -41,7 +41,7 @@ def write(folder: Path, n: int, tasks: int, width: int) -> None:
     score = pd.DataFrame({"id": ids, "score": (effects > 0).mean(axis=1), "mean_effect": effects.mean(axis=1)})
     write_parquet(score, folder / "scores.parquet")
     lengths = np.ceil(draw.lognormal(4, 1, size=n)).astype(np.int64)
-    write_parquet(pd.DataFrame({"id": ids, "n_target": lengths}), folder / "lengths.parquet")
+    write_parquet(pd.DataFrame({"id": ids, "n_learnt": lengths}), folder / "learnt.parquet")
     domain = draw.choice(["code", "maths", "prose"], size=n, p=[0.05, 0.25, 0.7])
     write_parquet(pd.DataFrame({"id": ids, "domain": domain}), folder / "train.parquet")
     # As those of language models: all in one direction, clusters within, and fewer dimensions than there are numbers.
@@ -65,7 +65,7 @@ def choose(folder: Path, name: str) -> dict[str, float]:
     rule = Selection(method="icp", **RULES[name]).model_dump(mode="json", exclude={"method", "baselines"})
     scores = read_parquet(folder / "scores.parquet")
     ids = scores["id"]
-    lengths = selecting.lengths_of(folder / "lengths.parquet" if name in ("tokens", "match") else None, ids)
+    lengths = selecting.lengths_of(folder / "learnt.parquet" if name in ("tokens", "match") else None, ids)
     values = selecting.values_of(folder / "train.parquet", rule, ids)
     effects = selecting.effects_of(folder / "matrix.parquet", ids) if rule["per_task"] else ()
     vectors = selecting.vectors_of(folder / "embeddings.npy", np.arange(len(ids)))

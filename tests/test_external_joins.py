@@ -125,6 +125,8 @@ def test_ids_beside_an_array_are_not_left_out(ids, suffix, tmp_path):
         joined(path, key="scores")
     np.savez(tmp_path / "other.npz", n_tokens=[7, 7, 9], other=np.array([{}]), scores=scores)
     assert joined(tmp_path / "other.npz", key="scores")["score"].tolist() == scores
+    np.savez(tmp_path / "large.npz", ids=np.arange(6).reshape(3, 2), scores=scores)  # of ids there is one for each
+    assert joined(tmp_path / "large.npz", key="scores")["score"].tolist() == scores
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,10 @@ def test_ids_in_a_file_without_a_header_are_not_left_out(text, orientation, opti
         joined(tmp_path / "s.csv", orientation, tasks=tasks, header=False, **options)
     found = joined(tmp_path / "s.csv", orientation, tasks=tasks, header=False, id_column="f0", **options)
     assert found.iloc[0, 1] == pytest.approx(0.1 if text[2] == "." else 9)
+    # All columns are asked for, so that none is of ids.
+    if tasks:
+        found = joined(tmp_path / "s.csv", orientation, tasks=["x", "y", "z"], header=False, **options)
+        assert found["x"].tolist() == [2, 1, 0]
 
 
 WHOLE = {"t0": [0, 1, 2], "t1": [2, 1, 0], "t2": [1, 0, 2]}
@@ -169,7 +175,14 @@ def test_the_values_of_one_task_are_no_ids(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "texts", [("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("messages", "system")]
+    "texts",
+    [
+        ("instruction", "output"),
+        ("prompt", "completion"),
+        ("question", "answer"),
+        ("messages", "system"),
+        ("context", "text"),
+    ],
 )
 def test_rows_with_their_scores_beside_them_join_by_their_numbers(texts, tmp_path):
     """As when some are dropped."""

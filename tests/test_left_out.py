@@ -159,7 +159,7 @@ def test_words_between_other_markers_are_not_left_out(template, answers, spoken)
     ("template", "thought"),
     [
         ("gemma4", "<|channel>thought\nHm.<channel|>Paris"),
-        ("qwen3", "Hm.</think>Paris"),
+        *(("qwen3", said) for said in ("Hm.</think>Paris", "Hm. </think> Paris", "4</think>4", "因此。</think>巴黎")),
         ("qwen3", "Hm\n</think>\n\nParis"),
         ("qwen3", "<think>Hm</think>Paris"),
     ],

@@ -179,6 +179,10 @@ def test_runs_of_jobs_that_the_workflow_no_longer_has_are_superseded(tmp_path, m
     first, second = (
         [("score", [FILE.format(name) for name in names])] for names in (["icp", "gone"], ["icp", "failed"])
     )
+    # Of an earlier version, which knew of no other targets.
+    records.write_json(directory / records.PRESENT, {"score": [FILE.format("icp")]})
+    records.tell_present("demo", [("correlate", [])], whole=False)
+    assert left() == ["icp", "noise"]
     records.tell_present("demo", first, whole=True)
     assert left() == ["gone", "icp", "noise"]  # no rule of the whole makes noise; it was asked for by itself
     records.tell_present("demo", second, whole=False)

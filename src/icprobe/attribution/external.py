@@ -123,7 +123,7 @@ def _check_nameless(place: str, wanted: Sequence[str] | None, columns: np.ndarra
     """Raises DataError where a column [M, n] of a CSV without a header could be the ids of its rows."""
     could = [may_be_numbers(column) for column in columns]
     # A matrix may be of whole numbers; if all of its columns are asked for, none of them is of ids.
-    if any(could) and not (all(could) and wanted is not None and len(wanted) == len(could)):
+    if any(could) and (wanted is None or len(wanted) != len(could)):
         raise DataError(
             f"{place}: there are no ids to join by, and the column 'f{could.index(True)}' (counted from f0) could be "
             "them; name the one of ids in id_column, put row numbers, from 0, before the scores and set id_column: f0, "

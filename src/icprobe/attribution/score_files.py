@@ -23,7 +23,7 @@ FORMATS = ".parquet, .csv, .json, .jsonl, .npy, .npz and .pt"
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
 # Of the rows themselves, which may have their scores beside them: these name no rows, nor do texts of the second kind.
 OWN = {*checking.TEXTS, *conversations.COLUMNS, "system", "rejected"}
-OWN_TEXTS = {name for names in checking.OFTEN_CALLED.values() for name in names}
+OWN_TEXTS = {"text", "context", *(name for names in checking.OFTEN_CALLED.values() for name in names)}
 # What ids are called in files that could not say so otherwise.
 CALLED_IDS = re.compile(r"(.*[_ .-])?(ids?|uuids?|ind(ex|ices)|(row_)?numbers?|rows?|examples?|tasks?)", re.IGNORECASE)
 LEAST_DISTINCT = 0.75  # share of a column's values, if it could be ids: some are repeated or absent by mistake
@@ -155,7 +155,7 @@ def _of_numpy(path: Path, settings: Mapping[str, Any]) -> _Found:
             key = _chosen(path, loaded.files, settings["key"])
             found = _Found(loaded[key])
             if settings["join"] == "id":
-                _check_beside(path, key, found, {name: _array(loaded, name) for name in loaded.files if name != key})
+                _check_beside(path, key, found, {name: _flat(loaded, name) for name in loaded.files if name != key})
             return found
     except (OSError, MemoryError, DataError):
         raise
@@ -163,10 +163,13 @@ def _of_numpy(path: Path, settings: Mapping[str, Any]) -> _Found:
         raise _pickled(path) from None
 
 
-def _array(file: Any, name: str) -> np.ndarray | None:
-    """An array of an npz file; None where it would be unpickled."""
+def _flat(file: Any, name: str) -> np.ndarray | None:
+    """A flat array of an npz file; None where it would be unpickled. Others, which may be large, are not read."""
     try:
-        return file[name]
+        with file.zip.open(f"{name}.npy") as member:
+            version = np.lib.format.read_magic(member)
+            flat = version != (1, 0) or len(np.lib.format.read_array_header_1_0(member)[0]) == 1
+        return file[name] if flat else np.zeros((0, 0))
     except ValueError:
         return None
 
@@ -369,13 +372,11 @@ def may_be_numbers(values: np.ndarray) -> bool:
 
 
 def _hardly_repeats(n_distinct: int, n: int) -> bool:
-    # One value is always another than all others.
-    return n > 1 and n_distinct >= LEAST_DISTINCT * n
+    return n > 1 and n_distinct >= LEAST_DISTINCT * n  # one value is always another than all others
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
@@ -385,8 +386,7 @@ def _column(path: Path, name: str, column: Any) -> np.ndarray:
         raise DataError(f"{path}: the column {shown(name)} holds {kind}, no numbers; see key and id_column.")
     if pa.types.is_null(kind):
         return np.full(len(column), np.nan)
-    # to_pandas: nulls become NaN.
-    return column.to_pandas().to_numpy()
+    return column.to_pandas().to_numpy()  # nulls become NaN
 
 
 READERS = {

@@ -83,6 +83,7 @@ HOW = {
     "plot_sweep": "icp against influence by model and by domain of task",
     "subset": "the examples of a bin; for a threshold as many as in icp's bin of that name",
     "check_selection": "checks that there are as many examples as a selection asks for",
+    "count_learnt": "how many tokens of each example fine-tuning learns from",
     "select_examples": "the examples of a selection",
     "draw_baseline": "as many examples drawn at random, as a selection's baseline says",
     "tabulate_selections": "length, labels and likeness of each selection beside its baselines",

@@ -23,11 +23,12 @@ def end_of_sequence(tokenizer: Any) -> int:
 
 
 def completions(
-    tokenizer: Any, rows: Iterable[Mapping[str, Any]], prompts: Prompts | Chat, max_length: int
+    tokenizer: Any, rows: Iterable[Mapping[str, Any]], prompts: Prompts | Chat, max_length: int, end: bool = True
 ) -> tuple[list[Encoded | None], dict[str, int]]:
     """Tokenises examples for training: query + target + end of sequence, cut off after max_length tokens.
 
-    The query is the context; a chat template ends each turn of the assistant itself. An example of which no target is
+    end: False leaves out the end of sequence, which a tokenizer without one has not. The query is the context; a chat
+    template ends each turn of the assistant itself. An example of which no target is
     left is None: it has no loss. Counts those that are "truncated" (they end without the end of sequence, which a
     response that is cut must not teach) or "dropped".
     """
@@ -35,7 +36,8 @@ def completions(
     found: list[Encoded | None] = []
     counts = {"truncated": 0, "dropped": 0}
     for row in rows:
-        whole = turns(tokenizer, row, bound) if isinstance(bound, ChatPrompts) else _completion(tokenizer, row, bound)
+        chat = isinstance(bound, ChatPrompts)
+        whole = turns(tokenizer, row, bound) if chat else _completion(tokenizer, row, bound, end)
         kept = tuple(place for place in whole.targets if place < max_length)
         if not kept:
             counts["dropped"] += 1
@@ -46,9 +48,9 @@ def completions(
     return found, counts
 
 
-def _completion(tokenizer: Any, row: Mapping[str, Any], prompts: Prompts) -> Encoded:
+def _completion(tokenizer: Any, row: Mapping[str, Any], prompts: Prompts, end: bool) -> Encoded:
     encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
-    return Encoded((*encoded.ids, end_of_sequence(tokenizer)), encoded.n_context)
+    return Encoded((*encoded.ids, *([end_of_sequence(tokenizer)] if end else [])), encoded.n_context)
 
 
 def longest(max_length: int | None, max_positions: int | None) -> int:

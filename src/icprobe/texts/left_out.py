@@ -79,7 +79,9 @@ def _named(call: Any, mark: str) -> Any:
 def _opened_before(content: str) -> bool:
     """Whether an answer ends thoughts that the prompt has opened; else it mentions the tag in a sentence."""
     before, *tag = THINKS.split(content, maxsplit=1)
-    return tag[:1] == ["</think>"] and (before[-1:] in ".!?\n" or tag[1].startswith("\n"))
+    said = before.rstrip()
+    at_an_end = said[-1:] in ".!?…。！？" or "\n" in before[len(said) :] + "".join(tag[1:])[:1]
+    return tag[:1] == ["</think>"] and (at_an_end or before[-1:] not in " \t`'\"(“‘")
 
 
 def _with_a_value_less(messages: Sequence[Message]) -> Iterator[tuple[str, list[Message]]]:

@@ -17,7 +17,10 @@ with job(snakemake) as run:
         from icprobe.texts.tokenizing import load_tokenizer
 
         length = longest(params.max_length, artifacts.read_manifest(files.model)["max_positions"])
-        found, counts = completions(load_tokenizer(files.model), records(train), prompts_of(params.templates), length)
+        tokenizer, prompts = load_tokenizer(files.model), prompts_of(params.templates)
+        # Data may be chosen for a training elsewhere by a model that could not be trained here.
+        end = tokenizer.eos_token_id is not None
+        found, counts = completions(tokenizer, records(train), prompts, length, end)
         counted = pd.array([one.n_target if one else 0 for one in found], "Int32")
         run.summary(tokens=int(counted.sum()), **counts)
     parquet.write_parquet(pd.DataFrame({"id": train["id"], "n_learnt": counted}), snakemake.output[0])
