@@ -171,3 +171,18 @@ def test_every_method_has_one_section_which_says_what_it_asks_costs_and_needs_an
     assert re.search(r"^```\w+\n\S", text, re.MULTILINE), "a formula"
     for part in ("cost", "needs", "use it"):
         assert re.search(rf"\*\*{part}\*\*", text, re.IGNORECASE), part
+
+
+@pytest.mark.parametrize(("name", "place"), [("demo", 0), ("alpaca", 1)])
+def test_the_lds_in_docs_are_those_of_their_tables(name, place):
+    """Rounded once."""
+    text = (ROOT / "docs/truth.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| method \| LDS, tasks.*?\n\n", text, re.MULTILINE | re.DOTALL)[place].replace("**", "")
+    rows = [[cell.strip(" `") for cell in line[1:-1].split("|")] for line in shown.strip().splitlines()[2:]]
+    table = pd.read_csv(ROOT / f"docs/truth/lds-{name}.csv").query("domain == 'all'")
+    for method, *cells in rows:
+        for of_set, cell in zip(("tasks", "eval"), cells, strict=False):
+            found = table[table["set"] == of_set].set_index("method")
+            row = found.loc[method] if method != "ceiling" else found.iloc[0]
+            columns = ("lds", "low", "high") if method != "ceiling" else ("ceiling", "ceiling_low", "ceiling_high")
+            assert cell == estimate(*row[[*columns]]), (method, of_set)
