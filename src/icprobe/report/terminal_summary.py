@@ -347,15 +347,16 @@ def _to_blame(group: Sequence[Failed]) -> Iterator[tuple[str, Mapping[str, str],
     come to their end.
     """
     found = [(*job, next(filter(None, map(sentence_of, job[2])), "")) for job in group]
-    if with_sentence := [job for job in found if job[3]]:
-        yield from with_sentence
+    if told := [job for job in found if job[3]]:
+        yield from told
         return
-    ended = {number: any(map(_ended, logs)) for number, (*_, logs, _) in enumerate(found)}
-    for number, (*job, _) in enumerate(found):
-        if not ended[number]:
-            yield (*job, "it ended without a message, perhaps killed for memory")
-        elif all(ended.values()):
-            yield (*job, "it did its work, but its files were not seen in time (a slow file system: --latency-wait)")
+    left = [job for job in group if not any(map(_ended, job[2]))]
+    why = (
+        "it ended without a message, perhaps killed for memory"
+        if left
+        else "it did its work, but its files were not seen in time (a slow file system: --latency-wait)"
+    )
+    yield from ((*job, why) for job in left or group)
 
 
 def _ended(log: str | Path) -> bool:
