@@ -170,6 +170,7 @@ def test_prompts_that_differ_in_their_input_alone_are_two(tmp_path):
     [
         ([annotation(0, 2.5)], r"row 1: the preference is '2\.5'"),
         ([annotation(0, 1), annotation(1, "1")], "row 2: the preference is '1'"),
+        ([annotation(0, 1), annotation(1, 2, generator_1="gpt4")], r"of 2 models \(generator_1: 'base', 'gpt4'\)"),
         ([{"preference": 1}], "needs its instruction"),
         ([annotation(0, 1), annotation(0, 2)], r"row 2: its prompt is judged at .*row 1, too, and would count twice"),
         ([annotation(0, 1, output_1=None, len_1="n/a")], r"row 1: len_1 is 'n/a'; it must be a number of characters"),

@@ -178,12 +178,39 @@ def test_the_interval_over_seeds_holds_the_truth_as_often_as_it_says():
     assert all(0.92 <= share <= 0.99 for share in held.values()), held
 
 
-def test_seeds_without_shared_prompts_keep_the_interval_of_their_means():
-    parts = [judgements([2.0, 1.0], seed=0), judgements([2.0, 2.0], seed=1).assign(id=["q0", "q1"])]
-    found = win_rate_table(pd.concat(parts)).set_index(["subset", "seed"]).loc[("overall", "all")]
-    assert found["low"] == 0
-    assert found["high"] == 100
-    assert np.isclose(found["standard_error"], 25)
+def test_where_seeds_judge_different_prompts_the_interval_is_of_all_prompts_that_the_rate_is_made_of():
+    flips = np.random.default_rng(6).integers(1, 3, 50).astype(float)
+    parts = [judgements(np.append(flips, [2.0, 2.0]), seed=0), judgements(np.append(flips[::-1], [2.0, 2.0]), seed=1)]
+    parts[1] = parts[1].assign(id=[f"other {n}" for n in range(50)] + parts[0]["id"].tolist()[50:])
+    found = win_rate_table(pd.concat(parts)).set_index(["subset", "seed"]).loc["overall"]
+    assert found.loc["all", "standard_error"] > found.loc["0", "standard_error"] / 2
+    assert found.loc["all", "high"] - found.loc["all", "low"] > 10
+
+    apart = [judgements([2.0, 1.0], seed=0), judgements([2.0, 2.0], seed=1).assign(id=["q0", "q1"])]
+    found = win_rate_table(pd.concat(apart)).set_index(["subset", "seed"]).loc[("overall", "all")]
+    of_prompts, of_seeds = 4 / 3 * 2 * (50 / (2 * 2)) ** 2, np.var([50, 100], ddof=1) / 2
+    assert np.isclose(found["standard_error"], np.sqrt(of_prompts + of_seeds))
+
+
+@pytest.mark.parametrize("judged", [0.9, 0.5])
+def test_the_interval_over_seeds_holds_the_truth_where_judgements_are_missing(judged):
+    rng = np.random.default_rng(7)
+    inside = 0
+    for _ in range(400):
+        values = 20 * rng.normal(size=(40, 1)) + 3 * rng.normal(size=(1, 3)) + 10 * rng.normal(size=(40, 3))
+        values = np.where(rng.random(values.shape) < judged, values, np.nan)
+        values = values[~np.isnan(values).all(axis=1)]
+        inside += abs(np.nanmean(values, axis=0).mean()) <= crossed_half_width(values)
+    assert inside / 400 >= 0.93
+
+
+def test_prompts_that_nobody_could_read_do_not_narrow_the_interval_of_those_that_all_end_alike():
+    read = [2.0] * 8
+    found, readable = (
+        win_rate_table(pd.concat([judgements(values, seed=seed) for seed in (0, 1)])).set_index(["subset", "seed"])
+        for values in ([*read, *[np.nan] * 92], read)
+    )
+    assert found.loc[("overall", "all"), "low"] == readable.loc[("overall", "all"), "low"] < 80
 
 
 def test_an_empty_bin_is_a_row_that_says_zero():

@@ -89,8 +89,9 @@ class Selection(Section):
     bottom: End | None = Field(None, description="The worst: a share of the examples or their number.")
     tokens: Annotated[PositiveFloat, BeforeValidator(_whole)] | None = Field(
         None,
-        description="The best, one after the other, for as long as their responses have no more tokens than this in "
-        "all. One of top, bottom and tokens is needed.",
+        description="The best, one after the other, for as long as fine-tuning learns from no more tokens than this in "
+        "all: those of their responses, with the ends of sequence, up to finetune.max_length where there is finetune. "
+        "One of top, bottom and tokens is needed.",
     )
     per_task: Literal["round_robin"] | None = Field(
         None,
@@ -102,15 +103,15 @@ class Selection(Section):
     match: Literal["length"] | None = Field(
         None,
         description="length: the same share of the examples (or of their tokens) is taken from each tenth of the "
-        "response lengths, so that the selection is as long as all examples are.",
+        "response lengths, counted as for tokens, so that the selection is as long as all examples are.",
     )
     quota: Quota | None = Field(None, description="Shares of the selection by the values of a column.")
     baselines: list[Literal["random", "random_tokens", "random_length"]] = Field(
         [],
         description="Random choices that the selection is compared with, each a data set of its own, called "
-        "{selection}-{baseline}. random: as many examples; random_tokens: as many tokens of responses, within half an "
-        "example, but one example at least; random_length: as many examples of each of up to 100 strata of response "
-        "length, of ten examples or more each.",
+        "{selection}-{baseline}. random: as many examples; random_tokens: as many tokens that fine-tuning learns from, "
+        "within half an example, but one example at least; random_length: as many examples of each of up to 100 strata "
+        "of response length, in such tokens, of ten examples or more each.",
     )
 
     @model_validator(mode="after")

@@ -288,7 +288,7 @@ class Data(Section):
     sound_labels: dict[str, list[str]] = Field(
         {},
         description="Values of each label column that mark good examples, for which each method's AUC is computed; "
-        "[] says that none does. A label column in which no row has one of them is an error. Numeric labels are "
+        "[] says that none does. One that no row of such a column has is an error. Numeric labels are "
         "also correlated with each method's scores.",
     )
     on_empty: Literal["error", "drop"] = Field(

@@ -100,10 +100,9 @@ def win_rate_table(judgements: pd.DataFrame, conditions: Iterable[tuple[str, str
     and bin there is every subset and then "overall", and in each every seed and then "all".
 
     "all" is the mean over the seeds that have judgements, with their counts summed. With two seeds or more
-    its standard error and interval are those of `crossed_error`, for other seeds and other prompts (of
-    seeds that share no two prompts: std over seeds (ddof=1)/√seeds, Student's t), and the interval is as
-    `win_rate`'s where all prompts end alike; with one seed both are that seed's own. Raises DataError where a
-    prompt is judged twice.
+    its standard error and interval are those of `crossed_error`, for other seeds and other prompts, and the
+    interval is as `win_rate`'s where all prompts end alike; with one seed both are that seed's own. Raises
+    DataError where a prompt is judged twice.
     """
     judgements = _checked(judgements)
     conditions = [(method, bin_, str(seed)) for method, bin_, seed in conditions]
@@ -136,12 +135,9 @@ def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, fl
     if len(judged) < 2:
         return judged[0] if judged else win_rate([])
     each = np.array([rate["win_rate"] for rate in judged])
-    table = pd.concat([p for p, rate in zip(preferences, rates, strict=True) if rate["n"]], axis=1)
-    values = 100 * table.dropna().to_numpy()
+    table = pd.concat([p for p, rate in zip(preferences, rates, strict=True) if rate["n"]], axis=1).dropna(how="all")
+    values = 100 * table.to_numpy()
     mean, error, half = float(each.mean()), crossed_error(values)[0], crossed_half_width(values)
-    if np.isnan(error):  # the seeds share no two prompts
-        error = float(each.std(ddof=1) / np.sqrt(len(each)))
-        half = student.ppf(0.975, len(each) - 1) * error
     summed = {name: sum(rate[name] for rate in judged) for name in ["n", *COUNTS]}
     low, high = _with_the_unseen(mean - half, mean + half, mean, summed, len(table))
     return summed | {
@@ -154,19 +150,24 @@ def _over_seeds(rates: list[dict], preferences: list[pd.Series]) -> dict[str, fl
 
 
 def crossed_error(values: np.ndarray) -> tuple[float, float]:
-    """The standard error of the mean of values [prompts, seeds] and its degrees of freedom: both are random.
+    """The standard error of the mean over seeds of values [prompts, seeds], and its degrees of freedom.
 
-    y_ps = μ + prompt_p + seed_s + rest_ps, one judgement in each cell. Var(mean) = (MS_prompts + MS_seeds)/(prompts·
-    seeds), the mean squares of the two-way table, with Satterthwaite's degrees of freedom (Searle, Casella and
-    McCulloch, Variance Components, 1992). The unbiased estimate takes MS_rest off; with few seeds what is left of
-    MS_seeds is then often below 0, and taking that for 0 held the truth in 87 to 94% of simulated cases, with longer
-    intervals. NaN below two prompts or two seeds.
+    Prompts and seeds are random: y_ps = μ + prompt_p + seed_s + rest_ps, NaN where a seed has not judged a prompt; each
+    row and each column has a judgement. Var(mean) = (MS_prompts + MS_seeds)/(prompts·seeds), the mean squares of the
+    two-way table, with Satterthwaite's degrees of freedom (Searle, Casella and McCulloch, Variance Components, 1992).
+    The unbiased estimate takes MS_rest off; with few seeds what is left of MS_seeds is then often below 0, and taking
+    that for 0 held the truth in 87 to 94% of simulated cases, with longer intervals. Where judgements are missing, a
+    prompt's part is what its deviations add to the mean of the seeds' means (Liang and Zeger, Biometrika 73, 1986, each
+    prompt a cluster), and those means differ by their prompts, too: longer intervals. NaN below two prompts or seeds.
     """
     prompts, seeds = values.shape
     if min(prompts, seeds) < 2:
         return np.nan, np.nan
-    of_prompts = float(values.mean(axis=1).var(ddof=1)) / prompts
-    of_seeds = float(values.mean(axis=0).var(ddof=1)) / seeds
+    judged = ~np.isnan(values)
+    means = np.nanmean(values, axis=0)
+    parts = np.where(judged, values - means, 0) / judged.sum(axis=0) / seeds
+    of_prompts = float((parts.sum(axis=1) ** 2).sum()) * prompts / (prompts - 1)
+    of_seeds = float(means.var(ddof=1)) / seeds
     return _summed_error([(of_prompts, prompts - 1), (of_seeds, seeds - 1)])
 
 
@@ -294,10 +295,7 @@ def _seed_variances(judgements: pd.DataFrame) -> dict[str, tuple[float, int]]:
         table = rows.pivot(index="id", columns="seed", values="preference").dropna(axis=1, how="all")
         seeds = table.shape[1]
         if seeds > 1:
-            shared = table.dropna()
-            # Seeds that share no prompt have their own means.
-            means = 100 * (table if shared.empty else shared).mean()
-            found[method] = float(means.var(ddof=1)) / seeds, seeds - 1
+            found[method] = float((100 * table.mean()).var(ddof=1)) / seeds, seeds - 1
     return found
 
 

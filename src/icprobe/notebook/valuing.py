@@ -168,7 +168,7 @@ def _check_values(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame) -> N
     domains = {one for table in (candidates, rows) if "domain" in table for one in table["domain"].dropna()}
     for name in plan.config.data.in_domain or [] if "domain" in candidates else []:
         way = "Correct it, or leave it out."
-        checking.check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
+        checking.check_values("data.in_domain", "domain", domains, name, way, "data.tasks or data.train")
 
 
 def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str], labels: Sequence[str] = ()) -> pd.DataFrame:
@@ -194,7 +194,8 @@ def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: S
     _tell_left_out("train", rows, train, data.on_too_long)
     tokens = lengths(train, prompts, subject.reader)
     if any(map(plan.takes_loss, plan.computed)):
-        end_of_sequence(subject.reader.tokenizer)
+        if "n_first" not in tokens:  # a chat template ends each turn itself
+            end_of_sequence(subject.reader.tokenizer)
         check_trainable(tokens, longest(plan.config.finetune.max_length, subject.reader.max_positions))
     for method in plan.long_contexts:
         settings = slice_of(getattr(plan.config.attribution, method))

@@ -239,7 +239,7 @@ def check_group(where: str, column: str, value: str | None) -> None:
 def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -> dict[str, int]:
     """How many rows have a good value of each label that the table has; good: label -> its good values.
 
-    Raises ConfigError for a label of which no row has a good value: its AUC could not be told.
+    Raises ConfigError for a good value that no row has: were it misspelt, good rows would count as bad ones.
     """
     for name, wanted in good.items():
         check_good(name, set(table[name].dropna()) if name in table else set(), wanted)
@@ -247,21 +247,19 @@ def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -
 
 
 def check_good(name: str, there: Iterable[str], wanted: Iterable[str]) -> None:
-    """Raises ConfigError where a label has values, and none of those that are to mark good examples is among them."""
-    way = "Correct it, or set it to [] for a label that marks no good examples."
-    check_values(f"data.sound_labels.{name}", name, there, wanted, way)
+    """Raises ConfigError where a label has values, and one that is to mark good examples is not among them."""
+    way = "Correct it, or leave it out ([] where no value marks good examples)."
+    for value in wanted:
+        check_values(f"data.sound_labels.{name}", name, there, value, way)
 
 
-def check_values(
-    key: str, name: str, there: Iterable[str], wanted: Iterable[str], way: str, table: str = "data.train"
-) -> None:
-    """Raises ConfigError where a column has values, and none of those that `key` names is among them; way: out."""
-    there, wanted = set(there), list(wanted)
-    if there and wanted and there.isdisjoint(wanted):
-        hint = did_you_mean(wanted[0], sorted(there)) if len(wanted) == 1 else ""
+def check_values(key: str, name: str, there: Iterable[str], wanted: str, way: str, table: str = "data.train") -> None:
+    """Raises ConfigError where a column has values, and the one that `key` names is not among them; way: out."""
+    there = sorted(set(there))
+    if there and wanted not in there:
         raise ConfigError(
-            f"config: {key}: no row of {table} has {' or '.join(map(shown, wanted))}; the column {name!r} holds "
-            f"{_listed(sorted(there))}{hint or '.'} {way}"
+            f"config: {key}: no row of {table} has {shown(wanted)}; the column {name!r} holds {_listed(there)}"
+            f"{did_you_mean(wanted, there) or '.'} {way}"
         )
 
 

@@ -3,8 +3,9 @@
 By a chat template it is over all that the assistant says, with the ends of its turns.
 """
 
+import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,6 +14,8 @@ from icprobe.errors import DataError, ModelError, several, some
 from icprobe.texts.chat import Chat, ChatPrompts
 from icprobe.texts.prompts import Encoded, Prompts, encode
 from icprobe.texts.turns import turns
+
+logger = logging.getLogger(__name__)
 
 
 def end_of_sequence(tokenizer: Any) -> int:
@@ -48,6 +51,39 @@ def completions(
     return found, counts
 
 
+def learnt(
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    prompts: Prompts | Chat,
+    max_length: int,
+    end: bool = True,
+    at_once: int = 10_000,
+) -> tuple[list[int], dict[str, int]]:
+    """Counts the tokens of each example whose loss fine-tuning minimises: 0 of one without a loss.
+
+    The arguments are those of `completions`, whose counts are given, too. Some rows at a time: the tokens of a million
+    would fill gigabytes.
+    """
+    found, counts = [], {"truncated": 0, "dropped": 0}
+    for start in range(0, len(rows), at_once):
+        encoded, told = completions(tokenizer, rows[start : start + at_once], prompts, max_length, end)
+        found += [one.n_target if one else 0 for one in encoded]
+        counts = {what: counts[what] + n for what, n in told.items()}
+    return found, counts
+
+
+def warn_of_cuts(n_rows: int, counts: Mapping[str, int], length: int) -> None:
+    """Says in the log how many examples fine-tuning cuts off or drops. counts: as `completions` gives them."""
+    if counts["truncated"] or counts["dropped"]:
+        logger.warning(
+            "%d of %d examples are cut off at %d tokens; %d are dropped because their query alone is as long.",
+            counts["truncated"],
+            n_rows,
+            length,
+            counts["dropped"],
+        )
+
+
 def _completion(tokenizer: Any, row: Mapping[str, Any], prompts: Prompts, end: bool) -> Encoded:
     encoded = encode(tokenizer, prompts.query(row), prompts.target(row))
     return Encoded((*encoded.ids, *([end_of_sequence(tokenizer)] if end else [])), encoded.n_context)
@@ -61,16 +97,19 @@ def longest(max_length: int | None, max_positions: int | None) -> int:
     return min((limit for limit in (max_length, max_positions) if limit), default=sys.maxsize)
 
 
-def check_trainable(lengths: pd.DataFrame, length: int) -> None:
+def check_trainable(lengths: pd.DataFrame, length: int, asked_by: str = "attribution.train_loss: response") -> None:
     """Raises DataError for examples whose query alone fills `length` tokens.
 
-    lengths: table id, n_query, in tokens; of conversations n_first, too, the tokens before the first answer.
+    lengths: table id, n_query, in tokens; of conversations n_first, too, the tokens before the first answer. asked_by:
+    what needs a loss of every example, "truth" or the gradients' key of the configuration.
     """
     before = lengths["n_first"] if "n_first" in lengths else lengths["n_query"]
     without = lengths["id"][before >= length].tolist()
     if without:
+        of_truth = "or remove what is too long (data.train.sample: {max_tokens: …})"
+        of_gradients = "remove what is too long, or set train_loss: document"
         raise DataError(
-            f"attribution.train_loss: response: {several(len(without), 'example')} without a loss: {some(without)}; "
+            f"{asked_by}: {several(len(without), 'example')} without a loss: {some(without)}; "
             f"the query alone has {length} tokens or more, and fine-tuning cuts there. Raise finetune.max_length "
-            "(within the model's context), remove what is too long, or set train_loss: document."
+            f"(within the model's context), {of_truth if asked_by == 'truth' else of_gradients}."
         )

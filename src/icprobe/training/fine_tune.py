@@ -25,7 +25,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from icprobe import artifacts
 from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device, set_precision, trusts
 from icprobe.errors import ConfigError, DataError, ModelError, reason, several
-from icprobe.texts.completions import completions, longest
+from icprobe.texts.completions import completions, longest, warn_of_cuts
 from icprobe.texts.prompts import Encoded, Prompts
 from icprobe.texts.tokenizing import load_tokenizer
 from icprobe.training.callbacks import Checkpoints, Watch, newest_complete
@@ -182,7 +182,7 @@ def _trainer(
     callbacks: Sequence[TrainerCallback],
 ) -> SFTTrainer:
     """trl's trainer of a model, with adapters that it puts there, or has already."""
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=model,
         args=_options(settings, seed, folder, _recomputes(model)),
         data_collator=DataCollatorForLanguageModeling(
@@ -193,6 +193,11 @@ def _trainer(
         peft_config=adapters,
         callbacks=list(callbacks),
     )
+    # trl divides each batch's summed loss by the loss tokens of the whole step. transformers counts these only for a
+    # model whose forward pass takes further arguments: without, as in some with code of their own, the step would be of
+    # the mean of its batches' means.
+    trainer.model_accepts_loss_kwargs = True
+    return trainer
 
 
 def _check_learns(n: int, settings: dict[str, Any]) -> None:
@@ -224,14 +229,7 @@ def log_cut(n_rows: int, counts: dict[str, int], length: int) -> None:
             f"No example of {n_rows} can be trained on: each query alone has {length} tokens or more. "
             "Raise finetune.max_length."
         )
-    if counts["truncated"] or counts["dropped"]:
-        logger.warning(
-            "%d of %d examples are cut off at %d tokens; %d are dropped because their query alone is as long.",
-            counts["truncated"],
-            n_rows,
-            length,
-            counts["dropped"],
-        )
+    warn_of_cuts(n_rows, counts, length)
 
 
 def _recomputes(model: torch.nn.Module) -> bool:

@@ -105,7 +105,7 @@ def check_columns(plan: Plan) -> None:
         domains |= _values(plan, "domain") if domains else set()
         way = "Correct it, or leave it out ([] where no task is of the examples' domain)."
         for name in data.in_domain:
-            checking.check_values("data.in_domain", "domain", domains, [name], way, "data.tasks or data.train")
+            checking.check_values("data.in_domain", "domain", domains, name, way, "data.tasks or data.train")
 
 
 def _values(plan: Plan, column: str) -> set[str]:
@@ -131,7 +131,7 @@ def check_selections(plan: Plan) -> None:
     for name, selection in plan.config.selections.items():
         for value in selection.quota.shares if selection.quota else ():
             column, here = selection.quota.column, f"selections.{name}.quota.shares"
-            checking.check_values(here, column, _values(plan, column), [value], "Correct it, or leave it out.")
+            checking.check_values(here, column, _values(plan, column), value, "Correct it, or leave it out.")
         if selection.per_task and selection.method not in plan.per_task:
             known = ", ".join(plan.per_task) or "none here"
             raise ConfigError(

@@ -20,8 +20,8 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
     characters, `len_1`, `len_2`. generator: which generator_2 to take; needed where the files hold several. A prompt's
     id is a digest of its instruction (and its `input`), so that other models' annotations of it are of one prompt.
 
-    Raises DataError for files that cannot be read, a row that cannot be used, a prompt that is judged twice, or several
-    generators without a choice.
+    Raises DataError for files that cannot be read, a row that cannot be used, a prompt that is judged twice, several
+    generators without a choice, or several whose responses these were held against.
     """
     rows = [row for path in paths for row in checking.records(reading.read_file(path))]
     if generator is not None:
@@ -34,6 +34,14 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
         raise DataError(
             f"{paths[0]}: holds responses of {len(found)} models ({names}); choose one as `generator` in "
             "evaluation.annotations."
+        )
+    against = list(dict.fromkeys(str(row.get("generator_1")) for row in rows))
+    if len(against) > 1:
+        names = ", ".join(shown(name) for name in against[:3])
+        raise DataError(
+            f"{paths[0]}: its responses are compared with those of {len(against)} models (generator_1: {names}), where "
+            "a win rate is against one; make each an annotation of its own in evaluation.annotations, under another "
+            "method."
         )
     judgements = []
     seen: dict[str, str] = {}
