@@ -18,7 +18,8 @@ if CONFIG.selections:
             paths.LEARNT,
         params:
             templates=PLAN.text_settings("query", "target"),
-            max_length=CONFIG.finetune.max_length,
+            # Who trains elsewhere has not said where to cut.
+            max_length=CONFIG.finetune.max_length if "finetune" in CONFIG.model_fields_set else None,
             code=fingerprint("selection/count_learnt"),
         log:
             paths.log("count_learnt/{model}"),
@@ -130,7 +131,10 @@ if CONFIG.selections:
             examples=paths.TRAIN,
             scores=lambda w: paths.scores(chosen_by(w).method),
             chosen=lambda w: paths.SUBSET.replace("{method}", PLAN.data_sets[w.method].selection),
-            lengths=lambda w: paths.LEARNT if PLAN.data_sets[w.method].baseline in OF_LENGTHS else [],
+            # Where the selection takes only what can be trained on, so does each baseline.
+            lengths=lambda w: (
+                paths.LEARNT if chosen_by(w).counts_tokens or PLAN.data_sets[w.method].baseline in OF_LENGTHS else []
+            ),
         output:
             subset=paths.SUBSET,
             messages=paths.MESSAGES,

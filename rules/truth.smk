@@ -85,6 +85,7 @@ if PLAN.truth_parts:
             base=model_of,
             base_manifest=manifest_of,
             checked=section_dtype_checked("finetune"),
+            losses=paths.LOSSES_CHECKED,
         output:
             paths.RETRAINED,
         wildcard_constraints:

@@ -2,13 +2,14 @@
 
 What is chosen is an array of positions [n] in the table of scores, in the order in which they were chosen. Everywhere
 equal scores are ordered by mean effect, then by id (`binning.Ranking`), and an example that was not evaluated (NaN) is
-never chosen.
+never chosen. Where tokens are counted, nor is one that fine-tuning cannot learn from, and drops: it would be free.
 """
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -23,6 +24,8 @@ from icprobe.artifacts import digest
 from icprobe.errors import DataError, ScoreError, several, shown
 from icprobe.tables.parquet import column_names, read_parquet
 
+logger = logging.getLogger(__name__)
+
 LENGTH_PARTS = 10  # strata of response length that `match` takes the same share from
 # Strata that `random_length` draws the same number from: at most so many, of at least so many examples each.
 BASELINE_PARTS, LEAST_IN_PART = 100, 10
@@ -31,12 +34,13 @@ COLUMNS = ["method", "bin", "selection", "baseline", "n", "n_tokens", "mean_toke
 
 @dataclass(frozen=True)
 class _Amount:
-    """How much is chosen: k examples, or as many as have `tokens` tokens in all; of: whose, for messages."""
+    """How much is chosen: k examples, or as many as have `tokens` in all. of, having: for messages."""
 
     of: str
     k: int | None
     tokens: float | None
     lengths: np.ndarray | None
+    having: str = "a score"
 
     def first(self, order: np.ndarray) -> np.ndarray:
         """The beginning of an order of positions that is as much; all of it where it is less."""
@@ -47,20 +51,20 @@ class _Amount:
     def share(self, weights: Sequence[Fraction]) -> list["_Amount"]:
         """Divides it among strata: examples by largest remainder (the first of equal ones), tokens as they are."""
         if self.k is None:
-            return [_Amount(self.of, None, float(Fraction(self.tokens) * w), self.lengths) for w in weights]
+            return [replace(self, tokens=float(Fraction(self.tokens) * w)) for w in weights]
         whole = [int(self.k * w) for w in weights]
         by_rest = sorted(range(len(weights)), key=lambda i: (whole[i] - self.k * weights[i], i))
         for place in by_rest[: self.k - sum(whole)]:
             whole[place] += 1
-        return [_Amount(self.of, n, None, None) for n in whole]
+        return [replace(self, k=n) for n in whole]
 
     def check(self, chosen: np.ndarray, there: np.ndarray, where: str = "") -> np.ndarray:
         """The chosen. Raises ScoreError where `there`, all that could be chosen, is less than is asked for."""
         if self.k is not None and len(chosen) < self.k:
-            self._refuse(several(self.k, "example") + where, f"there are only {len(there):,} with a score", there)
+            self._refuse(several(self.k, "example") + where, f"there are only {len(there):,} with {self.having}", there)
         if self.k is None and len(chosen) == len(there) and self.lengths[there].sum() < self.tokens:
             total = int(self.lengths[there].sum())
-            self._refuse(self._tokens + where, f"the examples with a score have only {total:,}", there)
+            self._refuse(self._tokens + where, f"the examples with {self.having} have only {total:,}", there)
         if self.k is None and not len(chosen):
             raise ScoreError(
                 f"{self.of}: the first example{where} has {several(int(self.lengths[there[0]]), 'token')}, and "
@@ -74,7 +78,9 @@ class _Amount:
 
     def _refuse(self, asked: str, but: str, there: np.ndarray) -> None:
         if not len(there):
-            raise ScoreError(f"{self.of}: it asks for {asked}, but no such example has a score. Take none of them.")
+            raise ScoreError(
+                f"{self.of}: it asks for {asked}, but no such example has {self.having}. Take none of them."
+            )
         raise ScoreError(f"{self.of}: it asks for {asked}, but {but}. Take fewer, or a share of them.")
 
 
@@ -90,14 +96,17 @@ def select(
     """Chooses examples by a rule.
 
     name: of the selection, for messages. rule: as the configuration's `Selection` has it. scores: `id`, `score` [N],
-    and `mean_effect` where there is one. lengths: tokens of the responses [N], for `tokens` and `match`. values: of the
-    quota's column [N]. effects: the columns of the attribution matrix [N] each, for `per_task`. vectors: positions [m]
-    -> unit vectors [m, d], for `diverse`. Raises ScoreError where there is less than the rule asks for.
+    and `mean_effect` where there is one. lengths: tokens that fine-tuning learns from [N], for `tokens` and `match`; an
+    example that has none counts in a share of all examples, and is not chosen. values: of the quota's column [N].
+    effects: the columns of the attribution matrix [N] each, for `per_task`. vectors: positions [m] -> unit vectors
+    [m, d], for `diverse`. Raises ScoreError where there is less than the rule asks for.
     """
     best, of = rule["bottom"] is None, f"selections.{name}"
     k = None if rule["tokens"] else count(rule["top"] or rule["bottom"], len(scores))
     amount = _Amount(of, k, rule["tokens"], lengths)
     score = scores.set_index("id")["score"]
+    if lengths is not None and not (known := _trainable(name, lengths)).all():
+        score, amount = score.where(known), replace(amount, having="a score and a token to learn from")
     mean = scores.get("mean_effect")
     order = _ordered(score, mean, best)
     if k is not None and k > len(order):
@@ -112,9 +121,9 @@ def select(
         found = order[_as_long_as_it_fits(places, order, amount)]
         return amount.check(amount.first(found), found)
     if rule["match"]:
-        strata = length_strata(lengths, LENGTH_PARTS)
+        strata, known = _strata(lengths, lambda some: length_strata(some, LENGTH_PARTS)), lengths > 0
         # Tokens are shared as they are among all examples, too.
-        sizes = np.bincount(strata, weights=lengths if k is None else None).astype(int)
+        sizes = np.bincount(strata[known], weights=lengths[known] if k is None else None).astype(int)
         weights = [Fraction(int(size), int(sizes.sum())) for size in sizes]
         return _of_strata(order, strata, amount, weights, [f" of length stratum {i + 1}" for i in range(len(sizes))])
     if rule["quota"]:
@@ -134,15 +143,31 @@ def check(
     return len(select(name, {**rule, "diverse": None}, scores, lengths, values, [scores["score"].to_numpy()]))
 
 
-def tied(score: pd.Series, chosen: np.ndarray) -> tuple[int, int]:
-    """How many examples have the score of the last that was chosen, and how many of these are chosen. score: [N]."""
-    same = (score == score.iloc[chosen[-1]]).to_numpy()
+def tied(score: pd.Series, chosen: np.ndarray, lengths: np.ndarray | None = None) -> tuple[int, int]:
+    """How many examples have the last chosen one's score, and how many of these are chosen. score, lengths: [N]."""
+    same = (score == score.iloc[chosen[-1]]).to_numpy() & (True if lengths is None else lengths > 0)
     return int(same.sum()), int(same[chosen].sum())
 
 
 def count(end: str, n: int) -> int:
     """How many of n examples "10%" or "200" are; as bins round it."""
     return int(end) if end.isdecimal() else size_of(f"top {end}", n)
+
+
+def _trainable(name: str, lengths: np.ndarray) -> np.ndarray:
+    """Whether fine-tuning learns from each example [N]. Says in the log if from some not; ScoreError: if from none."""
+    known, why = lengths > 0, "the query alone fills finetune.max_length, or the model's context"
+    if not known.any():
+        raise ScoreError(
+            f"selections.{name}: fine-tuning cannot learn from any of the {several(len(known), 'example')}, because "
+            f"{why}. Raise finetune.max_length, or shorten the queries."
+        )
+    if not known.all():
+        logger.warning(
+            "selections.%s: %d of %d examples are left out, because fine-tuning cannot learn from them: %s",
+            *(name, np.count_nonzero(~known), len(known), why),
+        )
+    return known
 
 
 def _ordered(score: pd.Series, mean_effect: pd.Series | None, best: bool) -> np.ndarray:
@@ -170,6 +195,13 @@ def length_strata(lengths: np.ndarray, parts: int) -> np.ndarray:
     borders = np.unique(np.quantile(lengths, np.arange(1, parts) / parts, method="inverted_cdf"))
     # Where the last border is the longest of all, nothing lies above it; other strata are never empty.
     return np.searchsorted(borders, lengths, side="left")
+
+
+def _strata(lengths: np.ndarray, strata_of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The stratum [N] of each length [N] that is not 0, among these; −1 of the others."""
+    strata = np.full(len(lengths), -1)
+    strata[lengths > 0] = strata_of(lengths[lengths > 0])
+    return strata
 
 
 def _by_value(
@@ -251,16 +283,19 @@ def baseline(
     name: of the selection. chosen: its positions. ids: of all examples [N]; with seed and name they decide what is
     drawn, in whichever order they stand. kind: random, as many; random_tokens, so many that their responses have about
     as many tokens, half an example away at most, but one at least; random_length, from each of `baseline_strata` as
-    many as are chosen of it. lengths: [N], where these matter.
+    many as are chosen of it. lengths: [N], where these matter to it or to the selection; what fine-tuning cannot learn
+    from is then neither drawn nor counted among the chosen. Raises ScoreError where it can learn from none.
     """
     key = digest([seed, name, kind])
     drawn = np.argsort([hashlib.sha256(f"{key} {one}".encode()).digest() for one in ids], kind="stable")
+    if lengths is not None:
+        drawn, chosen = drawn[_trainable(name, lengths)[drawn]], chosen[lengths[chosen] > 0]
     if kind == "random":
         return drawn[: len(chosen)]
     if kind == "random_tokens":
         sums = np.cumsum(lengths[drawn])
         return drawn[: 1 + np.abs(sums - lengths[chosen].sum()).argmin()]
-    strata = baseline_strata(lengths)
+    strata = _strata(lengths, baseline_strata)
     wanted = np.bincount(strata[chosen], minlength=strata.max(initial=0) + 1)
     own = strata[drawn]
     by_stratum = np.argsort(own, kind="stable")

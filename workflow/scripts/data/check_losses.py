@@ -12,9 +12,10 @@ with job(snakemake) as run:
     from icprobe.texts.tokenizing import reader
 
     lengths, model = parquet.read_parquet(snakemake.input.lengths), reader(snakemake.input.model)
-    end_of_sequence(model.tokenizer)
+    if "n_first" not in lengths:  # a chat template ends each turn itself
+        end_of_sequence(model.tokenizer)
     length = longest(snakemake.params.max_length, model.max_positions)
-    check_trainable(lengths, length)
+    check_trainable(lengths, length, snakemake.params.asked_by)
     # One token more than an example has: the end of sequence.
     cut = int((lengths["n_query"] + lengths["n_target"] + 1 > length).sum())
     write_json(snakemake.output[0], {"examples": len(lengths), "length": length, "cut": cut})

@@ -6,7 +6,7 @@ from icprobe import artifacts
 from icprobe.tables import parquet
 from icprobe.tables.checking import records
 from icprobe.texts.chat import prompts_of
-from icprobe.texts.completions import completions, longest
+from icprobe.texts.completions import learnt, longest, warn_of_cuts
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -20,7 +20,8 @@ with job(snakemake) as run:
         tokenizer, prompts = load_tokenizer(files.model), prompts_of(params.templates)
         # Data may be chosen for a training elsewhere by a model that could not be trained here.
         end = tokenizer.eos_token_id is not None
-        found, counts = completions(tokenizer, records(train), prompts, length, end)
-        counted = pd.array([one.n_target if one else 0 for one in found], "Int32")
+        found, counts = learnt(tokenizer, records(train), prompts, length, end)
+        warn_of_cuts(len(train), counts, length)
+        counted = pd.array(found, "Int32")
         run.summary(tokens=int(counted.sum()), **counts)
     parquet.write_parquet(pd.DataFrame({"id": train["id"], "n_learnt": counted}), snakemake.output[0])

@@ -25,7 +25,7 @@ with job(snakemake) as run:
     ids, prompts = scores["id"].iloc[chosen].tolist(), prompts_of(snakemake.params.templates)
     write_subset(examples, ids, score, prompts, snakemake.output.subset, snakemake.output.messages)
     logger.info("%d of %d examples are chosen", len(chosen), len(examples))
-    n_tied, inside = selecting.tied(scores["score"], chosen)
+    n_tied, inside = selecting.tied(scores["score"], chosen, lengths)
     if inside < n_tied and not any(rule[key] for key in ("per_task", "diverse", "match", "quota")):
         how = "by mean effect, then by id" if "mean_effect" in scores else "by id"
         border = number(scores["score"].iloc[chosen[-1]])
