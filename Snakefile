@@ -109,11 +109,17 @@ onstart:
     require_outside()
     say(destination.sentence(CONFIG.experiment))
     if TRACKED:
-        jobs = [(job.rule.name, job.output) for job in PLACE.own(workflow.dag.jobs)]
-        whole = PLACE.called("all") in dict(jobs) and workflow.dag.batch is None
-        # `snakemake subsets` makes more of them than `all` where models are fine-tuned.
-        further = [(PLACE.called("subset"), SUBSETS)] if whole else []
-        records.tell_present(CONFIG.experiment, [*jobs, *further], whole)
+        jobs, last = PLACE.own(workflow.dag.jobs), PLACE.called("all")
+        ends = [job for job in jobs if job.rule.name == last and workflow.dag.batch is None]
+        # Of `snakemake all truth` only what `all` itself depends on.
+        whole = {*workflow.dag.bfs(workflow.dag.dependencies, *ends)}
+        made = [(job.rule.name, job.output) for job in jobs if job in whole]
+        if made:
+            # `snakemake subsets` makes more of them than `all` where models are fine-tuned.
+            made.append((PLACE.called("subset"), SUBSETS))
+            records.tell_present(CONFIG.experiment, made, whole=True)
+        others = [(job.rule.name, job.output) for job in jobs if job not in whole]
+        records.tell_present(CONFIG.experiment, others, whole=False)
 
 
 # The last words, of runs that make a report: `all`, `truth`, `scores`. Dry runs, parts, and Snakemake within jobs have none.
@@ -138,7 +144,7 @@ onsuccess:
 
 onerror:
     jobs = [[(job.rule.name, job.wildcards_dict, job.log) for job in group] for group in failed_groups()]
-    say(terminal_summary.failures(jobs))
+    say(terminal_summary.failures(jobs, workflow.start_time.timestamp()))
 
 
 # As a module: Snakemake takes the hooks of the main Snakefile, which has these unless it says its own further down.

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from test_from_python import RANDOM, TASKS, TRAIN, prepared, valued  # noqa: F401, fixtures
 
 import icprobe
@@ -100,6 +101,29 @@ def test_what_is_no_tokenizer_is_told_in_a_sentence(kind, prepared):  # noqa: F8
     given = {"a name": str(prepared), "the backend": tokenizer.backend_tokenizer, "a function": tokenizer.encode}[kind]
     with pytest.raises(ModelError, match=r"is no tokenizer of transformers; pass the object, such as AutoTokenizer"):
         icprobe.value(TRAIN, TASKS, model=load_model(prepared, "float32", "cpu"), tokenizer=given)
+
+
+class Unfinished(transformers.PreTrainedTokenizerBase):
+    """Some classes of transformers leave out what others tell, by a property that raises."""
+
+    def get_vocab(self):
+        return {}
+
+
+class AsMistrals(Unfinished):
+    """That of mistral-common has a method in its place."""
+
+    def added_tokens_decoder(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("kind", [Unfinished, AsMistrals])
+def test_a_tokenizer_that_does_not_tell_its_added_tokens_is_told_in_a_sentence(kind, prepared):  # noqa: F811
+    with pytest.raises(
+        ModelError,
+        match=rf"^tokenizer: a {kind.__name__} does not tell its added tokens; pass .* PreTrainedTokenizerFast\.from",
+    ):
+        icprobe.value(TRAIN, TASKS, model=load_model(prepared, "float32", "cpu"), tokenizer=kind())
 
 
 # --- what is left out -------------------------------------------------------------------------------------------

@@ -205,6 +205,25 @@ def test_snakemake_ends_with_these_words(tmp_path, tmp_path_factory):
     assert "To resume, run the same command again" in ended.output
 
 
+def test_what_failed_earlier_is_not_told_of_jobs_that_never_began(tmp_path, tmp_path_factory):
+    """A batch system that takes no job: their logs are those of the last time."""
+    pytest.importorskip("snakemake_executor_plugin_cluster_generic")
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path / "copy")
+    log = project.path / "logs/tiny/select_tasks.log"
+    log.write_text("2026-01-01 10:00:00 error: tasks.jsonl, line 3: broken.\n")
+    os.utime(log, (0, 0))
+    ended = project.snakemake(
+        *("results/tiny/data/tasks.parquet", "--forcerun", "select_tasks", "--groups", "select_tasks=tables"),
+        *("--executor", "cluster-generic", "--jobs", "1", "--cluster-generic-submit-cmd", "false"),
+    )
+    assert ended.returncode == 1
+    # Before them Snakemake shows that log itself.
+    said = ended.output[ended.output.index("select_tasks failed") :]
+    assert "it ended without a message" in " ".join(said.split())
+    assert "line 3: broken" not in said
+    assert "log: " not in said.split("To resume")[0]
+
+
 # --- what to do ---------------------------------------------------------------------------------------------------
 
 DIFFERENCES = ["set", "bin", "method_a", "method_b", "n", "difference", "low", "high", "p_value", "p_value_holm"]

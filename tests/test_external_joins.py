@@ -129,6 +129,16 @@ def test_ids_beside_an_array_are_not_left_out(ids, suffix, tmp_path):
     assert joined(tmp_path / "large.npz", key="scores")["score"].tolist() == scores
 
 
+@pytest.mark.parametrize("suffix", ["json", "pt"])
+def test_what_is_absent_beside_an_array_is_no_ids(suffix, tmp_path):
+    path, held = tmp_path / f"s.{suffix}", {"method": "x", "task": None, "index": None, "scores": [0.3, 0.2, 0.1]}
+    if suffix == "json":
+        path.write_text(json.dumps(held))
+    else:
+        torch_saved({**held, 7: None}, path)
+    assert joined(path, key="scores")["score"].tolist() == held["scores"]
+
+
 @pytest.mark.parametrize(
     ("text", "orientation", "options", "told", "tasks"),
     [

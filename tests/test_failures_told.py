@@ -1,6 +1,8 @@
 """What the terminal says of jobs that failed: whose fault it was, in its own sentence."""
 
+import os
 import re
+import time
 
 import pytest
 
@@ -51,3 +53,32 @@ def test_of_a_group_those_are_told_that_failed(tmp_path):
     assert told(*logs) == [("read", "train.jsonl, line")]
     assert told("count", "killed") == [("killed", "it ended")]
     assert told("count") == [("count", "it did")]
+
+
+def test_a_log_of_an_earlier_invocation_tells_nothing_of_this_one(tmp_path):
+    """Snakemake removes a job's log only when the job begins, which a later one of a group may never do."""
+    began = time.time() - 60
+    logs = {
+        "select": (f"{LINE} begun\n", True),
+        "done": (f"{LINE} done after 1.0 s; peak memory 0.10 GB\n", True),
+        "broken": (f"{LINE} error: row 7 is empty.\n", True),
+        "measure": (f"{LINE} error: train.jsonl, line 3: broken.\n", False),
+        "count": (f"{LINE} done after 1.0 s; peak memory 0.10 GB\n", False),
+    }
+    for name, (text, is_of_today) in logs.items():
+        (tmp_path / name).write_text(text)
+        if not is_of_today:
+            os.utime(tmp_path / name, (began - 3600, began - 3600))
+
+    def told(*names: str) -> str:
+        return terminal_summary.failures([[(name, {}, [str(tmp_path / name)]) for name in names]], began, width=400)
+
+    killed = "it ended without a message, perhaps killed for memory"
+    for never in ("measure", "count", "without a log"):
+        said = told("select", never)
+        assert said.startswith(f"select failed: {killed}\n  log: {tmp_path}/select\n\nTo resume")
+        said = told("broken", never)
+        assert said.startswith(f"broken failed: row 7 is empty.\n  log: {tmp_path}/broken\n\nTo resume")
+        # None of the group began, or the one that did has done its work: so the other was ended before its first line.
+        assert told(never) == told("done", never)
+        assert told(never).startswith(f"{never} failed: {killed}\n\nTo resume")

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import snakemakes
 
+from icprobe.tracking import runs
 from icprobe.tracking.workflow_run import INHERITED, Invocation, cause
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +103,21 @@ def test_an_invocation_says_how_it_ended():
 )
 def test_the_cause_is_a_jobs_own(reason, expected):
     assert cause(reason) == expected.rstrip(".")
+
+
+def test_a_chart_that_cannot_be_made_is_a_warning(tmp_path, caplog):
+    table = pd.DataFrame({"rule": ["score", "all"], "seconds": [2.5, None]})
+    runs.Run().bars("seconds", table, "rule", "no such column", "Seconds")
+    assert not caplog.records
+    taken = []
+    run = runs.Run()
+    run.begin(SimpleNamespace(take=taken.append, complete=True, directory=tmp_path))
+    run.bars("seconds", table, "rule", "no such column", "Seconds")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "the chart seconds could not be logged" in caplog.text
+    run.bars("seconds", table, "rule", "seconds", "Seconds")
+    run.bars("seconds", table.tail(1), "rule", "seconds", "Seconds")  # no values, no chart
+    assert [entry["bars"]["data"] for entry in taken] == [[["score", 2.5]]]
 
 
 # --- Snakemake itself -------------------------------------------------------------------------------------------

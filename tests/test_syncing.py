@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import dag
 import pytest
 from tracked import FILE, KEY, LIGHT, WORK, run_directories, run_jobs, run_name_of_work, run_of, run_tracked
 
@@ -194,6 +195,28 @@ def test_runs_of_jobs_that_the_workflow_no_longer_has_are_superseded(tmp_path, m
     assert left() == ["failed", "icp", "noise"]  # what another target made stays
     records.tell_present("demo", [("correlate", [])], whole=True)
     assert left() == ["noise"]
+    # What an earlier version wrote says nothing of which rules the whole has.
+    noise = [FILE.format("noise")]
+    records.write_json(directory / records.PRESENT, {"score": noise, "value_points": noise})
+    records.tell_present("demo", second, whole=True)
+    assert left() == ["failed", "icp", "noise"]
+
+
+@pytest.mark.timeout(600)
+def test_runs_of_a_target_that_was_asked_for_beside_all_are_those_of_another(tmp_path, tmp_path_factory, monkeypatch):
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path / "copy")
+    config = {"wandb": {"mode": "offline"}, "truth": {"subsets": 8}}
+    drawn = "results/tiny/tiny-llama/truth/subsets.parquet"
+    for targets, forced in (["all", drawn], "compare_bins"), (["all"], "compare_bins"):
+        ended = project.snakemake(*targets, "--cores", "2", "--forcerun", forced, config=config)
+        assert ended.returncode == 0, ended.output[-3000:]
+        directory = project.path / "results/tiny/wandb"
+        present = json.loads((directory / records.PRESENT).read_text())
+        assert present[records.BESIDE] == {"draw_sets": [drawn]}
+        assert {"compare_bins", "select_tasks", "report", "subset", "all"} <= {*present[records.WHOLE]}
+    runs = records.read_all(directory)
+    assert {"draw_sets", "compare_bins"} <= {run.rule for run in runs}
+    assert not {run.rule for run in runs if run.log in records.superseded(directory, runs)}
 
 
 def test_readers_wait_where_the_server_refuses_what_they_read(tmp_path, server):

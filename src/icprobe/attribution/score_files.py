@@ -222,7 +222,7 @@ def _of_object(path: Path, value: Any, settings: Mapping[str, Any]) -> _Found:
         raise _nameless(path, key)
     found = _of_values(path, value[_chosen(path, list(value), key)])
     if settings["join"] == "id":
-        _check_beside(path, key, found, {name: held for name, held in value.items() if name != key})
+        _check_beside(path, key, found, {one: held for one, held in value.items() if one != key and held is not None})
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from icprobe import artifacts, paths
 from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Load
@@ -35,7 +35,7 @@ from icprobe.workflow.plan import Plan
 BUILT_IN = {SMOLLM2: SMOLLM2_SOURCE.model_dump(mode="json")}
 IN_MEMORY = "in memory"  # where a configuration says that a model comes from which nobody fetches
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-ASKED_OF_TOKENIZERS = ("added_tokens_decoder", "get_vocab", "special_tokens_map")
+ASKED_OF_TOKENIZERS = ("get_vocab", "special_tokens_map")
 # What is found out of a model lies in its manifest; `prepare` reaches them by an argument.
 FINDERS = ("icprobe.engine.admission", "icprobe.engine.trials")
 
@@ -195,11 +195,7 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
         )
     if tokenizer is None:
         raise ModelError(f"model: a {name} in memory needs its tokenizer; pass tokenizer=…")
-    if not callable(tokenizer) or not all(hasattr(tokenizer, name) for name in ASKED_OF_TOKENIZERS):
-        raise ModelError(
-            f"tokenizer: a {type(tokenizer).__name__} is no tokenizer of transformers; pass the object, such as "
-            "AutoTokenizer.from_pretrained(…) gives."
-        )
+    _check_tokenizer(tokenizer)
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise ModelError(
             f"model: a {name} in memory was made within torch.inference_mode(), so that no gradient can be taken of "
@@ -219,6 +215,26 @@ def _check_in_memory(model: PreTrainedModel, tokenizer: Any, plan: Plan) -> None
                 f"model: {method} computes in {dtype}, and a {name} in {own} is in memory; load it with "
                 f"dtype=torch.{dtype}, or pass its directory."
             )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    """Raises ModelError for what is no tokenizer of transformers, and for one that does not tell its added tokens."""
+    kind = type(tokenizer).__name__
+    try:
+        added = tokenizer.added_tokens_decoder
+    except (AttributeError, NotImplementedError):
+        added = None
+    tells = isinstance(added, Mapping)  # that of mistral-common has a method there
+    if not tells and isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ModelError(
+            f"tokenizer: a {kind} does not tell its added tokens; pass the one of the model's tokenizer.json, which "
+            "PreTrainedTokenizerFast.from_pretrained(…) gives."
+        )
+    if not tells or not callable(tokenizer) or not all(hasattr(tokenizer, name) for name in ASKED_OF_TOKENIZERS):
+        raise ModelError(
+            f"tokenizer: a {kind} is no tokenizer of transformers; pass the object, such as "
+            "AutoTokenizer.from_pretrained(…) gives."
+        )
 
 
 @contextmanager

@@ -318,15 +318,15 @@ def _win_rates(read: Read, width: int) -> str:
 Failed = tuple[str, Mapping[str, str], Sequence[str]]  # a job's rule, wildcards and log files
 
 
-def failures(groups: Iterable[Sequence[Failed]], width: int | None = None) -> str:
+def failures(groups: Iterable[Sequence[Failed]], began: float = 0.0, width: int | None = None) -> str:
     """The end of a failed workflow: of each failed job its rule, what it was about, its one sentence, and its log.
 
     groups: the jobs that failed, those together that a cluster runs as one: Snakemake does not know which of them did.
-    Empty where no job failed.
+    began: when the workflow did, as `time.time` has it; older logs are of earlier ones. Empty where no job failed.
     """
     width = width or terminal_width()
     blocks = []
-    for rule, wildcards, logs, sentence in (job for group in groups for job in _to_blame(group)):
+    for rule, wildcards, logs, sentence in (job for group in groups for job in _to_blame(group, began)):
         what = " ".join(f"{name}={value}" for name, value in wildcards.items())
         lines = wrap(
             f"{rule} failed{f' ({what})' if what else ''}: {sentence}",
@@ -342,10 +342,12 @@ def failures(groups: Iterable[Sequence[Failed]], width: int | None = None) -> st
     return "\n\n".join([*blocks, _wrapped(again, width)])
 
 
-def _to_blame(group: Sequence[Failed]) -> Iterator[tuple[str, Mapping[str, str], Sequence[str], str]]:
-    """The jobs of a group that failed, each with its sentence: those that have one in a log, or else those that did not
-    come to their end.
+def _to_blame(group: Sequence[Failed], began: float) -> Iterator[tuple[str, Mapping[str, str], Sequence[str], str]]:
+    """The jobs of a group that failed, each with its logs and its sentence: those that have one in a log, or else those
+    that did not come to their end; of these, where some began, they alone.
     """
+    # Snakemake removes a job's log only when the job begins.
+    group = [(rule, wildcards, [log for log in logs if _since(log, began)]) for rule, wildcards, logs in group]
     found = [(*job, next(filter(None, map(sentence_of, job[2])), "")) for job in group]
     if told := [job for job in found if job[3]]:
         yield from told
@@ -356,7 +358,16 @@ def _to_blame(group: Sequence[Failed]) -> Iterator[tuple[str, Mapping[str, str],
         if left
         else "it did its work, but its files were not seen in time (a slow file system: --latency-wait)"
     )
-    yield from ((*job, why) for job in left or group)
+    begun = [job for job in left if job[2]]
+    yield from ((*job, why) for job in begun or left or group)
+
+
+def _since(log: str | Path, began: float) -> bool:
+    """Whether a log is there, and not of before."""
+    try:
+        return Path(log).stat().st_mtime >= began
+    except OSError:
+        return False
 
 
 def _ended(log: str | Path) -> bool:

@@ -115,8 +115,8 @@ def _present(path: Path) -> tuple[dict[str, Collection[str]], dict[str, Collecti
     """What the jobs of the whole make, by their rules, and what those of other targets do."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        # Versions before 0.1 knew of no others.
-        return (found, {}) if all(isinstance(made, list) for made in found.values()) else (found[WHOLE], found[BESIDE])
+        # Versions before 0.1 did not tell the whole from other targets.
+        return ({}, found) if all(isinstance(made, list) for made in found.values()) else (found[WHOLE], found[BESIDE])
     except (OSError, ValueError, LookupError, AttributeError):
         return {}, {}
 

@@ -90,10 +90,12 @@ class Run:
 
     def bars(self, name: str, table: Any, label: str, value: str, title: str) -> None:
         """A bar chart of one column of a DataFrame, named by another; none where it has no values."""
-        rows = table[[label, value]].dropna().astype(object).values.tolist()
-        if rows:
-            chart = {"name": name, "columns": [label, value], "data": rows, "title": title}
-            self._log(f"the chart {name}", lambda: {"bars": chart})
+
+        def entry() -> Entry | None:
+            rows = table[[label, value]].dropna().astype(object).values.tolist()
+            return {"bars": {"name": name, "columns": [label, value], "data": rows, "title": title}} if rows else None
+
+        self._log(f"the chart {name}", entry)
 
     def table(self, name: str, table: Any, rows: int = TABLE_ROWS) -> None:
         """The first `rows` rows of a DataFrame, as a table to sort and filter; texts only with `wandb.texts`."""
@@ -162,16 +164,21 @@ class Run:
         file = _named_by_content(contents) if sent else None
         return {"name": artifact_name(path), "type": kind, "facts": describe(path), "file": file}
 
-    def _log(self, what: str, entry: Callable[[], Entry], seconds: float | None = None) -> None:
+    def _log(self, what: str, entry: Callable[[], Entry | None], seconds: float | None = None) -> None:
         """Whatever W&B raises becomes a warning; no step is waited for longer than `seconds`."""
         to = self._to
         if to is None:
             return
+
+        def take() -> None:
+            if (made := entry()) is not None:
+                to.take(made)
+
         try:
             if seconds is None:
-                to.take(entry())
+                take()
             else:
-                wandb_runs.within(seconds, lambda: to.take(entry()))
+                wandb_runs.within(seconds, take)
         except TimeoutError:
             to.complete = False
             where = os.path.relpath(to.directory)
