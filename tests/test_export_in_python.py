@@ -8,7 +8,7 @@ import pytest
 from test_from_python import TRAIN
 
 import icprobe
-from icprobe.errors import ScoreError
+from icprobe.errors import ConfigError, ScoreError
 
 TEXTS = ["id", "instruction", "input", "output"]
 ROWS = pd.DataFrame(TRAIN)[TEXTS].assign(
@@ -69,6 +69,7 @@ def test_ids_that_are_numbers_are_texts_and_keep_their_scores(tmp_path):
         (ROWS.assign(id=[None, *ROWS["id"][1:]]), "a row without an id"),
         (ROWS.drop(columns="output"), "has no column output"),
         (ROWS.assign(score_icp="good"), "The scores of icp are not all numbers"),
+        (ROWS.assign(score_icp=np.inf), "The scores of icp are infinite in 7 rows"),
         (ROWS.assign(output=7), "The column output holds '7' .*dtype=str, keep_default_na=False"),
         (ROWS.assign(instruction=np.nan), "The column instruction holds 'nan'"),
     ],
@@ -76,6 +77,12 @@ def test_ids_that_are_numbers_are_texts_and_keep_their_scores(tmp_path):
 def test_rows_that_cannot_be_exported_are_refused_in_a_sentence(rows, said, tmp_path):
     with pytest.raises(ScoreError, match=said):
         icprobe.export(rows, tmp_path / "rows.jsonl", "icp")
+
+
+@pytest.mark.parametrize("methods", [3, 1.5])
+def test_methods_to_correlate_that_are_no_names_are_refused_in_a_sentence(methods):
+    with pytest.raises(ConfigError, match="methods: a list of names is needed"):
+        icprobe.correlate(ROWS, methods)
 
 
 def test_a_home_directory_may_be_named_as_a_shell_does(tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """The table that holds every method's scores, and what can be asked of it: correlations, and the rows of a bin."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import pandas as pd
 from icprobe.analysis.binning import members, ranks
 from icprobe.analysis.correlations import correlations
 from icprobe.config.types import slice_of
-from icprobe.errors import ConfigError, ScoreError, reason, shown
+from icprobe.errors import ConfigError, ScoreError, reason, several, shown
 from icprobe.formatting import parse_bin
 from icprobe.notebook.configuring import arguments_named, configured, mapping
 from icprobe.tables.checking import TEXTS
@@ -60,6 +60,8 @@ def correlate(
     """
     settings = slice_of(configured(analysis=analysis, seed=seed).analysis, "resamples", "analytic_above")
     scores = _checked(scores)
+    if methods is not None and not isinstance(methods, Iterable):
+        raise ConfigError(f"methods: a list of names is needed, such as ['icp', 'influence'], not {shown(methods)}")
     methods = methods_of(scores) if methods is None else [methods] if isinstance(methods, str) else [*methods]
     if len(methods) < 2:
         raise ScoreError(
@@ -168,17 +170,21 @@ def _score(method: str) -> str:
 
 
 def _of_method(scores: pd.DataFrame, method: str) -> pd.Series:
-    """Takes a method's scores [N] from a table, which may have been read as texts. Raises ScoreError for others."""
+    """Takes a method's scores [N] from a table, which may have been read as texts. Raises ScoreError for infinite ones
+    and for what are none.
+    """
     if _score(method) not in scores:
         known = ", ".join(methods_of(scores)) or "no method"
         raise ScoreError(f"There are no scores of {shown(method)}; the table has those of {known}.")
     values = scores[_score(method)]
-    if pd.api.types.is_numeric_dtype(values):
-        return values
-    try:
-        return values.map(lambda value: np.nan if pd.isna(value) or value == "" else float(value)).astype(float)
-    except (TypeError, ValueError) as error:
-        raise ScoreError(f"The scores of {method} are not all numbers ({reason(error)}).") from None
+    if not pd.api.types.is_numeric_dtype(values):
+        try:
+            values = values.map(lambda value: np.nan if pd.isna(value) or value == "" else float(value)).astype(float)
+        except (TypeError, ValueError) as error:
+            raise ScoreError(f"The scores of {method} are not all numbers ({reason(error)}).") from None
+    if (infinite := values.isin([np.inf, -np.inf])).any():
+        raise ScoreError(f"The scores of {method} are infinite in {several(infinite.sum(), 'row')}; correct these.")
+    return values
 
 
 def _ranked(scores: pd.DataFrame, method: str) -> pd.DataFrame:
