@@ -103,9 +103,13 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
+began = []  # when this invocation did, by the clock that dates its logs
+
+
 # Before any work: what is missing outside; where results and runs go; and what the workflow makes now, for `make sync` (not
 # where options have taken jobs out of it).
 onstart:
+    began.append(artifacts.clock_of("."))
     require_outside()
     say(destination.sentence(CONFIG.experiment))
     if TRACKED:
@@ -144,7 +148,7 @@ onsuccess:
 
 onerror:
     jobs = [[(job.rule.name, job.wildcards_dict, job.log) for job in group] for group in failed_groups()]
-    say(terminal_summary.failures(jobs, workflow.start_time.timestamp()))
+    say(terminal_summary.failures(jobs, *began))
 
 
 # As a module: Snakemake takes the hooks of the main Snakefile, which has these unless it says its own further down.

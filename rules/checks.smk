@@ -14,7 +14,7 @@ rule check_losses:
         paths.LOSSES_CHECKED,
     params:
         max_length=CONFIG.finetune.max_length,
-        asked_by="attribution.train_loss: response" if any(map(PLAN.takes_loss, PLAN.computed)) else "truth",
+        asked_by="truth" if PLAN.truth_parts else "attribution.train_loss: response",
         code=fingerprint("data/check_losses"),
     log:
         paths.log("check_losses/{model}"),

@@ -10,7 +10,7 @@ import time
 
 from snakemake.logging import logger
 
-from icprobe import cores, execution, fingerprints, masking, paths
+from icprobe import artifacts, cores, execution, fingerprints, masking, paths
 from icprobe.attribution import METHODS, methods_of
 from icprobe.config import load
 from icprobe.config.files import check_keys

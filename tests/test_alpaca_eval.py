@@ -152,6 +152,11 @@ def test_annotations_are_judgements_with_the_lengths_of_both_responses(tmp_path)
     assert len({row["id"] for row in found}) == 4
 
 
+def test_annotations_that_do_not_say_what_they_were_compared_with_are_taken(tmp_path):
+    rows = [annotation(0, 1), annotation(1, 2, generator_1=None)]
+    assert len(read_annotations([write(tmp_path / "a.json", rows)])) == 2
+
+
 def test_annotations_of_one_prompt_share_its_id_across_files(tmp_path):
     one = read_annotations([write(tmp_path / "a.json", [annotation(0, 1), annotation(1, 1)])])
     two = read_annotations([write(tmp_path / "b.json", [annotation(1, 2, generator_2="other")])])

@@ -301,7 +301,7 @@ def test_jsonl_gives_back_the_rows_and_has_no_nan(tmp_path):
     assert read(path).to_dict("records") == ROWS
 
 
-def test_a_good_value_that_no_row_has_is_refused_with_the_values_that_there_are(tmp_path):
+def test_a_good_value_that_no_row_has_is_refused_with_the_values_that_there_are(tmp_path, caplog):
     rows = [
         {"planted": "sound", "stars": 3},
         {"planted": "trun cated", "stars": 5},
@@ -310,8 +310,9 @@ def test_a_good_value_that_no_row_has_is_refused_with_the_values_that_there_are(
     table = read(
         written(tmp_path, "jsonl", [ROWS[0] | {"id": str(n)} | row for n, row in enumerate(rows)]), extra=rows[0]
     )
-    good = {"planted": ["sound"], "stars": ["5"], "absent": ["yes"]}
+    good = {"planted": ["sound", "fine"], "stars": ["5", "4"], "absent": ["yes"]}
     assert checking.check_sound_labels(table, good) == {"planted": 2, "stars": 1, "absent": 0}
+    assert "data.sound_labels.planted: no row has 'fine'" in caplog.text
     said = r"config: data\.sound_labels\.planted: no row .* has 'ok'; .* holds 'sound', 'trun cated'\. Correct"
     with pytest.raises(ConfigError, match=said):
         checking.check_sound_labels(table, {"planted": ["ok", "fine"]})

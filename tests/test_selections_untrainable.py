@@ -76,7 +76,7 @@ def test_what_is_asked_beyond_them_is_refused_before_and_after_the_scores(keys):
 def test_where_none_can_be_trained_on_one_sentence_says_so(keys):
     made, _ = case(0)
     made.lengths[:] = 0
-    said = r"^selections\.mine: fine-tuning cannot learn from any of the 80 examples, .*Raise finetune\.max_length"
+    said = r"^selections\.mine: fine-tuning cannot learn from any of the 80 examples, .*raise finetune\.max_length"
     with pytest.raises(ScoreError, match=said):
         selecting.check("mine", rule(**keys), pd.Series(made.ids), made.lengths, made.values)
     with pytest.raises(ScoreError, match=said):

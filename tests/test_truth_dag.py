@@ -86,6 +86,7 @@ EDITS = {
     "a method more": ({"attribution": {"methods": ["length", "random", "influence_mean"]}}, Counter()),
     "another bin": ({"bins": ["top 10%"]}, Counter()),
     "a method's aggregator": ({"attribution": {"aggregators": {"influence": "fraction_positive"}}}, Counter()),
+    "another loss of the gradients": ({"attribution": {"train_loss": "response"}}, Counter()),
     "another learning rate": (
         {"finetune": {"learning_rate": 1e-3}},
         Counter(retrain=3, gather_subsets=1, gather_retrained=2),

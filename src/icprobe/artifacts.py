@@ -112,6 +112,14 @@ def write_json(path: str | Path, value: Any) -> None:
         aside.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def clock_of(folder: str | os.PathLike) -> float:
+    """What time it is by the file system of a folder, in the seconds of `os.stat`: a shared one has its own clock."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0")
+        file.flush()
+        return os.fstat(file.fileno()).st_mtime
+
+
 def read_json(path: str | Path) -> Any:
     """Reads one of our JSON files. Raises ArtifactError where it is damaged."""
     try:

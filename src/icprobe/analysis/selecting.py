@@ -160,7 +160,7 @@ def _trainable(name: str, lengths: np.ndarray) -> np.ndarray:
     if not known.any():
         raise ScoreError(
             f"selections.{name}: fine-tuning cannot learn from any of the {several(len(known), 'example')}, because "
-            f"{why}. Raise finetune.max_length, or shorten the queries."
+            f"{why}. Shorten the queries, or raise finetune.max_length where it cuts them."
         )
     if not known.all():
         logger.warning(

@@ -288,8 +288,8 @@ class Data(Section):
     sound_labels: dict[str, list[str]] = Field(
         {},
         description="Values of each label column that mark good examples, for which each method's AUC is computed; "
-        "[] says that none does. One that no row of such a column has is an error. Numeric labels are "
-        "also correlated with each method's scores.",
+        "[] says that none does. A value that no row of its column has is an error where no other one is there, or "
+        "where it resembles another value. Numeric labels are also correlated with each method's scores.",
     )
     on_empty: Literal["error", "drop"] = Field(
         "error", description="What to do with a row whose output is empty: stop, or drop it."

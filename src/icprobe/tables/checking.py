@@ -1,5 +1,6 @@
 """Reads tables of examples, tasks and eval prompts, and checks them row by row."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
@@ -13,6 +14,8 @@ from icprobe.errors import ConfigError, DataError, did_you_mean, shown
 from icprobe.tables import conversations
 from icprobe.tables.reading import WHERE, read_file, read_source
 from icprobe.texts.conversations import is_plain
+
+logger = logging.getLogger(__name__)
 
 TEXTS = ["instruction", "input", "output"]
 ROW_NUMBER = "row_number"  # a column of tables whose rows came without ids: their places in the source, from 0
@@ -237,20 +240,23 @@ def check_group(where: str, column: str, value: str | None) -> None:
 
 
 def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -> dict[str, int]:
-    """How many rows have a good value of each label that the table has; good: label -> its good values.
-
-    Raises ConfigError for a good value that no row has: were it misspelt, good rows would count as bad ones.
-    """
+    """How many rows have a good value of each label, good: label -> these; warns of one that no row has."""
     for name, wanted in good.items():
-        check_good(name, set(table[name].dropna()) if name in table else set(), wanted)
+        if absent := check_good(name, set(table[name].dropna()) if name in table else set(), wanted):
+            logger.warning("data.sound_labels.%s: no row has %s", name, ", ".join(map(shown, absent)))
     return {name: int(table[name].isin([*wanted]).sum()) if name in table else 0 for name, wanted in good.items()}
 
 
-def check_good(name: str, there: Iterable[str], wanted: Iterable[str]) -> None:
-    """Raises ConfigError where a label has values, and one that is to mark good examples is not among them."""
-    way = "Correct it, or leave it out ([] where no value marks good examples)."
-    for value in wanted:
-        check_values(f"data.sound_labels.{name}", name, there, value, way)
+def check_good(name: str, there: set[str], wanted: Iterable[str]) -> list[str]:
+    """The values that are to mark a label's good examples and that it, having some, lacks. Raises ConfigError if it
+    lacks all, or one that looks like another of its values: misspelt, it would make good rows bad ones.
+    """
+    absent = [value for value in wanted if there and value not in there]
+    others, way = there.difference(wanted), "Correct it, or leave it out ([] where no value marks good examples)."
+    for value in absent:  # numbers look like one another
+        if there.isdisjoint(wanted) or (did_you_mean(value, others) and not value.replace(".", "").isdecimal()):
+            check_values(f"data.sound_labels.{name}", name, there, value, way)
+    return absent
 
 
 def check_values(key: str, name: str, there: Iterable[str], wanted: str, way: str, table: str = "data.train") -> None:

@@ -35,13 +35,12 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
             f"{paths[0]}: holds responses of {len(found)} models ({names}); choose one as `generator` in "
             "evaluation.annotations."
         )
-    against = list(dict.fromkeys(str(row.get("generator_1")) for row in rows))
+    against = list(dict.fromkeys(str(given) for row in rows if (given := _present(row.get("generator_1"))) is not None))
     if len(against) > 1:
         names = ", ".join(shown(name) for name in against[:3])
         raise DataError(
             f"{paths[0]}: its responses are compared with those of {len(against)} models (generator_1: {names}), where "
-            "a win rate is against one; make each an annotation of its own in evaluation.annotations, under another "
-            "method."
+            "a win rate is against one; give each a file of its own, and an entry of its own in evaluation.annotations."
         )
     judgements = []
     seen: dict[str, str] = {}
