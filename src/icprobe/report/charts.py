@@ -15,6 +15,7 @@ from icprobe.formatting import DIVERGING, GREY, OKABE_ITO, UNLABELLED, duration,
 from icprobe.report.dag_layout import layers
 
 FADED, INK = "#c8c8c8", "#1b1b1b"
+COLUMNS = 4  # of names in a legend above a chart: twenty in a row would run past the page
 STATISTICS = {
     "spearman": "Spearman",
     "spearman_partial_length": "Spearman given response length",
@@ -132,7 +133,10 @@ def scatter(groups: Sequence[str], colors: Sequence[str] = OKABE_ITO) -> dict[st
             color=alt.condition(
                 "datum.shown",
                 alt.Color(
-                    "group:N", title=None, scale=color_scale, legend=alt.Legend(orient="top", values=list(groups))
+                    "group:N",
+                    title=None,
+                    scale=color_scale,
+                    legend=alt.Legend(orient="top", columns=COLUMNS, values=list(groups)),
                 ),
                 alt.value(FADED),
             ),
@@ -267,7 +271,7 @@ def frontier(
         base = alt.Chart(rows).transform_filter("datum.truth == statistic")
         x = alt.X(f"{cost}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=4, format="~g"))
         y = alt.Y("value:Q", title="agreement", scale=alt.Scale(zero=False, nice=True))
-        color = alt.Color("method:N", title=None, scale=color_scale, legend=alt.Legend(orient="top"))
+        color = alt.Color("method:N", title=None, scale=color_scale, legend=alt.Legend(orient="top", columns=COLUMNS))
         stairs = (
             base.transform_filter(f"datum.{on_frontier}")
             .mark_line(interpolate="step-after", color=GREY, strokeWidth=1.2)
