@@ -1,14 +1,13 @@
-"""How near `influence_ekfac` comes to kronfluence's EK-FAC, and what both cost: the same rows, labels and damping.
+"""How near `influence_ekfac` comes to the peers' EK-FAC, and what each costs: the same rows, labels and damping.
 
     python -m benchmarks.ekfac          tiny models: correlation and largest difference
     python -m benchmarks.ekfac --costs  three blocks of SmolLM2-135M's widths: processor seconds and memory, one thread
 
-needs kronfluence (benchmarks/requirements.txt). Labels are the examples' own, since each draws others; both damp by 0.1
-of a layer's mean eigenvalue; everything is in float32.
+needs kronfluence, bergson and dattri-llm (`make install-bench`). Labels are the examples' own, since each draws others;
+all damp by 0.1 of a layer's mean eigenvalue; everything is in float32.
 """
 
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -21,12 +20,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.floors import padded
-from benchmarks.peers import kronfluence_task
+from benchmarks import ekfac_peers
 from benchmarks.texts import ROOT
 from icprobe.attribution import fisher, influence, influence_ekfac
-from icprobe.attribution.documents import encode_documents
-from icprobe.attribution.matrix import Inputs, Pieces, encode_tasks
+from icprobe.attribution.matrix import Inputs, Pieces
 from icprobe.config import Templates
 from icprobe.engine import batching
 from icprobe.engine.admission import capabilities_of
@@ -94,49 +91,14 @@ def _matrix(inputs: Inputs, pieces: Pieces) -> np.ndarray:
     return found
 
 
-def theirs(inputs: Inputs, folder: Path, batch: int = 1) -> np.ndarray:
-    """The matrix by kronfluence, the shortest examples first; one sequence at a time nothing is padded."""
-    from kronfluence.analyzer import Analyzer, prepare_model
-    from kronfluence.arguments import FactorArguments, ScoreArguments
-    from kronfluence.utils.dataset import DataLoaderKwargs
+Contestant = Callable[[Inputs, Path], np.ndarray]
 
-    order = np.argsort(inputs.lengths[["n_query", "n_target"]].sum(axis=1), kind="stable").to_numpy()
-    documents = encode_documents(inputs, [order])
-    model, task = inputs.model.requires_grad_(True), kronfluence_task(inputs.model)
-    analyzer = Analyzer(
-        "agreement", prepare_model(model, task), task, cpu=True, output_dir=str(folder), disable_tqdm=True
-    )
-    loader = DataLoaderKwargs(collate_fn=lambda batch: padded(batch, torch.device("cpu")))
-    shared = {"dataloader_kwargs": loader, "overwrite_output_dir": True}
-    examples, tasks = [documents[row] for row in order], encode_tasks(inputs)
-    analyzer.fit_all_factors(
-        "ekfac",
-        dataset=examples,
-        per_device_batch_size=batch,
-        factor_args=FactorArguments(strategy="ekfac", use_empirical_fisher=True),
-        **shared,
-    )
-    analyzer.compute_pairwise_scores(
-        "scores",
-        "ekfac",
-        query_dataset=tasks,
-        train_dataset=examples,
-        per_device_query_batch_size=batch,
-        per_device_train_batch_size=batch,
-        # damping_factor: 0.1 of a layer's mean; all tasks are held in one pass over the examples
-        score_args=ScoreArguments(damping_factor=None, query_gradient_accumulation_steps=math.ceil(len(tasks) / batch)),
-        **shared,
-    )
-    found = np.empty((len(examples), len(tasks)), np.float32)
-    found[order] = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy().T
-    return found
-
-
-CONTESTANTS: dict[str, Callable[[Inputs, Path], np.ndarray]] = {
-    "influence": plain,
-    "influence_ekfac": ours,
-    "kronfluence": lambda inputs, folder: theirs(inputs, folder, 4),
+PEERS: dict[str, Contestant] = {
+    "kronfluence": ekfac_peers.kronfluence,
+    "bergson": ekfac_peers.bergson,
+    "dattri-llm": ekfac_peers.dattri_llm,
 }
+CONTESTANTS: dict[str, Contestant] = {"influence": plain, "influence_ekfac": ours, **PEERS}
 
 
 def cost(name: str, file: Path) -> None:
@@ -153,12 +115,14 @@ def cost(name: str, file: Path) -> None:
 
 
 def costs() -> None:
-    """Each contestant in a process of its own, one after the other, and how near the two of EK-FAC are."""
+    """Each contestant in a process of its own, one after the other, and how near the peers are."""
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{name}.npy") for name in CONTESTANTS}
         for name, file in files.items():
             subprocess.run([sys.executable, "-m", "benchmarks.ekfac", name, file], check=True)
-        print(f"influence_ekfac and kronfluence: {compared(*(np.load(files[n]) for n in list(files)[1:]))}")
+        fast = np.load(files["influence_ekfac"])
+        for name in PEERS:
+            print(f"influence_ekfac and {name}: {compared(fast, np.load(files[name]))}")
 
 
 def compared(fast: np.ndarray, peer: np.ndarray) -> str:
@@ -168,7 +132,7 @@ def compared(fast: np.ndarray, peer: np.ndarray) -> str:
 
 
 def main() -> None:
-    """Prints how near the two are on each architecture, or what they cost."""
+    """Prints how near they are on each architecture, or what they cost."""
     if sys.argv[1:] == ["--costs"]:
         costs()
         return
@@ -176,11 +140,11 @@ def main() -> None:
         cost(sys.argv[1], Path(sys.argv[2]))
         return
     for architecture in ARCHITECTURES:
-        inputs = inputs_of(architecture)
         with tempfile.TemporaryDirectory() as folder:
-            fast = ours(inputs, Path(folder, "ours"))
-            peer = theirs(inputs, Path(folder, "theirs"))
-        print(f"{architecture}: {compared(fast, peer)}")
+            fast = ours(inputs_of(architecture), Path(folder, "ours"))
+            for name, peer in PEERS.items():  # each takes a model of its own, for some wrap its layers
+                found = peer(inputs_of(architecture), Path(folder, name))
+                print(f"{architecture}, {name}: {compared(fast, found)}")
 
 
 if __name__ == "__main__":
