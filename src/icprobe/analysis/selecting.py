@@ -121,7 +121,7 @@ def select(
         found = order[_as_long_as_it_fits(places, order, amount)]
         return amount.check(amount.first(found), found)
     if rule["match"]:
-        strata, known = _strata(lengths, lambda some: length_strata(some, LENGTH_PARTS)), lengths > 0
+        strata = _strata(lengths, lambda some: length_strata(some, LENGTH_PARTS))
         # Tokens are shared as they are among all examples, too.
         sizes = np.bincount(strata[known], weights=lengths[known] if k is None else None).astype(int)
         weights = [Fraction(int(size), int(sizes.sum())) for size in sizes]

@@ -33,7 +33,7 @@ from icprobe.tables import checking
 from icprobe.tables.duplicates import duplicates, without
 from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
 from icprobe.texts.chat import prompts_of
-from icprobe.texts.completions import check_trainable, end_of_sequence, longest
+from icprobe.texts.completions import check_end, check_trainable, longest
 from icprobe.workflow.checks import check_directories
 from icprobe.workflow.plan import Plan
 
@@ -194,8 +194,7 @@ def _inputs(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame, subject: S
     _tell_left_out("train", rows, train, data.on_too_long)
     tokens = lengths(train, prompts, subject.reader)
     if any(map(plan.takes_loss, plan.computed)):
-        if "n_first" not in tokens:  # a chat template ends each turn itself
-            end_of_sequence(subject.reader.tokenizer)
+        check_end(subject.reader.tokenizer, tokens)
         check_trainable(tokens, longest(plan.config.finetune.max_length, subject.reader.max_positions))
     for method in plan.long_contexts:
         settings = slice_of(getattr(plan.config.attribution, method))

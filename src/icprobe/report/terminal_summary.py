@@ -322,7 +322,8 @@ def failures(groups: Iterable[Sequence[Failed]], began: float = 0.0, width: int 
     """The end of a failed workflow: of each failed job its rule, what it was about, its one sentence, and its log.
 
     groups: the jobs that failed, those together that a cluster runs as one: Snakemake does not know which of them did.
-    began: when the workflow did, as `time.time` has it; older logs are of earlier ones. Empty where no job failed.
+    began: when the workflow did, by the clock that dates its logs; older ones are of earlier workflows. Empty where no
+    job failed.
     """
     width = width or terminal_width()
     blocks = []

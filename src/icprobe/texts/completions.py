@@ -89,6 +89,15 @@ def _completion(tokenizer: Any, row: Mapping[str, Any], prompts: Prompts, end: b
     return Encoded((*encoded.ids, *([end_of_sequence(tokenizer)] if end else [])), encoded.n_context)
 
 
+def check_end(tokenizer: Any, lengths: pd.DataFrame) -> None:
+    """Raises ModelError where responses end with a token that there is not; a chat template ends each turn itself.
+
+    lengths: as `check_trainable` takes it.
+    """
+    if "n_first" not in lengths:
+        end_of_sequence(tokenizer)
+
+
 def longest(max_length: int | None, max_positions: int | None) -> int:
     """Tokens after which an example is cut off: finetune.max_length, or the model's context where that is less.
 

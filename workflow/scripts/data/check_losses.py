@@ -4,7 +4,7 @@ import logging
 
 from icprobe.artifacts import write_json
 from icprobe.tables import parquet
-from icprobe.texts.completions import check_trainable, end_of_sequence, longest
+from icprobe.texts.completions import check_end, check_trainable, longest
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
@@ -12,8 +12,7 @@ with job(snakemake) as run:
     from icprobe.texts.tokenizing import reader
 
     lengths, model = parquet.read_parquet(snakemake.input.lengths), reader(snakemake.input.model)
-    if "n_first" not in lengths:  # a chat template ends each turn itself
-        end_of_sequence(model.tokenizer)
+    check_end(model.tokenizer, lengths)
     length = longest(snakemake.params.max_length, model.max_positions)
     check_trainable(lengths, length, snakemake.params.asked_by)
     # One token more than an example has: the end of sequence.
