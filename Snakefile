@@ -103,7 +103,9 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
-began = []  # when this invocation did, by the clock that dates its logs
+began = (
+    []
+)  # when this invocation did, by the clock that dates its logs; by this machine's where no hook of ours ran first
 
 
 # Before any work: what is missing outside; where results and runs go; and what the workflow makes now, for `make sync` (not
@@ -148,7 +150,7 @@ onsuccess:
 
 onerror:
     jobs = [[(job.rule.name, job.wildcards_dict, job.log) for job in group] for group in failed_groups()]
-    say(terminal_summary.failures(jobs, *began))
+    say(terminal_summary.failures(jobs, (*began, workflow.start_time.timestamp())[0]))
 
 
 # As a module: Snakemake takes the hooks of the main Snakefile, which has these unless it says its own further down.

@@ -186,10 +186,12 @@ def section_dtype_checked(section):
 
 
 def losses_checked(wildcards, method):
-    """That every example has the loss whose gradient the method takes, as an input; in a whole document all have."""
+    """That every example has the loss whose gradient the method takes, as an input of which nothing is read; in a whole
+    document all have.
+    """
     if not PLAN.takes_loss(method):
         return []
-    return paths.LOSSES_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
+    return ancient(paths.LOSSES_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model))
 
 
 def contexts_checked(wildcards):

@@ -19,7 +19,7 @@ if PLAN.models_here:
             eval=paths.EVAL if PLAN.reads_eval else [],
             lengths=paths.LENGTHS,
             checked=[paths.DTYPE_CHECKED] if CONFIG.attribution.dtype != "float32" else [],
-            losses=[paths.LOSSES_CHECKED] if any(map(PLAN.takes_loss, PLAN.computed)) else [],
+            losses=[ancient(paths.LOSSES_CHECKED)] if any(map(PLAN.takes_loss, PLAN.computed)) else [],
             parameters=[paths.PARAMETERS_CHECKED] if PLAN.parameters_chosen else [],
         output:
             paths.RATES,

@@ -180,6 +180,7 @@ def test_prompts_that_differ_in_their_input_alone_are_two(tmp_path):
         ([annotation(0, 1), annotation(0, 2)], r"row 2: its prompt is judged at .*row 1, too, and would count twice"),
         ([annotation(0, 1, output_1=None, len_1="n/a")], r"row 1: len_1 is 'n/a'; it must be a number of characters"),
         ([annotation(0, 1), annotation(1, 1, generator_2="other")], r"2 models \('tuned', 'other'\)"),
+        ([annotation(0, 1), annotation(1, 1, generator_2=None)], r"2 models \('tuned', one without a name\)"),
     ],
 )
 def test_annotations_that_cannot_be_used_are_refused(rows, words, tmp_path):

@@ -1,6 +1,7 @@
 """Tables come out as the files say, each row checked; samples and selections are what was asked for."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 
 from icprobe import jsonl
 from icprobe.errors import ArtifactError, ConfigError, DataError
-from icprobe.tables import checking, parquet, reading, selecting
+from icprobe.tables import checking, labels, parquet, reading, selecting
 
 ROWS = [
     {"id": "007", "instruction": "Add.", "input": "1 2", "output": "3"},
@@ -142,14 +143,14 @@ def test_a_label_of_which_no_row_has_a_value_is_refused(kind, missing, tmp_path)
 def test_a_label_that_is_no_number_and_without_good_values_is_told_with_the_key_to_write(tmp_path):
     rows = [row | {"stars": n, "source": "ab"[n % 2]} for n, row in enumerate(ROWS)]
     table = read(written(tmp_path, "jsonl", rows), labels=["stars", "source"])
-    assert checking.check_unmarked(table, ["stars", "source"], ["source"]) == []
-    (told,) = checking.check_unmarked(table, ["stars", "source"], [])
+    assert labels.check_unmarked(table, ["stars", "source"], ["source"]) == []
+    (told,) = labels.check_unmarked(table, ["stars", "source"], [])
     assert "data.sound_labels: {source: [VALUE]} (it holds 'a', 'b')" in told
 
 
 def test_labels_are_numbers_where_every_value_is_a_finite_one():
     def numbers(*given):
-        found = checking.numbers(pd.Series(given, dtype=object))
+        found = labels.numbers(pd.Series(given, dtype=object))
         return None if found is None else values(found)
 
     assert numbers("1", "2.5", None) == [1, 2.5, None]
@@ -311,13 +312,43 @@ def test_a_good_value_that_no_row_has_is_refused_with_the_values_that_there_are(
         written(tmp_path, "jsonl", [ROWS[0] | {"id": str(n)} | row for n, row in enumerate(rows)]), extra=rows[0]
     )
     good = {"planted": ["sound", "fine"], "stars": ["5", "4"], "absent": ["yes"]}
-    assert checking.check_sound_labels(table, good) == {"planted": 2, "stars": 1, "absent": 0}
+    assert labels.check_sound_labels(table, good) == {"planted": 2, "stars": 1, "absent": 0}
     assert "data.sound_labels.planted: no row has 'fine'" in caplog.text
     said = r"config: data\.sound_labels\.planted: no row .* has 'ok'; .* holds 'sound', 'trun cated'\. Correct"
     with pytest.raises(ConfigError, match=said):
-        checking.check_sound_labels(table, {"planted": ["ok", "fine"]})
+        labels.check_sound_labels(table, {"planted": ["ok", "fine"]})
     with pytest.raises(ConfigError, match=r"no row .* has 'sond'; .*; did you mean .sound.\?"):
-        checking.check_sound_labels(table, {"planted": ["trun cated", "sond"]})
+        labels.check_sound_labels(table, {"planted": ["trun cated", "sond"]})
     with pytest.raises(ConfigError, match=r"holds '0', '1', '10', '11', .*, …; did you mean .2.\? Correct it"):
-        checking.check_sound_labels(pd.DataFrame({"n": [str(n) for n in range(20)]}), {"n": ["20"]})
-    assert checking.check_sound_labels(table.assign(planted=None), {"planted": ["sond"]}) == {"planted": 0}
+        labels.check_sound_labels(pd.DataFrame({"n": [str(n) for n in range(20)]}), {"n": ["20"]})
+    assert labels.check_sound_labels(table.assign(planted=None), {"planted": ["sond"]}) == {"planted": 0}
+
+
+@pytest.mark.parametrize(
+    ("there", "good", "meant"),
+    [
+        (["sound", "fine", "bad"], ["SOUND", "fine"], "sound"),
+        (["0.25", "0.5", "1"], ["0.5", "1.0"], "1"),
+        (["good", "gold"], ["good", "god"], "gold"),
+        (["-1", "-1.0e0"], ["-1", "-1.00"], "-1.0e0"),
+    ],
+)
+def test_a_good_value_that_looks_like_another_is_refused_beside_one_that_is_there(there, good, meant):
+    with pytest.raises(ConfigError, match=f'did you mean "{re.escape(meant)}"'):
+        labels.check_sound_labels(pd.DataFrame({"rating": there}), {"rating": good})
+
+
+@pytest.mark.parametrize(
+    ("there", "good"),
+    [
+        (["10", "9"], ["10", "11"]),
+        (["-1", "1"], ["1", "-10"]),
+        (["1e-05", "1e-04"], ["1e-04", "1e-06"]),
+        (["4 stars", "3 stars"], ["4 stars", "5 stars"]),
+        ([">0.7", "<=0.5"], [">0.7", ">0.8"]),
+        (["1", "2"], ["2", "-1"]),
+    ],
+)
+def test_a_good_value_of_another_number_is_one_that_no_row_has(there, good, caplog):
+    assert labels.check_sound_labels(pd.DataFrame({"rating": there}), {"rating": good}) == {"rating": 1}
+    assert f"data.sound_labels.rating: no row has '{good[1]}'" in caplog.text

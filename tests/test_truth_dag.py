@@ -86,7 +86,10 @@ EDITS = {
     "a method more": ({"attribution": {"methods": ["length", "random", "influence_mean"]}}, Counter()),
     "another bin": ({"bins": ["top 10%"]}, Counter()),
     "a method's aggregator": ({"attribution": {"aggregators": {"influence": "fraction_positive"}}}, Counter()),
-    "another loss of the gradients": ({"attribution": {"train_loss": "response"}}, Counter()),
+    "another loss of the gradients": (
+        {"attribution": {"methods": ["length", "influence"], "train_loss": "response"}},
+        Counter(),
+    ),
     "another learning rate": (
         {"finetune": {"learning_rate": 1e-3}},
         Counter(retrain=3, gather_subsets=1, gather_retrained=2),
@@ -109,6 +112,24 @@ def test_an_edit_repeats_what_it_must(edit, trained, tmp_path):
     assert seen["retrain"] == expected["retrain"], ended.output
     if edit == "another learning rate":
         assert seen == expected, ended.output
+
+
+def test_how_losses_are_checked_repeats_no_training(trained, tmp_path):
+    project = trained.copy(tmp_path)
+    project.edit("workflow/scripts/data/check_losses.py", "    run.summary(", "    logging.info('')\n    run.summary(")
+    ended = project.snakemake(*TARGETS, "-n", config=TRUTH)
+    assert ended.returncode == 0, ended.output
+    assert ended.jobs == Counter({"check_losses": 1})
+
+
+def test_truth_beside_gradients_of_the_response_repeats_none_of_them(tmp_path):
+    project = dag.new(tmp_path)
+    config = TRUTH | {"truth": {"subsets": 0}, "attribution": {"methods": ["influence"], "train_loss": "response"}}
+    ended = project.snakemake("scores", "--cores", "2", config=config)
+    assert ended.jobs["attribute_influence"], ended.output[-6000:]
+    ended = project.snakemake("scores", "-n", config=config | {"truth": {"subsets": 8}})
+    assert ended.returncode == 0, ended.output
+    assert ended.jobs == Counter({"check_losses": 1})
 
 
 # --- the tables of the trainings -------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ Jobs and the Snakefile show these without a traceback. Any other exception is a 
 """
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -92,8 +93,26 @@ def out_of_memory(error: BaseException) -> bool:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suggestion, to follow a message on an unknown word; empty where nothing is close."""
-    close = difflib.get_close_matches(word[:60], list(known), n=1)
+    known = list(known)
+    close = misspelt(word, known) or _close(word, known)
     return f'; did you mean "{close[0]}"?' if close else ""
+
+
+def misspelt(value: str, known: Iterable[str]) -> list[str]:
+    """Those of some values that another may be, misspelt; not of another number, as "4 stars" is to "5 stars"."""
+    return [one for one in known if _alike(value, one)]
+
+
+def _alike(one: str, other: str) -> bool:
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return re.findall(r"\d+", one) == re.findall(r"\d+", other) and bool(_close(one, [other]))
+
+
+def _close(word: str, known: Iterable[str]) -> list[str]:
+    folded = {one.casefold(): one for one in known}
+    return [folded[one] for one in difflib.get_close_matches(word.casefold()[:60], folded, n=1)]
 
 
 def reason(error: Exception) -> str:

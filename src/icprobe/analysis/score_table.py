@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 from icprobe.analysis.binning import ranks
 from icprobe.artifacts import atomic_path
 from icprobe.errors import ScoreError
-from icprobe.tables.checking import TEXTS, numbers
+from icprobe.tables.checking import TEXTS
+from icprobe.tables.labels import numbers
 from icprobe.tables.parquet import column_names, damaged, read_parquet
 
 ROWS_AT_ONCE = 20_000  # whose texts are in memory

@@ -1,6 +1,6 @@
 """The registry of methods. Adding one is a file beside this one and a line here; everything later picks it up.
 
-Each module offers `attribute(inputs, batches, **settings)`; see icprobe.attribution.matrix.
+Each module offers `attribute(inputs, method, batches, **settings)`; see icprobe.attribution.matrix.
 """
 
 from collections.abc import Sequence

@@ -29,7 +29,7 @@ from icprobe.notebook.models import Subject, arithmetic_kept, arithmetic_of, cha
 from icprobe.notebook.scores import scores_table
 from icprobe.notebook.training import trajectory
 from icprobe.progress import lines_told
-from icprobe.tables import checking
+from icprobe.tables import checking, labels
 from icprobe.tables.duplicates import duplicates, without
 from icprobe.tables.fitting import choose_tasks, draw, fit_train, lengths
 from icprobe.texts.chat import prompts_of
@@ -160,15 +160,15 @@ def _names(methods: Sequence[str]) -> list[Any]:
 
 
 def _check_values(plan: Plan, rows: pd.DataFrame, candidates: pd.DataFrame) -> None:
-    """Raises ConfigError where no row has a value that `data.sound_labels` or `data.in_domain` names, as the DAG does.
+    """Raises ConfigError for values of `data.sound_labels` or `data.in_domain` that rows lack, as the DAG does.
 
     Nothing else is done with these here.
     """
-    checking.check_sound_labels(rows, plan.sound_labels)
+    labels.check_sound_labels(rows, plan.sound_labels)
     domains = {one for table in (candidates, rows) if "domain" in table for one in table["domain"].dropna()}
     for name in plan.config.data.in_domain or [] if "domain" in candidates else []:
         way = "Correct it, or leave it out."
-        checking.check_values("data.in_domain", "domain", domains, name, way, "data.tasks or data.train")
+        labels.check_values("data.in_domain", "domain", domains, name, way, "data.tasks or data.train")
 
 
 def _read(name: str, rows: Rows, plan: Plan, extra: Sequence[str], labels: Sequence[str] = ()) -> pd.DataFrame:

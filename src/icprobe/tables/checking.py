@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from icprobe.artifacts import digest
-from icprobe.errors import ConfigError, DataError, did_you_mean, shown
+from icprobe.errors import ConfigError, DataError, did_you_mean, shown, some
 from icprobe.tables import conversations
 from icprobe.tables.reading import WHERE, read_file, read_source
 from icprobe.texts.conversations import is_plain
@@ -23,8 +23,8 @@ ROW_NUMBER = "row_number"  # a column of tables whose rows came without ids: the
 NAMES_OF_ALL = {"domain": ("all", "overall"), "subset": ("overall",)}
 RESERVED = {"id", "score"}  # columns of attribution matrices that are no tasks: none is called so
 MAX_ID_CHARACTERS = 200
-ID_DIGITS = 12  # of an id that is made from a row's content: two of a million rows share one by chance in 0.2% of cases
 VALUES_SHOWN = 12  # of a column, in messages
+ID_DIGITS = 12  # of an id that is made from a row's content: two of a million rows share one by chance in 0.2% of cases
 # What others call our columns, for a guess in messages.
 OFTEN_CALLED = {
     "instruction": ("prompt", "question", "query", "problem", "user"),
@@ -97,7 +97,7 @@ def check_columns(
     the columns. key: what is to be written, where the configuration maps them. asked: the rows' format.
     """
     names = list(names)
-    known = f"it has {_listed(names)}"
+    known = f"it has {listed(names)}"
     for ours, theirs in columns.items():
         if theirs not in names:
             hint = did_you_mean(theirs, names)
@@ -239,63 +239,9 @@ def check_group(where: str, column: str, value: str | None) -> None:
         raise DataError(f'{where}: a {column} must not be called "{value}", which means all of them in the tables.')
 
 
-def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Iterable[str]]) -> dict[str, int]:
-    """How many rows have a good value of each label, good: label -> these; warns of one that no row has."""
-    for name, wanted in good.items():
-        if absent := check_good(name, set(table[name].dropna()) if name in table else set(), wanted):
-            logger.warning("data.sound_labels.%s: no row has %s", name, ", ".join(map(shown, absent)))
-    return {name: int(table[name].isin([*wanted]).sum()) if name in table else 0 for name, wanted in good.items()}
-
-
-def check_good(name: str, there: set[str], wanted: Iterable[str]) -> list[str]:
-    """The values that are to mark a label's good examples and that it, having some, lacks. Raises ConfigError if it
-    lacks all, or one that looks like another of its values: misspelt, it would make good rows bad ones.
-    """
-    absent = [value for value in wanted if there and value not in there]
-    others, way = there.difference(wanted), "Correct it, or leave it out ([] where no value marks good examples)."
-    for value in absent:  # numbers look like one another
-        if there.isdisjoint(wanted) or (did_you_mean(value, others) and not value.replace(".", "").isdecimal()):
-            check_values(f"data.sound_labels.{name}", name, there, value, way)
-    return absent
-
-
-def check_values(key: str, name: str, there: Iterable[str], wanted: str, way: str, table: str = "data.train") -> None:
-    """Raises ConfigError where a column has values, and the one that `key` names is not among them; way: out."""
-    there = sorted(set(there))
-    if there and wanted not in there:
-        raise ConfigError(
-            f"config: {key}: no row of {table} has {shown(wanted)}; the column {name!r} holds {_listed(there)}"
-            f"{did_you_mean(wanted, there) or '.'} {way}"
-        )
-
-
-def check_unmarked(table: pd.DataFrame, labels: Iterable[str], good: Iterable[str]) -> list[str]:
-    """Says of each label that is no number and not among `good` which key of the configuration gives it an AUC."""
-    return [
-        f"data.labels: nothing says which values of {name!r} mark good examples, so it has no AUC; write "
-        f"data.sound_labels: {{{name}: [VALUE]}} (it holds {_listed(sorted(set(table[name].dropna())))}), or [] where "
-        "none does"
-        for name in labels
-        if name not in good and numbers(table[name]) is None
-    ]
-
-
-def numbers(label: pd.Series) -> pd.Series | None:
-    """Reads a label as numbers, null as NaN; None where a value is no finite number, or where all are equal."""
-    values = pd.to_numeric(label, errors="coerce").astype(float)
-    known = values[label.notna()]
-    return values if np.isfinite(known).all() and known.nunique() > 1 else None
-
-
-def numbered_labels(table: pd.DataFrame, labels: Iterable[str]) -> dict[str, pd.Series]:
-    """Finds the labels of a table that are numbers: label -> numbers [N] indexed by id."""
-    by_id = table.set_index("id")
-    found = {name: numbers(by_id[name]) for name in labels if name in by_id}
-    return {name: values for name, values in found.items() if values is not None}
-
-
-def _listed(values: Sequence[str]) -> str:
-    return ", ".join(map(shown, values[:VALUES_SHOWN])) + (", …" if len(values) > VALUES_SHOWN else "")
+def listed(values: Sequence[str]) -> str:
+    """The values of a column, or the first of many, for a message."""
+    return some([*map(shown, values)], VALUES_SHOWN)
 
 
 def check_tasks(ids: Iterable[str]) -> None:

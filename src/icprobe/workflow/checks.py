@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from icprobe.config.sources import Table, local_files
 from icprobe.errors import ConfigError, DataError
-from icprobe.tables import checking, reading
+from icprobe.tables import checking, labels, reading
 from icprobe.workflow.plan import Plan
 from icprobe.workflow.work import chosen_rows
 
@@ -84,7 +84,7 @@ def check_libraries(plan: Plan) -> None:
 
 def check_columns(plan: Plan) -> None:
     """Raises DataError or ConfigError for columns that local files lack, as far as their beginnings tell, and for
-    good values that no row has of a label, where that is one file small enough to be read at every start.
+    good values of a label that no row has or that look misspelt, where that is one small file, read at every start.
 
     What rows further down lack is found out by the jobs that read all of them.
     """
@@ -99,13 +99,13 @@ def check_columns(plan: Plan) -> None:
             checking.check_columns(names, origin, columns, needs_output, key=key, asked=table.format)
             checking.check_labels(data.labels if name == "train" else [], names, origin, columns)
     for name, wanted in plan.sound_labels.items():
-        checking.check_good(name, _values(plan, name), wanted)
+        labels.check_good(name, _values(plan, name), wanted)
     if data.in_domain and all(table is None or _is_small(table) for table in (data.tasks, data.train)):
         domains = _held(data.tasks, "domain")
         domains |= _values(plan, "domain") if domains else set()
         way = "Correct it, or leave it out ([] where no task is of the examples' domain)."
         for name in data.in_domain:
-            checking.check_values("data.in_domain", "domain", domains, name, way, "data.tasks or data.train")
+            labels.check_values("data.in_domain", "domain", domains, name, way, "data.tasks or data.train")
 
 
 def _values(plan: Plan, column: str) -> set[str]:
@@ -131,7 +131,7 @@ def check_selections(plan: Plan) -> None:
     for name, selection in plan.config.selections.items():
         for value in selection.quota.shares if selection.quota else ():
             column, here = selection.quota.column, f"selections.{name}.quota.shares"
-            checking.check_values(here, column, _values(plan, column), value, "Correct it, or leave it out.")
+            labels.check_values(here, column, _values(plan, column), value, "Correct it, or leave it out.")
         if selection.per_task and selection.method not in plan.per_task:
             known = ", ".join(plan.per_task) or "none here"
             raise ConfigError(

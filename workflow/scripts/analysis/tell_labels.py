@@ -12,7 +12,7 @@ from icprobe.analysis import headline
 from icprobe.analysis.correlations import label_correlations
 from icprobe.analysis.domains import by_domain, score_sets
 from icprobe.analysis.labels import auc_differences, beside_length, label_aucs
-from icprobe.tables.checking import numbered_labels
+from icprobe.tables.labels import numbered_labels
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:

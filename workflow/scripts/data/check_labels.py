@@ -3,15 +3,15 @@
 import logging
 
 from icprobe.artifacts import write_json
-from icprobe.tables import checking
+from icprobe.tables import checking, labels
 from icprobe.workflow.jobs import job
 
 with job(snakemake) as run:
     params = snakemake.params
     # All rows, not the sample: one without a good example is no mistake.
     table = checking.read_table(params.source, labels=params.labels, on_empty=params.on_empty)
-    counts = checking.check_sound_labels(table, params.good)
-    for remark in checking.check_unmarked(table, params.labels, [*params.good, *params.unmarked]):
+    counts = labels.check_sound_labels(table, params.good)
+    for remark in labels.check_unmarked(table, params.labels, [*params.good, *params.unmarked]):
         logging.warning("%s", remark)
     write_json(snakemake.output[0], counts)
     told = ", ".join(f"{n} by {label}" for label, n in counts.items()) or "no label has good values"

@@ -28,14 +28,14 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
         rows = [row for row in rows if row.get("generator_2") == generator]
         if not rows:
             raise DataError(f"{paths[0]}: no row has the generator_2 {shown(generator)}; see evaluation.annotations.")
-    found = list(dict.fromkeys(str(row.get("generator_2")) for row in rows))
+    found = list(dict.fromkeys(str(_present(row.get("generator_2")) or "") for row in rows))
     if len(found) > 1:
-        names = ", ".join(shown(name) for name in found[:3])
+        names = ", ".join(shown(name) if name else "one without a name" for name in found[:3])
         raise DataError(
             f"{paths[0]}: holds responses of {len(found)} models ({names}); choose one as `generator` in "
             "evaluation.annotations."
         )
-    against = list(dict.fromkeys(str(given) for row in rows if (given := _present(row.get("generator_1"))) is not None))
+    against = list(dict.fromkeys(str(given) for row in rows if (given := _present(row.get("generator_1")))))
     if len(against) > 1:
         names = ", ".join(shown(name) for name in against[:3])
         raise DataError(
