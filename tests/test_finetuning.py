@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
+from icprobe.engine import matmul
 from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.models import linear_layers, load_model
 from icprobe.engine.random_models import random_model
@@ -183,6 +186,22 @@ def test_a_trl_that_decides_otherwise_is_left_as_it_is(base, monkeypatch):
     forward = model.forward
     _pass_over_ignored(model)
     assert model.forward == forward
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_products_of_layers_under_adapters_are_those_of_pytorch_faster(architecture, prompts, tmp_path, monkeypatch):
+    base, found, calls = make_base(tmp_path / "base", architecture), {}, Counter()
+    product = matmul.matmul
+    for there in (False, True):
+        monkeypatch.setattr(matmul, "AVAILABLE", there)
+        monkeypatch.setattr(matmul, "matmul", lambda *given, there=there: calls.update([there]) or product(*given))
+        numbers, folder = train(base, prompts, tmp_path / str(there), lora=LORA)
+        found[there] = numbers["final_loss"], load_file(folder / "adapter_model.safetensors")
+    assert calls[True]
+    assert not calls[False]
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-5)
+    for name, weight in found[True][1].items():
+        assert (weight - found[False][1][name]).abs().max() < 1e-4 * weight.abs().max(), name
 
 
 def test_a_model_that_is_trained_keeps_the_signature_that_generation_asks_for(base):

@@ -3,7 +3,7 @@ import torch
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
-from icprobe.engine.models import load_model
+from icprobe.engine.models import linear_layers, load_model
 from icprobe.engine.random_models import random_model
 from icprobe.errors import DataError
 from icprobe.evaluation import generation
@@ -71,6 +71,21 @@ def test_batches_equal_a_naive_loop(model_and_tokenizer, prompts):
     assert len(set(expected)) > 3, "texts that are all alike would show nothing"
     for batch_size in (1, 4, 9):
         assert generate(model, tokenizer, texts, 12, batch_size, "cpu") == expected, f"batch size {batch_size}"
+
+
+def test_linear_layers_multiply_faster_while_they_generate_and_as_before_after_it(model_and_tokenizer, monkeypatch):
+    model, tokenizer = model_and_tokenizer
+    layers = [*linear_layers(model).values(), model.get_output_embeddings()]
+    seen, own = [], generation._generate_batch
+
+    def generate_batch(*given):
+        seen.append(["forward" in vars(layer) for layer in layers])
+        return own(*given)
+
+    monkeypatch.setattr(generation, "_generate_batch", generate_batch)
+    generate(model, tokenizer, ["Count", "Count to ten"], 2, 2, "cpu")
+    assert seen == [[True] * len(layers)]
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 def test_a_text_that_leaves_little_room_stops_at_the_end_of_the_context(model_and_tokenizer):

@@ -112,13 +112,18 @@ def onednn_forwards(modules: Iterable[nn.Module], packed: bool = False) -> dict[
     return {module: _forward(module, copy) for module, copy in zip(modules, copies, strict=True)}
 
 
+def set_forwards(forwards: Mapping[nn.Module, Forward]) -> None:
+    """Makes the modules compute by these forward passes from now on."""
+    for module, forward in forwards.items():
+        vars(module)["forward"] = forward  # nn.Module's own way of setting an attribute takes ten times as long
+
+
 @contextmanager
 def use_forwards(forwards: Mapping[nn.Module, Forward]) -> Iterator[None]:
     """Within the block the modules compute by these forward passes; after it as before."""
     before = {module: vars(module).get("forward") for module in forwards}
     try:
-        for module, forward in forwards.items():
-            vars(module)["forward"] = forward  # nn.Module's own way of setting an attribute takes ten times as long
+        set_forwards(forwards)
         yield
     finally:
         for module, forward in before.items():

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from icprobe import jsonl
-from icprobe.engine.models import max_positions, resolve_device
+from icprobe.engine.matmul import Forward, onednn_forwards, use_forwards
+from icprobe.engine.models import linear_layers, max_positions, resolve_device
 from icprobe.errors import DataError
 from icprobe.evaluation.stopping import Stops
 from icprobe.progress import Progress
@@ -41,11 +43,18 @@ def generate(
     it does not depend on which other texts are generated with it (float32).
     """
     responses = [""] * len(texts)
-    for indices in batches(model, tokenizer, texts, max_new_tokens, batch_size):
-        found = _generate_batch(model, tokenizer, [texts[i] for i in indices], max_new_tokens, device, stops)
-        for index, response in zip(indices, found, strict=True):
-            responses[index] = response
+    with use_forwards(_forwards(model)):
+        for indices in batches(model, tokenizer, texts, max_new_tokens, batch_size):
+            found = _generate_batch(model, tokenizer, [texts[i] for i in indices], max_new_tokens, device, stops)
+            for index, response in zip(indices, found, strict=True):
+                responses[index] = response
     return responses
+
+
+def _forwards(model: PreTrainedModel) -> dict[nn.Module, Forward]:
+    """Faster forward passes of a float32 model's linear layers on a CPU."""
+    layers = [*linear_layers(model).values(), model.get_output_embeddings()]
+    return onednn_forwards((layer for layer in layers if layer is not None), packed=True)
 
 
 def batches(
@@ -157,7 +166,8 @@ def responses(
     done = {row["id"]: row["output"] for row in jsonl.recover(journal)} if journal else {}
     bound = prompts.of(tokenizer)
     texts, stops = [bound.query(row) for row in rows], Stops.of(bound, tokenizer)
-    with Progress(total=len(rows), desc=f"generating {generator}", unit="prompt") as progress:
+    shown = Progress(total=len(rows), desc=f"generating {generator}", unit="prompt")
+    with shown as progress, use_forwards(_forwards(model)):
         for indices, found in _remaining(model, tokenizer, texts, rows, settings, stops, done, progress):
             new = [{"id": rows[i]["id"], "output": text} for i, text in zip(indices, found, strict=True)]
             if journal:

@@ -23,6 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from icprobe import artifacts
+from icprobe.engine.matmul import onednn_forwards, set_forwards
 from icprobe.engine.models import linear_layers, load_model, max_positions, resolve_device, set_precision, trusts
 from icprobe.errors import ConfigError, DataError, ModelError, reason, several
 from icprobe.texts.completions import completions, longest, warn_of_cuts
@@ -143,6 +144,7 @@ def trainer_of(
     # Adapters are put on linear layers; a model whose weights are trained is saved.
     model = load_model(base, dtype=dtype, device=device, experts_apart=lora is not None)
     model.requires_grad_(lora is None)
+    frozen = linear_layers(model).values() if lora else ()
     if lora is None:
         # Checkpoints by the names in memory: the trainer takes no others up again, and says nothing of those it lacks.
         model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
@@ -153,6 +155,7 @@ def trainer_of(
             model, adapters = get_peft_model(model, adapters), None
         trainer = _trainer(model, adapters, tokenizer, examples, settings, seed, Path(folder), callbacks)
     trainer.remove_callback(PrinterCallback)  # it prints to the terminal what Watch logs
+    set_forwards(onednn_forwards(frozen))
     prepare_loss(trainer.model, examples[0]["input_ids"])
     return trainer
 
