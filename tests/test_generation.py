@@ -3,6 +3,7 @@ import torch
 
 from icprobe import artifacts
 from icprobe.config.sources import Templates
+from icprobe.engine import matmul
 from icprobe.engine.models import linear_layers, load_model
 from icprobe.engine.random_models import random_model
 from icprobe.errors import DataError
@@ -84,7 +85,9 @@ def test_linear_layers_multiply_faster_while_they_generate_and_as_before_after_i
 
     monkeypatch.setattr(generation, "_generate_batch", generate_batch)
     generate(model, tokenizer, ["Count", "Count to ten"], 2, 2, "cpu")
-    assert seen == [[True] * len(layers)]
+    monkeypatch.setattr(matmul, "PACKED_BYTES", 1)
+    generate(model, tokenizer, ["Count"], 2, 2, "cpu")
+    assert seen == [[True] * len(layers), [False] * len(layers)]
     assert not any("forward" in vars(layer) for layer in layers)
 
 

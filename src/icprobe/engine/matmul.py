@@ -97,6 +97,11 @@ class _Linear(torch.autograd.Function):
         return matmul(delta, weight.T), None, None
 
 
+def can_pack(modules: Iterable[nn.Module]) -> bool:
+    """Whether there is to be a copy of the layers' weights in oneDNN's order."""
+    return sum(module.weight.nbytes for module in modules) <= PACKED_BYTES
+
+
 def onednn_forwards(modules: Iterable[nn.Module], packed: bool = False) -> dict[nn.Module, Forward]:
     """Forward passes by `matmul` of linear layers (nn.Linear, Conv1D; frozen), for `use_forwards`.
 
@@ -107,7 +112,7 @@ def onednn_forwards(modules: Iterable[nn.Module], packed: bool = False) -> dict[
     modules = [m for m in modules if type(m).forward in OWN_FORWARDS and "forward" not in vars(m)]
     if not AVAILABLE or any(m.weight.dtype != torch.float32 or m.weight.device.type != "cpu" for m in modules):
         return {}
-    packed = packed and sum(m.weight.nbytes for m in modules) <= PACKED_BYTES
+    packed = packed and can_pack(modules)
     copies = [torch.ops.mkldnn._reorder_linear_weight(_weight(m), None) if packed else None for m in modules]
     return {module: _forward(module, copy) for module, copy in zip(modules, copies, strict=True)}
 

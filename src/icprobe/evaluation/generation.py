@@ -12,7 +12,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from icprobe import jsonl
-from icprobe.engine.matmul import Forward, onednn_forwards, use_forwards
+from icprobe.engine.matmul import Forward, can_pack, onednn_forwards, use_forwards
 from icprobe.engine.models import linear_layers, max_positions, resolve_device
 from icprobe.errors import DataError
 from icprobe.evaluation.stopping import Stops
@@ -52,9 +52,12 @@ def generate(
 
 
 def _forwards(model: PreTrainedModel) -> dict[nn.Module, Forward]:
-    """Faster forward passes of a float32 model's linear layers on a CPU."""
-    layers = [*linear_layers(model).values(), model.get_output_embeddings()]
-    return onednn_forwards((layer for layer in layers if layer is not None), packed=True)
+    """Faster forward passes of a float32 model's linear layers on a CPU.
+
+    None of a large model: behind the few rows of a step it would take longer to put each weight into oneDNN's order.
+    """
+    layers = [layer for layer in [*linear_layers(model).values(), model.get_output_embeddings()] if layer is not None]
+    return onednn_forwards(layers, packed=True) if can_pack(layers) else {}
 
 
 def batches(
