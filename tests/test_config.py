@@ -190,6 +190,7 @@ def test_a_mistake_is_named_by_its_key_and_what_to_do(key, value, said):
     ("table", "columns", "said"),
     [
         ("train", {"response": "output"}, "'response' is not one of our columns .*write {output: response}"),
+        ("train", {"OUTPUT": "output"}, "'OUTPUT' is not one of our columns .*write {output: OUTPUT}"),
         (
             "train",
             {"quality": "stars"},

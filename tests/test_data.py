@@ -331,6 +331,8 @@ def test_a_good_value_that_no_row_has_is_refused_with_the_values_that_there_are(
         (["0.25", "0.5", "1"], ["0.5", "1.0"], "1"),
         (["good", "gold"], ["good", "god"], "gold"),
         (["-1", "-1.0e0"], ["-1", "-1.00"], "-1.0e0"),
+        (["sound", "sounds", "found", "fine"], ["fine", "sonud"], "sound"),
+        (["verified", "not verified"], ["not verified", "verifed"], "verified"),
     ],
 )
 def test_a_good_value_that_looks_like_another_is_refused_beside_one_that_is_there(there, good, meant):
@@ -347,6 +349,9 @@ def test_a_good_value_that_looks_like_another_is_refused_beside_one_that_is_ther
         (["4 stars", "3 stars"], ["4 stars", "5 stars"]),
         ([">0.7", "<=0.5"], [">0.7", ">0.8"]),
         (["1", "2"], ["2", "-1"]),
+        (["unsafe", "fine"], ["fine", "safe"]),
+        (["incorrect", "correct"], ["correct", "mostly correct"]),
+        (["no", "yes"], ["yes", "not"]),
     ],
 )
 def test_a_good_value_of_another_number_is_one_that_no_row_has(there, good, caplog):

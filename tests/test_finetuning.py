@@ -204,6 +204,15 @@ def test_products_of_layers_under_adapters_are_those_of_pytorch_faster(architect
         assert (weight - found[False][1][name]).abs().max() < 1e-4 * weight.abs().max(), name
 
 
+def test_the_environment_has_no_say_in_the_arithmetic(base, prompts, tmp_path, monkeypatch):
+    found = {}
+    for precision in ("no", "bf16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+        numbers, folder = train(base, prompts, tmp_path / precision, lora=LORA)
+        found[precision] = numbers["final_loss"], weights(folder)["adapter_model.safetensors"]
+    assert found["no"] == found["bf16"]
+
+
 def test_a_model_that_is_trained_keeps_the_signature_that_generation_asks_for(base):
     model = load_model(base, device="cpu")
     add_fused_lm_head(model)

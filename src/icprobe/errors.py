@@ -6,6 +6,7 @@ Jobs and the Snakefile show these without a traceback. Any other exception is a 
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from icprobe.masking import mask
@@ -93,26 +94,34 @@ def out_of_memory(error: BaseException) -> bool:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A suggestion, to follow a message on an unknown word; empty where nothing is close."""
-    known = list(known)
-    close = misspelt(word, known) or _close(word, known)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    folded = {one.casefold(): one for one in known}
+    close = difflib.get_close_matches(word.casefold()[:60], folded, n=1)
+    return suggestion(folded[close[0]]) if close else ""
 
 
-def misspelt(value: str, known: Iterable[str]) -> list[str]:
-    """Those of some values that another may be, misspelt; not of another number, as "4 stars" is to "5 stars"."""
-    return [one for one in known if _alike(value, one)]
+def suggestion(word: str) -> str:
+    """The end of a message, which asks whether another word was meant."""
+    return f'; did you mean "{word}"?'
 
 
-def _alike(one: str, other: str) -> bool:
+def misspelt(value: str, known: Iterable[str]) -> str | None:
+    """The first of some values that another writes with one slip: other capitals, one letter more, fewer or other, two
+    exchanged, or a number written otherwise. Other numbers are no slips, nor are words of two letters.
+    """
+    return next((one for one in sorted(known) if _same(value, one)), None)
+
+
+def _same(one: str, other: str) -> bool:
     try:
         return float(one) == float(other)
     except ValueError:
-        return re.findall(r"\d+", one) == re.findall(r"\d+", other) and bool(_close(one, [other]))
-
-
-def _close(word: str, known: Iterable[str]) -> list[str]:
-    folded = {one.casefold(): one for one in known}
-    return [folded[one] for one in difflib.get_close_matches(word.casefold()[:60], folded, n=1)]
+        one, other = one.casefold(), other.casefold()
+    if min(len(one), len(other)) < 3 or re.findall(r"\d+", one) != re.findall(r"\d+", other):
+        return one == other
+    for _ in range(2):  # without what both begin with, and then what both end with
+        start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+        one, other = one[start:][::-1], other[start:][::-1]
+    return max(len(one), len(other)) <= 1 or (len(one) == 2 and one == other[::-1])
 
 
 def reason(error: Exception) -> str:

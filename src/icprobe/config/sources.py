@@ -347,7 +347,7 @@ class Data(Section):
             for ours, theirs in table.columns.items() if table else ():
                 if ours in known:
                     continue
-                if theirs in known and not did_you_mean(ours, known):
+                if theirs in known and (ours.casefold() in known or not did_you_mean(ours, known)):
                     what = f"write {{{theirs}: {ours}}}, ours first"
                 else:
                     what = "if it is a label, list it in data.labels" if name == "train" else "leave it out"

@@ -146,6 +146,7 @@ def _forward(module: nn.Module, packed: Tensor | None) -> Forward:
     def forward(x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and x.requires_grad:
             return _Linear.apply(x, _weight(module), module.bias)
-        return matmul(x, _weight(module) if packed is None else packed, module.bias)
+        ours = packed is not None and x.dtype == torch.float32  # autocast gives another
+        return matmul(x, packed if ours else _weight(module), module.bias)
 
     return forward

@@ -56,7 +56,8 @@ def _forwards(model: PreTrainedModel) -> dict[nn.Module, Forward]:
 
     None of a large model: behind the few rows of a step it would take longer to put each weight into oneDNN's order.
     """
-    layers = [layer for layer in [*linear_layers(model).values(), model.get_output_embeddings()] if layer is not None]
+    head = model.get_output_embeddings()
+    layers = [*linear_layers(model).values(), *([head] if isinstance(head, nn.Linear) else [])]
     return onednn_forwards(layers, packed=True) if can_pack(layers) else {}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from icprobe.errors import ConfigError, did_you_mean, misspelt, shown
+from icprobe.errors import ConfigError, did_you_mean, misspelt, shown, suggestion
 from icprobe.tables.checking import listed
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def check_sound_labels(table: pd.DataFrame, good: Mapping[str, Sequence[str]]) -
 
 def check_good(name: str, there: set[str], wanted: Sequence[str]) -> list[str]:
     """The values that are to mark a label's good examples and that it, having some, lacks. Raises ConfigError if it
-    lacks all, or one that looks like another of its values: misspelt, it would make good rows bad ones.
+    lacks all, or one that is another of its values but for a slip: misspelt, it would make good rows bad ones.
     """
     absent = [value for value in wanted if there and value not in there]
     way = "Correct it, or leave it out ([] where no value marks good examples)."
@@ -39,17 +39,17 @@ def check_values(
     wanted: str,
     way: str,
     table: str = "data.train",
-    meant: Sequence[str] = (),
+    meant: str | None = None,
 ) -> None:
     """Raises ConfigError where a column has values, and the one that `key` names is not among them.
 
-    way: out; meant: which of the values it may be misspelt, where that is known.
+    way: out; meant: which of the values it may be, misspelt, where that is known.
     """
     there = sorted(set(there))
     if there and wanted not in there:
         raise ConfigError(
             f"config: {key}: no row of {table} has {shown(wanted)}; the column {name!r} holds {listed(there)}"
-            f"{did_you_mean(wanted, meant or there) or '.'} {way}"
+            f"{(suggestion(meant) if meant else did_you_mean(wanted, there)) or '.'} {way}"
         )
 
 

@@ -144,7 +144,8 @@ def trainer_of(
     # Adapters are put on linear layers; a model whose weights are trained is saved.
     model = load_model(base, dtype=dtype, device=device, experts_apart=lora is not None)
     model.requires_grad_(lora is None)
-    frozen = linear_layers(model).values() if lora else ()
+    # Of several processes each puts its model elsewhere later.
+    frozen = linear_layers(model).values() if lora and settings.get("processes", 1) == 1 else ()
     if lora is None:
         # Checkpoints by the names in memory: the trainer takes no others up again, and says nothing of those it lacks.
         model.save_pretrained = functools.partial(model.save_pretrained, save_original_format=False)
@@ -276,6 +277,8 @@ def _options(settings: dict[str, Any], seed: int, partial: Path, recomputes: boo
         report_to="none",
         disable_tqdm=True,
     )
+    # The environment (ACCELERATE_MIXED_PRECISION) has no say in the arithmetic.
+    options.mixed_precision = "bf16" if options.bf16 else "no"
     # Several visible GPUs would make the Trainer ask for nn.DataParallel, which trl refuses; a job trains on one.
     _ = options.device
     options._n_gpu = min(options.n_gpu, 1)
