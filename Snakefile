@@ -113,7 +113,8 @@ began = (
 onstart:
     began.append(artifacts.clock_of("."))
     require_outside()
-    say(destination.sentence(CONFIG.experiment))
+    slow = dry_run.emulated(CONFIG, PLACE.names(workflow.dag.needrun_jobs())) if workflow.local_exec else ""
+    say("\n".join(filter(None, [destination.sentence(CONFIG.experiment), slow])))
     if TRACKED:
         jobs, last = PLACE.own(workflow.dag.jobs), PLACE.called("all")
         ends = [job for job in jobs if job.rule.name == last and workflow.dag.batch is None]

@@ -282,11 +282,9 @@ def outlook():
         (job.rule.name, job.resources["runtime"], job.resources["mem_mb"], bool(job.resources.get("heavy")))
         for job in jobs
     ]
-    attribution, forwards = CONFIG.attribution, {"attribute", "attribute_influence", "attribute_ekfac"}
-    slow = attribution.dtype == "bfloat16" and attribution.device != "cuda" and forwards & {name for name, *_ in told}
     unknown = dry_run.unknown_sizes(m for m in CONFIG.models if told and work.known_parameters(CONFIG, m) is None)
     here = dry_run.CORES if sharing.takes_gpu(CONFIG) else cores.usable()
-    sentences = [dry_run.work(told, here), unknown, dry_run.BFLOAT16 if slow and cores.emulate_bfloat16() else ""]
+    sentences = [dry_run.work(told, here), unknown, dry_run.emulated(CONFIG, (name for name, *_ in told))]
     return "\n".join(filter(None, [*sentences, destination.sentence(CONFIG.experiment, ask=False)]))
 
 

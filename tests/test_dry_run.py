@@ -1,6 +1,14 @@
 """What `snakemake -n` says of the work of jobs."""
 
-from icprobe.workflow.dry_run import work
+from pathlib import Path
+
+import pytest
+import yaml
+
+from icprobe import cores
+from icprobe.config import Config
+from icprobe.workflow import gpus
+from icprobe.workflow.dry_run import emulated, work
 from icprobe.workflow.resources import estimate_seconds
 
 JOBS = [("attribute", 40, 4_000, True), ("score", 5, 500, False)]
@@ -8,13 +16,37 @@ JOBS = [("attribute", 40, 4_000, True), ("score", 5, 500, False)]
 
 def test_fewer_cores_than_those_of_the_estimates_are_told_what_they_may_take():
     total = sum(estimate_seconds(minutes, heavy) for _, minutes, _, heavy in JOBS)
-    for cores, times in ((1, 8**0.8), (2, 4**0.8), (4, 2**0.8)):
-        noun = "core" if cores == 1 else "cores"
-        told = f"A100; on the {cores} {noun} here it may be up to {times * total / 60:.0f} min. `snakemake"
-        assert told in work(JOBS, cores)
+    for here, times in ((1, 8**0.8), (2, 4**0.8), (4, 2**0.8)):
+        noun = "core" if here == 1 else "cores"
+        told = f"A100; on the {here} {noun} here it may be up to {times * total / 60:.0f} min. `snakemake"
+        assert told in work(JOBS, here)
 
 
 def test_as_many_cores_as_those_of_the_estimates_and_gpus_are_told_nothing_more():
     for said in (work(JOBS), work(JOBS, 8), work(JOBS, 64)):
         assert "for 8 cores or an A100; `snakemake estimate` measures yours." in said
     assert work([], 2) == ""
+
+
+@pytest.mark.parametrize(
+    ("sections", "rules", "said"),
+    [
+        ({}, {"attribute", "fine_tune"}, "below attribution and finetune in"),
+        ({"finetune": "float32"}, {"attribute", "fine_tune", "generate"}, "--config attribution='{dtype: float32}' on"),
+        ({"evaluation": "bfloat16"}, {"generate_base"}, "below evaluation in"),
+        ({}, {"score", "report"}, ""),
+        ({"attribution": "float32", "finetune": "float32"}, {"attribute", "retrain"}, ""),
+    ],
+)
+def test_a_processor_that_emulates_bfloat16_is_told_with_the_way_out(sections, rules, said, demo, monkeypatch):
+    monkeypatch.setattr(gpus, "listed", list)
+    given = demo | {name: demo[name] | {"dtype": dtype} for name, dtype in sections.items()}
+    for emulates in (False, True):
+        monkeypatch.setattr(cores, "emulate_bfloat16", lambda emulates=emulates: emulates)
+        found = emulated(Config.model_validate(given), rules)
+        assert (said in found) if emulates and said else found == ""
+
+
+@pytest.fixture
+def demo():
+    return yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))

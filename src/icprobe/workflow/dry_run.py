@@ -7,16 +7,21 @@ from typing import Any
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from icprobe import cores
+from icprobe.config import Config
 from icprobe.errors import several
 from icprobe.formatting import rough_duration
 from icprobe.workflow.resources import estimate_seconds
+from icprobe.workflow.sharing import takes_gpu
 
 # Of the estimates; twice as many take 2^-SHARED of the time.
 CORES, SHARED = 8, 0.8
-BFLOAT16 = (
-    "This processor has no instructions for bfloat16: attribution will take about three times as long as estimated. "
-    "With dtype: float32 below attribution in your file it will not."
-)
+# Rules that multiply in the dtype of a section of the configuration.
+IN_DTYPE = {
+    "attribution": {"attribute", "attribute_influence", "attribute_ekfac"},
+    "finetune": {"fine_tune", "retrain", "train_trajectory"},
+    "evaluation": {"generate", "generate_base"},
+}
 
 
 def unknown_sizes(models: Iterable[str]) -> str:
@@ -27,10 +32,25 @@ def unknown_sizes(models: Iterable[str]) -> str:
     )
 
 
-def work(jobs: Iterable[tuple[str, int, int, bool]], cores: int = CORES) -> str:
+def emulated(config: Config, rules: Iterable[str]) -> str:
+    """A sentence for a processor that emulates bfloat16, where jobs would compute in it; rules: those of the jobs."""
+    if not cores.emulate_bfloat16() or takes_gpu(config):
+        return ""
+    rules = {*rules}
+    slow = [name for name, of in IN_DTYPE.items() if of & rules and getattr(config, name).dtype == "bfloat16"]
+    if not slow:
+        return ""
+    asked = " ".join(f"{name}='{{dtype: float32}}'" for name in slow)
+    return (
+        f"This processor has no instructions for bfloat16: with dtype: float32 below {' and '.join(slow)} in your "
+        f"file, or --config {asked} on the command line, these take about a third of the time."
+    )
+
+
+def work(jobs: Iterable[tuple[str, int, int, bool]], of_cores: int = CORES) -> str:
     """A sentence on the work of jobs, each as (rule, time limit in minutes, memory in MB, whether it is heavy).
 
-    cores: those that compute it, where that is known and no GPU does.
+    of_cores: those that compute it, where that is known and no GPU does.
     """
     jobs = list(jobs)
     if not jobs:
@@ -45,16 +65,16 @@ def work(jobs: Iterable[tuple[str, int, int, bool]], cores: int = CORES) -> str:
         f"About {rough_duration(total)} of work, {rough_duration(seconds[longest])} of it in "
         f"{longest}; at most {megabytes / 1000:.1f} GB of memory a "
         f"job ({hungriest}). These are estimates from the sizes of files and models, for {CORES} cores or an A100; "
-        f"{_longer(total, cores)}`snakemake estimate` measures yours."
+        f"{_longer(total, of_cores)}`snakemake estimate` measures yours."
     )
 
 
-def _longer(seconds: float, cores: int) -> str:
+def _longer(seconds: float, here: int) -> str:
     """What fewer cores may take: not all of a job is shared by cores, and the slowest kinds of them are laptops'."""
-    if cores >= CORES:
+    if here >= CORES:
         return ""
-    most = rough_duration(seconds * (CORES / cores) ** SHARED)
-    return f"on the {several(cores, 'core')} here it may be up to {most}. "
+    most = rough_duration(seconds * (CORES / here) ** SHARED)
+    return f"on the {several(here, 'core')} here it may be up to {most}. "
 
 
 class Brief:
