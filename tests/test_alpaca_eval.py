@@ -17,7 +17,7 @@ from icprobe.attribution import METHODS
 from icprobe.config import load
 from icprobe.config.training import Evaluation
 from icprobe.errors import ConfigError, DataError
-from icprobe.evaluation.judges.annotations import read_annotations
+from icprobe.evaluation.judges.annotations import check_reference, read_annotations
 from icprobe.evaluation.win_rates import win_rate
 from icprobe.tables.checking import read_table
 
@@ -235,6 +235,17 @@ def test_annotations_are_of_one_model():
         load({**whole, "models": [name, "other"]}, METHODS)
 
 
+def test_annotations_against_different_models_are_not_compared(tmp_path):
+    def judgements(against):
+        return read_annotations([write(tmp_path / "a.json", [annotation(0, 1, generator_1=against)])])
+
+    read = {"a all": judgements("base"), "b all": judgements(None)}
+    check_reference(read)
+    read["c all"] = judgements("gpt4")
+    with pytest.raises(DataError, match=r"those of a all .* of 'base', those of c all against 'gpt4' \(generator_1\)"):
+        check_reference(read)
+
+
 # --- through the DAG
 
 
@@ -242,7 +253,8 @@ def test_annotations_and_given_base_responses_go_through_the_dag(tmp_path):
     """Both in one run: no model is prepared and nothing is generated or fine-tuned."""
     project = dag.new(tmp_path / "project")
     rng = np.random.default_rng(0)
-    rows = [annotation(n, 1 + rng.random(), dataset="koala" if n < 20 else "oasst", generator_2="a") for n in range(40)]
+    names = {"generator_1": "gpt4_1106_preview", "generator_2": "a"}
+    rows = [annotation(n, 1 + rng.random(), dataset="koala" if n < 20 else "oasst", **names) for n in range(40)]
     better = [{**row, "preference": min(2, row["preference"] + 0.2), "generator_2": "b"} for row in rows]
     write(project.path / "annotations.json", rows + better)
     for subset in ("koala", "oasst"):

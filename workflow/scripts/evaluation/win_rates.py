@@ -6,6 +6,7 @@ import pandas as pd
 
 from icprobe import artifacts, jsonl
 from icprobe.analysis import headline
+from icprobe.evaluation.judges.annotations import check_reference
 from icprobe.evaluation.length_control import LENGTH_COLUMNS, with_length_control
 from icprobe.evaluation.tabulation import latex, markdown
 from icprobe.evaluation.win_rates import paired_differences, win_rate_table
@@ -15,10 +16,12 @@ COLUMNS = ["method", "bin", "subset", "seed", "id", "preference", *LENGTH_COLUMN
 
 with job(snakemake) as run:
     conditions = [tuple(condition) for condition in snakemake.params.conditions]
+    read = {condition: jsonl.read(path) for condition, path in zip(conditions, snakemake.input, strict=True)}
+    check_reference({f"{method} {bin}": judged for (method, bin, _), judged in read.items()})
     rows = [
         {"method": method, "bin": bin, "seed": seed, **row}
-        for (method, bin, seed), path in zip(conditions, snakemake.input, strict=True)
-        for row in jsonl.read(path)
+        for (method, bin, seed), judged in read.items()
+        for row in judged
     ]
     numbers = dict.fromkeys(["preference", *LENGTH_COLUMNS], "float64")
     judgements = pd.DataFrame(rows, columns=COLUMNS).astype(numbers)

@@ -1,7 +1,7 @@
 """Judgements that exist already, as AlpacaEval writes them: annotations.json, or the same rows as JSONL."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
     id is a digest of its instruction (and its `input`), so that other models' annotations of it are of one prompt.
 
     Raises DataError for files that cannot be read, a row that cannot be used, a prompt that is judged twice, several
-    generators without a choice, or several whose responses these were held against.
+    generators without a choice, or several whose responses these were held against (`against` in each judgement).
     """
     rows = [row for path in paths for row in checking.records(reading.read_file(path))]
     if generator is not None:
@@ -64,10 +64,25 @@ def read_annotations(paths: Sequence[str | Path], generator: str | None = None) 
                 "preference": _preference(row),
                 "judge": _present(row.get("annotator")) or "annotations",
                 "order": None,
+                "against": next(iter(against), None),
                 **{name: _length(row, *columns) for name, columns in LENGTHS.items()},
             }
         )
     return judgements
+
+
+def check_reference(judgements: Mapping[str, Iterable[dict[str, Any]]]) -> None:
+    """Raises DataError where annotations, by what they are called, are held against different models' responses."""
+    found: dict[str, str] = {}
+    for name, rows in judgements.items():
+        for against in filter(None, (row.get("against") for row in rows)):
+            found.setdefault(against, name)
+    if len(found) > 1:
+        (ours, one), (theirs, other), *_ = found.items()
+        raise DataError(
+            f"evaluation.annotations: those of {one} are held against the responses of {shown(ours)}, those of {other} "
+            f"against {shown(theirs)} (generator_1), so that their win rates cannot be compared; make two experiments."
+        )
 
 
 def _subset(row: dict[str, Any]) -> str | None:
