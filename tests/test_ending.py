@@ -106,6 +106,14 @@ def test_the_summary_tells_headline_win_rates_report_and_upload(finished):
     assert untracked.endswith("W&B: disabled, no runs were made, nothing was sent to it")
 
 
+def test_a_bin_of_few_examples_is_not_compared(finished):
+    bins = pd.DataFrame({"method": ["icp", "influence"], "bin": [">0.8"] * 2, "n": [1, 30]})
+    bins.to_csv(finished / "results/mine/m/tables/bins.csv", index=False)
+    said = " ".join(terminal_summary.summary("mine", ["m"], tracked=True, width=100).split())
+    assert "icp's bin >0.8 holds 1 example, too few to compare bins by (see overlaps.csv)" in said
+    assert "0.67" not in said
+
+
 def test_the_size_of_icps_bin_is_its_own_where_every_other_has_fewer(finished):
     bins = pd.DataFrame({"method": ["icp", "influence"], "bin": [">0.8"] * 2, "n": [33, 30]})
     bins.to_csv(finished / "results/mine/m/tables/bins.csv", index=False)

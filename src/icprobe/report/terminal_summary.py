@@ -27,6 +27,7 @@ from icprobe.tracking.syncing import pending
 WIDEST = 100  # characters, on a terminal that has them
 # What is shown where there is room for it; a narrower terminal has the first so many.
 ROOM = (8, 4, 3)
+FEW = 5  # examples, of which shares say nothing
 
 
 def summary(
@@ -190,11 +191,9 @@ def _overlap(read: Read) -> list[str]:
     chosen = pd.DataFrame() if table is None else headline.strictest_bin(table)
     if chosen.empty:
         return []
-    bin_, size, chance = (
-        chosen["bin"].iloc[0],
-        headline.size_of_strictest(chosen, read("bins.csv")),
-        chosen["chance"].iloc[0],
-    )
+    (bin_, chance), size = chosen[["bin", "chance"]].iloc[0], headline.size_of_strictest(chosen, read("bins.csv"))
+    if size < FEW:
+        return [f"icp's bin {bin_} holds {several(size, 'example')}, too few to compare bins by (see overlaps.csv)"]
     shares = ", ".join(
         f"{_estimate(row, row.overlap)} {f'of its {row.n}' if row.n < size else 'for'} {row.method}"
         for row in chosen.itertuples()

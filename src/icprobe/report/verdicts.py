@@ -13,6 +13,7 @@ TELLING = 0.5  # below this ceiling, retraining repeats itself too badly to tell
 # Where outcomes of whole answers differ by less, in nats, or all gains are below, trainings hardly changed the model.
 HARDLY, HARDLY_PER_TOKEN = 0.01, 1e-3
 RAISE = "raise finetune.learning_rate, finetune.epochs, or the number of steps."
+NAMED = 6  # methods that a sentence names; of more it says which are left out
 NEXT = 3  # methods that the sentence names after the best; the table holds all
 RIVALS = {rival: f"number of {rival}" for rival in headline.RIVALS}
 
@@ -103,7 +104,10 @@ def told_apart(lds: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]
     if not found:
         return []
     subjects, sentences = trained(lds), []
-    if apart:
+    if len(apart) > NAMED > len(not_apart):
+        rest = f" but {listed(not_apart)}" if not_apart else ""
+        sentences.append(f"{subjects} tell {best.method} apart from all others{rest} (Holm, 5%).")
+    elif apart:
         rest = f", but not from {listed(not_apart)}" if not_apart else ""
         sentences.append(f"{subjects} tell {best.method} apart from {listed(apart)} (Holm, 5%){rest}.")
     elif not_apart:
