@@ -113,7 +113,7 @@ began = (
 onstart:
     began.append(artifacts.clock_of("."))
     require_outside()
-    slow = dry_run.emulated(CONFIG, PLACE.names(workflow.dag.needrun_jobs())) if workflow.local_exec else ""
+    slow = dry_run.emulated(PLAN, PLACE.names(workflow.dag.needrun_jobs())) if workflow.local_exec else ""
     say("\n".join(filter(None, [destination.sentence(CONFIG.experiment), slow])))
     if TRACKED:
         jobs, last = PLACE.own(workflow.dag.jobs), PLACE.called("all")

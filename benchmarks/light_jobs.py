@@ -32,11 +32,11 @@ OTHERS = {
         "generate",
         "generate_base",
     ),
-    *("measure_outcomes", "measure_prompts", "check_dtype", "name_model", "prepare_model"),
+    *("measure_outcomes", "measure_prompts", "check_dtype", "check_section_dtype", "name_model", "prepare_model"),
     *("train_regressor", "value_points", "correlate_points", "plot_points"),
     *("all", "analysis", "attributions", "checkpoints", "models", "synthetic", "win_rates"),
     *("estimate", "export", "held_out", "measure_rates", "publish"),
-    *("report_scores", "retrain", "scores", "subsets", "truth"),
+    *("report_scores", "retrain", "scores", "subsets", "train_trajectory", "truth"),
 }
 # In each process of Python that Snakemake starts; those of jobs have its object `snakemake`, one follows the workflow.
 AT_THE_END = """

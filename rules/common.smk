@@ -284,7 +284,7 @@ def outlook():
     ]
     unknown = dry_run.unknown_sizes(m for m in CONFIG.models if told and work.known_parameters(CONFIG, m) is None)
     here = dry_run.CORES if sharing.takes_gpu(CONFIG) else cores.usable()
-    sentences = [dry_run.work(told, here), unknown, dry_run.emulated(CONFIG, (name for name, *_ in told))]
+    sentences = [dry_run.work(told, here), unknown, dry_run.emulated(PLAN, PLACE.names(jobs))]
     return "\n".join(filter(None, [*sentences, destination.sentence(CONFIG.experiment, ask=False)]))
 
 

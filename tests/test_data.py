@@ -332,6 +332,7 @@ def test_a_good_value_that_no_row_has_is_refused_with_the_values_that_there_are(
         (["good", "gold"], ["good", "god"], "gold"),
         (["-1", "-1.0e0"], ["-1", "-1.00"], "-1.0e0"),
         (["sound", "sounds", "found", "fine"], ["fine", "sonud"], "sound"),
+        (["NaN-free", "nan"], ["NaN-free", "NAN"], "nan"),
         (["verified", "not verified"], ["not verified", "verifed"], "verified"),
     ],
 )
@@ -352,6 +353,8 @@ def test_a_good_value_that_looks_like_another_is_refused_beside_one_that_is_ther
         (["unsafe", "fine"], ["fine", "safe"]),
         (["incorrect", "correct"], ["correct", "mostly correct"]),
         (["no", "yes"], ["yes", "not"]),
+        (["grade A", "grade B"], ["grade A", "grade C"]),
+        ([">0.5", "none"], ["none", "<0.5"]),
     ],
 )
 def test_a_good_value_of_another_number_is_one_that_no_row_has(there, good, caplog):

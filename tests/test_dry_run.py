@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from icprobe import cores
+from icprobe.attribution import methods_of
 from icprobe.config import Config
 from icprobe.workflow import gpus
 from icprobe.workflow.dry_run import emulated, work
+from icprobe.workflow.plan import Plan
 from icprobe.workflow.resources import estimate_seconds
 
 JOBS = [("attribute", 40, 4_000, True), ("score", 5, 500, False)]
@@ -28,6 +30,11 @@ def test_as_many_cores_as_those_of_the_estimates_and_gpus_are_told_nothing_more(
     assert work([], 2) == ""
 
 
+def planned(given):
+    config = Config.model_validate(given)
+    return Plan(config, methods_of(config))
+
+
 @pytest.mark.parametrize(
     ("sections", "rules", "said"),
     [
@@ -35,6 +42,8 @@ def test_as_many_cores_as_those_of_the_estimates_and_gpus_are_told_nothing_more(
         ({"finetune": "float32"}, {"attribute", "fine_tune", "generate"}, "--config attribution='{dtype: float32}' on"),
         ({"evaluation": "bfloat16"}, {"generate_base"}, "below evaluation in"),
         ({}, {"score", "report"}, ""),
+        ({}, {"sum_covariances"}, "below attribution in"),
+        ({"evaluation": "bfloat16"}, {"generate"}, "below evaluation in"),
         ({"attribution": "float32", "finetune": "float32"}, {"attribute", "retrain"}, ""),
     ],
 )
@@ -43,10 +52,25 @@ def test_a_processor_that_emulates_bfloat16_is_told_with_the_way_out(sections, r
     given = demo | {name: demo[name] | {"dtype": dtype} for name, dtype in sections.items()}
     for emulates in (False, True):
         monkeypatch.setattr(cores, "emulate_bfloat16", lambda emulates=emulates: emulates)
-        found = emulated(Config.model_validate(given), rules)
+        found = emulated(planned(given), rules)
         assert (said in found) if emulates and said else found == ""
 
 
 @pytest.fixture
 def demo():
     return yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
+
+
+def test_what_computes_in_float32_or_elsewhere_is_not_told_of_bfloat16(demo, monkeypatch):
+    monkeypatch.setattr(cores, "emulate_bfloat16", lambda: True)
+
+    def said(rules=("attribute", "fine_tune", "generate"), gpus_here=(), **sections):
+        monkeypatch.setattr(gpus, "listed", lambda: [*gpus_here])
+        given = demo | {name: demo[name] | changes for name, changes in sections.items()} | {"bins": ["top 20%"]}
+        given["finetune"] = given["finetune"] | {"methods": None, "bins": None}
+        return emulated(planned(given), rules)
+
+    assert "below attribution and finetune in" in said()
+    assert "below finetune in" in said(attribution={"methods": ["one_step", "random"], "aggregators": {}})
+    assert said(gpus_here=["0"]) == ""
+    assert "below attribution in" in said(gpus_here=["0"], attribution={"device": "cpu"}, finetune={"device": "cuda"})

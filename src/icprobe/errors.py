@@ -4,9 +4,8 @@ Jobs and the Snakefile show these without a traceback. Any other exception is a 
 """
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
-from itertools import takewhile
+from itertools import takewhile, zip_longest
 from typing import Any
 
 from icprobe.masking import mask
@@ -105,23 +104,25 @@ def suggestion(word: str) -> str:
 
 
 def misspelt(value: str, known: Iterable[str]) -> str | None:
-    """The first of some values that another writes with one slip: other capitals, one letter more, fewer or other, two
-    exchanged, or a number written otherwise. Other numbers are no slips, nor are words of two letters.
+    """The first of some values that another writes with one slip: other capitals, a number written otherwise, or in one
+    word a letter more, fewer or other, or two exchanged. Other numbers and words of two letters are no slips.
     """
     return next((one for one in sorted(known) if _same(value, one)), None)
 
 
 def _same(one: str, other: str) -> bool:
+    one, other = one.casefold(), other.casefold()
     try:
-        return float(one) == float(other)
+        return one == other or float(one) == float(other)
     except ValueError:
-        one, other = one.casefold(), other.casefold()
-    if min(len(one), len(other)) < 3 or re.findall(r"\d+", one) != re.findall(r"\d+", other):
-        return one == other
+        differing = [pair for pair in zip_longest(one.split(), other.split(), fillvalue="") if pair[0] != pair[1]]
+    if len(differing) != 1 or min(map(len, differing[0])) < 3:
+        return False
+    one, other = differing[0]
     for _ in range(2):  # without what both begin with, and then what both end with
         start = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
         one, other = one[start:][::-1], other[start:][::-1]
-    return max(len(one), len(other)) <= 1 or (len(one) == 2 and one == other[::-1])
+    return (one + other).isalpha() and (max(len(one), len(other)) == 1 or (len(one) == 2 and one == other[::-1]))
 
 
 def reason(error: Exception) -> str:

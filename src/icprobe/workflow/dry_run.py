@@ -8,17 +8,20 @@ from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from icprobe import cores
-from icprobe.config import Config
 from icprobe.errors import several
 from icprobe.formatting import rough_duration
+from icprobe.workflow import gpus
+from icprobe.workflow.plan import Plan
 from icprobe.workflow.resources import estimate_seconds
-from icprobe.workflow.sharing import takes_gpu
 
 # Of the estimates; twice as many take 2^-SHARED of the time.
 CORES, SHARED = 8, 0.8
 # Rules that multiply in the dtype of a section of the configuration.
 IN_DTYPE = {
-    "attribution": {"attribute", "attribute_influence", "attribute_ekfac"},
+    "attribution": {
+        *("attribute", "attribute_influence", "attribute_ekfac"),
+        *("embed_examples", "sum_covariances", "sum_eigenvalues"),
+    },
     "finetune": {"fine_tune", "retrain", "train_trajectory"},
     "evaluation": {"generate", "generate_base"},
 }
@@ -32,19 +35,27 @@ def unknown_sizes(models: Iterable[str]) -> str:
     )
 
 
-def emulated(config: Config, rules: Iterable[str]) -> str:
+def emulated(plan: Plan, rules: Iterable[str]) -> str:
     """A sentence for a processor that emulates bfloat16, where jobs would compute in it; rules: those of the jobs."""
-    if not cores.emulate_bfloat16() or takes_gpu(config):
-        return ""
     rules = {*rules}
-    slow = [name for name, of in IN_DTYPE.items() if of & rules and getattr(config, name).dtype == "bfloat16"]
-    if not slow:
+    slow = [name for name, of in IN_DTYPE.items() if of & rules and _in_bfloat16(plan, name)]
+    if not slow or not cores.emulate_bfloat16():
         return ""
     asked = " ".join(f"{name}='{{dtype: float32}}'" for name in slow)
     return (
         f"This processor has no instructions for bfloat16: with dtype: float32 below {' and '.join(slow)} in your "
         f"file, or --config {asked} on the command line, these take about a third of the time."
     )
+
+
+def _in_bfloat16(plan: Plan, section: str) -> bool:
+    """Whether jobs of a section compute in bfloat16 on a CPU of this machine."""
+    settings = getattr(plan.config, section)
+    if settings.dtype != "bfloat16" or settings.device == "cuda" or (settings.device == "auto" and gpus.listed()):
+        return False
+    if section == "attribution":  # one_step computes in float32 whatever is asked
+        return any(plan.methods[m].needs_model and plan.methods[m].dtype is None for m in plan.computed)
+    return section != "evaluation" or settings.engine == "transformers"
 
 
 def work(jobs: Iterable[tuple[str, int, int, bool]], of_cores: int = CORES) -> str:

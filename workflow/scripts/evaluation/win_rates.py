@@ -17,7 +17,7 @@ COLUMNS = ["method", "bin", "subset", "seed", "id", "preference", *LENGTH_COLUMN
 with job(snakemake) as run:
     conditions = [tuple(condition) for condition in snakemake.params.conditions]
     read = {condition: jsonl.read(path) for condition, path in zip(conditions, snakemake.input, strict=True)}
-    check_reference({f"{method} {bin}": judged for (method, bin, _), judged in read.items()})
+    check_reference({f"{method}, bin {bin}, seed {seed}": judged for (method, bin, seed), judged in read.items()})
     rows = [
         {"method": method, "bin": bin, "seed": seed, **row}
         for (method, bin, seed), judged in read.items()
