@@ -23,7 +23,6 @@ from icprobe.formatting import estimate, fixed, number
 from icprobe.tracking.environment import benchmark
 
 DOCS = Path(__file__).parents[1] / "docs"
-SAMPLED_MB = 64  # a job has more once it has read its libraries
 TRUTHS = ("lds", "removal", "auc")
 COLUMNS = [
     *("model", "examples", "tasks", "method", "seconds", "operations", "gb"),
@@ -38,10 +37,9 @@ def measured(directory: str | Path, model: str | None = None, label: str = "plan
 
     model: which, where the experiment has several. seconds, operations: those of frontier.csv. gb: the most memory, in
     10^9 bytes, that a job took on which the method's matrix rests, as Snakemake sampled it; without the job that puts
-    shards together, and not known where one ended before it was sampled. lds: over the tasks. removal: what they lose
-    without its best examples, in nats. auc: of the label's good values against all others. spearman_length: of the
-    scores with the number of response tokens. machine: what its jobs computed on. Raises ArtifactError where there are
-    no such results.
+    shards together. lds: over the tasks. removal: what they lose without its best examples, in nats. auc: of the
+    label's good values against all others. spearman_length: of the scores with the number of response tokens. machine:
+    what its jobs computed on. Raises ArtifactError where there are no such results.
     """
     results = icprobe.load(directory)
     model = model or (results.models[0] if len(results.models) == 1 else None)
@@ -79,7 +77,7 @@ def measured(directory: str | Path, model: str | None = None, label: str = "plan
         jobs = [(record, at) for record, at in _rests_on(matrix, made) if record["rule"] != "gather_attributions"]
         if jobs:
             peaks = pd.Series([benchmark(at)[1] for _, at in jobs])
-            found.loc[method, "gb"] = peaks.where(peaks >= SAMPLED_MB).max(skipna=False) * MEBIBYTE / 1e9
+            found.loc[method, "gb"] = peaks.max(skipna=False) * MEBIBYTE / 1e9
             found.loc[method, "machine"] = "; ".join(sorted({_machine(record["environment"]) for record, _ in jobs}))
     return found.reset_index()[COLUMNS]
 
