@@ -103,9 +103,8 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
-began = (
-    []
-)  # when this invocation did, by the clock that dates its logs; by this machine's where no hook of ours ran first
+# When this invocation began, by the clock that dates its logs; empty where no hook of ours ran first.
+began = []
 
 
 # Before any work: what is missing outside; where results and runs go; and what the workflow makes now, for `make sync` (not

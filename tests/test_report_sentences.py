@@ -13,7 +13,7 @@ from icprobe.analysis.binning import BORDER_COLUMNS
 from icprobe.analysis.statistics import aggregate
 from icprobe.attribution import METHODS
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
-from icprobe.report import label_sentences, sentences
+from icprobe.report import label_sentences, sentences, verdicts
 from icprobe.report.findings import Findings, ModelInputs
 from icprobe.report.wording import compared
 
@@ -244,3 +244,15 @@ def test_a_correlation_over_fewer_examples_than_others_says_over_how_many():
     told = label_sentences.numbers("stars", rows)
     assert "mine (1.00 [1.00, 1.00] over 4)" in told[0]
     assert not any("excludes 0" in sentence for sentence in told)
+
+
+def test_of_many_methods_those_are_named_that_are_not_told_apart():
+    table = pd.DataFrame(
+        {"method": ["best", "near", *"abcdefgh"], "lds": [0.9, 0.8, *[0.1] * 8], "n_subsets": 40, "n_seeds": 2}
+    )
+    pairs = pd.DataFrame({"method_a": "best", "method_b": table["method"][1:], "difference": 0.5})
+    told = [verdicts.told_apart(table, pairs.assign(p_value_holm=[p, *[0.001] * 8])) for p in (0.3, 0.001)]
+    assert told == [
+        ["40 subsets × 2 seeds tell best apart from all others but near (Holm, 5%)."],
+        ["40 subsets × 2 seeds tell best apart from all others (Holm, 5%)."],
+    ]

@@ -288,18 +288,6 @@ def _under(key, node):
             yield from _under(key, value)
 
 
-def test_of_many_methods_those_are_named_that_are_not_told_apart():
-    table = pd.DataFrame(
-        {"method": ["best", "near", *"abcdefgh"], "lds": [0.9, 0.8, *[0.1] * 8], "n_subsets": 40, "n_seeds": 2}
-    )
-    pairs = pd.DataFrame({"method_a": "best", "method_b": table["method"][1:], "difference": 0.5})
-    told = [verdicts.told_apart(table, pairs.assign(p_value_holm=[p, *[0.001] * 8])) for p in (0.3, 0.001)]
-    assert told == [
-        ["40 subsets × 2 seeds tell best apart from all others but near (Holm, 5%)."],
-        ["40 subsets × 2 seeds tell best apart from all others (Holm, 5%)."],
-    ]
-
-
 def test_the_figure_has_a_row_for_each_truth_and_joins_the_frontier():
     table = made_frontier()
     figure = frontier_points(table, known=METHODS)

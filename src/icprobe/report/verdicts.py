@@ -104,8 +104,8 @@ def told_apart(lds: pd.DataFrame, differences: pd.DataFrame | None) -> list[str]
     if not found:
         return []
     subjects, sentences = trained(lds), []
-    others = set(lds["method"]) - {best.method} if best is not None else set()
-    if len(apart) > NAMED >= len(not_apart) and found.keys() == others and not ahead:
+    whole = found.keys() == set(lds["method"]) - {best.method}
+    if whole and len(apart) > NAMED >= len(not_apart) and not ahead:
         rest = f" but {listed(not_apart)}" if not_apart else ""
         sentences.append(f"{subjects} tell {best.method} apart from all others{rest} (Holm, 5%).")
     elif apart:

@@ -37,9 +37,11 @@ def unknown_sizes(models: Iterable[str]) -> str:
 
 def emulated(plan: Plan, rules: Iterable[str]) -> str:
     """A sentence for a processor that emulates bfloat16, where jobs would compute in it; rules: those of the jobs."""
+    if not cores.emulate_bfloat16():
+        return ""
     rules = {*rules}
     slow = [name for name, of in IN_DTYPE.items() if of & rules and _in_bfloat16(plan, name)]
-    if not slow or not cores.emulate_bfloat16():
+    if not slow:
         return ""
     asked = " ".join(f"{name}='{{dtype: float32}}'" for name in slow)
     return (
