@@ -141,11 +141,13 @@ def machine(threads: int, device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Its name, and what a virtual machine's name hides: whether it has instructions for bfloat16."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        name = platform.processor() or platform.machine()
+    return f"{name} (multiplies bfloat16)" if cores.multiply_bfloat16() else name
 
 
 def versions() -> dict[str, str]:

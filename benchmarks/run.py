@@ -81,7 +81,7 @@ def prepared(model: str | None) -> str:
         from icprobe.engine.admission import admit
         from icprobe.engine.models import prepare
 
-        print(f"preparing {MODEL} â¦", flush=True)
+        print(f"preparing {MODEL} …", flush=True)
         prepare(config.model_sources[MODEL].model_dump(mode="json"), path, admit)
     return str(path)
 

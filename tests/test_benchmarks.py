@@ -110,14 +110,17 @@ def test_a_goal_is_met_missed_or_not_measured():
         row("lm-eval", 20, 25, 80),
         row("matmul", 1, 1, 1),
     )
-    floor["facts"]["rate"] = 1e12
+    floor["facts"]["rate"] = 5e11
+    faster = {**floor, "facts": {"rate": 1e12}}
+    narrow = {**floor, "facts": {"rate": 4e12}, "dtype": "bfloat16"}
     growth = [
         {"name": f"icp, N = {n}", "examples": n, "tasks": 2, "median": seconds, "peak_mb": 1000 + 100 * n}
         for n, seconds in ((1, 1), (2, 2), (4, 8))
     ]
-    records = {"icp-12": {"rows": [icp, peer, floor]}, "growth": {"rows": growth}}
+    records = {"icp-12": {"rows": [icp, peer, floor, faster, narrow]}, "growth": {"rows": growth}}
     found = {goal.text: goal.row(records)[1:] for goal in goals.GOALS}
-    assert found["ICP, 12 tasks: of the machine's matrix products"] == ["0.60×", "no"]
+    # Of the fastest of the machine's products in the same dtype.
+    assert found["ICP, 12 tasks: of the machine's fastest matrix products"] == ["0.60×", "no"]
     assert found["ICP, 12 tasks: lm-eval's time"] == ["2.50×", "no"]  # the median of 2, 2.5 and 4
     assert found["memory from N to 4 N examples: grows by"] == ["0.30 GB", "yes"]
     assert found["growth in examples and tasks: off a straight line"][1] == "no"
