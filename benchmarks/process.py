@@ -141,7 +141,7 @@ def machine(threads: int, device: str) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """Its name, and what a virtual machine's name hides: whether it has instructions for bfloat16."""
+    """Its name, and what a virtual machine's name hides: whether an x86 has instructions for bfloat16."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
