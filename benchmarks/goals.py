@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from benchmarks.comparisons import BOTH
-from benchmarks.ratios import Record, line_through, markdown, measured, memory_grown, points, ratio_of, series
+from benchmarks.ratios import Record, line_through, markdown, measured, memory_grown, points, products, ratio_of, series
 
 INFLUENCE, STEP = "icprobe-influence", "training-step"
 MODEL_GB = 0.54  # SmolLM2-135M in float32
@@ -51,8 +51,7 @@ def rate(name: str = "") -> Callable[[Record], float | None]:
         mine = measured(record, "icprobe-icp", name)
         if mine is None:
             return None
-        floors = [r for r in record["rows"] if r["contestant"] == "matmul" and "median" in r]
-        rates = [floor["facts"]["rate"] for floor in floors if floor.get("dtype") == mine.get("dtype")]
+        rates = [floor["facts"]["rate"] for floor in products(record, mine)]
         return mine["facts"]["operations"] / mine["median"] / max(rates) if rates else None
 
     return figure

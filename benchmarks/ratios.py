@@ -19,6 +19,12 @@ def measured(record: Record, contestant: str, name: str = "") -> Record | None:
     return next((r for r in rows if "median" in r), None)
 
 
+def products(record: Record, row: Record) -> list[Record]:
+    """The rates of the machine's matrix products that were measured in the dtype of a row."""
+    rows = (r for r in record["rows"] if r["contestant"] == "matmul" and "median" in r)
+    return [r for r in rows if r.get("dtype") == row.get("dtype")]
+
+
 def series(record: Record) -> dict[tuple[str, str], list[Record]]:
     """Of the record `growth`: {(method, "N" or "M"): rows that were measured, by rising number}."""
     found: dict[tuple[str, str], list[Record]] = {}

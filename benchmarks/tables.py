@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import goals
-from benchmarks.ratios import Record, line_through, markdown, measured, memory_grown, number, points, ratio_of, series
+from benchmarks.ratios import (
+    Record,
+    line_through,
+    markdown,
+    measured,
+    memory_grown,
+    number,
+    points,
+    products,
+    ratio_of,
+    series,
+)
 from benchmarks.texts import ROOT
 
 FLOORS = ("training-step", "step-and-forwards")
@@ -102,16 +113,15 @@ def _cells(row: Record, first: Record | None) -> list[str]:
 
 
 def _rates(record: Record) -> list[str]:
-    machines = [r for r in record["rows"] if r["contestant"] == "matmul" and "median" in r]
     sentences = []
     for row in record["rows"]:
         if "median" in row and "operations" in row["facts"]:
             rate = row["facts"]["operations"] / row["median"]
-            alike = [floor for floor in machines if floor.get("dtype") == row.get("dtype")]
-            share = "".join(f", {rate / floor['facts']['rate']:.2f} of the {floor['name']}" for floor in alike)
+            floors = products(record, row)
+            share = "".join(f", {rate / floor['facts']['rate']:.2f} of the {floor['name']}" for floor in floors)
             peak = record["settings"]["peak_flops"]
             mfu = f", {rate / peak:.1%} of the device's peak" if peak else ""
-            if alike or peak:
+            if floors or peak:
                 sentences.append(f"{row['name']}: {rate / 1e9:,.1f} GFLOP/s{share}{mfu}.")
     return sentences
 
