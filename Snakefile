@@ -108,6 +108,10 @@ rule all:
         SYNTHETIC if CONFIG.synthetic.in_all else [],
 
 
+for rule in workflow.rules:
+    signatures.remember(signatures.of_rule(rule))
+
+
 # When this invocation began, by the clock that dates its logs; empty where no hook of ours ran first.
 began = []
 

@@ -12,18 +12,8 @@ rule attribute:
     message:
         "{wildcards.method} of {wildcards.model}, shard {wildcards.scatteritem}"
     input:
+        unpack(read_of_model),
         **ATTRIBUTION_INPUTS,
-        model=model_of,
-        manifest=manifest_of,
-        checked=lambda w: dtype_checked(w, PLAN.method_settings(w.method)),
-        losses=lambda w: losses_checked(w, w.method),
-        contexts=contexts_checked,
-        responses=responses_checked,
-        parameters=lambda w: parameters_checked(w, w.method),
-        trajectory=lambda w: along_training(w.method, paths.manifest(paths.TRAJECTORY)),
-        checkpoints=lambda w: [] if PLAN.checkpoint_files else along_training(w.method, ancient(paths.TRAJECTORY)),
-        fisher=fisher_of,
-        fisher_manifests=lambda w: [paths.manifest(folder) for folder in fisher_of(w)],
     output:
         matrix=paths.shard(),
     wildcard_constraints:

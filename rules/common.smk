@@ -24,7 +24,7 @@ from icprobe.formatting import BIN_NAME
 from icprobe.paths import SELECTED
 from icprobe.report import provenance, terminal_summary
 from icprobe.tracking import destination, modes, records
-from icprobe.workflow import checks, dry_run, exporting, log_filters, modules, responding, sharing, work
+from icprobe.workflow import checks, dry_run, exporting, log_filters, modules, responding, sharing, signatures, work
 from icprobe.workflow.clusters import require_controller
 from icprobe.workflow.plan import Plan, bin_folder
 
@@ -234,6 +234,32 @@ def fisher_of(wildcards):
     if wildcards.method not in PLAN.fits_fisher:
         return []
     return [ancient(paths.fisher(what)) for what in ("bases", "eigenvalues")]
+
+
+def read_of_model(wildcards):
+    """Inputs of a shard of a method beside the texts: the model, that it can do what the method wants, and what the method
+    rests on; what is not read has no name.
+
+    One function of all: ten thousand shards ask it, and each call costs Snakemake more than what it says.
+    """
+    method, fisher = wildcards.method, fisher_of(wildcards)
+    trained = [] if PLAN.checkpoint_files else ancient(paths.TRAJECTORY)
+    read = {
+        "model": model_of(wildcards),
+        "manifest": manifest_of(wildcards),
+        "checked": dtype_checked(wildcards, PLAN.method_settings(method)),
+        "losses": losses_checked(wildcards, method),
+        "contexts": contexts_checked(wildcards),
+        "responses": responses_checked(wildcards),
+        "parameters": parameters_checked(wildcards, method),
+        "trajectory": along_training(method, paths.manifest(paths.TRAJECTORY)),
+        "checkpoints": along_training(method, trained),
+        "fisher": fisher,
+        "fisher_manifests": [paths.manifest(folder) for folder in fisher],
+    }
+    # Where there is a trajectory its checkpoints have their name, if only for those that were given elsewhere.
+    read = {name: files for name, files in read.items() if files}
+    return {**read, "checkpoints": read.get("checkpoints", [])} if "trajectory" in read else read
 
 
 def fisher_parts(what, model):

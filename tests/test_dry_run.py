@@ -1,15 +1,17 @@
 """What `snakemake -n` says of the work of jobs."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from snakemake_interface_logger_plugins.common import LogEvent
 
 from icprobe import cores
 from icprobe.attribution import methods_of
 from icprobe.config import Config
 from icprobe.workflow import gpus
-from icprobe.workflow.dry_run import emulated, work
+from icprobe.workflow.dry_run import Brief, emulated, work
 from icprobe.workflow.plan import Plan
 from icprobe.workflow.resources import estimate_seconds
 
@@ -28,6 +30,13 @@ def test_as_many_cores_as_those_of_the_estimates_and_gpus_are_told_nothing_more(
     for said in (work(JOBS), work(JOBS, 8), work(JOBS, 64)):
         assert "for 8 cores or an A100; `snakemake estimate` measures yours." in said
     assert work([], 2) == ""
+
+
+def test_shell_commands_are_shown_where_there_is_one():
+    brief = Brief(dry=lambda: False, outlook=str)
+    # By another name where a script itself calls `shell`.
+    for command, shown in (({"shellcmd": "echo 1"}, True), ({"cmd": "echo 1"}, True), ({"shellcmd": None}, False)):
+        assert brief(SimpleNamespace(msg="Shell command", event=LogEvent.SHELLCMD, **command)) is shown
 
 
 def planned(given):

@@ -93,6 +93,8 @@ def _longer(seconds: float, here: int) -> str:
 class Brief:
     """A filter of Snakemake's log: in a dry run the table of jobs is shown once, with their work, and no job by itself.
 
+    What runs a script has no shell command, and the record that says so is shown nowhere.
+
     dry: whether this is a dry run, asked when a record comes; outlook: what is said of its jobs, and where results are,
     also where there is nothing to do.
     """
@@ -105,6 +107,8 @@ class Brief:
         event: Any = getattr(record, "event", None)
         if record.msg == NOTHING_TO_BE_DONE_MSG:
             record.msg = f"{record.msg}\n{self._outlook()}"
+        if event == LogEvent.SHELLCMD:
+            return getattr(record, "shellcmd", "") is not None
         if event not in (LogEvent.JOB_INFO, LogEvent.RUN_INFO) or not self._dry():
             return True
         if event == LogEvent.JOB_INFO or self._told:

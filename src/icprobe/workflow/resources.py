@@ -19,7 +19,7 @@ from icprobe.config import Config
 from icprobe.config.sources import local_files
 from icprobe.engine.batching import parse_shard, shard_numbers
 from icprobe.errors import ArtifactError
-from icprobe.workflow import work
+from icprobe.workflow import signatures, work
 from icprobe.workflow.data_set_sizes import DataSetSizes
 from icprobe.workflow.gpus import GPUS_IF_ANY
 from icprobe.workflow.work import (
@@ -386,6 +386,7 @@ def directives(
     if told:
         found[MILLISECONDS] = lambda wildcards, input: round(1000 * needs(wildcards, input).seconds)
         found[BYTES] = lambda wildcards, input: round(needs(wildcards, input).disk)
+    signatures.remember(found.values())
     if device != "cpu" and in_turn:
         found[GPUS_IF_ANY] = gpus
     return {**found, "gpu": gpus} if device == "cuda" else found
