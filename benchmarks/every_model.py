@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from icprobe import artifacts
 from icprobe.attribution import icp, influence
 from icprobe.attribution.matrix import Inputs
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.config.training import Finetune, Lora
 from icprobe.engine.admission import admit
 from icprobe.engine.capabilities import Capabilities

@@ -186,7 +186,7 @@ def write_texts(size: Size) -> str:
 def subset(size: Size) -> str:
     """A bin of half the examples written as JSONL in both forms, best first."""
     from icprobe.analysis.binning import members
-    from icprobe.config.sources import Templates
+    from icprobe.config.templates import Templates
     from icprobe.texts.chat import prompts_of
     from icprobe.training import subsets
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.contestant import spread
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.errors import DataError
 from icprobe.tables import checking, selecting
 from icprobe.texts.control_tokens import token_ids

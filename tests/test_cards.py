@@ -11,7 +11,7 @@ from test_finetuning import ROWS, make_base
 
 from icprobe import jsonl
 from icprobe.config.selections import Selection
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.tables.parquet import write_parquet
 from icprobe.texts.chat import prompts_of
 from icprobe.training import cards, subsets

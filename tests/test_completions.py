@@ -5,7 +5,7 @@ import pytest
 from chats import CONVERSATIONS, ZEPHYR, chat, row
 from conftest import demo_rows
 
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.errors import DataError
 from icprobe.texts import completions
 from icprobe.texts.prompts import Prompts

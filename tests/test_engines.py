@@ -17,7 +17,7 @@ import torch
 from endpoint import FAULTS, Endpoint
 
 from icprobe import artifacts, jsonl
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.config.training import Evaluation
 from icprobe.engine.models import load_model
 from icprobe.engine.random_models import random_model

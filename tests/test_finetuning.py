@@ -16,7 +16,7 @@ from trl.trainer import utils
 from trl.trainer.utils import add_fused_lm_head
 
 from icprobe import artifacts
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.engine import matmul
 from icprobe.engine.checkpoints import load_fine_tuned
 from icprobe.engine.models import linear_layers, load_model
@@ -320,7 +320,7 @@ KILLED = """
     import test_finetuning as t
     from pathlib import Path
     from icprobe import artifacts
-    from icprobe.config.sources import Templates
+    from icprobe.config.templates import Templates
 
     at = {at!r}
     if at == "manifest":  # a checkpoint's files are written, its manifest is not

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from icprobe import artifacts
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.engine import matmul
 from icprobe.engine.models import linear_layers, load_model
 from icprobe.engine.random_models import random_model

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from icprobe.attribution.one_shots import OneShots
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.texts.prompts import Prompts, encode, token_ids
 
 TEXTS = [f"{row['instruction']} {row['input']} {row['output']}" for row in demo_rows("train")]

@@ -1,12 +1,20 @@
 """Texts are the design's, whatever stands in the data; templates can neither leave their texts nor run away."""
 
-import naive
-import pytest
+import logging
+from pathlib import Path
 
-from icprobe.config import Templates
+import naive
+import pandas as pd
+import pytest
+import yaml
+
+from icprobe.attribution import METHODS
+from icprobe.config import Templates, load
 from icprobe.errors import ConfigError
+from icprobe.tables.unread import tell_of_inputs
 from icprobe.texts.prompts import Prompts, encode, flat, token_ids
 
+CONFIG = yaml.safe_load((Path(__file__).parents[1] / "config.yaml").read_text(encoding="utf-8"))
 ROW = {"instruction": " Add\tthe\n numbers ", "input": "1\u00a02", "output": "three\r\n(3) "}
 TASK = {"instruction": "Name it", "input": None, "output": "x"}
 
@@ -132,3 +140,43 @@ def test_a_target_begins_with_the_token_that_has_its_first_letter():
     assert pieces[encoded.n_context :] == [": ", "n", "o"]
     assert encode(tokenizer, "Response", ": no").n_context == len("Response")
     assert encode(tokenizer, ":", " no").n_context == 1, "what is predicted has something before it"
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "said"),
+    [
+        ("query", "Instruction: {instruction} Response:", "{{ instruction }} or {{ input }}"),
+        ("query", "{# {{ instruction }} #}{{ 'input' }}", "{{ instruction }} or {{ input }}"),
+        ("target", " {output}", "{{ output }}"),
+        ("one_shot_prefix", "Example: {document}", "{{ document }}"),
+    ],
+)
+def test_a_template_without_its_text_is_refused_before_any_job(name, template, said):
+    with pytest.raises(ConfigError) as caught:
+        load(CONFIG | {"templates": {name: template}}, METHODS)
+    assert f"templates: {name}: without {said} in it all rows would read alike" in str(caught.value)
+
+
+def test_a_template_that_does_not_parse_is_refused_before_any_job():
+    with pytest.raises(ConfigError, match=r"^config: templates: query: unexpected '}'"):
+        load(CONFIG | {"templates": {"query": "{{ instruction }"}}, METHODS)
+
+
+def test_templates_that_use_their_texts_otherwise_are_taken():
+    for query in ("{{ input | flat }}", "{% if instruction %}{{ instruction.strip() | upper }}{% endif %}"):
+        load(CONFIG | {"templates": {"query": query, "target": "{% set said = output %}{{ said }}"}}, METHODS)
+
+
+def test_inputs_that_the_query_leaves_out_are_told(caplog):
+    rows = pd.DataFrame({"instruction": ["a", "b", "c"], "input": ["x", " ", ""]})
+    with caplog.at_level(logging.WARNING):
+        for template in ("{{ instruction }} {{ input | flat }}", Templates().query):
+            tell_of_inputs(rows, {"query": template, "format": "jinja"}, "examples")
+        tell_of_inputs(rows, {"query": "{{ instruction }}", "format": "chat"}, "examples")
+        tell_of_inputs(rows[1:], {"query": "{{ instruction }}", "format": "jinja"}, "examples")
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        tell_of_inputs(rows, {"query": "{{ instruction }}", "format": "jinja"}, "examples")
+    assert [r.getMessage() for r in caplog.records] == [
+        "templates.query does not use input, which 1 of 3 examples have"
+    ]

@@ -11,7 +11,7 @@ import pytest
 from test_finetuning import LORA, ROWS, SETTINGS
 
 from icprobe import jsonl
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.engine.admission import admit
 from icprobe.engine.models import load_model, prepare
 from icprobe.errors import ConfigError, DataError, ScoreError

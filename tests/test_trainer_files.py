@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from icprobe import jsonl
-from icprobe.config.sources import Templates
+from icprobe.config.templates import Templates
 from icprobe.texts.chat import prompts_of
 from icprobe.texts.tokenizing import load_tokenizer
 from icprobe.training import subsets

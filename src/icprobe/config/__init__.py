@@ -18,7 +18,8 @@ from icprobe.config.raw import Plain, mistake, sentence
 from icprobe.config.sections import Analysis, Attribution, Figures, Report, Synthetic, Wandb
 from icprobe.config.selections import Export, Selection, data_sets
 from icprobe.config.selections import check as check_selections
-from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource, Templates
+from icprobe.config.sources import SMOLLM2, SMOLLM2_SOURCE, Data, EvalTable, ModelSource
+from icprobe.config.templates import Templates
 from icprobe.config.training import Evaluation, Finetune
 from icprobe.config.truth import Truth
 from icprobe.config.types import Bin, Name, Section, Seed

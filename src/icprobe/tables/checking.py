@@ -11,7 +11,7 @@ import pandas as pd
 
 from icprobe.artifacts import digest
 from icprobe.errors import ConfigError, DataError, did_you_mean, shown, some
-from icprobe.tables import conversations
+from icprobe.tables import conversations, unread
 from icprobe.tables.reading import WHERE, read_file, read_source
 from icprobe.texts.conversations import is_plain
 
@@ -29,6 +29,7 @@ ID_DIGITS = 12  # of an id that is made from a row's content: two of a million r
 OFTEN_CALLED = {
     "instruction": ("prompt", "question", "query", "problem", "user"),
     "output": ("response", "completion", "answer", "target", "solution", "assistant"),
+    "input": ("context",),
 }
 
 
@@ -55,8 +56,11 @@ def read_table(
     columns, asked = source.get("columns", {}), source.get("format", "auto")
     check_columns(frame.columns, origin, columns, needs_output, in_memory="rows" in source, asked=asked)
     check_labels(labels, [name for name in frame if any(map(label, frame[name]))], origin, columns)
-    found = conversations.format_of(frame.columns, asked, columns, needs_output)
-    frame, unanswered = _with_our_names(frame, columns), {"turns": 0, "rows": 0}
+    found = conversations.format_of(_names(frame.columns, columns), asked, columns, needs_output)
+    unread.tell(frame, origin, found, {*columns.values(), *extra, *labels}, in_memory="rows" in source)
+    if needs_output and asked == "auto" and "label" not in labels:
+        _check_none_bad(frame, places)
+    frame, unanswered = _with_our_names(frame, columns, labels), {"turns": 0, "rows": 0}
     if found != "alpaca":
         if found in ("prompt_completion", "preference") and asked == "auto":
             _check_no_input(frame, places, found)
@@ -97,16 +101,16 @@ def check_columns(
     the columns. key: what is to be written, where the configuration maps them. asked: the rows' format.
     """
     names = list(names)
-    known = f"it has {listed(names)}"
+    given, known = _names(names, columns), f"it has {listed(names)}"
     for ours, theirs in columns.items():
         if theirs not in names:
             hint = did_you_mean(theirs, names)
             raise DataError(
                 f"{origin}: has no column {shown(theirs)}, which `columns` gives for our {ours!r}; {known}{hint or '.'}"
             )
-    found = conversations.format_of(names, asked, columns, needs_output)
+    found = conversations.format_of(given, asked, columns, needs_output)
     if found != "alpaca":
-        conversations.check_columns([*names, *columns], origin, found, needs_output, known)
+        conversations.check_columns(given, origin, found, needs_output, known)
         lost = [ours for ours in TEXTS if ours in columns and (needs_output or ours != "output")]
         if lost:
             raise DataError(
@@ -121,10 +125,13 @@ def check_columns(
             "instruction or output; set `format` to what the rows are, or leave that out."
         )
     needed = ["instruction", *(["output"] if needs_output else [])]
-    if absent := [ours for ours in needed if columns.get(ours, ours) not in names]:
+    if absent := [ours for ours in needed if ours not in given]:
         guesses = {
             ours: next((name for name in names if name.lower() in OFTEN_CALLED[ours]), "NAME") for ours in absent
         }
+        about = next((name for name in names if name.lower() in OFTEN_CALLED["input"]), None)
+        if about is not None and "input" not in given:
+            guesses["input"] = about
         if in_memory:
             way = f"rename(columns={ {theirs: ours for ours, theirs in guesses.items()} })"
         else:
@@ -154,9 +161,22 @@ def _contents(texts: Mapping[str, Sequence[str]], held: pd.DataFrame) -> Iterato
         yield said if plain else (*said, *(talk[column] for column in talk if talk[column] is not None))
 
 
-def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Adds to a table its columns by our names. columns: {our name: theirs}."""
-    frame = frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
+def _names(names: Iterable[str], columns: Mapping[str, str]) -> list[str]:
+    """What a table's columns are called by us. columns: {our name: theirs}.
+
+    A text that is mapped to another of our texts is no longer what its own name says: a prompt called `input` would be
+    asked twice.
+    """
+    texts = {*TEXTS, *conversations.COLUMNS}
+    elsewhere = {theirs for ours, theirs in columns.items() if ours in texts} & texts - {*columns}
+    return [name for name in dict.fromkeys([*names, *columns]) if name not in elsewhere]
+
+
+def _with_our_names(frame: pd.DataFrame, columns: Mapping[str, str], labels: Iterable[str]) -> pd.DataFrame:
+    """A table with its columns by our names. columns: {our name: theirs}; labels: columns that stay in any case."""
+    named = frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
+    ours = {*_names(frame.columns, columns), *labels}
+    frame = named[[name for name in named if name in ours]]
     if "subset" not in frame and "dataset" in frame:
         frame = frame.assign(subset=frame["dataset"])
     return frame
@@ -205,6 +225,18 @@ def _check_no_input(frame: pd.DataFrame, places: pd.Series, name: str) -> None:
             raise DataError(
                 f'{where}: "input" stands beside "{beside}", and rows of the format {name} have none; {way}, or set '
                 f"format: {name} to leave it out."
+            )
+
+
+def _check_none_bad(frame: pd.DataFrame, places: pd.Series) -> None:
+    """Raises DataError where a prompt's completion is marked as a bad one, as unpaired preferences (KTO) do."""
+    if not {"prompt", "completion", "label"} <= {*frame}:
+        return
+    for where, value in zip(places, frame["label"], strict=True):
+        if str(value).lower() == "false":  # in CSV a text
+            raise DataError(
+                f'{where}: "label" is false, as of a bad completion in unpaired preferences; leave such rows out, or '
+                "set format: prompt_completion to take all completions for good answers."
             )
 
 

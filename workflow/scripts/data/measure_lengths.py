@@ -4,6 +4,7 @@ import logging
 
 from icprobe.tables import parquet
 from icprobe.tables.fitting import fit_tasks, fit_train, lengths, unknown_lengths
+from icprobe.tables.unread import tell_of_inputs
 from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
@@ -16,6 +17,8 @@ with job(snakemake) as run:
         table = lengths(train, prompts, model)
         # Here and not where the tables are made, unless rows may be dropped or cut: so one model more touches no table.
         tasks = parquet.read_parquet(snakemake.input.tasks) if snakemake.input.tasks else train[:0]
+        for rows, what in ((train, "examples"), (tasks, "tasks")):
+            tell_of_inputs(rows, snakemake.params.templates, what)
         if len(tasks):
             fit_tasks(tasks, prompts, [model], "error")
         fit_train(train, tasks, prompts, [model], "error")

@@ -4,6 +4,7 @@ import logging
 
 from icprobe.tables import parquet
 from icprobe.tables.fitting import prompt_lengths
+from icprobe.tables.unread import tell_of_inputs
 from icprobe.texts.chat import prompts_of
 from icprobe.workflow.jobs import job
 
@@ -15,6 +16,7 @@ with job(snakemake) as run:
     texts, read = prompts_of(params.templates), reader(snakemake.input.model)
     Stops.of(texts, read.tokenizer)  # before anything is trained that could not be asked
     prompts = parquet.read_parquet(snakemake.input.prompts)
+    tell_of_inputs(prompts, params.templates, "eval prompts")
     table = prompt_lengths(prompts, texts, read, params.max_new_tokens)
     parquet.write_parquet(table, snakemake.output[0])
     logging.info("%d eval prompts, the longest of %d tokens", len(table), table["n_query"].max())
