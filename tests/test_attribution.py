@@ -5,20 +5,21 @@ from dataclasses import replace
 
 import naive
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matrices import ARCHITECTURES, assert_close, assert_influence_log, matrices
 
 from icprobe.attribution import baselines, icp, icp_budget, influence, influence_mean, one_step
 from icprobe.attribution.gathering import gather
-from icprobe.attribution.shards import compute
+from icprobe.attribution.shards import Saved, compute
 from icprobe.engine import likelihood
 from icprobe.engine import network as engine
 from icprobe.engine.admission import capabilities_of
 from icprobe.engine.batching import batches, shard_of
 from icprobe.engine.execution import visible_blocks
 from icprobe.engine.rows import PrefixCache, Row
-from icprobe.errors import ScoreError
+from icprobe.errors import DataError, ScoreError
 from icprobe.tables import parquet
 
 
@@ -263,6 +264,39 @@ def test_icp_budget_with_nothing_to_save_gives_the_full_score(inputs):
     for _, rows, block in icp_budget.attribute(ours, "icp_budget", runs, 200, share=0.5, round_tasks=3):
         assert np.allclose(block[:, 0], full[rows])
         assert (block[:, 1] == 3).all()
+
+
+def test_icp_budget_that_is_killed_at_its_end_goes_on(inputs, monkeypatch, tmp_path):
+    """What of its matrix is saved it does not yield again by itself: it compares all examples with one another."""
+    ours, kept, keep = inputs("llama"), [], Saved.__setitem__
+
+    def killed(saved, key, piece):
+        keep(saved, key, piece)
+        kept.append(key)
+        if [one.count("/") for one in kept].count(1) == 2:  # two batches of the matrix
+            saved.write()
+            raise KeyboardInterrupt
+
+    def computed(folder):
+        settings = {"batch_tokens": 200, "round_tasks": 1, "share": 0.2}
+        arguments = ("icprobe.attribution.icp_budget", ["icp_budget"], ours, settings)
+        return compute(*arguments, 1, 1, 200, tmp_path / folder, per_task=False)["icp_budget"]
+
+    whole = computed("whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(Saved, "__setitem__", killed)
+        with pytest.raises(KeyboardInterrupt):
+            computed("killed")
+    pd.testing.assert_frame_equal(computed("killed"), whole)
+
+
+def test_a_pair_that_is_longer_than_the_model_takes_is_refused(inputs, monkeypatch):
+    ours = inputs("llama")
+    monkeypatch.setattr("icprobe.attribution.icp.max_positions", lambda config: 60)
+    with pytest.raises(
+        DataError, match=r"row \S+: with a task behind it there are \d+ tokens where the model takes 60; "
+    ):
+        matrices(icp, ours, "icp")
 
 
 def test_icp_budget_refuses_an_effect_that_is_no_number_and_does_not_count_it_as_no_help(inputs, monkeypatch):

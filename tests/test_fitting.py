@@ -1,9 +1,11 @@
 """What does not fit a model's context is refused, cut or dropped, for all models alike, and counted."""
 
 import copy
+from random import Random
 
 import pandas as pd
 import pytest
+from test_one_shots import TOKENIZERS
 
 from icprobe.config import Templates
 from icprobe.engine.representations import mean_hidden_states
@@ -231,3 +233,46 @@ def test_an_example_fits_by_itself_where_contexts_show_less_of_it(reader):
         fit_train(train, tasks, prompts, [reader(60)], "error")
     cut = fit_train(train, tasks, prompts, [reader(60)], "truncate")
     assert lengths(cut, prompts, reader(None))[["n_query", "n_target"]].sum(axis=1).max() <= 60
+
+
+def joint_lengths(train, tasks, prompts, tokenizer):
+    """The tokens of each example's longest pair, as one text."""
+    return [
+        max(count(tokenizer, prompts.one_shot(row, task) + prompts.target(task)) for task in tasks.to_dict("records"))
+        for row in train.to_dict("records")
+    ]
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("unigram", 0), ("wordpiece", 7), ("prefix space", 10)])
+def test_what_two_texts_need_as_one_is_what_has_to_fit(kind, seed):
+    """At their border texts may become more tokens than they are apart."""
+    tokenizer, random = TOKENIZERS[kind], Random(seed)
+    signs = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "away", "from", "big", "old", "house", "12", "345"]
+    signs += [",", ".", ";", ":", "-", "é", "世界", "'", "x=", "==", "((", "))", "Ab", "AB"]
+
+    def text(n):
+        return "".join(random.choice(signs) + random.choice(["", " "]) for _ in range(n)).strip()
+
+    prompts = Prompts(
+        {"query": "{{ instruction }}", "target": "{{ output }}", "one_shot_prefix": "{{ document }}", "separator": ""}
+    )
+    rows = [{"id": f"r{i}", "instruction": text(3), "input": "", "output": text(40)} for i in range(100)]
+    asked = text(5)  # of all tasks alike, so that any of them may be the longest
+    tasks = table(*(text(2) for _ in range(2))).assign(instruction=asked)
+    train = pd.DataFrame(rows)
+    apart = [count(tokenizer, prompts.one_shot_prefix(row)) for row in rows]
+    suffixes = [prompts.one_shot_suffix(task) + prompts.target(task) for task in tasks.to_dict("records")]
+    longest = max(count(tokenizer, suffix) for suffix in suffixes)
+    together = joint_lengths(train, tasks, prompts, tokenizer)
+    longer = [i for i, (one, pair) in enumerate(zip(apart, together, strict=True)) if pair > one + longest]
+    assert longer, "no text of these merges"
+    for place in longer[:3]:
+        limit = Reader("m", tokenizer, apart[place] + longest)
+        said = f"r{place} needs {together[place]} tokens where m takes {limit.max_positions}"
+        with pytest.raises(DataError, match=said):
+            fit_train(train[place : place + 1], tasks, prompts, [limit], "error")
+        cut = fit_train(train, tasks, prompts, [limit], "truncate")
+        assert max(joint_lengths(cut, tasks, prompts, tokenizer)) <= limit.max_positions
+    # What fits as one text is left as it is.
+    exactly = Reader("m", tokenizer, max(max(together), max(one + longest for one in apart)))
+    assert fit_train(train, tasks, prompts, [exactly], "error").equals(train)

@@ -16,10 +16,7 @@ from icprobe.attribution.chance import generator
 from icprobe.errors import DataError, several
 from icprobe.texts.chat import Chat, ChatPrompts
 from icprobe.texts.prompts import Prompts
-from icprobe.texts.readers import Reader
-
-# By how many tokens a text may be longer than its parts, where they are tokenised together.
-BORDERS = 8
+from icprobe.texts.readers import BORDERS, Reader
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,9 @@ def check(
     if method == "icp_k_shot":
         draws = Draws(train["id"].tolist(), seed, **settings)
         of_tasks = reader.counts([bound.one_shot_suffix(task) + bound.target(task) for task in rows])
-        check_draws(draws, train, max(of_tasks), bound, reader)
+        # Of these one may be the longest where it merges with what stands before it.
+        longest = [row for row, count in zip(rows, of_tasks, strict=True) if count > max(of_tasks) - BORDERS]
+        check_draws(draws, train, longest, max(of_tasks), bound, reader)
         tokens = round(draws.tokens(of_examples, sum(of_tasks)))
         return {"contexts": len(train) * draws.draws, "tokens": tokens}
     groups = task_groups(rows, lengths, bound, reader, seed, settings["tasks"])
@@ -97,10 +96,15 @@ def check(
 
 
 def check_draws(
-    draws: Draws, train: pd.DataFrame, of_task: int, prompts: Prompts | ChatPrompts, reader: Reader
+    draws: Draws,
+    train: pd.DataFrame,
+    longest_tasks: Sequence[dict[str, Any]],
+    of_task: int,
+    prompts: Prompts | ChatPrompts,
+    reader: Reader,
 ) -> None:
-    """Raises DataError where a context with a task of so many tokens does not fit the model's, or where its rows cannot
-    stand together.
+    """Raises DataError where a context does not fit the model's with one of the longest tasks, of so many tokens by
+    itself, or where its rows cannot stand together.
     """
     if draws.k > len(train):
         raise DataError(
@@ -117,9 +121,11 @@ def check_draws(
     longest, too_long = reader.max_positions - of_task, None
     for context in draws.all():
         # Most contexts are far from the limit; those that may not be are tokenised whole.
-        if int(alone[context].sum()) + (draws.k - 1) * between <= longest:
+        if int(alone[context].sum()) + (draws.k - 1) * between + BORDERS <= longest:
             continue
-        (exactly,) = reader.counts([prompts.few_shot_prefix([rows[row] for row in context])])
+        examples = [rows[row] for row in context]
+        wholes = [prompts.few_shot(examples, task) + prompts.target(task) for task in longest_tasks]
+        exactly = max(reader.counts(wholes)) - of_task
         if exactly > longest:
             longest, too_long = exactly, context
     if too_long is not None:

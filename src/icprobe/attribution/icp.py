@@ -13,7 +13,9 @@ from icprobe.attribution.one_shots import OneShot, OneShots
 from icprobe.engine import likelihood
 from icprobe.engine.batching import packed
 from icprobe.engine.likelihood import Suffix, size
+from icprobe.engine.models import max_positions
 from icprobe.engine.network import Network
+from icprobe.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Probe:
         some = self.examples(slice(None, None, max(1, len(inputs.train) // 100)))
         self.network = Network(inputs.model, inputs.capabilities, forward_only=True)
         self.row_tokens = max(batch_tokens, ROW_TOKENS[self.network.device.type])  # at most
+        self._limit = max_positions(inputs.model.config)
         tasks = encode_tasks(inputs)
         self.target_tokens = np.array([task.n_target for task in tasks], dtype=np.float32)  # [M]
         self._task_tokens = np.array([len(task.ids) for task in tasks])
@@ -105,6 +108,20 @@ class Probe:
         """The context in which the tasks are read for one row of the matrix."""
         return self.one_shots.encode(self.examples([row])[0], tasks)
 
+    def _checked(self, row: int, tasks: Sequence[int]) -> OneShot:
+        """`context`. Raises DataError where it is longer than the model takes.
+
+        Rows were fitted to it with one example each (`tables.fitting`); where they were not, the model would read on.
+        """
+        prefix, suffixes = self.context(row, tasks)
+        longest = len(prefix) + max(len(suffix.ids) for suffix in suffixes)
+        if self._limit is not None and longest > self._limit:
+            raise DataError(
+                f"row {self.examples([row])[0]['id']}: with a task behind it there are {longest} tokens where the "
+                f"model takes {self._limit}; shorten this row or the task, or leave it out."
+            )
+        return prefix, suffixes
+
     def _passes(self, rows: Sequence[int], tasks: Sequence[int]) -> Iterator[np.ndarray]:
         """Computes effects [some rows, tasks] pack by pack; texts are tokenised when their pack's turn comes."""
         shared = self.base.ids if self.base else ()
@@ -116,7 +133,7 @@ class Probe:
             return size(self.network, prefix[len(shared) :] if prefix[: len(shared)] == shared else prefix, suffixes)
 
         waiting: list[Arriving] = []
-        for groups in packed((self.context(row, tasks) for row in rows), tokens, self.batch_tokens):
+        for groups in packed((self._checked(row, tasks) for row in rows), tokens, self.batch_tokens):
             # An example that does not begin as the others do (its tokens merge early) stands without the base.
             base = self.base if all(prefix[: len(shared)] == shared for prefix, _ in groups) else None
             behind = [(prefix[len(shared) :] if base else prefix, suffixes) for prefix, suffixes in groups]

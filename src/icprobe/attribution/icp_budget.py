@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from icprobe.attribution.icp import Probe
 from icprobe.attribution.matrix import Inputs, Pieces, check_finite
+from icprobe.engine import batching
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,9 @@ def attribute(
 ) -> Pieces:
     """Columns `score` (share of the tried tasks that the example helps) and `n_tasks` (how many were tried).
 
-    Needs all examples at once: it is one shard. See `eliminate`.
+    Needs all examples at once, whichever of them are asked for: it is one shard. See `eliminate`.
     """
-    order = np.concatenate(batches)
+    order = np.concatenate(batching.batches(inputs.lengths, batch_tokens))
     rounds = _Rounds(inputs, method, order, batch_tokens)
     n, m = len(order), len(inputs.tasks)
     scores, tried = eliminate(n, m, rounds.effects, share, round_tasks, confidence, inputs.seed)

@@ -14,7 +14,7 @@ from icprobe.tables.selecting import select_tasks
 from icprobe.texts.chat import Chat, ChatPrompts
 from icprobe.texts.conversations import dumps, messages_of, unanswered
 from icprobe.texts.prompts import Prompts
-from icprobe.texts.readers import Reader
+from icprobe.texts.readers import BORDERS, Reader
 from icprobe.texts.turns import turns
 
 logger = logging.getLogger(__name__)
@@ -130,14 +130,24 @@ def fit_train(
     train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts | Chat, readers: list[Reader], on_too_long: str
 ) -> pd.DataFrame:
     """Takes the examples that fit every model's context, alone and together with the longest task; see `fit`."""
-    rows, longest = tasks.to_dict("records"), {}
+    rows, longest, counts = tasks.to_dict("records"), {}, {}
     for reader in readers:
         bound = prompts.of(reader.tokenizer)
         if isinstance(bound, ChatPrompts):
             bound.check_pairs(train.to_dict("records"), rows)
         texts = [bound.one_shot_suffix(task) + bound.target(task) for task in rows]
-        longest[reader.model] = max(reader.counts(texts), default=0)
-    return fit(train, readers, on_too_long, prompts, _one_shot_prefix, longest, "train", alone=_document)
+        counts[reader.model] = reader.counts(texts)
+        longest[reader.model] = max(counts[reader.model], default=0)
+
+    def together(reader: Reader, example: dict[str, Any]) -> int:
+        bound, most = prompts.of(reader.tokenizer), longest[reader.model] - BORDERS
+        about = [task for task, count in zip(rows, counts[reader.model], strict=True) if count > most]
+        return max(reader.counts([bound.one_shot(example, task) + bound.target(task) for task in about]))
+
+    together = together if rows else None
+    return fit(
+        train, readers, on_too_long, prompts, _one_shot_prefix, longest, "train", alone=_document, together=together
+    )
 
 
 def fit(
@@ -150,12 +160,15 @@ def fit(
     what: str,
     besides_cut: dict[str, int] | None = None,
     alone: Rendered | None = None,
+    together: Callable[[Reader, dict[str, Any]], int] | None = None,
 ) -> pd.DataFrame:
     """Takes the rows whose `text(prompts, row)` and `besides[model]` more tokens fit every model, or makes them fit.
 
     A row too long for one model is so for all. on_too_long: "error" raises DataError with the ids, "drop" drops these
     rows, "truncate" cuts their outputs behind the last token with which they fit (besides_cut: tokens beside such a
-    row, where these are more). alone: another text of a row, which has to fit with nothing beside it.
+    row, where these are more). alone: another text of a row, which has to fit with nothing beside it. together: the
+    tokens of a row and what stands beside it as one text, asked where so few more would not fit that texts which merge
+    at their border may need them.
     `frame.attrs["too_long"]` of the result counts them.
     """
     rows = frame.to_dict("records")
@@ -168,7 +181,14 @@ def fit(
             return counts
         # So many more than what stands beside it as the longer of the two needs.
         others = reader.counts([alone(prompts, row) for row in some])
-        return [max(count, other - besides[reader.model]) for count, other in zip(counts, others, strict=True)]
+        counts = [max(count, other - besides[reader.model]) for count, other in zip(counts, others, strict=True)]
+        if together is None or reader.max_positions is None:
+            return counts
+        room = reader.max_positions - besides[reader.model]
+        return [
+            max(count, together(reader, row) - besides[reader.model]) if room - BORDERS < count <= room else count
+            for count, row in zip(counts, some, strict=True)
+        ]
 
     over = _too_long(rows, readers, counted, besides)
     if over and on_too_long == "error":

@@ -12,6 +12,9 @@ from icprobe.texts.prompts import border
 
 logger = logging.getLogger(__name__)
 
+# By how many tokens a text may be longer than its parts, at each border, where they are tokenised together.
+BORDERS = 8
+
 
 @dataclass(frozen=True)
 class Reader:
