@@ -225,3 +225,19 @@ def test_what_a_killed_writer_left_behind_goes_with_the_next_write(tmp_path):
     with artifacts.atomic_path(tmp_path / "table[1].csv") as aside:
         aside.write_text("whole")
     assert [path.name for path in tmp_path.iterdir()] == ["table[1].csv"]
+
+
+def test_names_come_back_from_tables_as_they_were_whatever_they_look_like(tmp_path):
+    names = ["007", "1e3", "NA", "True", "2026-01-01"]
+    table = pd.DataFrame(dict.fromkeys(sorted(artifacts.NAME_COLUMNS), names) | {"gain": [0.5, 1, 2, 3, 4]})
+    artifacts.write_csv(tmp_path / "t.csv", table)
+    pd.testing.assert_frame_equal(artifacts.read_csv(tmp_path / "t.csv"), table)
+
+
+def test_columns_of_names_in_tables_of_chains_selections_and_repeated_rows_are_known_as_such():
+    from icprobe.analysis import chain, selecting
+    from icprobe.tables import repeated
+
+    assert {"task"} <= {*chain.COLUMNS} & artifacts.NAME_COLUMNS
+    assert {"selection", "baseline"} <= {*selecting.COLUMNS} & artifacts.NAME_COLUMNS
+    assert {"first_id"} <= {*repeated.COLUMNS} & artifacts.NAME_COLUMNS

@@ -200,3 +200,96 @@ def test_rows_with_their_scores_beside_them_join_by_their_numbers(texts, tmp_pat
     (tmp_path / "s.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = section(tmp_path / "s.jsonl", "scores", join="id")
     assert attribution("given", made, ["x", "z"], [], row_numbers={"train": [0, 2]})["score"].tolist() == [0, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "numbers"),
+    [
+        # One example is another's: each score would be one row off.
+        (["b", "c", "z"], ABC, None),
+        (["z", "a", "b"], ABC, None),
+        # Row numbers, by score.
+        ([2, 1, 0], ["xa", "xb", "xc"], [0, 1, 2]),
+        ([7, 2, 4], ["xa", "xb", "xc"], [2, 4, 7]),
+    ],
+)
+def test_names_that_say_another_place_do_not_join_by_order(names, ids, numbers, tmp_path):
+    pd.DataFrame({"id": names, "score": [1.0, 2.0, 3.0]}).to_csv(tmp_path / "s.csv", index=False)
+    made = section(tmp_path / "s.csv", "scores", join="order")
+    with pytest.raises(DataError, match="in another order; set join: id"):
+        attribution("given", made, ids, [], row_numbers={"train": numbers} if numbers else {})
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "numbers"),
+    [
+        ([0, 1, 2], ["xa", "xb", "xc"], [2, 4, 7]),  # places among the scores
+        ([1, 2, 3], ["xa", "xb", "xc"], [0, 1, 2]),
+        ([2, 4, 7], ["xa", "xb", "xc"], [2, 4, 7]),
+        (["k", "l", "m"], ABC, None),
+        (["a", "l", "c"], ABC, None),
+        ([0, 1, 2], ["1", "2", "3"], None),  # as pandas calls columns and rows
+    ],
+)
+def test_names_that_agree_with_the_order_or_mean_nothing_join_by_it(names, ids, numbers, tmp_path):
+    pd.DataFrame({"id": names, "score": [1.0, 2.0, 3.0]}).to_csv(tmp_path / "s.csv", index=False)
+    made = section(tmp_path / "s.csv", "scores", join="order")
+    found = attribution("given", made, ids, [], row_numbers={"train": numbers} if numbers else {})
+    assert found["score"].tolist() == [1.0, 2.0, 3.0]
+
+
+def test_tasks_that_came_without_ids_do_not_join_by_order_where_their_numbers_stand_otherwise(tmp_path):
+    pd.DataFrame([[1.0, 2.0, 3.0]] * 2, columns=["2", "0", "1"]).to_csv(tmp_path / "m.csv", index=False)
+    made = section(tmp_path / "m.csv", join="order")
+    with pytest.raises(DataError, match=r"tasks of data\.tasks: .* in another order; set join: id"):
+        attribution("given", made, ["a", "b"], ["xa", "xb", "xc"], row_numbers={"tasks": [0, 1, 2]})
+
+
+def test_row_numbers_that_are_counted_from_1_are_refused(tmp_path):
+    pd.DataFrame({"id": range(1, 9), "score": np.arange(8.0)}).to_csv(tmp_path / "s.csv", index=False)
+    made = section(tmp_path / "s.csv", "scores", join="id")
+    with pytest.raises(DataError, match=r"call their rows 1 to 8, and row numbers are counted from 0; subtract 1 if"):
+        attribution("given", made, ["xa", "xb", "xc"], [], row_numbers={"train": [2, 4, 7]})
+    # Of a sample without row 0 they are these rows' own numbers.
+    found = attribution("given", made, [*"abcdefgh"], [], row_numbers={"train": [*range(1, 9)]})
+    assert found["score"].tolist() == [*range(8)]
+
+
+def test_parts_of_which_some_have_no_ids_do_not_join_by_id(tmp_path):
+    pd.DataFrame({"id": [2, 0], "score": [0.2, 0.0]}).to_csv(tmp_path / "1.csv", index=False)
+    pd.DataFrame({"score": [0.1, 0.3]}).to_csv(tmp_path / "2.csv", index=False)
+    with pytest.raises(
+        DataError, match=r"2\.csv has none, where other parts have; name the rows of all parts or of none"
+    ):
+        joined([tmp_path / "1.csv", tmp_path / "2.csv"], ids=["x0", "x1", "x2", "x3"])
+
+
+def test_an_empty_line_of_a_csv_with_one_column_is_a_row_without_a_value(tmp_path):
+    (tmp_path / "s.csv").write_text("score\n0.0\n\n0.2\n0.3\n\n\n")
+    found = joined(tmp_path / "s.csv", ids=["x0", "x1", "x2", "x3"], allow_missing=True)
+    np.testing.assert_array_equal(found["score"], [0.0, np.nan, 0.2, 0.3])
+    with pytest.raises(DataError, match="the files hold 4"):
+        attribution("given", section(tmp_path / "s.csv", "scores", join="order"), ABC, [])
+    (tmp_path / "s.csv").write_text("\n\nid,score\na,0.0\n\nb,0.2\nc,0.3\n\n")
+    assert joined(tmp_path / "s.csv")["score"].tolist() == [0.0, 0.2, 0.3]
+
+
+def test_a_sparse_tensor_is_refused_and_a_large_list_is_read(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+
+    torch.save(torch.eye(3).to_sparse(), tmp_path / "m.pt")
+    with pytest.raises(DataError, match=r"m\.pt: holds no plain tensor \(.*\); save it as dense float32\."):
+        attribution("given", section(tmp_path / "m.pt", join="order"), ABC, ABC)
+    rows_of = pa.array([[1.0, 2.0], [3.0, 4.0]], type=pa.large_list(pa.float64()))
+    pq.write_table(pa.table({"id": ["a", "b"], "m": rows_of}), tmp_path / "m.parquet")
+    found = attribution("given", section(tmp_path / "m.parquet", join="order", key="m"), ["a", "b"], ["s", "t"])
+    assert found[["s", "t"]].to_numpy().tolist() == [[1, 2], [3, 4]]
+
+
+def test_parts_of_different_widths_keep_their_decimals(tmp_path):
+    np.save(tmp_path / "1.npy", np.float32([0.85, 0.1]))
+    np.save(tmp_path / "2.npy", np.float64([0.3]))
+    made = section([tmp_path / "1.npy", tmp_path / "2.npy"], "scores", join="order")
+    assert attribution("given", made, ABC, [])["score"].tolist() == [0.85, 0.1, 0.3]

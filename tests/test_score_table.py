@@ -76,10 +76,11 @@ def test_labels_that_only_look_like_numbers_keep_their_spelling(tmp_path):
         "source": ["007", "012", None, "007"],
         "version": ["1.1", "1.10", "2.0", None],
         "grade": ["1", "10", "-0.5", "0"],
+        "number": ["1729384756102938475", "3", "4", "5"],  # more digits than floats have
     }
     _, parquet, _ = tabulated(tmp_path, pd.DataFrame({"id": IDS, **TEXTS, **labels}))
     table = pd.read_parquet(parquet)
-    for name in ("source", "version"):
+    for name in ("source", "version", "number"):
         assert [None if pd.isna(value) else value for value in table[name]] == labels[name]
     assert table["grade"].tolist() == [1, 10, -0.5, 0]
 

@@ -55,3 +55,25 @@ def test_rows_that_appear_twice_are_refused_by_select():
     table = pd.DataFrame([dict(row, score_mine=1.0) for row in (*train, train[0])])
     with pytest.raises(ScoreError, match=rf"The id '{train[0]['id']}' appears twice"):
         icprobe.select(table, "mine", "top 2")
+
+
+def test_what_is_on_a_threshold_stays_there_whatever_the_width_of_the_scores():
+    values = np.arange(1000) % 21 / 20
+    table = pd.DataFrame({"id": [f"e{i}" for i in range(1000)], "score_icp": values})
+    narrow = table.assign(score_icp=values.astype(np.float32))
+    for threshold in (">0.6", ">0.8", "<=0.6"):
+        wanted = icprobe.select(table, "icp", threshold)["id"].tolist()
+        assert icprobe.select(narrow, "icp", threshold)["id"].tolist() == wanted
+        assert icprobe.select(narrow.convert_dtypes(), "icp", threshold)["id"].tolist() == wanted
+
+
+def test_a_table_of_texts_with_empty_cells_is_read_as_numbers():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({f"score_{m}": rng.random(40) for m in ("x", "y")}).assign(mean_effect_x=rng.random(40))
+    table = table.assign(id=[f"e{i}" for i in range(40)], n_target=rng.integers(3, 90, 40))
+    texts = table.astype(str)
+    texts.loc[3, ["score_x", "mean_effect_x"]] = ""
+    best = icprobe.select(table.drop(index=3), "x", "top 10%")["id"].tolist()
+    assert icprobe.select(texts, "x", "top 10%")["id"].tolist() == best
+    pd.testing.assert_frame_equal(icprobe.correlate(table.astype(str)), icprobe.correlate(table))
+    assert "spearman_partial_length" not in {*icprobe.correlate(texts.assign(n_target=""))["statistic"]}

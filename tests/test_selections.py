@@ -139,6 +139,9 @@ def test_shares_that_make_one_take_nothing_from_the_others():
     case = Case(0, n=80)
     chosen = case.select(top=10, quota={"column": "domain", "shares": {"code": 0.1, "prose": 0.2, "maths": 0.7}})
     assert {*case.values[chosen]} == {"code", "prose", "maths"}
+    thirds = {"column": "domain", "shares": dict.fromkeys(("code", "prose", "maths"), 1 / 3)}
+    for size in ({"top": 9}, {"tokens": 60}):
+        assert {*case.values[case.select(**size, quota=thirds)]} == {"code", "prose", "maths"}
 
 
 @pytest.mark.parametrize("keys", [*({**size, "match": "length"} for size in SIZES[:3]), {"tokens": 60}], ids=str)

@@ -60,6 +60,10 @@ def test_a_float32_widens_to_its_shortest_decimal(values):
 def test_a_single_score_column_is_widened_not_reduced():
     single = pd.DataFrame({"id": ["a", "b"], "score": np.float32([0.85, -7.1])})
     assert aggregate(single, "fraction_positive")["score"].tolist() == [0.85, -7.1]
+    # A second column, of another type, would widen both.
+    counted = aggregate(single.assign(n_tasks=np.int32([20, 100])), "fraction_positive")
+    assert counted["score"].tolist() == [0.85, -7.1]
+    assert counted["n_tasks"].tolist() == [20, 100]
 
 
 def test_an_error_names_five_ids_and_the_count():

@@ -23,6 +23,13 @@ NAME_COLUMNS = frozenset(
     {
         "id",
         "kept_id",
+        "first_id",
+        "instruction",
+        "input",
+        "output",
+        "task",
+        "selection",
+        "baseline",
         "model",
         "domain",
         "method",

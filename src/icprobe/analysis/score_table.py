@@ -54,9 +54,12 @@ def known(train: str | Path, lengths: str | Path, scores: Mapping[str, str | Pat
     table = read_parquet(train, columns=[name for name in column_names(train) if name not in TEXTS])
     for label in table.columns[1:].drop("domain", errors="ignore"):  # a name, as in all other tables
         as_numbers = numbers(table[label]) if table[label].dtype.kind not in "iuf" else None
-        # Not 007, nor versions 1.1 and 1.10: what only looks like numbers stays as it is written.
+        # Not 007, nor versions 1.1 and 1.10: what only looks like numbers stays as it is written, as do numbers of more
+        # digits than floats have.
         if as_numbers is not None and not (
-            table[label].str.fullmatch(r"[-+]?0\d.*").any() or as_numbers.nunique() < table[label].nunique()
+            table[label].str.fullmatch(r"[-+]?0\d.*").any()
+            or as_numbers.nunique() < table[label].nunique()
+            or (as_numbers.abs() >= 2**53).any()
         ):
             table[label] = as_numbers
     counted = _of_examples(read_parquet(lengths), table["id"], "lengths")

@@ -215,7 +215,10 @@ def _by_value(
         if not (strata == i).any():
             raise DataError(f"{of}.quota: no example has the value {shown(value)} in the column {shown(column)}.")
     weights = [Fraction(str(share)) for share in shares.values()]
-    weights.append(max(1 - sum(weights), Fraction(0)))
+    left = 1 - sum(weights)
+    if abs(left) < 1e-9:  # three times a third
+        weights, left = [weight / sum(weights) for weight in weights], Fraction(0)
+    weights.append(max(left, Fraction(0)))
     if weights[-1] and not (strata == len(place)).any():
         raise DataError(
             f"{of}.quota: no example has another value in the column {shown(column)} than those that have shares, and "

@@ -62,7 +62,7 @@ def _aggregate(attributions: pd.DataFrame, how: str, allow_missing: bool) -> tup
 
     beside = {}
     if list(tasks.columns) in (["score"], ["score", "n_tasks"]):
-        score = widen(values[:, 0])
+        score = widen(tasks["score"].to_numpy())
         beside = {name: tasks[name].astype("int32") for name in tasks.columns[1:]}
     elif how == "mean":
         score = values.mean(axis=1, dtype=np.float64)

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from icprobe.analysis.statistics import widen
-from icprobe.attribution.score_files import CALLED_IDS, Scores, may_be_numbers, name_ids, read_file
+from icprobe.attribution.score_files import Scores, read_file
+from icprobe.attribution.unnamed_ids import CALLED_IDS, may_be_numbers, name_ids
 from icprobe.errors import DataError, ScoreError, several, shown, some
 from icprobe.progress import Progress
 from icprobe.tables import checking, reading
@@ -32,7 +33,11 @@ def read(name: str, settings: Mapping[str, Any]) -> Scores:
                 f"attribution.external.{name}: {path} has {size:,} {what} and {paths[0]} {first:,}; they are no parts "
                 "of one matrix (see orientation and parts)."
             )
-    values = np.concatenate([part.values for part in parts], axis=axis)
+    arrays = [part.values for part in parts]
+    if settings["orientation"] == "scores" and len({array.dtype for array in arrays}) > 1:
+        # Beside wider ones narrow parts would widen by their bits, before their decimals are looked at.
+        arrays = [widen(array[:, 0])[:, None] for array in arrays]
+    values = np.concatenate(arrays, axis=axis)
     by_id = settings["join"] == "id"
     examples = _together([part.examples for part in parts], along_examples, by_id, paths, f"{name}, ids")
     tasks = _together([part.tasks for part in parts], not along_examples, by_id, paths, f"{name}, tasks")
@@ -155,16 +160,24 @@ def _join(
                 f"{what}: there are {len(wanted):,} of them, but the files hold {count:,}; they join by order only "
                 "where the numbers agree (join: id takes some of them, by their ids)."
             )
-        if names is not None and names != list(wanted) and set(names) == set(wanted):
+        if (found := _elsewhere(names, wanted, numbers)) is not None:
             raise DataError(
-                f"{what}: the files call their rows by the same names, but have them in another order; set join: id."
+                f"{what}: the files call rows by names that stand here in another order; set join: id, or, if the "
+                f"order counts, take the names out of the files (the first is {shown(found)})."
             )
         return np.arange(count)
     # As the files call them, or else by row numbers, which may be what these names are: whichever finds more.
     spelt = [pd.Index(called).get_indexer(list(wanted)) for called in (names or [], _ids(names, count, settings))]
     order = max(spelt, key=lambda found: int((found >= 0).sum()))
     if numbers is not None and (order < 0).all():
-        order = _by_number(names, count).get_indexer(list(numbers))
+        called = _by_number(names, count)
+        from_one = sorted(called) == [*range(1, count + 1)] and {*called} != {*numbers}
+        if names is not None and from_one and 0 not in numbers:
+            raise DataError(
+                f"{what}: the files call their rows 1 to {count:,}, and row numbers are counted from 0; subtract 1 if "
+                "these are counted from 1, else add row 0."
+            )
+        order = called.get_indexer(list(numbers))
     absent = int((order < 0).sum())
     if settings["allow_missing"] and absent == len(wanted) > 0:
         raise DataError(f"{what}: none of the {absent:,} is in the files; look at the ids of both, or join by order.")
@@ -175,6 +188,23 @@ def _join(
             "order, or set allow_missing: true."
         )
     return order
+
+
+def _elsewhere(names: list[str] | None, wanted: Sequence[str], numbers: Sequence[int] | None) -> str | None:
+    """The first name in the files that is another place's; None where names and order agree, or names mean nothing.
+
+    numbers: as `_join` takes them. Numbers from 0 or 1 in their order say no more than the order, and names that appear
+    twice, in parts each of which counts for itself, say nothing.
+    """
+    if names is None or len({*names}) < len(names):
+        return None
+    called = [int(name) if checking.is_number(name) else -1 for name in names]
+    if called in ([*range(len(called))], [*range(1, len(called) + 1)]):
+        return None
+    places = {name: place for place, name in enumerate(wanted)}
+    if not {*names} & {*places} and numbers is not None and -1 not in called:
+        names, places = [*map(str, called)], {str(number): place for place, number in enumerate(numbers)}
+    return next((name for i, name in enumerate(names) if places.get(name, i) != i), None)
 
 
 def _by_number(names: list[str] | None, count: int) -> pd.Index:
@@ -209,9 +239,16 @@ def _together(
 ) -> list[str] | None:
     """Puts together the names along one axis, of parts that are joined along it or that share it.
 
-    Raises DataError where parts that share it have other names, or where two have one that rows are found by (by_id).
+    Raises DataError where parts that share it have other names, or where two have one, or only some have any, that rows
+    are found by (by_id).
     """
     if any(part is None for part in names):
+        if by_id and any(part is not None for part in names):
+            without = next(path for path, part in zip(paths, names, strict=True) if part is None)
+            raise DataError(
+                f"attribution.external.{what}: {without} has none, where other parts have; name the rows of all parts "
+                "or of none, or set join: order."
+            )
         return None
     if not joined:
         for path, part in zip(paths, names, strict=True):

@@ -3,8 +3,8 @@
 Nothing in a file is run: pickles are refused, and PyTorch's files are loaded with `weights_only`.
 """
 
+import csv
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +16,12 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from icprobe.attribution.unnamed_ids import CALLED_IDS, is_text, may_have_names, may_name, name_ids
 from icprobe.errors import DataError, reason, shown, some
-from icprobe.tables import checking, conversations, reading
+from icprobe.tables import reading
 
 FORMATS = ".parquet, .csv, .json, .jsonl, .npy, .npz and .pt"
 PICKLES = (".pkl", ".pickle", ".joblib", ".dill")
-# Of the rows themselves, which may have their scores beside them: these name no rows, nor do texts of the second kind.
-OWN = {*checking.TEXTS, *conversations.COLUMNS, "system", "rejected"}
-OWN_TEXTS = {"text", "context", *(name for names in checking.OFTEN_CALLED.values() for name in names)}
-# What ids are called in files that could not say so otherwise.
-CALLED_IDS = re.compile(r"(.*[_ .-])?(ids?|uuids?|ind(ex|ices)|(row_)?numbers?|rows?|examples?|tasks?)", re.IGNORECASE)
-LEAST_DISTINCT = 0.75  # share of a column's values, if it could be ids: some are repeated or absent by mistake
 
 
 @dataclass(frozen=True)
@@ -193,7 +188,11 @@ def _of_torch(path: Path, settings: Mapping[str, Any]) -> _Found:
             return {key: plain(part) for key, part in value.items()}
         return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
-    return _of_object(path, plain(loaded), settings)
+    try:
+        found = plain(loaded)
+    except (TypeError, RuntimeError) as error:  # a sparse tensor, or of a type that NumPy has not
+        raise DataError(f"{path}: holds no plain tensor ({reason(error)}); save it as dense float32.") from None
+    return _of_object(path, found, settings)
 
 
 def _of_json(path: Path, settings: Mapping[str, Any]) -> _Found:
@@ -245,7 +244,7 @@ def _check_beside(path: Path, key: str, found: _Found, others: Mapping[str, Any]
     sizes = {size for size, names in zip(found.values.shape, named, strict=False) if names is None}
     for name, held in others.items():
         flat = isinstance(held, list) or (isinstance(held, np.ndarray) and held.ndim == 1)
-        if (flat and len(held) in sizes and _may_name(held)) or (held is None and CALLED_IDS.fullmatch(name)):
+        if (flat and len(held) in sizes and may_name(held)) or (held is None and CALLED_IDS.fullmatch(name)):
             raise DataError(
                 f"{path}: {shown(name)} beside {shown(key)} could be ids to join by, which only tables have; save both "
                 "as columns of a table and name this one in id_column, leave it out of the file, or set join: order."
@@ -273,8 +272,11 @@ def _of_parquet(path: Path, settings: Mapping[str, Any]) -> _Found:
 
 def _of_csv(path: Path, settings: Mapping[str, Any]) -> _Found:
     try:
+        # In a file of one column an empty line is a row without a value; in others, and at the ends, it is none.
+        one_column = _has_one_column(path)
         table = pa_csv.read_csv(
-            path,
+            pa.py_buffer(path.read_bytes().strip(b"\r\n")) if one_column else path,
+            parse_options=pa_csv.ParseOptions(ignore_empty_lines=not one_column),
             # One line may be 52,002 examples wide.
             read_options=pa_csv.ReadOptions(
                 autogenerate_column_names=not settings["header"], block_size=1 << 26, use_threads=False
@@ -289,6 +291,11 @@ def _of_csv(path: Path, settings: Mapping[str, Any]) -> _Found:
     return found if settings["header"] else replace(found, column_names=None)
 
 
+def _has_one_column(path: Path) -> bool:
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        return len(next((row for row in csv.reader(file) if row), [])) == 1
+
+
 def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Found:
     """Reads the columns of a table: all but the id column, or the one that key names, which may hold lists."""
     names = table.column_names
@@ -300,7 +307,8 @@ def _of_table(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> _Foun
         # A table of scores of ours may have other columns beside them.
         name = _chosen(path, rest, settings["key"] or ("score" if "score" in rest else None))
         column = table[name].combine_chunks()
-        if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+        if any(is_kind(column.type) for is_kind in kinds):
             return _Found(_of_values(path, column.to_pylist()).values, row_names)
         return _Found(_column(path, name, column), row_names)
     if not rest:
@@ -314,7 +322,7 @@ def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list
     """What the rows are called; None where nothing in the table can be a name, so that they go by their numbers."""
     column = settings["id_column"]
     if column not in table.column_names:
-        if settings["join"] == "id" and (column != "id" or _may_have_names(table, settings)):
+        if settings["join"] == "id" and (column != "id" or may_have_names(table, settings)):
             raise DataError(
                 f"{path}: has no column {shown(column)} to join by, but {some(table.column_names)}; "
                 + name_ids(shown(column))
@@ -323,61 +331,9 @@ def _row_names(path: Path, table: pa.Table, settings: Mapping[str, Any]) -> list
     found = table[column]
     if pa.types.is_dictionary(found.type):
         found = found.cast(found.type.value_type)
-    if found.null_count or not (_is_text(found.type) or pa.types.is_integer(found.type)):
+    if found.null_count or not (is_text(found.type) or pa.types.is_integer(found.type)):
         raise DataError(f"{path}: the column {shown(column)} must hold a text or a whole number in each row.")
     return [str(value) for value in found.to_pylist()]
-
-
-def name_ids(column: str) -> str:
-    """What to do about a table without the column of ids."""
-    return (
-        f"name the one of ids in id_column, add a column {column} of ids (of row numbers, from 0, if your data "
-        "have none), or set join: order."
-    )
-
-
-def _may_have_names(table: pa.Table, settings: Mapping[str, Any]) -> bool:
-    """Whether a column beside that of scores could name the rows. (A matrix's columns are looked at once its tasks are
-    known.)
-    """
-    taken = settings["key"] or ("score" if settings["orientation"] == "scores" else None)
-    if taken is None or table.num_columns == 1:
-        return False
-    others = {name: table[name] for name in table.column_names if name != taken and name not in OWN}
-    return any(_may_name(held) for name, held in others.items() if name not in OWN_TEXTS or not _is_text(held.type))
-
-
-def _may_name(values: Any) -> bool:
-    """Whether a column or a list could be ids: words or whole numbers, hardly any of them twice."""
-    try:
-        column = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([pa.array(values)])
-    except (pa.ArrowException, TypeError, ValueError):
-        return False  # of different types
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
-        return may_be_numbers(column.drop_null().cast(pa.float64(), safe=False).to_numpy())
-    if not (_is_text(column.type) or pa.types.is_integer(column.type) or pa.types.is_binary(column.type)):
-        return False
-    return _hardly_repeats(len(column.drop_null().unique()), len(column) - column.null_count)
-
-
-def may_be_numbers(values: np.ndarray) -> bool:
-    """Whether numbers [n], NaN for none, could be those of rows: whole, and hardly any of them twice."""
-    values = values[~np.isnan(values)]
-    if len(values) == 0 or (values != np.floor(values)).any():
-        return False
-    # Beyond 2^53, neighbours were other whole numbers before they were floats.
-    return bool(np.abs(values).max() >= 2**53) or _hardly_repeats(len(np.unique(values)), len(values))
-
-
-def _hardly_repeats(n_distinct: int, n: int) -> bool:
-    return n > 1 and n_distinct >= LEAST_DISTINCT * n  # one value is always another than all others
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
 
 
 def _column(path: Path, name: str, column: Any) -> np.ndarray:

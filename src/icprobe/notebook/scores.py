@@ -9,6 +9,7 @@ import pandas as pd
 
 from icprobe.analysis.binning import members, ranks
 from icprobe.analysis.correlations import correlations
+from icprobe.analysis.statistics import widen
 from icprobe.config.types import slice_of
 from icprobe.errors import ConfigError, ScoreError, reason, several, shown
 from icprobe.formatting import parse_bin
@@ -70,8 +71,9 @@ def correlate(
         )
     by_id = scores.set_index("id")
     sets = {method: _of_method(by_id, method) for method in methods}
-    known = "n_target" in by_id and by_id["n_target"].notna().all()
-    return correlations(sets, by_id["n_target"] if known else None, seed=seed, **settings)
+    lengths = _numbers(by_id["n_target"], "The values of n_target") if "n_target" in by_id else None
+    known = lengths is not None and lengths.notna().all()
+    return correlations(sets, lengths if known else None, seed=seed, **settings)
 
 
 def select(scores: pd.DataFrame, method: str, bin: str) -> pd.DataFrame:
@@ -176,12 +178,7 @@ def _of_method(scores: pd.DataFrame, method: str) -> pd.Series:
     if _score(method) not in scores:
         known = ", ".join(methods_of(scores)) or "no method"
         raise ScoreError(f"There are no scores of {shown(method)}; the table has those of {known}.")
-    values = scores[_score(method)]
-    if not pd.api.types.is_numeric_dtype(values):
-        try:
-            values = values.map(lambda value: np.nan if pd.isna(value) or value == "" else float(value)).astype(float)
-        except (TypeError, ValueError) as error:
-            raise ScoreError(f"The scores of {method} are not all numbers ({reason(error)}).") from None
+    values = _numbers(scores[_score(method)], f"The scores of {method}")
     if (infinite := values.isin([np.inf, -np.inf])).any():
         raise ScoreError(f"The scores of {method} are infinite in {several(infinite.sum(), 'row')}; correct these.")
     return values
@@ -191,4 +188,17 @@ def _ranked(scores: pd.DataFrame, method: str) -> pd.DataFrame:
     """Takes what orders a method's examples: `id`, `score` and, where the table has it, `mean_effect`."""
     table = scores[["id"]].assign(score=_of_method(scores, method))
     effect = f"mean_effect_{method}"
-    return table.assign(mean_effect=scores[effect]) if effect in scores else table
+    return table.assign(mean_effect=_numbers(scores[effect], f"The values of {effect}")) if effect in scores else table
+
+
+def _numbers(values: pd.Series, what: str) -> pd.Series:
+    """A column [N] as float64, whatever pandas has read it as; narrower floats widen by their shortest decimal, so that
+    what is on a threshold stays on it. Raises ScoreError where it holds other than numbers.
+    """
+    if pd.api.types.is_float_dtype(values):
+        width = {2: np.float16, 4: np.float32}.get(values.dtype.itemsize, np.float64)
+        return pd.Series(widen(values.to_numpy(dtype=width, na_value=np.nan)), values.index)
+    try:
+        return values.map(lambda value: np.nan if pd.isna(value) or value == "" else float(value)).astype(float)
+    except (TypeError, ValueError) as error:
+        raise ScoreError(f"{what} are not all numbers ({reason(error)}).") from None
