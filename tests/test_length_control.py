@@ -13,7 +13,12 @@ from reports import experiment
 from scipy.optimize import minimize
 from sklearn.model_selection import GroupKFold
 
-from icprobe.evaluation.length_control import length_control, length_controlled_win_rate, with_length_control
+from icprobe.evaluation.length_control import (
+    _fitted,
+    length_control,
+    length_controlled_win_rate,
+    with_length_control,
+)
 from icprobe.evaluation.tabulation import latex, markdown
 from icprobe.evaluation.win_rates import paired_differences, win_rate, win_rate_table
 from icprobe.report.build import build
@@ -65,6 +70,54 @@ def test_length_control_is_not_a_number_where_it_cannot_be_known():
     assert np.isnan([few, unknown, equal]).all()
 
 
+def always_longer(n, spread, seed=0):
+    """Judgements that do not look at length, of a base model that writes `spread` standard deviations more."""
+    rng = np.random.default_rng(seed)
+    preferences = np.where(rng.random(n) < 0.8, 2.0, 1.0)
+    return preferences, np.maximum(0, np.round(300 * (spread + rng.standard_normal(n)))) + 1, np.ones(n)
+
+
+@pytest.mark.parametrize(("n", "spread"), [(60, 2), (200, 2.5), (805, 3), (805, 4), (60, 12), (200, 12), (805, 15)])
+def test_where_hardly_two_responses_are_of_like_length_nothing_is_said_of_equal_lengths(n, spread):
+    for seed in range(5):
+        found = length_control(*always_longer(n, spread, seed))
+        assert np.isnan(found.rate)
+        assert found.note == "nearly all differences in length are on one side of 0"
+
+
+@pytest.mark.parametrize(("n", "spread"), [(60, 0.5), (200, 1), (805, 1), (805, 2)])
+def test_where_some_are_the_rate_is_that_of_the_judge(n, spread):
+    rates = [length_controlled_win_rate(*always_longer(n, spread, seed)) for seed in range(20)]
+    assert np.mean(rates) == pytest.approx(80, abs=5)
+    assert 55 < min(rates) < max(rates) < 95
+
+
+def test_one_bin_of_very_short_responses_costs_no_other_its_win_rate():
+    names = ("preference", "length_base", "length_response")
+    parts = []
+    for bin_, made in (("top 20%", always_longer(60, 12)), ("bottom 20%", lengths_and_preferences(60, 0.5, 1.0))):
+        rows = pd.DataFrame(dict(zip(names, made, strict=True)))
+        parts.append(rows.assign(method="icp", bin=bin_, subset=None, seed=0, id=[*map(str, range(60))]))
+    judged = pd.concat(parts, ignore_index=True)
+    table = with_length_control(win_rate_table(judged), judged)
+    assert table["win_rate"].notna().all()
+    of_bins = table[table["subset"] == "overall"].groupby("bin")["length_controlled_win_rate"].max()
+    assert np.isnan(of_bins["top 20%"])
+    assert of_bins["bottom 20%"] > 50
+
+
+def test_ten_judgements_of_like_lengths_are_enough():
+    differences = np.array([-300, -200, -120, -40, 10, 60, 90, 180, 260, 410.0])
+    assert not np.isnan(length_controlled_win_rate(np.r_[np.full(9, 2.0), 1.0], 1000 + differences, np.full(10, 1000)))
+
+
+def test_a_fold_whose_lengths_all_differ_alike_is_fitted():
+    """Its two features are one: no Newton step can be solved for."""
+    wins = np.r_[np.ones(15), np.zeros(5)]
+    coefficients = _fitted(np.ones((20, 2)), wins, 1e4)
+    assert coefficients.sum() == pytest.approx(np.log(3), abs=1e-3)
+
+
 def few_wins(wins, n):
     """n judgements, the first `wins` of them won, by a judge that knows no draws; lengths of both responses."""
     rng = np.random.default_rng(n)
@@ -72,7 +125,7 @@ def few_wins(wins, n):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("n", [12, 24, 50, 805])
+@pytest.mark.parametrize("n", [20, 24, 50, 805])
 def test_a_length_controlled_win_rate_of_all_lost_is_zero_and_of_all_won_a_hundred(n, capfd):
     assert length_controlled_win_rate(*few_wins(0, n)) == pytest.approx(0, abs=1e-3)
     assert length_controlled_win_rate(*few_wins(n, n)) == pytest.approx(100, abs=1e-3)

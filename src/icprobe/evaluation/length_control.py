@@ -40,9 +40,11 @@ def length_control(preferences: np.ndarray, length_base: np.ndarray, length_resp
     chosen among ten by the log loss in five folds of prompts. At d = 0 that leaves logistic(θ), the same for every
     prompt.
 
-    NaN, with a note, below ten prompts, where a length is unknown, where all differences are equal, and where the
-    penalty alone makes it 50: where it holds θ at 0, and the standard error of what length leaves of the preferences is
-    above LARGEST_ERROR, so that win rates far from 50 would have come out as 50 too.
+    NaN, with a note, below ten prompts, where a length is unknown, where all differences are equal, where they lie so
+    far on one side of 0 that the prompts say less of equal lengths than ten judgements at equal lengths would (or half
+    as many as there are, where that is less), and where the penalty alone makes it 50: where it holds θ at 0, and the
+    standard error of what length leaves of the preferences is above LARGEST_ERROR, so that win rates far from 50 would
+    have come out as 50 too.
 
     Source: AlpacaEval's `length_controlled_minimal` (Dubois et al., arXiv 2404.04475; metrics/glm_winrate.py), with the
     same penalty, folds and grid. Its solver, liblinear, leaves a class without weight unfitted (all lost gives 50);
@@ -63,6 +65,8 @@ def length_control(preferences: np.ndarray, length_base: np.ndarray, length_resp
     if difference.std() == 0:
         return LengthControl(np.nan, "all differences in length are equal")
     features = np.column_stack([np.tanh(difference / difference.std(ddof=1)), np.ones(n)])  # [n, 2]
+    if _worth(features[:, 0]) < min(LEAST, n / 2):
+        return LengthControl(np.nan, "nearly all differences in length are on one side of 0")
 
     losses = np.zeros(len(STRENGTHS))
     for train, test in GroupKFold(n_splits=FOLDS).split(features, groups=np.arange(n)):
@@ -78,6 +82,15 @@ def length_control(preferences: np.ndarray, length_base: np.ndarray, length_resp
             np.nan, f"the penalty alone makes it 50; there are {n} judgements, and some {needed} are needed"
         )
     return LengthControl(100 * float(expit(theta)))
+
+
+def _worth(lengths: np.ndarray) -> float:
+    """How many judgements at no difference in length would tell as much about it as these do.
+
+    lengths: tanh(d) of each [n]. It is one over the leverage of d = 0: n where differences lie around 0, next to
+    nothing where 0 is far outside of them, for what would be preferred there is then read off the line's far end.
+    """
+    return len(lengths) / (1 + lengths.mean() ** 2 / max(lengths.var(), np.finfo(float).tiny))
 
 
 def _fitted(features: np.ndarray, wins: np.ndarray, strength: float) -> np.ndarray:
@@ -101,7 +114,10 @@ def _fitted(features: np.ndarray, wins: np.ndarray, strength: float) -> np.ndarr
         slope = features.T @ (expected - wins) / len(wins) + penalty * np.sign(coefficients)
         curvature = (features.T * (expected * (1 - expected))) @ features / len(wins)
         step = np.zeros(2)
-        step[free] = np.linalg.solve(curvature[np.ix_(free, free)], slope[free])
+        try:
+            step[free] = np.linalg.solve(curvature[np.ix_(free, free)], slope[free])
+        except np.linalg.LinAlgError:  # within a fold all lengths may differ alike
+            break
         moved = coefficients - step
         before, after = (_log_loss(wins, features @ c) + penalty * np.abs(c).sum() for c in (coefficients, moved))
         if after > before + ROUNDING:
