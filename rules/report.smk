@@ -38,6 +38,7 @@ rule report:
         f"Writing the report of {CONFIG.experiment}"
     input:
         **REPORT_INPUTS,
+        repeated=REPEATED,
         tables=[each_model(path) for path in REPORT_TABLES],
         figures=[each_model(path) for path in model_figures()],
         sweep=sweep_figures(),
@@ -69,6 +70,7 @@ use rule report as report_scores with:
         f"Writing the report of the scores of {CONFIG.experiment}"
     input:
         **REPORT_INPUTS,
+        repeated=[],
         sweep=[],
     output:
         paths.SCORES_REPORT.format(experiment=CONFIG.experiment),
@@ -93,6 +95,7 @@ if PLAN.truth_parts:
             f"Writing the report of what holds the methods of {CONFIG.experiment} against retraining"
         input:
             **REPORT_INPUTS,
+            repeated=[],
             tables=[each_model(path) for path in [*TABLES, *TRUTH_TABLES]],
             figures=[each_model(path) for path in figure_files("truth")],
             sweep=[],

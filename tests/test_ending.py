@@ -336,6 +336,8 @@ def test_trainings_that_taught_nothing_are_called_so(finished):
     told = "No gain or loss is above 4.00e−4 nats per token: these trainings hardly changed the model"
     gains = {("icp", ">0.8"): 0.0004, ("random", ">0.8"): -0.0002}
     assert told in advised(finished, gains, of_tasks=0.0001)
+    of_all = advised(finished, {**gains, ("all", "all"): 0.2}, of_tasks=0.0001)
+    assert told.replace("loss is", "loss but that of all data is") in of_all
     assert "hardly changed" not in advised(finished, gains, of_tasks=-0.02)
 
 

@@ -10,6 +10,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from icprobe.figures.chain import chain_curves
 from icprobe.figures.distributions import distributions
@@ -18,7 +19,7 @@ from icprobe.figures.heat_map import heat_map
 from icprobe.figures.lengths import length_scatter
 from icprobe.figures.overlaps import overlap_curve
 from icprobe.figures.scatter import scatter
-from icprobe.figures.style import limits, look, tick
+from icprobe.figures.style import density, limits, look, tick
 from icprobe.figures.sweep import sweep_points
 from icprobe.figures.win_rates import win_rate_points
 from icprobe.formatting import DIVERGING, OKABE_ITO, fixed
@@ -230,6 +231,26 @@ def test_a_histogram_of_few_levels_has_a_bar_for_each():
     bars = distributions(scores).axes[0].patches
     assert [bar.get_height() for bar in bars] == [5, 3, 2]
     assert np.allclose([bar.get_x() + bar.get_width() / 2 for bar in bars], [0, 0.25, 1])
+
+
+def test_levels_that_rounding_tells_apart_are_one():
+    rng = np.random.default_rng(0)
+    rated = rng.integers(1, 6, (300, 3)).astype(float)
+    levels, counts = np.unique(rated @ [20, 30, 50], return_counts=True)  # whole numbers: exact
+    values = rated @ [0.2, 0.3, 0.5]
+    assert len(np.unique(values)) > len(levels), "nothing was rounded"
+    bars = distributions({"rated": pd.Series(values)}).axes[0].patches
+    assert [bar.get_height() for bar in bars] == counts.tolist()
+    assert min(bar.get_width() for bar in bars) > 0.05
+    mesh = density(Figure().subplots(), values, values)
+    assert mesh.get_array().sum() == len(values)
+    assert (np.diff(mesh.get_coordinates()[0, :, 0]) > 0.05).all()
+
+
+def test_scores_that_rounding_alone_tells_apart_are_one_bar():
+    for values in ([0.3] * 50 + [0.1 + 0.2] * 50, [1e6] * 100, [0.0] * 100):
+        axes = distributions({"rated": pd.Series(values)}).axes[0]
+        assert max(bar.get_height() for bar in axes.patches) == 100
 
 
 def test_the_heat_map_puts_each_number_in_its_cells():

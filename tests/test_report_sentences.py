@@ -13,7 +13,7 @@ from icprobe.analysis.binning import BORDER_COLUMNS
 from icprobe.analysis.statistics import aggregate
 from icprobe.attribution import METHODS
 from icprobe.evaluation.win_rates import DIFFERENCE_COLUMNS
-from icprobe.report import label_sentences, sentences, verdicts
+from icprobe.report import gains, label_sentences, sentences, verdicts
 from icprobe.report.findings import Findings, ModelInputs
 from icprobe.report.wording import compared
 
@@ -127,7 +127,47 @@ def test_few_prompts_are_said_to_decide_nothing():
     assert "No difference is significant in 1 comparison of two methods on the same bin" in said
     assert "24 prompts cannot decide which method chooses the better bin" in said
     assert "about 15 points to either side" in said
-    assert "The intervals of both bins overlap (they share 40 to 60%), so 24 prompts cannot decide" in said
+    overlap = (
+        "The intervals of both bins overlap (they share 40 to 60%), so they alone do not show that one bin is better"
+    )
+    assert overlap in said
+    # Wider than the interval of a difference, they may overlap where the same prompts tell two apart.
+    apart = differences((">0.8", "icp", "random", 24, 10.0, 4.0, 16.0, 0.004, 0.004))
+    said = " ".join(sentences.against_each_other(judged, apart, 24))
+    assert "these differ significantly (sign-flip test, Holm, 5%): icp against random" in said
+    assert "cannot decide" not in said
+    assert overlap in said
+
+
+def repeated(*rows):
+    return pd.DataFrame(rows, columns=["table", "also_in", "same", "n", "n_rows", "first_id"])
+
+
+def test_whether_models_have_seen_what_they_are_held_against_is_told_as_it_was_counted():
+    within = [("train", "train", same, 5, 108, "e1") for same in ("row", "prompt")]
+    apart = [("train", name, same, 0, 108, None) for name in ("tasks", "eval") for same in ("row", "prompt")]
+    between = [("tasks", "eval", same, 9, 12, "t1") for same in ("row", "prompt")]
+    assert gains.seen(repeated(*within, *apart, *between)) == (
+        "No training example asks what one of the tasks or eval prompts asks, white space aside."
+    )
+    assert gains.seen(repeated(*within, *apart[:2])).endswith("what one of the tasks asks, white space aside.")
+    assert gains.seen(repeated(*within)) == gains.seen(None) == ""
+    shared = [("train", "tasks", "row", 0, 108, None), ("train", "tasks", "prompt", 1, 108, "e1")]
+    shared += [("train", "eval", "row", 2, 108, "e3"), ("train", "eval", "prompt", 4, 108, "e3")]
+    said = gains.seen(repeated(*within, *shared))
+    assert said.startswith(
+        "The 108 training examples are not all apart from these answers: 1 of them asks what one of the tasks asks "
+        "(none with the same answer, too) and 4 of them ask what one of the eval prompts asks (2 with the same answer, "
+        "too)."
+    )
+
+
+def test_intervals_that_exclude_0_are_not_shown_to_begin_at_0():
+    row = {"method_a": "icp", "method_b": "influence", "value": 0.2, "low": 0.003, "high": 0.4, "n": 96}
+    rows = [row | {"statistic": name, "interval": "bootstrap"} for name in ("spearman", "spearman_partial_length")]
+    said = " ".join(sentences.agreement(pd.DataFrame(rows)))
+    assert said.count("(95% interval 0.0030 to 0.40") == 2
+    assert "0.00 to" not in said
 
 
 def test_too_few_prompts_and_examples_tell_nothing():

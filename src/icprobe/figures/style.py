@@ -21,6 +21,8 @@ BARS = {"elinewidth": 0.8, "capsize": 1.5}  # of errors, where points have an in
 DENSITY_ABOVE = 2000  # examples; more points than that hide each other
 DENSITY_CELLS = 40
 FEW_LEVELS = 101  # shares of 100 tasks
+# Numbers that differ by less are one: relative to their size, which is rounding, or to the range of all.
+ROUNDING, EQUAL_SHARE = 1e-12, 1e-9
 NOTE_WIDTH = 58  # characters: a paper column less the y axis
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
@@ -128,15 +130,20 @@ def tick(value: float, largest: float) -> str:
 
 def levels_of(values: np.ndarray) -> np.ndarray | None:
     """The distinct values in ascending order where they are few and recur, as shares of 12 tasks do; else
-    None."""
+    None. Of values that rounding alone tells apart the lowest stands for all."""
     levels = np.unique(values)
+    if len(levels):
+        rounding = max(ROUNDING * np.abs(levels).max(), EQUAL_SHARE * (levels[-1] - levels[0]))
+        levels = levels[np.diff(levels, prepend=-np.inf) > rounding]
     return levels if 1 < len(levels) <= FEW_LEVELS and len(levels) < len(values) / 2 else None
 
 
 def limits(values: np.ndarray) -> tuple[float, float]:
     """The range to draw: all of it, unless the central 98% fill less than half; then those and a quarter
-    more."""
+    more. Around values that are all one, half a unit."""
     low, high = values.min(), values.max()
+    if high - low <= ROUNDING * max(abs(low), abs(high)):
+        return low - 0.5, high + 0.5
     inner_low, inner_high = np.percentile(values, [1, 99])
     reach = inner_high - inner_low
     if reach == 0 or high - low <= 2 * reach:
@@ -160,8 +167,6 @@ def _edges(values: np.ndarray, log: bool) -> np.ndarray:
         return np.geomspace(low / 1.05, high * 1.05, DENSITY_CELLS + 1)
     levels = levels_of(values)
     if levels is None:
-        low, high = limits(values)
-        around = 0.5 if high == low else 0
-        return np.linspace(low - around, high + around, DENSITY_CELLS + 1)
+        return np.linspace(*limits(values), DENSITY_CELLS + 1)
     half = np.diff(levels) / 2
     return np.concatenate([[levels[0] - half[0]], levels[:-1] + half, [levels[-1] + half[-1]]])

@@ -50,6 +50,7 @@ def build(
     selections: Mapping[str, str] | None = None,
     duplicates: str = "",
     baselines: Sequence[str] = BASELINES,
+    repeated: pd.DataFrame | None = None,
 ) -> None:
     """Writes the report of one experiment to `output`, atomically; the same inputs give the same bytes.
 
@@ -63,7 +64,7 @@ def build(
     in which the charts are drawn. asked: method -> the question it puts to an example, and what its score is with its
     unit. objective: whose gradients and likelihoods the methods take, in sentences. selections: data set -> what was
     asked for, in words. duplicates: which examples were dropped before all else, in a sentence. baselines: the methods
-    that are `length` and `random`, and not external scores that are called so.
+    that are `length` and `random`, and not external scores that are called so. repeated: data/repeated.csv.
 
     Raises ScoreError where scores or matrices have ids that train lacks or a matrix has a task that tasks lacks,
     DataError where a file cannot be read or train lacks a text column.
@@ -117,6 +118,7 @@ def build(
         asked={method: asked[method] for method in methods if method in (asked or {})},
         objective=objective,
         duplicates=duplicates,
+        repeated=repeated,
         asked_of_selections=selections or {},
         bins=sentences.bins(experiments, len(train), {method: unit for method, (_, unit) in (asked or {}).items()}),
         found={model.name: sentences.found(model, sound_labels, labels) for model in experiments},

@@ -52,6 +52,30 @@ def tail_patch_rows(model: Findings) -> list[dict[str, Any]]:
     ]
 
 
+def seen(repeated: pd.DataFrame | None) -> str:
+    """Whether the models have been trained on what their held-out answers answer; "" where nobody has looked.
+
+    repeated: data/repeated.csv.
+    """
+    if repeated is None:
+        return ""
+    rows = repeated[(repeated["table"] == "train") & repeated["also_in"].isin(SETS)]
+    by = {(row.also_in, row.same): row for row in rows.itertuples()}
+    told = [
+        f"{by[name, 'prompt'].n} of them {'ask' if by[name, 'prompt'].n > 1 else 'asks'} what one of the {words} asks "
+        f"({by[name, 'row'].n or 'none'} with the same answer, too)"
+        for name, words in SETS.items()
+        if (name, "prompt") in by and by[name, "prompt"].n
+    ]
+    if not told:
+        alike = " or ".join(words for name, words in SETS.items() if (name, "prompt") in by)
+        return f"No training example asks what one of the {alike} asks, white space aside." if alike else ""
+    return (
+        f"The {rows['n_rows'].max()} training examples are not all apart from these answers: {' and '.join(told)}. "
+        "What a model has seen in training is no measure of it; data/repeated.csv counts such rows."
+    )
+
+
 def held_out_sentences(model: Findings) -> list[str]:
     """Which fine-tuned models find held-out answers likelier than the base model does, and whether methods differ."""
     sentences = []

@@ -9,7 +9,7 @@ from icprobe.analysis import binning, headline
 from icprobe.analysis.correlations import fisher_interval
 from icprobe.evaluation.tabulation import SIGNIFICANT
 from icprobe.evaluation.win_rates import FEWEST
-from icprobe.formatting import bin_label, bin_text, count, estimate, fixed, number, parse_bin
+from icprobe.formatting import bin_label, bin_text, bound, count, estimate, fixed, number, parse_bin
 from icprobe.paths import SELECTED
 from icprobe.report import gains, label_sentences
 from icprobe.report.findings import Findings
@@ -220,7 +220,7 @@ def against_each_other(judged: pd.DataFrame, differences: pd.DataFrame | None, p
         else:
             sentences.append(
                 f"The intervals of {every(len(of_bins), 'bin')} overlap (they share {fixed(highest.low, 0)} to "
-                f"{fixed(lowest.high, 0)}%), so {many(prompts, 'prompt')} cannot decide which bin is better."
+                f"{fixed(lowest.high, 0)}%), so they alone do not show that one bin is better than another."
             )
     return sentences
 
@@ -235,14 +235,14 @@ def agreement(correlations: pd.DataFrame) -> list[str]:
         return ["The correlation of icp and influence is undefined because one of the two scores is constant."]
     sentences = [
         f"Over {many(plain.n, 'example')}, icp and influence have a Spearman correlation of "
-        f"{fixed(plain.value)} (95% interval {fixed(plain.low)} to {fixed(plain.high)}, {plain.interval}). "
+        f"{fixed(plain.value)} (95% interval {bound(plain.low)} to {bound(plain.high)}, {plain.interval}). "
         + _reading(plain, "the two methods rank examples"),
         "At 1 the rankings are the same, at 0 one says nothing about the other, at −1 they are opposite.",
     ]
     if partial is not None and partial.value == partial.value:
         sentences.append(
-            f"Given response length it is {fixed(partial.value)} (95% interval {fixed(partial.low)} to "
-            f"{fixed(partial.high)}). " + _reading(partial, "among responses of equal length they still rank")
+            f"Given response length it is {fixed(partial.value)} (95% interval {bound(partial.low)} to "
+            f"{bound(partial.high)}). " + _reading(partial, "among responses of equal length they still rank")
         )
     return sentences
 

@@ -88,9 +88,10 @@ def hardly_trained(gains: pd.DataFrame) -> list[str]:
     largest = (gains if compared.empty else compared)["gain"].abs().max()
     if not largest < HARDLY_PER_TOKEN:
         return []
+    but = "" if gains["gain"].abs().max() <= largest else " but that of all data"
     return [
-        f"No gain or loss is above {number(largest)} nats per token: these trainings hardly changed the model, so that "
-        f"comparing them says little of the examples; {RAISE}"
+        f"No gain or loss{but} is above {number(largest)} nats per token: these trainings hardly changed the model, so "
+        f"that comparing them says little of the examples; {RAISE}"
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from icprobe import paths
+from icprobe import artifacts, paths
 from icprobe.report import build
 from icprobe.report.findings import ModelInputs
 from icprobe.report.provenance import RuleRun
@@ -54,6 +54,7 @@ with job(snakemake) as run:
         params.selections,
         *(remark(len(read(path)), params.deduplicate) for path in snakemake.input.duplicates),
         baselines=params.baselines,
+        repeated=next((artifacts.read_csv(path) for path in snakemake.input.repeated), None),
     )
     size = Path(snakemake.output[0]).stat().st_size / 1e6
     logging.info("%s, %.1f MB: open it in a browser, no network is needed", snakemake.output[0], size)
