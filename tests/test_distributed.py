@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import dag
 import pytest
 import torch
 from test_finetuning import LORA, ROWS, SETTINGS, make_base
@@ -95,3 +96,26 @@ def test_a_last_batch_that_processes_cannot_share_is_refused(base, tmp_path):
     arguments = (tmp_path / "out", settings(), 0, tmp_path / "partial")
     with pytest.raises(ConfigError, match=r"finetune\.processes: 5 examples leave 1 example for the last batch of 4"):
         fine_tune(base, ROWS[:5], prompts_of(TEMPLATES), *arguments)
+
+
+def test_another_file_for_accelerate_trains_again_however_old_it_is(tmp_path_factory, tmp_path):
+    project = dag.finished(tmp_path_factory.getbasetemp()).copy(tmp_path)
+    settings = {"finetune": {"processes": 2, "accelerate": "accelerate.yaml"}}
+    own, target = project.path / "accelerate.yaml", str(dag.RESULTS / "checkpoints/all/all/seed-0")
+
+    def write(kind, more=""):
+        text = f"compute_environment: LOCAL_MACHINE\ndistributed_type: {kind}\nmixed_precision: 'no'\n{more}"
+        own.write_text(text, encoding="utf-8")
+
+    write("'NO'")  # as accelerate's own questions leave it on a machine without GPUs
+    ended = project.snakemake(target, "--cores", "2", config=settings)
+    assert ended.returncode != 0
+    said = "finetune.accelerate: accelerate.yaml starts 1 process where finetune.processes is 2; write the"
+    assert said in " ".join(ended.output.split())
+    write("MULTI_GPU")
+    ended = project.snakemake(target, "--cores", "2", config=settings)
+    assert ended.returncode == 0, ended.output
+    assert project.snakemake(target, "-n", config=settings).jobs == {}
+    write("MULTI_GPU", "main_training_function: main\n")
+    os.utime(own, (1e9, 1e9))
+    assert project.snakemake(target, "-n", config=settings).jobs["fine_tune"] == 1

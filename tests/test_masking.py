@@ -7,6 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import dag
 import pytest
+import yaml
 from test_jobs import run_job
 
 from icprobe import masking
@@ -212,3 +213,37 @@ def test_a_judge_is_asked_at_its_true_address(monkeypatch):
     evaluation = Evaluation(judge="llm", llm={"base_url": base_url, "model": "j"})
     settings = evaluation.judge_settings["llm"] | evaluation.llm.execution()
     assert str(llm.client(settings).base_url) == f"https://me:{PASSWORD}@judge.example/v1/"
+
+
+CONFIG = yaml.safe_load((dag.ROOT / "config.yaml").read_text(encoding="utf-8"))
+SERVE = ["serve", "{model}", "--port", "{port}"]
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["--api-key", "sk-hush"], "--api-key"),
+        (["--api-key=sk-hush"], "--api-key"),
+        (["--api_key", "sk-hush", "-v"], "--api_key"),
+        (["env", "HF_TOKEN=hf_hush"], "HF_TOKEN"),
+        (["--api-key-file", "keys.txt"], None),
+        (["--max-num-batched-tokens", "8192", "--tokenizer=x"], None),
+        (["--trust-token", "--verbose"], None),
+        (["bash", "-c", "vllm serve --api-key sk-hush --x"], "--api-key"),
+        (["--env=HF_TOKEN=hf_hush"], "HF_TOKEN"),
+        (["--header", "Authorization: Bearer hush"], "a header"),
+        (["bash", "-c", "vllm serve --api-key $VLLM_API_KEY"], None),
+        (["--long-prefill-token-threshold", "2048", "--eos-token-id", "2", "--speculative-token-map", "a/b"], None),
+        (["--use-auth-token", "true", "--max-token", "16"], None),
+    ],
+)
+def test_a_key_in_the_command_of_a_server_is_refused(words, name):
+    assert masking.secret_in([*SERVE, *words]) == name
+    given = CONFIG | {"evaluation": {"engine": "endpoint", "endpoint": {"start": [*SERVE, *words]}}}
+    if name is None:
+        load(given, METHODS)
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(given, METHODS)
+    assert f"start: the value of {name} would be kept in records" in str(caught.value)
+    assert "hush" not in str(caught.value)

@@ -78,3 +78,19 @@ def test_a_container_or_an_allocation_has_no_more_than_its_limit(said, limits, t
         path.write_text(f"{limit}\n")
     assert sharing.memory_mb(tmp_path / "groups", tmp_path / "own") == 500
     assert sharing.memory_mb(tmp_path / "groups", tmp_path / "absent") == psutil.virtual_memory().total / 1e6
+
+
+def test_the_largest_heavy_job_is_none_that_the_experiment_has_and_the_count_forgot():
+    large = {"source": "hub", "id": "x/a-360m"}
+    along = with_models(large, attribution={"methods": ["tracin"], "device": "cpu"}, bins=None)
+    sizes = Sizes.of(along.config)
+    assert sharing.largest_mb(along, sizes) >= sizes.fine_tune("a", sizes.examples).memory(1)
+    parallel = with_models(large, finetune={"processes": 4, "all_data": True})
+    sizes = Sizes.of(parallel.config)
+    assert sharing.largest_mb(parallel, sizes) >= sizes.fine_tune("a", sizes.examples, 4).memory(1)
+    again = with_models(large, truth={"subsets": 64})
+    sizes = Sizes.of(again.config)
+    assert sharing.largest_mb(again, sizes) >= sizes.retrain("a", "subsets", 64).memory(1)
+    fisher = with_models(large, attribution={"methods": ["influence_ekfac"], "memory_budget_gb": 20}, bins=None)
+    sizes = Sizes.of(fisher.config)
+    assert sharing.largest_mb(fisher, sizes) >= sizes.sum_fisher("a", "1-of-1").memory(1)

@@ -33,6 +33,13 @@ HEADER = re.compile(
     r"(authorization[\"']?\s*[=:]\s*[\"']?(?:bearer |basic |token )?|x-api-key[\"']?\s*[=:]\s*[\"']?)[^\s\"',}\]]+",
     re.IGNORECASE,
 )
+# In a command: a name that ends as secrets' do, and what it is given. (`--api-key-file` is given a file.)
+GIVEN = re.compile(
+    r"(?<![^\s=\"'])(-{0,2}[\w.-]*(?:token|secret|passw(?:or)?d|passphrase|pwd|(?:api|access|private|account)[-_]?key"
+    r"|credentials?|[-_]auth))(=|\s+)([^\s-]\S*)",
+    re.IGNORECASE,
+)
+HARMLESS = re.compile(r"\$.*|[\d.]+|true|false|none", re.IGNORECASE)
 # A shorter value may stand in any text by chance.
 LEAST_CHARACTERS, LEAST_OF_VARIABLE = 4, 8
 _kept: set[str] = set()
@@ -78,6 +85,19 @@ def command(words: Sequence[str]) -> str:
         shown.append(MASK if after_secret else ASSIGNED.sub(assigned, mask(word)))
         after_secret = word.startswith("-") and "=" not in word and SECRET.search(word) is not None
     return " ".join(shown)
+
+
+def secret_in(words: Sequence[str]) -> str | None:
+    """The first option, setting or header of a command with a secret's name and a value; None without.
+
+    Words may hold commands of their own. What is a number or true, or stands for a variable ($KEY), is no secret.
+    """
+    text = " ".join(words)
+    for found in GIVEN.finditer(text):
+        name, sign, value = found.groups()
+        if (sign == "=" or name.startswith("-")) and not HARMLESS.fullmatch(value.strip("\"'")):
+            return name
+    return "a header" if HEADER.search(text) else None
 
 
 def of_record(record: logging.LogRecord) -> bool:

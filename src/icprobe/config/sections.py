@@ -195,7 +195,9 @@ class Attribution(Section):
     """Which methods value the examples, and with which arithmetic."""
 
     methods: list[Name] = Field(
-        ["icp", "influence", "influence_log", "one_step", "length", "random"], description="Methods to compute."
+        ["icp", "influence", "influence_log", "one_step", "length", "random"],
+        min_length=1,
+        description="Methods to compute.",
     )
     dtype: Dtype = Field("bfloat16", description="Arithmetic of the model; one_step always computes in float32.")
     device: Device = Field("auto", description="auto uses CUDA if available.")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from icprobe import masking
 from icprobe.config.types import (
     Bin,
     Count,
@@ -251,6 +252,11 @@ class Endpoint(Section):
             raise ValueError("base_url: with start it has to say {port}, a free port, as start does")
         elif not any("{port}" in word for word in self.start):
             raise ValueError("start: nothing says {port}, the port to serve the model at")
+        if self.start and (name := masking.secret_in(self.start)):
+            raise ValueError(
+                f"start: the value of {name} would be kept in records, runs and the report; set it in the environment, "
+                "which the server inherits (key_variable names the key that is sent to it)"
+            )
         for key, allowed in (("model", PLACEHOLDERS), ("base_model", PLACEHOLDERS[:1])):
             for name in re.findall(r"{[^}]*}?|}", getattr(self, key) or ""):
                 if name[1:-1] not in allowed:

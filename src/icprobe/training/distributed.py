@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from icprobe import errors, jsonl
-from icprobe.errors import IcprobeError, ModelError
+from icprobe.errors import ConfigError, IcprobeError, ModelError, several
 from icprobe.texts.chat import prompts_of
 
 JOB, METRICS, RESULT, MISTAKE = "job.json", "metrics.jsonl", "result.json", "mistake.json"
@@ -109,6 +109,7 @@ def main(path: Path) -> None:
             file.write(json.dumps([step, metrics]) + "\n")
 
     try:
+        _check_started(job["settings"])
         arguments = (job["output"], job["settings"], job["seed"], folder, log)
         result = fine_tune(job["base"], job["rows"], prompts_of(job["templates"]), *arguments)
     except IcprobeError as error:
@@ -117,6 +118,18 @@ def main(path: Path) -> None:
         sys.exit(1)
     if first:
         (folder / RESULT).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _check_started(settings: dict[str, Any]) -> None:
+    """Raises ConfigError where a file of the user's has accelerate start another number of processes: each would take
+    its share of a batch as if the others were there.
+    """
+    if (started := int(os.environ.get("WORLD_SIZE", "1"))) != settings["processes"]:
+        raise ConfigError(
+            f"config: finetune.accelerate: {settings['accelerate']} starts {several(started, 'process', 'processes')} "
+            f"where finetune.processes is {settings['processes']}; write the distributed_type of several, such as "
+            "MULTI_GPU (without GPUs, too) or FSDP"
+        )
 
 
 def _end_with(parent: int) -> None:

@@ -45,7 +45,12 @@ def largest_mb(plan: Plan, sizes: Sizes) -> float:
     for model in plan.config.models:
         methods = [name for name in plan.computed if plan.methods[name].needs_model]
         needs += [sizes.attribute(model, method, "1-of-1") for method in methods]
-        needs += [sizes.fine_tune(model, sizes.examples)] if plan.fine_tuned or plan.truth_parts else []
+        needs += [sizes.sum_fisher(model, "1-of-1"), sizes.fisher_bases(model)] if plan.fits_fisher else []
+        if plan.along_training and not plan.checkpoint_files:
+            needs.append(sizes.fine_tune(model, sizes.examples))
+        if plan.fine_tuned:
+            needs.append(sizes.fine_tune(model, sizes.examples, plan.config.finetune.processes))
+        needs += [sizes.retrain(model, part, plan.truth_sets(part, sizes.tasks)) for part in plan.truth_parts]
         needs += [sizes.generate(model)] if plan.judged else []
         needs += [sizes.measure_outcomes(model, 1)] if plan.held_out else []
     return max((need.memory(1) for need in needs), default=0)
