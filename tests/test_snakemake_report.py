@@ -24,7 +24,7 @@ TABLES = {
 }
 TABLES |= {"held_out", "held_out_differences", "tail_patch"}
 # What `all` asks for and the report does not rest upon.
-BESIDE = ("all", "tabulate_scores", "count_repeated")
+BESIDE = ("all", "tabulate_scores")
 # Every proxy refuses: what needs the network fails at once.
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
 
