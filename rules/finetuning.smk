@@ -88,9 +88,9 @@ rule fine_tune:
         checkpoint=directory(paths.CHECKPOINT),
         manifest=paths.manifest(paths.CHECKPOINT),
     params:
-        settings={**TRAINING, **slice_of(CONFIG.finetune, "processes", "accelerate")},
         # A file that is older than what was made from the one before it is another, too.
         **({"contents": contents([CONFIG.finetune.accelerate])} if CONFIG.finetune.accelerate else {}),
+        settings={**TRAINING, **slice_of(CONFIG.finetune, "processes", "accelerate")},
         templates=PLAN.text_settings("query", "target"),
         results=lambda w: paths.EXPERIMENT.format(experiment=w.experiment),
         code=fingerprint("finetuning/fine_tune"),
