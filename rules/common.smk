@@ -211,11 +211,6 @@ def parameters_checked(wildcards, method):
     return paths.PARAMETERS_CHECKED.format(experiment=wildcards.experiment, model=wildcards.model)
 
 
-def along_training(method, path):
-    """What there is of a training, as an input, of a method whose gradients are taken along it."""
-    return path if method in PLAN.along_training else []
-
-
 def chosen_by(wildcards):
     """The selection that a data set is, or is a baseline of."""
     return CONFIG.selections[PLAN.data_sets[wildcards.method].selection]
@@ -243,7 +238,6 @@ def read_of_model(wildcards):
     One function of all: ten thousand shards ask it, and each call costs Snakemake more than what it says.
     """
     method, fisher = wildcards.method, fisher_of(wildcards)
-    trained = [] if PLAN.checkpoint_files else ancient(paths.TRAJECTORY)
     read = {
         "model": model_of(wildcards),
         "manifest": manifest_of(wildcards),
@@ -252,14 +246,14 @@ def read_of_model(wildcards):
         "contexts": contexts_checked(wildcards),
         "responses": responses_checked(wildcards),
         "parameters": parameters_checked(wildcards, method),
-        "trajectory": along_training(method, paths.manifest(paths.TRAJECTORY)),
-        "checkpoints": along_training(method, trained),
         "fisher": fisher,
         "fisher_manifests": [paths.manifest(folder) for folder in fisher],
     }
-    # Where there is a trajectory its checkpoints have their name, if only for those that were given elsewhere.
     read = {name: files for name, files in read.items() if files}
-    return {**read, "checkpoints": read.get("checkpoints", [])} if "trajectory" in read else read
+    if method in PLAN.along_training:  # its checkpoints have their name where they are given elsewhere, too
+        read["trajectory"] = paths.manifest(paths.TRAJECTORY)
+        read["checkpoints"] = [] if PLAN.checkpoint_files else ancient(paths.TRAJECTORY)
+    return read
 
 
 def fisher_parts(what, model):

@@ -16,7 +16,7 @@ from icprobe.attribution.chance import generator
 from icprobe.errors import DataError, several
 from icprobe.texts.chat import Chat, ChatPrompts
 from icprobe.texts.prompts import Prompts
-from icprobe.texts.readers import BORDERS, Reader
+from icprobe.texts.readers import BORDERS, Reader, may_be_longest
 
 
 @dataclass(frozen=True)
@@ -85,9 +85,7 @@ def check(
     if method == "icp_k_shot":
         draws = Draws(train["id"].tolist(), seed, **settings)
         of_tasks = reader.counts([bound.one_shot_suffix(task) + bound.target(task) for task in rows])
-        # Of these one may be the longest where it merges with what stands before it.
-        longest = [row for row, count in zip(rows, of_tasks, strict=True) if count > max(of_tasks) - BORDERS]
-        check_draws(draws, train, longest, max(of_tasks), bound, reader)
+        check_draws(draws, train, may_be_longest(rows, of_tasks), max(of_tasks), bound, reader)
         tokens = round(draws.tokens(of_examples, sum(of_tasks)))
         return {"contexts": len(train) * draws.draws, "tokens": tokens}
     groups = task_groups(rows, lengths, bound, reader, seed, settings["tasks"])

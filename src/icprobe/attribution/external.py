@@ -198,7 +198,7 @@ def _elsewhere(names: list[str] | None, wanted: Sequence[str], numbers: Sequence
     """
     if names is None or len({*names}) < len(names):
         return None
-    called = [int(name) if checking.is_number(name) else -1 for name in names]
+    called = _counted(names)
     if called in ([*range(len(called))], [*range(1, len(called) + 1)]):
         return None
     places = {name: place for place, name in enumerate(wanted)}
@@ -207,10 +207,14 @@ def _elsewhere(names: list[str] | None, wanted: Sequence[str], numbers: Sequence
     return next((name for i, name in enumerate(names) if places.get(name, i) != i), None)
 
 
+def _counted(names: Sequence[str]) -> list[int]:
+    """The numbers of rows that names are; -1 of one that is none."""
+    return [int(name) if checking.is_number(name) else -1 for name in names]
+
+
 def _by_number(names: list[str] | None, count: int) -> pd.Index:
     """The files' rows by the numbers that they are called by, or, where they have no names, by their places."""
-    numbers = range(count) if names is None else [int(name) if checking.is_number(name) else -1 for name in names]
-    index = pd.Index(numbers)
+    index = pd.Index(range(count) if names is None else _counted(names))
     # A number in two spellings, or words among numbers: then they are no numbers of rows.
     return index if index.is_unique and (index >= 0).all() else pd.Index([])
 

@@ -34,6 +34,7 @@ def _aggregator(value: Any) -> Any:
 
 
 Aggregator = Annotated[Literal["mean", "fraction_positive"], BeforeValidator(_aggregator)]
+DEFAULT_METHODS = ["icp", "influence", "influence_log", "one_step", "length", "random"]
 SHARES: dict[str, Aggregator] = {"icp": "fraction_positive", "one_step": "fraction_positive"}
 Aggregators = Annotated[
     dict[str, Aggregator], BeforeValidator(lambda given: SHARES | given if isinstance(given, dict) else given)
@@ -194,11 +195,7 @@ class ExternalScores(Section):
 class Attribution(Section):
     """Which methods value the examples, and with which arithmetic."""
 
-    methods: list[Name] = Field(
-        ["icp", "influence", "influence_log", "one_step", "length", "random"],
-        min_length=1,
-        description="Methods to compute.",
-    )
+    methods: list[Name] = Field(DEFAULT_METHODS, min_length=1, description="Methods to compute.")
     dtype: Dtype = Field("bfloat16", description="Arithmetic of the model; one_step always computes in float32.")
     device: Device = Field("auto", description="auto uses CUDA if available.")
     tf32: bool = Field(False, description="Allow TF32 matrix products in float32 on CUDA.")

@@ -14,7 +14,7 @@ from icprobe.tables.selecting import select_tasks
 from icprobe.texts.chat import Chat, ChatPrompts
 from icprobe.texts.conversations import dumps, messages_of, unanswered
 from icprobe.texts.prompts import Prompts
-from icprobe.texts.readers import BORDERS, Reader
+from icprobe.texts.readers import BORDERS, Reader, may_be_longest
 from icprobe.texts.turns import turns
 
 logger = logging.getLogger(__name__)
@@ -130,19 +130,19 @@ def fit_train(
     train: pd.DataFrame, tasks: pd.DataFrame, prompts: Prompts | Chat, readers: list[Reader], on_too_long: str
 ) -> pd.DataFrame:
     """Takes the examples that fit every model's context, alone and together with the longest task; see `fit`."""
-    rows, longest, counts = tasks.to_dict("records"), {}, {}
+    rows, longest, may_be = tasks.to_dict("records"), {}, {}
     for reader in readers:
         bound = prompts.of(reader.tokenizer)
         if isinstance(bound, ChatPrompts):
             bound.check_pairs(train.to_dict("records"), rows)
         texts = [bound.one_shot_suffix(task) + bound.target(task) for task in rows]
-        counts[reader.model] = reader.counts(texts)
-        longest[reader.model] = max(counts[reader.model], default=0)
+        counts = reader.counts(texts)
+        longest[reader.model], may_be[reader.model] = max(counts, default=0), may_be_longest(rows, counts)
 
     def together(reader: Reader, example: dict[str, Any]) -> int:
-        bound, most = prompts.of(reader.tokenizer), longest[reader.model] - BORDERS
-        about = [task for task, count in zip(rows, counts[reader.model], strict=True) if count > most]
-        return max(reader.counts([bound.one_shot(example, task) + bound.target(task) for task in about]))
+        bound = prompts.of(reader.tokenizer)
+        wholes = [bound.one_shot(example, task) + bound.target(task) for task in may_be[reader.model]]
+        return max(reader.counts(wholes))
 
     together = together if rows else None
     return fit(

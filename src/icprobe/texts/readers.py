@@ -16,6 +16,12 @@ logger = logging.getLogger(__name__)
 BORDERS = 8
 
 
+def may_be_longest(rows: Sequence[dict[str, Any]], counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Those of rows with so many tokens that, behind another text, one of them may be the longest."""
+    more_than = max(counts, default=0) - BORDERS
+    return [row for row, count in zip(rows, counts, strict=True) if count > more_than]
+
+
 @dataclass(frozen=True)
 class Reader:
     """What a model makes of texts, without its weights.
